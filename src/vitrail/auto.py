@@ -1,0 +1,229 @@
+"""The Auto classes: from a checkpoint's folder to the right class. They read config files, never weights."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.errors import CheckpointError, ConfigError, InputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from vitrail.configs import PretrainedConfig
+
+HUB_KEYWORDS = ("cache_dir", "local_files_only", "revision", "token")
+
+
+def _refuse_remote_code(owner: str, kwargs: dict[str, Any]) -> None:
+    """Vitrail runs no code that comes with a checkpoint; so asking for it is an error."""
+    for name in ("trust_remote_code", "code_revision"):
+        if kwargs.pop(name, None):
+            raise UnsupportedError(
+                f"{owner}: {name} is not supported; Vitrail runs no code of a checkpoint. Leave it out."
+            )
+
+
+def _folder(name_or_path: "str | Path", kwargs: dict[str, Any]) -> Path:
+    """The folder of a checkpoint, given as such or by hub name; takes the hub's keywords out of `kwargs`."""
+    from vitrail.files.hub import resolve
+
+    hub = {name: kwargs.pop(name) for name in HUB_KEYWORDS if name in kwargs}
+    return resolve(name_or_path, **hub)
+
+
+def _refuse_unknown(owner: str, kwargs: dict[str, Any]) -> None:
+    if kwargs:
+        raise InputError(f"{owner} does not know {', '.join(sorted(kwargs))}; remove it.")
+
+
+class _Auto:
+    """What the Auto classes share: they choose a class and are never instantiated."""
+
+    def __init__(self) -> None:
+        name = type(self).__name__
+        raise InputError(
+            f"{name} chooses a class and has no objects of its own; use {name}.from_pretrained(…)."
+        )
+
+
+class AutoConfig(_Auto):
+    """Chooses the configuration class by the `model_type` of config.json."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: "str | Path", **kwargs: Any
+    ) -> "PretrainedConfig":
+        """The configuration of a folder, file or hub name; further keywords override its keys.
+
+        Raises ConfigError for a model_type that is missing or unknown, CheckpointError for a missing file.
+        """
+        from vitrail.configs.read import config_class, read_config_folder
+
+        _refuse_remote_code(cls.__name__, kwargs)
+        hub = {name: kwargs.pop(name) for name in (*HUB_KEYWORDS, "force_download") if name in kwargs}
+        config_dict = read_config_folder(pretrained_model_name_or_path, **hub)
+        kind = config_class(config_dict.get("model_type"), str(pretrained_model_name_or_path))
+        config = kind.from_dict(config_dict, **kwargs)
+        config.name_or_path = str(pretrained_model_name_or_path)
+        return config
+
+    @classmethod
+    def for_model(cls, model_type: str, *args: Any, **kwargs: Any) -> "PretrainedConfig":
+        """A configuration of the named type with default values, as given by `args` and `kwargs`."""
+        from vitrail.configs.read import config_class
+
+        return config_class(model_type, f"{cls.__name__}.for_model")(*args, **kwargs)
+
+
+class AutoTokenizer(_Auto):
+    """Loads the tokenizer that lies in a checkpoint's folder."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: "str | Path", *inputs: Any, **kwargs: Any) -> Any:
+        """The tokenizer of a folder or hub name; keywords such as `padding_side` override the files."""
+        from vitrail.inputs.tokenizer import load_tokenizer
+
+        _refuse_remote_code(cls.__name__, kwargs)
+        if inputs:
+            raise InputError(f"{cls.__name__}.from_pretrained takes one positional argument, the checkpoint.")
+        if kwargs.pop("use_fast", True) is False:
+            raise UnsupportedError(f"{cls.__name__}: use_fast=False is not supported; leave it out.")
+        return load_tokenizer(_folder(pretrained_model_name_or_path, kwargs), **kwargs)
+
+
+class AutoImageProcessor(_Auto):
+    """Chooses between PixtralImageProcessor (PIL) and PixtralImageProcessorFast (tensors)."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: "str | Path", *inputs: Any, **kwargs: Any) -> Any:
+        """The image processor that the files name; `use_fast` True or False chooses instead.
+
+        Other keywords override the settings of the files.
+        """
+        from vitrail.inputs.image_processor import PixtralImageProcessor, PixtralImageProcessorFast
+
+        _refuse_remote_code(cls.__name__, kwargs)
+        if inputs:
+            raise InputError(f"{cls.__name__}.from_pretrained takes one positional argument, the checkpoint.")
+        folder = _folder(pretrained_model_name_or_path, kwargs)
+        named = _image_processor_type(folder)
+        if named.removesuffix("Fast") != "PixtralImageProcessor":
+            raise ConfigError(
+                f"{folder} names the image processor {named!r}; PixtralImageProcessor or "
+                "PixtralImageProcessorFast was expected."
+            )
+        fast = kwargs.pop("use_fast", None)
+        chosen = named.endswith("Fast") if fast is None else bool(fast)
+        kind = PixtralImageProcessorFast if chosen else PixtralImageProcessor
+        return kind.from_pretrained(folder, **kwargs)
+
+
+def _image_processor_type(folder: Path) -> str:
+    """The class that preprocessor_config.json names, or the image_processor part of processor_config.json."""
+    from vitrail.files.json import read_json
+
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        settings = read_json(path)
+        if name == "processor_config.json" and isinstance(settings, dict):
+            settings = settings.get("image_processor")
+            if settings is None:
+                continue
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{path} must hold an object with the image processor's settings.")
+        named = settings.get("image_processor_type", settings.get("feature_extractor_type"))
+        if named is None:
+            return "PixtralImageProcessor"
+        return str(named).replace("FeatureExtractor", "ImageProcessor")
+    raise CheckpointError(
+        f"{folder} has no preprocessor_config.json, and no processor_config.json with an image_processor; "
+        "a checkpoint that reads pictures was expected."
+    )
+
+
+class AutoProcessor(_Auto):
+    """Loads the processor of a checkpoint: tokenizer and image processor together."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: "str | Path", **kwargs: Any) -> Any:
+        """The PixtralProcessor of a folder or hub name; the tokenizer of one that reads text only."""
+        from vitrail.inputs.processor import load_processor
+        from vitrail.inputs.tokenizer import load_tokenizer
+
+        _refuse_remote_code(cls.__name__, kwargs)
+        folder = _folder(pretrained_model_name_or_path, kwargs)
+        pictures = ("preprocessor_config.json", "processor_config.json")
+        if not any((folder / name).is_file() for name in pictures):
+            return load_tokenizer(folder, **kwargs)
+        return load_processor(folder, **kwargs)
+
+
+class _AutoModel(_Auto):
+    """What the two Auto classes of models share: the class is chosen by model_type."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    @classmethod
+    def _class_for(cls, config: "PretrainedConfig") -> Any:
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(cls, *model_args: Any, **kwargs: Any) -> Any:
+        """The model of a folder or hub name (first argument), loaded by the class that its model_type names.
+
+        Keywords are those of the model's own from_pretrained (dtype, device_map, quantization_config, …).
+        """
+        _refuse_remote_code(cls.__name__, kwargs)
+        name = kwargs.pop("pretrained_model_name_or_path", None)
+        if name is None:
+            if not model_args:
+                raise InputError(f"{cls.__name__}.from_pretrained needs a checkpoint's folder or name.")
+            name, *rest = model_args
+            model_args = tuple(rest)
+        config = kwargs.pop("config", None)
+        if config is None or isinstance(config, (str, Path)):
+            hub = {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
+            config = AutoConfig.from_pretrained(name if config is None else config, **hub)
+        return cls._class_for(config).from_pretrained(name, *model_args, config=config, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: "PretrainedConfig", **kwargs: Any) -> Any:
+        """A model with random weights; `dtype` (or `torch_dtype`) chooses its numbers."""
+        _refuse_remote_code(cls.__name__, kwargs)
+        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+        _refuse_unknown(f"{cls.__name__}.from_config", kwargs)
+        model = cls._class_for(config)(config)
+        return model if dtype is None else model.to(dtype)
+
+
+class AutoModelForImageTextToText(_AutoModel):
+    """Chooses LlavaForConditionalGeneration (llava) or Mistral3ForConditionalGeneration (mistral3)."""
+
+    @classmethod
+    def _class_for(cls, config: "PretrainedConfig") -> Any:
+        from vitrail.model.vlm import LlavaForConditionalGeneration, Mistral3ForConditionalGeneration
+
+        kinds = {"llava": LlavaForConditionalGeneration, "mistral3": Mistral3ForConditionalGeneration}
+        kind = type(config).model_type
+        if kind not in kinds:
+            raise ConfigError(
+                f"{cls.__name__} loads {' and '.join(kinds)}; this checkpoint is {kind!r}. "
+                "Models that read text only are loaded by AutoModelForCausalLM."
+            )
+        return kinds[kind]
+
+
+class AutoModelForCausalLM(_AutoModel):
+    """Chooses MistralForCausalLM (mistral and ministral3: models that read text only)."""
+
+    @classmethod
+    def _class_for(cls, config: "PretrainedConfig") -> Any:
+        from vitrail.model.decoder import MistralForCausalLM
+
+        kind = type(config).model_type
+        if kind not in ("mistral", "ministral3"):
+            raise ConfigError(
+                f"{cls.__name__} loads mistral and ministral3; this checkpoint is {kind!r}. "
+                "Models that read pictures are loaded by AutoModelForImageTextToText."
+            )
+        return MistralForCausalLM
