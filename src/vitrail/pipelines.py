@@ -1,0 +1,356 @@
+"""pipeline("image-text-to-text"): messages in, records out. It joins processor, model and generate.
+
+Named after its counterpart in transformers; a module `vitrail.pipeline` would hide the function of that name.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.errors import InputError, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitrail.configs import PretrainedConfig
+
+TASK = "image-text-to-text"
+MAX_NEW_TOKENS = 256  # where neither the call nor generation_config.json says a number
+Record = dict[str, Any]
+Messages = list[dict[str, Any]]
+
+PROCESSOR_KEYWORDS = ("max_image_tokens", "padding", "truncation", "max_length")
+CALL_KEYWORDS = (
+    "batch_size",
+    "clean_up_tokenization_spaces",
+    "continue_final_message",
+    "generate_kwargs",
+    "max_new_tokens",
+    "num_workers",
+    "return_full_text",
+    "return_tensors",
+    "skip_special_tokens",
+    "stop_sequence",
+    "timeout",
+)
+
+
+def pipeline(
+    task: str | None = None,
+    model: Any = None,
+    config: "str | PretrainedConfig | None" = None,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    image_processor: Any = None,
+    processor: Any = None,
+    framework: str | None = None,
+    revision: str | None = None,
+    use_fast: bool = True,
+    token: str | bool | None = None,
+    device: "int | str | torch.device | None" = None,
+    device_map: Any = None,
+    dtype: Any = "auto",
+    trust_remote_code: bool | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+    pipeline_class: Any = None,
+    **kwargs: Any,
+) -> "ImageTextToTextPipeline":
+    """A callable from messages and pictures to text.
+
+    `model` is a folder, a hub name or a loaded model; `processor` (folder, name or object) defaults to the
+    one beside the model. Without `device` and `device_map` an accelerator is used if there is one. Other
+    keywords become defaults of the calls. Raises UnsupportedError for other tasks and for what Vitrail does
+    not have.
+    """
+    if task not in (None, TASK):
+        raise UnsupportedError(f"pipeline: task {task!r} is not supported; {TASK!r} is.")
+    for name, value in (
+        ("tokenizer", tokenizer),
+        ("feature_extractor", feature_extractor),
+        ("image_processor", image_processor),
+        ("pipeline_class", pipeline_class),
+    ):
+        if value is not None:
+            raise UnsupportedError(f"pipeline: {name}= is not supported; pass processor= instead.")
+    if framework not in (None, "pt"):
+        raise UnsupportedError(
+            f"pipeline: framework {framework!r} is not supported; Vitrail runs on PyTorch."
+        )
+    if not use_fast:
+        raise UnsupportedError("pipeline: use_fast=False is not supported; leave it out.")
+    if model is None:
+        raise InputError("pipeline needs model=: a checkpoint's folder, its name or a loaded model.")
+    if device is not None and device_map is not None:
+        raise InputError("pipeline takes device= or device_map=, not both.")
+    hub = {
+        name: value
+        for name, value in (
+            ("revision", revision),
+            ("token", token),
+            ("trust_remote_code", trust_remote_code),
+        )
+        if value is not None
+    }
+    source = _source_of(model)
+    if isinstance(model, (str, Path)):
+        settings = {"dtype": kwargs.pop("torch_dtype", dtype), **(model_kwargs or {}), **hub}
+        if config is not None:
+            settings["config"] = config
+        if device is None:
+            settings.setdefault("device_map", "auto" if device_map is None else device_map)
+        model = _load_model(model, settings)
+    elif "torch_dtype" in kwargs or config is not None or model_kwargs:
+        raise InputError(
+            "pipeline: the model is loaded already; torch_dtype, config and model_kwargs do not apply."
+        )
+    if processor is None or isinstance(processor, (str, Path)):
+        processor = _load_processor(processor or source, hub)
+    return ImageTextToTextPipeline(model=model, processor=processor, device=device, **kwargs)
+
+
+def _source_of(model: Any) -> str | Path | None:
+    if isinstance(model, (str, Path)):
+        return model
+    return getattr(getattr(model, "config", None), "name_or_path", None) or None
+
+
+def _load_model(name: str | Path, settings: dict[str, Any]) -> Any:
+    from vitrail.auto import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(name, **settings)
+
+
+def _load_processor(name: str | Path | None, hub: dict[str, Any]) -> Any:
+    from vitrail.auto import AutoProcessor
+
+    if name is None:
+        raise InputError("pipeline: this model does not say where it came from; pass processor= too.")
+    return AutoProcessor.from_pretrained(name, **hub)
+
+
+class ImageTextToTextPipeline:
+    """Answers messages with pictures. Each question is run by itself, so none can change another's answer.
+
+    Called with one conversation it gives a list of one record, with a list of conversations a list of such
+    lists, with `images` and `text` one list with a record per text. A record holds `input_text` and
+    `generated_text` (or `generated_token_ids` with return_tensors=True): the new text alone with
+    return_full_text=False, else the conversation with the answer as its last message, or the prompt
+    followed by the answer.
+    """
+
+    task = TASK
+
+    def __init__(self, model: Any, processor: Any = None, device: Any = None, **defaults: Any) -> None:
+        if processor is None:
+            processor = _load_processor(_source_of(model), {})
+        if not hasattr(processor, "apply_chat_template") or not hasattr(processor, "image_processor"):
+            raise InputError(
+                f"{TASK} needs a processor of pictures and text, got {type(processor).__name__}; "
+                "this checkpoint may read text only."
+            )
+        if device is not None:
+            model = model.to(device if not isinstance(device, int) or device >= 0 else "cpu")
+        self.model = model.eval()
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.image_processor = processor.image_processor
+        self._defaults = _known(defaults)
+
+    @property
+    def device(self) -> "torch.device":
+        """Where the model's inputs go."""
+        found: torch.device = self.model.device
+        return found
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """The numbers of the model's pictures."""
+        found: torch.dtype = self.model.dtype
+        return found
+
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
+        """Answer `text`: a conversation, a list of them, or prompts with `images`.
+
+        Keywords: max_new_tokens, generate_kwargs (anything generate() takes), return_full_text,
+        return_tensors, continue_final_message, skip_special_tokens, clean_up_tokenization_spaces,
+        stop_sequence, timeout (seconds per picture fetched), max_image_tokens. Raises InputError for a
+        keyword that it does not know.
+        """
+        options = {**self._defaults, **_known(kwargs)}
+        if images is None and text is None:
+            raise InputError("the pipeline needs text (messages or a prompt) or images.")
+        if text is None and (_is_conversation(images) or _is_batch(images) or isinstance(images, Mapping)):
+            images, text = None, images
+        if _is_conversation(text):
+            return self._answer_chat(text, images, options)
+        if _is_batch(text):
+            given = [None] * len(text) if images is None else list(images)
+            if len(given) != len(text):
+                raise InputError(f"{len(text)} conversations came with {len(given)} lists of pictures.")
+            return [self._answer_chat(chat, own, options) for chat, own in zip(text, given, strict=True)]
+        if isinstance(text, Mapping):
+            return self._answer_prompts(text.get("images"), text.get("text"), options)
+        if text is None:
+            raise InputError("the pipeline needs text beside the pictures.")
+        if isinstance(text, Sequence) and text and all(isinstance(item, Mapping) for item in text):
+            return [self._answer_prompts(item.get("images"), item.get("text"), options) for item in text]
+        if images is None and not isinstance(text, str):
+            return [self._answer_prompts(None, prompt, options) for prompt in text]
+        return self._answer_prompts(images, text, options)
+
+    def _answer_chat(
+        self, chat: Sequence[Mapping[str, Any]], images: Any, options: dict[str, Any]
+    ) -> list[Record]:
+        messages = _with_pictures(chat, images)
+        continued = options.get("continue_final_message")
+        if continued is None:
+            continued = messages[-1]["role"] == "assistant"
+        inputs = self.processor.apply_chat_template(
+            messages,
+            add_generation_prompt=not continued,
+            continue_final_message=continued,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            **_processing(options),
+        )
+        (record,) = self._generate(inputs, [messages], options)
+        if _wants_full(options):
+            record["generated_text"] = _conversation(messages, record["generated_text"], continued)
+        return [record]
+
+    def _answer_prompts(self, images: Any, text: Any, options: dict[str, Any]) -> list[Record]:
+        if text is None:
+            raise InputError("the pipeline needs text beside the pictures.")
+        prompts = [text] if isinstance(text, str) else list(text)
+        processing = _processing(options)
+        if len(prompts) > 1:
+            processing.setdefault("padding", True)
+        if images is not None:
+            images = _opened(images, options.get("timeout"))
+        inputs = self.processor(images=images, text=text, return_tensors="pt", **processing)
+        records = self._generate(inputs, prompts, options)
+        if _wants_full(options):
+            for record in records:
+                record["generated_text"] = record["input_text"] + record["generated_text"]
+        return records
+
+    def _generate(self, inputs: Any, asked: Sequence[Any], options: dict[str, Any]) -> list[Record]:
+        """One record per row of `inputs`, whose generated_text is the new text alone."""
+        inputs = inputs.to(self.device, dtype=self.dtype)
+        ids = self.model.generate(**inputs, **self._generate_kwargs(options))
+        if options.get("return_tensors"):
+            return [{"input_text": a, "generated_token_ids": row} for a, row in zip(asked, ids, strict=True)]
+        decoding = {"skip_special_tokens": options.get("skip_special_tokens", True)}
+        if options.get("clean_up_tokenization_spaces") is not None:
+            decoding["clean_up_tokenization_spaces"] = options["clean_up_tokenization_spaces"]
+        whole = self.processor.batch_decode(ids, **decoding)
+        prompts = self.processor.batch_decode(inputs["input_ids"], **decoding)
+        # Cut off as text: some tokenizers write a space before the answer only where a prompt precedes it.
+        answers = [text[len(prompt) :] for text, prompt in zip(whole, prompts, strict=True)]
+        return [{"input_text": a, "generated_text": b} for a, b in zip(asked, answers, strict=True)]
+
+    def _generate_kwargs(self, options: dict[str, Any]) -> dict[str, Any]:
+        given = dict(options.get("generate_kwargs") or {})
+        if options.get("max_new_tokens") is not None:
+            if "max_new_tokens" in given:
+                raise InputError(
+                    "max_new_tokens is given twice, as a keyword and in generate_kwargs; keep one."
+                )
+            given["max_new_tokens"] = options["max_new_tokens"]
+        config = given.get("generation_config", self.model.generation_config)
+        limits = ("max_new_tokens", "max_length")
+        if not any(name in given or getattr(config, name, None) for name in limits):
+            given["max_new_tokens"] = MAX_NEW_TOKENS
+        if options.get("stop_sequence") is not None:
+            given.setdefault("stop_strings", options["stop_sequence"])
+            given.setdefault("tokenizer", self.tokenizer)
+        if getattr(config, "pad_token_id", None) is None and self.tokenizer.pad_token_id is not None:
+            given.setdefault("pad_token_id", self.tokenizer.pad_token_id)
+        return given
+
+
+def _known(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`kwargs` again, or an error that names what no call understands or Vitrail does not do."""
+    unknown = sorted(set(kwargs) - {*CALL_KEYWORDS, *PROCESSOR_KEYWORDS})
+    if unknown:
+        raise InputError(
+            f"the pipeline does not know {', '.join(unknown)}; generate_kwargs={{…}} takes what generate() takes."
+        )
+    if (kwargs.get("batch_size") or 1) != 1 or kwargs.get("num_workers"):
+        raise UnsupportedError(
+            "the pipeline runs one question at a time; leave out batch_size and num_workers."
+        )
+    if kwargs.get("return_tensors") and kwargs.get("return_full_text") is not None:
+        raise InputError("return_full_text and return_tensors exclude each other; keep one.")
+    return kwargs
+
+
+def _processing(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in PROCESSOR_KEYWORDS if options.get(name) is not None}
+
+
+def _wants_full(options: dict[str, Any]) -> bool:
+    return not options.get("return_tensors") and options.get("return_full_text") is not False
+
+
+def _is_conversation(value: Any) -> bool:
+    return _is_list(value) and isinstance(value[0], Mapping) and "role" in value[0]
+
+
+def _is_batch(value: Any) -> bool:
+    return _is_list(value) and _is_conversation(value[0])
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0
+
+
+def _opened(images: Any, timeout: float | None) -> Any:
+    """Pictures by path, URL or bytes become PIL pictures; nesting stays as it is."""
+    from vitrail.inputs.images import load_image
+
+    if isinstance(images, (list, tuple)):
+        return [_opened(image, timeout) for image in images]
+    if not isinstance(images, (str, Path, bytes)):
+        return images
+    return load_image(images) if timeout is None else load_image(images, timeout=timeout)
+
+
+def _with_pictures(chat: Sequence[Mapping[str, Any]], images: Any) -> Messages:
+    """A copy of the conversation whose parts {"type": "image"} without a source have theirs from `images`."""
+    given = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+    left = iter(given)
+    used = 0
+    messages: Messages = []
+    for message in chat:
+        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+            raise InputError("every message needs the keys 'role' and 'content'.")
+        content = message["content"]
+        if isinstance(content, (list, tuple)):
+            content = [dict(part) if isinstance(part, Mapping) else part for part in content]
+            for part in content:
+                if isinstance(part, dict) and part.get("type") == "image" and not _has_source(part):
+                    part["image"] = next(left, None)
+                    used += 1
+        messages.append({**message, "content": content})
+    if used != len(given):
+        raise InputError(f"the messages leave {used} pictures open, and {len(given)} came in images=.")
+    return messages
+
+
+def _has_source(part: Mapping[str, Any]) -> bool:
+    return any(part.get(key) is not None for key in ("image", "url", "path", "base64"))
+
+
+def _conversation(messages: Messages, answer: str, continued: bool) -> Messages:
+    """The conversation with the answer as its last message, or at the end of the one that was continued."""
+    if not continued:
+        return [*messages, {"role": "assistant", "content": answer}]
+    last = dict(messages[-1])
+    if isinstance(last["content"], str):
+        last["content"] = last["content"] + answer
+    else:
+        *before, part = last["content"]
+        last["content"] = [*before, {**part, "text": part["text"] + answer}]
+    return [*messages[:-1], last]
