@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 TASK = "image-text-to-text"
 MAX_NEW_TOKENS = 256  # where neither the call nor generation_config.json says a number
+UNSET_LENGTH = 20  # the max_length of a GenerationConfig in which nobody set it
 Record = dict[str, Any]
 Messages = list[dict[str, Any]]
 
@@ -259,8 +260,8 @@ class ImageTextToTextPipeline:
                 )
             given["max_new_tokens"] = options["max_new_tokens"]
         config = given.get("generation_config", self.model.generation_config)
-        limits = ("max_new_tokens", "max_length")
-        if not any(name in given or getattr(config, name, None) for name in limits):
+        limited = config.max_new_tokens is not None or config.max_length not in (None, UNSET_LENGTH)
+        if not limited and not {"max_new_tokens", "max_length"} & set(given):
             given["max_new_tokens"] = MAX_NEW_TOKENS
         if options.get("stop_sequence") is not None:
             given.setdefault("stop_strings", options["stop_sequence"])
@@ -275,7 +276,7 @@ def _known(kwargs: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(kwargs) - {*CALL_KEYWORDS, *PROCESSOR_KEYWORDS})
     if unknown:
         raise InputError(
-            f"the pipeline does not know {', '.join(unknown)}; generate_kwargs={{…}} takes what generate() takes."
+            f"the pipeline does not know {', '.join(unknown)}; options of generate() go in generate_kwargs."
         )
     if (kwargs.get("batch_size") or 1) != 1 or kwargs.get("num_workers"):
         raise UnsupportedError(
