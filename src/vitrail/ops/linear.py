@@ -21,12 +21,12 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """
     if isinstance(weight, Tensor):
         return F.linear(x, weight, bias)
-    product: Tensor = _PackedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
-    return product if bias is None else product + bias
+    product: Tensor = _PackedLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return product
 
 
 def linear_group(x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
-    """The same x (…, in) through several weights (out_i, in), as q, k, v or gate, up: a list of (…, out_i)."""
+    """The same x (…, in) through several weights (out_i, in), as q, k, v or gate, up: each (…, out_i)."""
     return [linear(x, weight) for weight in weights]
 
 
@@ -39,7 +39,7 @@ def embedding(ids: Tensor, weight: Weight) -> Tensor:
     """Rows of weight (V, D) at ids (…): (…, D). Of a packed weight only the rows asked for are decoded."""
     if isinstance(weight, Tensor):
         return F.embedding(ids, weight)
-    rows, where = ids.unique(return_inverse=True)
+    rows, where = torch.unique(ids, return_inverse=True)
     table = [dequantize(weight, weight.dtype, slice(row, row + 1)) for row in rows.tolist()]
     if not table:
         return torch.empty(*ids.shape, weight.shape[1], dtype=weight.dtype, device=weight.device)
@@ -50,10 +50,12 @@ class _PackedLinear(torch.autograd.Function):
     """y = x·Wᵀ with a packed W: the backward pass decodes W again, so that no dense copy is kept for it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: PackedWeight) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return F.linear(x, dequantize(weight, x.dtype))
+        return F.linear(x, dequantize(weight, x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return linear_input_grad(grads[0], ctx.weight), None
+        (dy,) = grads
+        db = dy.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return linear_input_grad(dy, ctx.weight), None, db

@@ -1,4 +1,4 @@
-"""A matrix as it is stored: a plain tensor, or codes with scales. Holds the decoding, not the files' layouts."""
+"""A matrix as it is stored: a plain tensor, or codes with scales. Holds decoding, not the files' layouts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-# bitsandbytes multiplies by this float instead of dividing by 127; the last bit of a decoded weight depends on it.
+# bitsandbytes multiplies by this number instead of dividing by 127; the last bit of a weight depends on it.
 INT8_STEP = 7.874015718698502e-3
 
 

@@ -1,0 +1,1 @@
+"""Bounded readers of what lies on disk. Nothing here knows a model."""

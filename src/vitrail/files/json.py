@@ -1,0 +1,65 @@
+"""Bounded reading of JSON files. Says nothing about what the keys mean."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vitrail.errors import CheckpointError
+
+# The largest JSON file of the family is Tekken's tokenizer.json, 17 MB.
+JSON_LIMIT = 64 * 1024 * 1024
+
+
+def read_json(path: str | os.PathLike[str], *, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """The object in a JSON file of at most `limit` bytes.
+
+    Raises CheckpointError, naming the file, when it is missing, too large, not UTF-8, not JSON, nested beyond
+    reason, or holds something else than an object.
+    """
+    file = Path(path)
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"{file} cannot be read: {reason}.") from error
+    if len(data) > limit:
+        raise CheckpointError(f"{file} is larger than the {limit:,} bytes that such a file may have.")
+    return parse_json_object(data, str(file))
+
+
+def parse_json_object(data: bytes, name: str, *, unique_keys: bool = False) -> dict[str, Any]:
+    """The JSON object in `data`; `name` says in errors where it came from.
+
+    With `unique_keys` an object that repeats a key is refused instead of keeping the last value.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique if unique_keys else None)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{name} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}."
+        ) from error
+    except RecursionError as error:
+        raise CheckpointError(f"{name} nests its values too deeply to be read.") from error
+    except ValueError as error:  # JSONDecodeError, a repeated key, or a number of too many digits
+        raise CheckpointError(f"{name} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{name} must hold a JSON object, but holds {_kind(value)}.")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {repeated[:100]!r} appears twice")
+    return result
+
+
+def _kind(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

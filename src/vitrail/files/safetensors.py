@@ -1,0 +1,193 @@
+"""Reading and writing safetensors files, bounded and tensor by tensor. Knows no tensor names.
+
+Layout: 8 bytes little-endian length, so many bytes of JSON (name → dtype, shape, data_offsets), the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from vitrail.errors import CheckpointError
+from vitrail.files.json import parse_json_object
+
+HEADER_LIMIT = 100_000_000  # the format's own limit
+
+# In the order in which the format's own library lays tensors out (from the last to the first), so that a file
+# written here equals, byte for byte, one that it writes.
+_DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "C64": torch.complex64,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ORDER = {dtype: rank for rank, dtype in enumerate(_DTYPES.values())}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """What the header says of one tensor; start and stop are bytes from the beginning of the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class SafetensorsFile:
+    """An open safetensors file whose header has been checked completely; the data is mapped, not read.
+
+    Every dtype, shape and offset must agree, lie inside the file, and cover it without gap or overlap; else
+    CheckpointError names the file and what is wrong: missing, truncated, foreign or corrupt.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                begin, header = _read_header(stream, size, self.path)
+                self.metadata = _metadata(header.pop("__metadata__", {}), self.path)
+                self.entries: Mapping[str, TensorEntry] = _check_entries(header, begin, size, self.path)
+                # A private mapping: pages come from the file, and writing to one never reaches it.
+                self._map = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor `name` on the CPU, backed by the mapped file: copy it before changing or keeping it."""
+        entry = self.entries[name]
+        count = math.prod(entry.shape)
+        if count == 0:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        flat = torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=entry.start)
+        return flat.view(entry.shape)
+
+
+def _read_header(stream: BinaryIO, size: int, path: Path) -> tuple[int, dict[str, Any]]:
+    """The header and where the data begins."""
+    if size < 8:
+        raise CheckpointError(
+            f"{path} is not a safetensors file: it has {size} bytes, the length field needs 8."
+        )
+    length = int.from_bytes(stream.read(8), "little")
+    if length > HEADER_LIMIT or length > size - 8:
+        raise CheckpointError(
+            f"{path} is not a safetensors file or is truncated: its first 8 bytes announce a header "
+            f"of {length:,} bytes, the file has {size:,} and a header at most {HEADER_LIMIT:,}."
+        )
+    data = stream.read(length)
+    if not data.startswith(b"{"):
+        raise CheckpointError(f"{path} is not a safetensors file: its header does not begin with '{{'.")
+    return 8 + length, parse_json_object(data, f"the header of {path}", unique_keys=True)
+
+
+def _metadata(value: Any, path: Path) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise CheckpointError(f"{path} is corrupt: __metadata__ in its header must map names to texts.")
+    return value
+
+
+def _check_entries(header: dict[str, Any], begin: int, size: int, path: Path) -> dict[str, TensorEntry]:
+    entries = {name: _entry(name, value, begin, path) for name, value in header.items()}
+    position = begin
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.stop > size:
+            raise CheckpointError(
+                f"{path} is truncated: tensor {name!r} ends at byte {entry.stop:,} of {size:,}."
+            )
+        if entry.start != position:
+            fault = "overlaps its predecessor" if entry.start < position else "leaves a gap before it"
+            raise CheckpointError(f"{path} is corrupt: tensor {name!r} {fault} (byte {entry.start:,}).")
+        position = entry.stop
+    if position != size:
+        raise CheckpointError(
+            f"{path} is corrupt: its tensors end at byte {position:,}, but the file has {size:,} bytes."
+        )
+    return entries
+
+
+def _entry(name: str, value: Any, begin: int, path: Path) -> TensorEntry:
+    """One tensor's record, each field checked by itself and against the others."""
+
+    def fault(text: str) -> CheckpointError:
+        return CheckpointError(f"{path} is corrupt: tensor {name[:200]!r} {text}.")
+
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise fault("must have exactly dtype, shape and data_offsets")
+    code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    dtype = _DTYPES.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise fault(f"has the dtype {str(code)[:40]!r}; Vitrail reads {', '.join(_DTYPES)}")
+    if not _naturals(shape) or len(shape) > 64:
+        raise fault("has a shape that is no list of whole numbers")
+    if not _naturals(offsets) or len(offsets) != 2:
+        raise fault("has data_offsets that are not two whole numbers")
+    start, stop = offsets
+    needed = math.prod(shape) * dtype.itemsize
+    if stop - start != needed:
+        raise fault(f"needs {needed} bytes for {code} {shape}, but data_offsets span {stop - start}")
+    return TensorEntry(dtype, tuple(shape), begin + start, begin + stop)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+
+
+def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Write `tensors` to a new file. The bytes depend on names, dtypes, shapes and values only.
+
+    The caller sees to it that a failure leaves nothing behind (see `weights.save`). Tensors are written one
+    after the other; only one that is not contiguous on the CPU is copied first.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-_rank(item[0], item[1]), item[0]))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, tensor in ordered:
+        stop = position + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, stop],
+        }
+        position = stop
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with Path(path).open("xb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            plain = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+            stream.write(plain.numpy().data)
+
+
+def _rank(name: str, tensor: Tensor) -> int:
+    if tensor.dtype not in _ORDER:
+        raise CheckpointError(
+            f"tensor {name!r} has the dtype {tensor.dtype}, which safetensors cannot hold here."
+        )
+    return _ORDER[tensor.dtype]
