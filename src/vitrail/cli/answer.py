@@ -1,0 +1,175 @@
+"""From pictures and a question to an answer, timed. Imported only when a command runs; prints nothing."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.auto import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from vitrail.errors import InputError
+from vitrail.generate.stream import TextStreamer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of which model, and how the answer is drawn (temperature 0: the likeliest id)."""
+
+    text: str
+    pictures: Sequence["Image"]
+    model: Path | str
+    system: str | None = None
+    max_image_tokens: int | None = None
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+
+
+@dataclass
+class Answer:
+    """The text, what it cost in tokens, and the seconds of each stage."""
+
+    text: str = ""
+    prompt_tokens: int = 0
+    picture_tokens: list[int] = field(default_factory=list)
+    completion_tokens: int = 0
+    stopped_by: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def as_json(self, model: str) -> dict[str, Any]:
+        """The record that `--json` prints."""
+        return {
+            "text": self.text,
+            "model": model,
+            "tokens": {
+                "prompt": self.prompt_tokens,
+                "pictures": self.picture_tokens,
+                "completion": self.completion_tokens,
+            },
+            "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
+            "stopped_by": self.stopped_by,
+        }
+
+
+class _Pieces(TextStreamer):
+    """Hands each piece of text on, and notes when the first id came."""
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.first: float | None = None
+        self._puts = 0
+        self._write = write
+
+    def put(self, value: Any) -> None:
+        self._puts += 1
+        if self._puts == 2:  # the first one was the prompt
+            self.first = time.perf_counter()
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._write(text)
+
+
+def answer(question: Question, *, say: Callable[[str], None], write: Callable[[str], None]) -> Answer:
+    """Load the model, read the pictures, answer; `say` hears what is being done, `write` each piece of text.
+
+    Raises VitrailError for every mistake in the question, the pictures or the checkpoint.
+    """
+    began = time.perf_counter()
+    say(f"loading {question.model}")
+    processor, model = load(question)
+    loaded = time.perf_counter()
+    inputs = _prepare(question, processor, model)
+    result = Answer(prompt_tokens=inputs["input_ids"].shape[1])
+    result.picture_tokens = _picture_tokens(processor, inputs)
+    say(f"reading {_counted(question.pictures, result.prompt_tokens)}")
+    prepared = time.perf_counter()
+    pieces: list[str] = []
+    tokenizer = getattr(processor, "tokenizer", processor)
+    streamer = _Pieces(tokenizer, lambda piece: (pieces.append(piece), write(piece))[1])
+    ids = model.generate(**inputs, **_drawing(question), streamer=streamer)
+    done = time.perf_counter()
+    new = ids[0, result.prompt_tokens :].tolist()
+    result.text = "".join(pieces)
+    result.completion_tokens = len(new)
+    result.stopped_by = "length" if len(new) >= question.max_new_tokens and not _ends(model, new) else "stop"
+    result.seconds = {
+        "load": loaded - began,
+        "prepare": prepared - loaded,
+        "first_token": (streamer.first or done) - prepared,
+        "generate": done - prepared,
+        "total": done - began,
+    }
+    return result
+
+
+def load(question: Question) -> tuple[Any, Any]:
+    """Processor and model of the checkpoint; InputError for pictures shown to one that reads text only."""
+    config = AutoConfig.from_pretrained(question.model)
+    sees = hasattr(config, "vision_config")
+    if question.pictures and not sees:
+        raise InputError(
+            f"{question.model} reads text only; ask it without pictures or choose another --model"
+        )
+    processor = AutoProcessor.from_pretrained(question.model)
+    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    model = kind.from_pretrained(
+        question.model, config=config, dtype=question.dtype, device_map=question.device
+    )
+    return processor, model
+
+
+def _prepare(question: Question, processor: Any, model: Any) -> Any:
+    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in question.pictures]
+    content.append({"type": "text", "text": question.text})
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if question.system is not None:
+        messages.insert(0, {"role": "system", "content": question.system})
+    options: dict[str, Any] = {}
+    if question.pictures and question.max_image_tokens is not None:
+        options["max_image_tokens"] = question.max_image_tokens
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
+    )
+    return inputs.to(model.device, dtype=model.dtype)
+
+
+def _drawing(question: Question) -> dict[str, Any]:
+    """Keywords of generate(); where nothing was asked, generation_config.json of the checkpoint decides."""
+    chosen: dict[str, Any] = {"max_new_tokens": question.max_new_tokens}
+    if question.temperature > 0:
+        chosen |= {"do_sample": True, "temperature": question.temperature}
+        chosen |= {"top_p": question.top_p} if question.top_p is not None else {}
+        chosen |= {"top_k": question.top_k} if question.top_k is not None else {}
+        chosen |= {"seed": question.seed} if question.seed is not None else {}
+    else:
+        chosen["do_sample"] = False
+    return chosen
+
+
+def _picture_tokens(processor: Any, inputs: Any) -> list[int]:
+    """What each picture costs: ids from its first [IMG] up to its [IMG_END]."""
+    if "image_sizes" not in inputs:
+        return []
+    step = processor.patch_size * processor.spatial_merge_size
+    sizes = inputs["image_sizes"].tolist()
+    return [(height // step) * (width // step + 1) for height, width in sizes]
+
+
+def _counted(pictures: Sequence["Image"], tokens: int) -> str:
+    if not pictures:
+        return f"{tokens} tokens"
+    return f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''}, {tokens} tokens"
+
+
+def _ends(model: Any, ids: list[int]) -> bool:
+    ends = model.generation_config.eos_token_id
+    return bool(ids) and ids[-1] in (ends if isinstance(ends, list) else [ends])

@@ -1,0 +1,123 @@
+"""`vitrail ask PICTURE… QUESTION`: its options and what it prints. The work is done in cli/answer.py."""
+
+import json
+
+import click
+
+from vitrail.cli.pictures import open_picture, split_words
+from vitrail.cli.screen import Printer, waiting
+from vitrail.errors import InputError
+
+EXAMPLES = """\b
+Examples:
+  vitrail ask sign.png "What does it say?"
+  vitrail ask page1.png page2.png "Which total is larger?" --model ./mistral-small-3.1
+  curl -s https://example.org/a.jpg | vitrail ask - "What is this?" --model ./pixtral-12b
+  vitrail ask sign.png "What does it say?" --json | jq .text
+
+Exit status: 0 answered, 2 something was wrong with the question, a picture or the model
+(one line on stderr says what), 130 interrupted.
+"""
+
+
+@click.command("ask", epilog=EXAMPLES)
+@click.argument("words", nargs=-1, metavar="PICTURE… QUESTION")
+@click.option(
+    "-m",
+    "--model",
+    metavar="FOLDER",
+    help="Checkpoint: a folder, or a name on the Hugging Face hub. [default: the embedded reader]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: text, token counts, timings.")
+@click.option("--system", metavar="TEXT", help="A system prompt.")
+@click.option(
+    "--max-image-tokens",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Shrink each picture until it costs at most N tokens.",
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Longest answer.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="T",
+    help="Draw from the probabilities at this temperature. [default: 0, always the likeliest]",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    metavar="P",
+    help="Draw from the likeliest tokens that make up P.",
+)
+@click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Draw from the K likeliest tokens.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Same seed, same draw.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Numbers to compute with. [default: the checkpoint's; float32 for the embedded reader]",
+)
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda.")
+def ask(
+    words: tuple[str, ...], model: str | None, as_json: bool, dtype: str | None, **options: object
+) -> None:
+    """Answer QUESTION about each PICTURE, on this machine.
+
+    A PICTURE is a file or a URL; '-' reads one from standard input. The text appears as it is made.
+    """
+    names, text = split_words(words)
+    _refuse_idle(options)
+    if not names and model is None:
+        raise InputError(
+            'the embedded reader needs a picture; write: vitrail ask PICTURE "What does it say?"'
+        )
+    pictures = [open_picture(name) for name in names]
+    printer = Printer()
+    with waiting() as line:
+        line.say("starting")
+        from vitrail.cli.answer import Question, answer
+
+        question = Question(
+            text=text,
+            pictures=pictures,
+            model=model or embedded(),
+            dtype=dtype or ("auto" if model else "float32"),
+            **options,  # type: ignore[arg-type]  # click has checked them
+        )
+
+        def write(piece: str) -> None:
+            line.stop()
+            if not as_json:
+                printer.write(piece)
+
+        try:
+            result = answer(question, say=line.say, write=write)
+        finally:
+            printer.close()
+    if as_json:
+        click.echo(json.dumps(result.as_json(model or "embedded"), ensure_ascii=False))
+    elif not result.text:
+        click.echo()
+
+
+def _refuse_idle(options: dict[str, object]) -> None:
+    """Options that shape a draw do nothing without one, so they are refused rather than ignored."""
+    idle = [name for name in ("top_p", "top_k", "seed") if options[name] is not None]
+    if idle and not options["temperature"]:
+        flag = "--" + idle[0].replace("_", "-")
+        raise InputError(
+            f"{flag} needs --temperature above 0; without it the likeliest token is always taken"
+        )
+
+
+def embedded() -> str:
+    from vitrail.reader import embedded_path
+
+    return str(embedded_path())

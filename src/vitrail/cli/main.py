@@ -1,0 +1,92 @@
+"""The entry of the command line: what it says to a mistake, and its exit status. No command's work.
+
+Exit status: 0 done · 2 a person's mistake, told in one line · 130 interrupted · 1 anything else (a bug,
+with its traceback).
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from vitrail import __version__
+from vitrail.cli.ask import ask
+from vitrail.cli.tokens import tokens
+from vitrail.errors import VitrailError
+
+EXAMPLES = """\b
+Examples:
+  vitrail ask sign.png "What does it say?"
+  vitrail ask front.jpg back.jpg "What differs?" --model ./pixtral-12b
+  vitrail tokens scan.png --model ./pixtral-12b
+"""
+
+
+@click.group(
+    epilog=EXAMPLES,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, "-V", "--version", prog_name="vitrail", message="%(prog)s %(version)s")
+@click.pass_context
+def app(context: click.Context) -> None:
+    """Ask questions about pictures, answered by Mistral's Pixtral family on this machine."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+app.add_command(ask)
+app.add_command(tokens)
+
+
+def run(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line with `arguments` (default: those of the process) and exit with its status."""
+    sys.exit(main(arguments))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and give the exit status; every mistake of a person has been told on stderr."""
+    warnings.showwarning = _warn  # one line instead of a file name and a line of source
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(
+                errors="replace"
+            )  # an answer may hold characters that the terminal cannot show
+    try:
+        app.main(args=arguments, prog_name="vitrail", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        return _complain(error.format_message(), _hint(error))
+    except VitrailError as error:
+        return _complain(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); Python would complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def one_line(message: str) -> str:
+    """`message` without line breaks and without characters that could steer a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in message).split())
+
+
+def _complain(message: str, hint: str = "") -> int:
+    text = one_line(message)
+    text += "" if text.endswith((".", "?", "!")) else "."
+    print(f"vitrail: {text} {hint}".rstrip(), file=sys.stderr)
+    return 2
+
+
+def _hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"Try '{context.command_path} --help'." if context is not None else ""
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"vitrail: warning: {one_line(str(message))}", file=sys.stderr)

@@ -1,0 +1,56 @@
+"""Pictures named on the command line, opened and checked before a model is loaded; '-' is standard input."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitrail.errors import ImageError, InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+STDIN = "-"
+
+
+def split_words(words: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """Pictures and the question, which comes last; InputError when the question seems to be forgotten."""
+    if not words:
+        raise InputError("a question is missing; write: vitrail ask PICTURE… QUESTION")
+    *pictures, question = words
+    if question == STDIN or (len(words) == 1 and _names_a_file(question)):
+        raise InputError(f'a question is missing; write: vitrail ask {" ".join(words)} "What does it say?"')
+    if not question.strip():
+        raise InputError("the question is empty; write it after the pictures, in quotes")
+    if pictures.count(STDIN) > 1:
+        raise InputError("'-' stands for standard input and can be given once")
+    return tuple(pictures), question
+
+
+def open_picture(name: str) -> "Image":
+    """The picture at a path or URL, or on standard input; ImageError says what is wrong with it."""
+    from vitrail.inputs.images import load_image
+
+    if name != STDIN:
+        return load_image(name)
+    try:
+        return load_image(_stdin())
+    except ImageError as error:
+        raise ImageError(f"standard input: {error}") from error
+
+
+def _stdin() -> bytes:
+    from vitrail.inputs.images import MAX_BYTES
+
+    if sys.stdin.isatty():
+        raise InputError("'-' reads a picture from standard input, which is a terminal; pipe one in")
+    data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if not data:
+        raise ImageError("nothing came in; pipe a picture in")
+    return data  # one byte too many is refused by load_image, with the limit in its message
+
+
+def _names_a_file(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except OSError:  # a question may be too long for a file name
+        return False

@@ -1,0 +1,64 @@
+"""What a person sees: a line on stderr while waiting (terminals only), and the answer on stdout as it comes."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+
+class Waiting:
+    """A spinning line that says what is being done; without a terminal nothing, and rich stays unimported."""
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._status: "Status | None" = None
+        if enabled and sys.stderr.isatty():
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status("")
+
+    def say(self, text: str) -> None:
+        """Show `text` beside the spinner."""
+        if self._status is not None:
+            self._status.update(text)
+            self._status.start()
+
+    def stop(self) -> None:
+        """Remove the line; the answer is about to be written."""
+        if self._status is not None:
+            self._status.stop()
+
+
+@contextmanager
+def waiting(enabled: bool = True) -> Iterator[Waiting]:
+    """A Waiting that is removed whatever happens."""
+    line = Waiting(enabled)
+    try:
+        yield line
+    finally:
+        line.stop()
+
+
+class Printer:
+    """Writes pieces of text to stdout at once, and ends the line once when it is closed."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._open = False
+
+    def write(self, piece: str) -> None:
+        """Write and flush; on a terminal without the control characters a picture's text could smuggle in."""
+        if self._terminal:
+            piece = "".join(c for c in piece if c.isprintable() or c in "\n\t")
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+        self._open = True
+
+    def close(self) -> None:
+        """End the line."""
+        if self._open:
+            self._open = False
+            sys.stdout.write("\n")
+            sys.stdout.flush()

@@ -1,0 +1,38 @@
+"""`vitrail tokens PICTURE…`: what pictures cost in tokens. Reads sizes and settings; loads no model."""
+
+import click
+
+from vitrail.cli.pictures import open_picture
+
+
+@click.command("tokens")
+@click.argument("pictures", nargs=-1, required=True, metavar="PICTURE…")
+@click.option(
+    "-m",
+    "--model",
+    metavar="FOLDER",
+    help="Checkpoint: a folder, or a name on the Hugging Face hub. [default: the embedded reader]",
+)
+@click.option(
+    "--max-image-tokens", type=click.IntRange(min=2), metavar="N", help="As `vitrail ask` would shrink it."
+)
+def tokens(pictures: tuple[str, ...], model: str | None, max_image_tokens: int | None) -> None:
+    """Say what each PICTURE costs in tokens, and the size it is read at (width×height)."""
+    from vitrail.auto import AutoProcessor
+    from vitrail.cli.ask import embedded
+    from vitrail.inputs.grid import image_grid
+
+    opened = [(name, open_picture(name)) for name in pictures]
+    processor = AutoProcessor.from_pretrained(model or embedded())
+    for name, picture in opened:
+        grid = image_grid(
+            picture.height,
+            picture.width,
+            patch_size=processor.patch_size,
+            merge=processor.spatial_merge_size,
+            longest_edge=processor.image_processor.size["longest_edge"],
+            max_image_tokens=max_image_tokens,
+        )
+        click.echo(
+            f"{grid.tokens:>7}  {picture.width}×{picture.height} read at {grid.width}×{grid.height}  {name}"
+        )
