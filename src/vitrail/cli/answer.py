@@ -59,11 +59,12 @@ class Answer:
 
 
 class _Pieces(TextStreamer):
-    """Hands each piece of text on, and notes when the first id came."""
+    """Keeps each piece of text and hands it on, and notes when the first id came."""
 
     def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.first: float | None = None
+        self.pieces: list[str] = []
         self._puts = 0
         self._write = write
 
@@ -75,6 +76,7 @@ class _Pieces(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if text:
+            self.pieces.append(text)
             self._write(text)
 
 
@@ -92,13 +94,11 @@ def answer(question: Question, *, say: Callable[[str], None], write: Callable[[s
     result.picture_tokens = _picture_tokens(processor, inputs)
     say(f"reading {_counted(question.pictures, result.prompt_tokens)}")
     prepared = time.perf_counter()
-    pieces: list[str] = []
-    tokenizer = getattr(processor, "tokenizer", processor)
-    streamer = _Pieces(tokenizer, lambda piece: (pieces.append(piece), write(piece))[1])
+    streamer = _Pieces(getattr(processor, "tokenizer", processor), write)
     ids = model.generate(**inputs, **_drawing(question), streamer=streamer)
     done = time.perf_counter()
     new = ids[0, result.prompt_tokens :].tolist()
-    result.text = "".join(pieces)
+    result.text = "".join(streamer.pieces)
     result.completion_tokens = len(new)
     result.stopped_by = "length" if len(new) >= question.max_new_tokens and not _ends(model, new) else "stop"
     result.seconds = {

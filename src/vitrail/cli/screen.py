@@ -1,4 +1,4 @@
-"""What a person sees: a line on stderr while waiting (terminals only), and the answer on stdout as it comes."""
+"""What a person sees: a line on stderr while waiting (terminals only), the answer on stdout as it comes."""
 
 import sys
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ class Waiting:
     """A spinning line that says what is being done; without a terminal nothing, and rich stays unimported."""
 
     def __init__(self, enabled: bool = True) -> None:
-        self._status: "Status | None" = None
+        self._status: Status | None = None
         if enabled and sys.stderr.isatty():
             from rich.console import Console
 
