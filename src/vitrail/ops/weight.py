@@ -11,6 +11,8 @@ from torch import Tensor
 
 # bitsandbytes multiplies by this number instead of dividing by 127; the last bit of a weight depends on it.
 INT8_STEP = 7.874015718698502e-3
+# Scales of the first level that share one scale of the second.
+NESTED_GROUP = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class PackedWeight:
     kind     the format: "nf4", "fp4" (codes of 4 bits that look up a map) or "int8" (one scale per row).
     group    neighbouring elements of the flattened matrix that share one scale (int8: a whole row).
     tensors  nf4/fp4: codes uint8 (ceil(out·in/2),), quant_map (16,), absmax float32 (groups,) — or, nested,
-             absmax uint8 with nested_map (256,), nested_absmax, nested_offset () and nested_group ().
+             absmax uint8 with nested_map (256,), nested_absmax (ceil(groups/256),) and nested_offset ().
              int8: codes int8 (out, in), scale float32 (out,).
     dtype    the format's own result type: decoded values are rounded to it before anything else.
     """
@@ -57,7 +59,7 @@ def scales(weight: PackedWeight, first: int = 0, last: int | None = None) -> Ten
     absmax = stored["absmax"][first:last]
     if "nested_map" not in stored:
         return absmax.float()
-    outer = torch.arange(first, first + absmax.numel(), device=absmax.device) // int(stored["nested_group"])
+    outer = torch.arange(first, first + absmax.numel(), device=absmax.device) // NESTED_GROUP
     product = stored["nested_map"][absmax.int()] * stored["nested_absmax"][outer]
     return product + stored["nested_offset"]  # two roundings, as in the format
 

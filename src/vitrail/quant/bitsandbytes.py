@@ -1,0 +1,253 @@
+"""bitsandbytes' formats (NF4, FP4, int8): from a matrix to a PackedWeight, and to and from what files hold.
+
+Decoding is in ops/weight.py. The bytes equal those of bitsandbytes 0.50.2 on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.errors import CheckpointError, ConfigError
+from vitrail.files.json import parse_json_object
+from vitrail.ops.weight import NESTED_GROUP, PackedWeight
+
+STATE = "quant_state.bitsandbytes__"  # + nf4 or fp4: a JSON text as a uint8 vector
+GROUP = 64  # the library's default on CPUs and Nvidia GPUs
+_GROUPS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_TINY = 1e-38  # stands for the largest value of a group of zeros
+_CHUNK = 1 << 22  # elements quantised at once, a multiple of every group: bounds the memory for intermediates
+
+# Quantiles of the normal distribution (Dettmers et al., QLoRA, 2023, appendix E).
+_NF4 = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+_FP4_HALF = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)  # over 12; codes 8 … 15 are their negatives
+
+
+def quant_map(kind: str) -> Tensor:
+    """The float32 value (16,) of every 4-bit code of "nf4" or "fp4"."""
+    if kind == "nf4":
+        return torch.tensor(_NF4)
+    half = torch.tensor(_FP4_HALF)
+    return torch.cat([half, 0.0 - half]) / 12.0
+
+
+def nested_map() -> Tensor:
+    """The float32 value (256,) of every 8-bit code of the second level: signed, exponents 10⁻⁶ … 10⁰.
+
+    Exponent i has 2^i linear steps of either sign (Dettmers, 8-Bit Approximations, 2015).
+    """
+    values = [0.0, 1.0]
+    for exponent in range(7):
+        edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
+        steps = (edges[:-1] + edges[1:]) / 2.0
+        values += (10.0 ** (exponent - 6) * steps).tolist()
+        values += (-(10.0 ** (exponent - 6)) * steps).tolist()
+    return torch.tensor(sorted(values), dtype=torch.float32)
+
+
+def quantize_4bit(weight: Tensor, kind: str, *, nested: bool = False, group: int = GROUP) -> PackedWeight:
+    """A matrix (out, in) of floats as "nf4" or "fp4", one scale per `group` neighbours of the flat matrix.
+
+    With `nested` the scales are quantised too. Decoded values are rounded to the matrix's own dtype.
+    """
+    flat = weight.detach().contiguous().view(-1)
+    chunks = [_codes(flat[at : at + _CHUNK], kind, group) for at in range(0, flat.numel(), _CHUNK)]
+    absmax = torch.cat([scale for _, scale in chunks])
+    tensors = {
+        "codes": torch.cat([codes for codes, _ in chunks]),
+        "quant_map": quant_map(kind).to(flat.device),
+    }
+    tensors |= _nest(absmax) if nested else {"absmax": absmax}
+    return PackedWeight(kind, _matrix(weight), group, tensors, weight.dtype)
+
+
+def quantize_int8(weight: Tensor) -> PackedWeight:
+    """A matrix (out, in) as int8 with one scale per row, the largest magnitude of the row in float16."""
+    half = weight.detach().to(torch.float16)
+    scale = half.abs().amax(1).float()
+    steps = half * (127.0 / scale)[:, None]
+    codes = torch.round(steps.nan_to_num(0.0)).to(torch.int8)  # a row of zeros: 0 · ∞
+    return PackedWeight(
+        "int8", _matrix(weight), weight.shape[1], {"codes": codes, "scale": scale}, weight.dtype
+    )
+
+
+def _matrix(weight: Tensor) -> tuple[int, int]:
+    rows, columns = weight.shape
+    return rows, columns
+
+
+def _codes(flat: Tensor, kind: str, group: int) -> tuple[Tensor, Tensor]:
+    """Packed codes (uint8) and scales (float32) of a flat piece that begins at a group's first element."""
+    values = flat.float()
+    whole = values.numel() // group * group
+    groups, rest = values[:whole].view(-1, group), values[whole:]
+    absmax = groups.abs().amax(1)
+    # Full groups multiply by the reciprocal, a short last one divides: the last bits differ.
+    scaled = (groups * (1.0 / absmax.clamp(min=_TINY))[:, None]).view(-1)
+    if rest.numel():
+        last = rest.abs().max().clamp(min=_TINY)
+        absmax, scaled = torch.cat([absmax, last[None]]), torch.cat([scaled, rest / last])
+    scaled = torch.nn.functional.pad(scaled.clamp(-1, 1), (0, scaled.numel() % 2))
+    ordered, codes = quant_map(kind).to(flat.device).sort(stable=True)
+    nearest = torch.bucketize(scaled, (ordered[:-1] + ordered[1:]) / 2, out_int32=True)
+    nibbles = codes.to(torch.uint8)[nearest]
+    return nibbles[::2] << 4 | nibbles[1::2], absmax
+
+
+def _nest(absmax: Tensor) -> dict[str, Tensor]:
+    """The scales as 8-bit codes: groups of 256 around their mean."""
+    offset = absmax.mean()
+    centred = absmax - offset
+    padded = torch.nn.functional.pad(centred, (0, -centred.numel() % NESTED_GROUP)).view(-1, NESTED_GROUP)
+    outer = padded.abs().amax(1)
+    scaled = (padded * (1.0 / outer)[:, None]).nan_to_num(0.0).clamp(-1, 1)
+    # The library's CPU kernel rounds to 65536 steps first, then looks up the nearest entry.
+    table = nested_map().to(absmax.device)
+    steps = torch.floor((scaled + 1.0) * 32767.5 + 0.5) / 32767.5 - 1.0
+    codes = torch.bucketize(steps, (table[:-1] + table[1:]) / 2).to(torch.uint8)
+    return {
+        "absmax": codes.view(-1)[: absmax.numel()].clone(),
+        "nested_absmax": outer,
+        "nested_map": table,
+        "nested_offset": offset,
+    }
+
+
+def to_state(weight: PackedWeight, storage: torch.dtype = torch.uint8) -> dict[str, Tensor]:
+    """What a file holds for a packed weight: the part of the key after the module's name → tensor.
+
+    `storage` is the dtype as which the bytes of 4-bit codes are saved; ConfigError when they do not divide.
+    """
+    tensors = weight.tensors
+    if weight.kind == "int8":
+        row_major = torch.zeros((), dtype=torch.uint8)
+        return {"weight": tensors["codes"], "SCB": tensors["scale"], "weight_format": row_major}
+    codes = tensors["codes"]
+    if codes.numel() % storage.itemsize:
+        raise ConfigError(
+            f"a weight of {codes.numel()} packed bytes cannot be stored as {storage}; "
+            "choose bnb_4bit_quant_storage='uint8'."
+        )
+    state: dict[str, Any] = {
+        "quant_type": weight.kind,
+        "blocksize": weight.group,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "shape": list(weight.shape),
+    }
+    parts = {
+        "weight": codes.view(storage)[:, None],
+        "weight.absmax": tensors["absmax"],
+        "weight.quant_map": tensors["quant_map"],
+    }
+    if "nested_map" in tensors:
+        parts["weight.nested_absmax"] = tensors["nested_absmax"]
+        parts["weight.nested_quant_map"] = tensors["nested_map"]
+        offset = tensors["nested_offset"].item()
+        state |= {"nested_blocksize": NESTED_GROUP, "nested_dtype": "float32", "nested_offset": offset}
+    text = json.dumps(state).encode()
+    parts[f"weight.{STATE}{weight.kind}"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return parts
+
+
+def from_state(name: str, parts: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> PackedWeight:
+    """The packed weight of module `name` from what a file holds for it (keys as `to_state` gives them).
+
+    `dtype` is the result type of int8 weights, whose files do not say it. CheckpointError says which part is
+    missing or does not fit the others.
+    """
+    if "SCB" in parts:
+        return _int8_from_state(name, parts, dtype)
+    keys = [key for key in parts if key.startswith(f"weight.{STATE}")]
+    if len(keys) != 1:
+        raise CheckpointError(f"{name} must have one {STATE}nf4 or {STATE}fp4, but has {len(keys)}.")
+    kind = keys[0].removeprefix(f"weight.{STATE}")
+    state = _parse(name, kind, parts[keys[0]])
+    rows, columns = state["shape"]
+    count, group = rows * columns, state["blocksize"]
+    tensors = {
+        "codes": _part(name, parts, "weight", None, None).reshape(-1).view(torch.uint8),
+        "quant_map": _part(name, parts, "weight.quant_map", torch.float32, 16),
+    }
+    if tensors["codes"].numel() != (count + 1) // 2:
+        raise CheckpointError(
+            f"{name}.weight has {tensors['codes'].numel()} bytes, {count} values need another number."
+        )
+    groups = math.ceil(count / group)
+    if "nested_offset" in state:
+        tensors["absmax"] = _part(name, parts, "weight.absmax", torch.uint8, groups)
+        outer = math.ceil(groups / NESTED_GROUP)
+        tensors["nested_absmax"] = _part(name, parts, "weight.nested_absmax", torch.float32, outer)
+        tensors["nested_map"] = _part(name, parts, "weight.nested_quant_map", torch.float32, 256)
+        tensors["nested_offset"] = torch.tensor(state["nested_offset"], dtype=torch.float32)
+    else:
+        tensors["absmax"] = _part(name, parts, "weight.absmax", torch.float32, groups)
+    return PackedWeight(kind, (rows, columns), group, tensors, _DTYPES[state["dtype"]])
+
+
+def _int8_from_state(name: str, parts: Mapping[str, Tensor], dtype: torch.dtype) -> PackedWeight:
+    codes = _part(name, parts, "weight", torch.int8, None)
+    if codes.dim() != 2:
+        raise CheckpointError(f"{name}.weight must be a matrix of int8, but has shape {tuple(codes.shape)}.")
+    if "weight_format" in parts and bool(parts["weight_format"].any()):
+        raise CheckpointError(f"{name}.weight_format must be 0 (row-major); other layouts are not supported.")
+    scale = _part(name, parts, "SCB", torch.float32, codes.shape[0])
+    return PackedWeight("int8", _matrix(codes), codes.shape[1], {"codes": codes, "scale": scale}, dtype)
+
+
+def _part(
+    name: str, parts: Mapping[str, Tensor], key: str, dtype: torch.dtype | None, count: int | None
+) -> Tensor:
+    if key not in parts:
+        raise CheckpointError(f"{name}.{key} is missing beside the quantised weight.")
+    tensor = parts[key]
+    wrong_size = count is not None and tuple(tensor.shape) != (count,)
+    if wrong_size or (dtype is not None and tensor.dtype != dtype):
+        wanted = f"{dtype} ({count},)" if count is not None else str(dtype)
+        raise CheckpointError(f"{name}.{key} must be {wanted}, but is {tensor.dtype} {tuple(tensor.shape)}.")
+    return tensor.contiguous()
+
+
+def _parse(name: str, kind: str, text: Tensor) -> dict[str, Any]:
+    """The quant_state's JSON, every value checked before anything is computed from it."""
+    where = f"{name}.weight.{STATE}{kind}"
+    if kind not in ("nf4", "fp4") or text.dtype != torch.uint8 or text.dim() != 1 or text.numel() > 65536:
+        raise CheckpointError(f"{where} must be a short uint8 vector of a quant_state for nf4 or fp4.")
+    state = parse_json_object(bytes(text.tolist()), where)
+    shape, offset = state.get("shape"), state.get("nested_offset", 0.0)
+    checks = {
+        "quant_type": state.get("quant_type") == kind,
+        "blocksize": type(state.get("blocksize")) is int and state["blocksize"] in _GROUPS,
+        "dtype": state.get("dtype") in _DTYPES,
+        "shape": isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape),
+        "nested_blocksize": state.get("nested_blocksize", NESTED_GROUP) == NESTED_GROUP,
+        "nested_dtype": state.get("nested_dtype", "float32") == "float32",
+        "nested_offset": isinstance(offset, (int, float)) and not isinstance(offset, bool),
+    }
+    for key, good in checks.items():
+        if not good:
+            raise CheckpointError(f"{where} has {key} {state.get(key)!r}, which Vitrail cannot read.")
+    return state
