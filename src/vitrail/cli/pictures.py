@@ -28,25 +28,16 @@ def split_words(words: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
 
 def open_picture(name: str) -> "Image":
     """The picture at a path or URL, or on standard input; ImageError says what is wrong with it."""
-    from vitrail.inputs.images import load_image
+    from vitrail.inputs.images import LIMITS, load_image
 
     if name != STDIN:
         return load_image(name)
-    try:
-        return load_image(_stdin())
-    except ImageError as error:
-        raise ImageError(f"standard input: {error}") from error
-
-
-def _stdin() -> bytes:
-    from vitrail.inputs.images import MAX_BYTES
-
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
         raise InputError("'-' reads a picture from standard input, which is a terminal; pipe one in")
-    data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    data = sys.stdin.buffer.read(LIMITS.max_bytes + 1)
     if not data:
-        raise ImageError("nothing came in; pipe a picture in")
-    return data  # one byte too many is refused by load_image, with the limit in its message
+        raise ImageError("standard input is empty; pipe a picture in")
+    return load_image(data)  # which refuses the one byte too many
 
 
 def _names_a_file(word: str) -> bool:
