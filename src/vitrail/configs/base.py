@@ -1,0 +1,225 @@
+"""PretrainedConfig: what every configuration can do (dict, JSON, folder). No geometry of any model lives here."""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from vitrail.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+Self = TypeVar("Self", bound="PretrainedConfig")
+
+CONFIG_NAME = "config.json"
+
+
+def check_field(owner: str, name: str, value: Any, kind: type | tuple[type, ...], *, minimum: float | None = None) -> None:
+    """Raise ConfigError unless `value` is of `kind` (a bool is never a number) and at least `minimum`."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    wrong_bool = isinstance(value, bool) and bool not in kinds
+    if wrong_bool or not isinstance(value, kinds):
+        names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+        raise ConfigError(f"{owner}: {name} must be {names}, got {value!r}; correct the configuration.")
+    if minimum is not None and value is not None and value < minimum:
+        raise ConfigError(f"{owner}: {name} must be at least {minimum}, got {value!r}; correct the configuration.")
+
+
+class PretrainedConfig:
+    """Base of all configurations: keeps unknown keys, round-trips through dict, JSON and folder.
+
+    Every keyword that a class does not name is kept as an attribute and written back, so that nothing of a
+    published config.json is lost. Names follow Hugging Face transformers 4.57.
+    """
+
+    model_type: ClassVar[str] = ""
+    attribute_map: ClassVar[dict[str, str]] = {}
+    # What transformers keeps on every configuration; written only where it differs from these.
+    common_defaults: ClassVar[dict[str, Any]] = {
+        "return_dict": True,
+        "output_hidden_states": False,
+        "output_attentions": False,
+        "tie_word_embeddings": True,
+        "architectures": None,
+        "dtype": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+
+    return_dict: bool
+    output_hidden_states: bool
+    output_attentions: bool
+    tie_word_embeddings: bool
+    architectures: list[str] | None
+    dtype: "torch.dtype | str | None"
+    bos_token_id: int | None
+    eos_token_id: int | list[int] | None
+    pad_token_id: int | None
+    name_or_path: str
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.pop("model_type", None)
+        kwargs.pop("transformers_version", None)
+        self.name_or_path = str(kwargs.pop("name_or_path", kwargs.pop("_name_or_path", "")))
+        if "torch_dtype" in kwargs:
+            legacy = kwargs.pop("torch_dtype")
+            kwargs.setdefault("dtype", legacy)
+        for name, default in self.common_defaults.items():
+            setattr(self, name, copy.copy(kwargs.pop(name, default)))
+        for name in ("return_dict", "output_hidden_states", "output_attentions", "tie_word_embeddings"):
+            check_field(type(self).__name__, name, getattr(self, name), bool)
+        for name, value in kwargs.items():
+            setattr(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only reached for names that are not set: aliases such as image_token_id.
+        target = type(self).attribute_map.get(name)
+        if target is None:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self, target)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(type(self).attribute_map.get(name, name), value)
+
+    @property
+    def torch_dtype(self) -> "torch.dtype | str | None":
+        """The older name of `dtype`."""
+        return self.dtype
+
+    @torch_dtype.setter
+    def torch_dtype(self, value: "torch.dtype | str | None") -> None:
+        self.dtype = value
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Whether forward() returns an output object (True) or a tuple."""
+        return self.return_dict
+
+    def get_text_config(self, decoder: bool = False) -> "PretrainedConfig":
+        """The configuration of the language model: this one, or its text_config."""
+        text: PretrainedConfig = getattr(self, "text_config", self)
+        return text
+
+    # --- dict and JSON ------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys, in a form that JSON can hold; nested configurations become dicts."""
+        written: dict[str, Any] = {"model_type": type(self).model_type} if type(self).model_type else {}
+        for name, value in sorted(vars(self).items()):
+            if name == "name_or_path" or name.startswith("_"):
+                continue
+            if name in self.common_defaults and value == self.common_defaults[name]:
+                continue
+            written[name] = _plain(value)
+        return written
+
+    @classmethod
+    def from_dict(cls: type[Self], config_dict: Mapping[str, Any], **kwargs: Any) -> Self:
+        """A configuration from a mapping; `kwargs` take precedence over its keys."""
+        if not isinstance(config_dict, Mapping):
+            raise ConfigError(f"{cls.__name__} expects an object of keys, got {type(config_dict).__name__}.")
+        declared = config_dict.get("model_type")
+        if cls.model_type and declared is not None and declared != cls.model_type:
+            raise ConfigError(
+                f"{cls.__name__} reads model_type {cls.model_type!r}, but the configuration says {declared!r}; "
+                "use AutoConfig to choose the class by the file."
+            )
+        return cls(**copy.deepcopy({**config_dict, **kwargs}))
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """The configuration as indented JSON with sorted keys (`use_diff` is accepted and changes nothing)."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def to_json_file(self, json_file_path: "str | Path", use_diff: bool = True) -> None:
+        """Write `to_json_string()` to a file."""
+        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
+
+    @classmethod
+    def from_json_file(cls: type[Self], json_file: "str | Path") -> Self:
+        """Read a JSON file that `to_json_file` or transformers wrote."""
+        from vitrail.configs.read import read_config_file
+
+        return cls.from_dict(read_config_file(Path(json_file)))
+
+    # --- folders ------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: "str | Path", **kwargs: Any) -> None:
+        """Write config.json into a folder, which is made if it is not there."""
+        if kwargs:
+            raise ConfigError(f"save_pretrained of a configuration does not know {', '.join(sorted(kwargs))}.")
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise ConfigError(f"{folder} is a file; save_pretrained needs a folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.to_json_file(folder / CONFIG_NAME)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Self],
+        pretrained_model_name_or_path: "str | Path",
+        cache_dir: "str | Path | None" = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: "str | bool | None" = None,
+        revision: str = "main",
+        **kwargs: Any,
+    ) -> Self:
+        """Read config.json from a folder or a hub name; further keywords override its keys."""
+        from vitrail.configs.read import read_config_folder
+
+        config_dict = read_config_folder(
+            pretrained_model_name_or_path,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+            revision=revision,
+        )
+        if cls.model_type and config_dict.get("model_type") != cls.model_type:
+            config_dict = _section(config_dict, cls.model_type) or config_dict
+        config = cls.from_dict(config_dict, **kwargs)
+        config.name_or_path = str(pretrained_model_name_or_path)
+        return config
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PretrainedConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # mutable: equality is by content
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+    def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        vars(clone).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        return clone
+
+
+def _section(config_dict: Mapping[str, Any], model_type: str) -> dict[str, Any] | None:
+    """The nested configuration of `model_type` (text_config or vision_config) when the outer one is another's."""
+    for name in ("text_config", "vision_config"):
+        section = config_dict.get(name)
+        if isinstance(section, dict) and section.get("model_type") == model_type:
+            return section
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """`value` in a form that JSON can hold: dtypes by name, configurations as dicts."""
+    if isinstance(value, PretrainedConfig):
+        return value.to_dict()
+    if hasattr(value, "to_dict"):  # a quantization_config
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if type(value).__module__ == "torch" and type(value).__name__ == "dtype":
+        return str(value).removeprefix("torch.")
+    if isinstance(value, Path):
+        return str(value)
+    return value

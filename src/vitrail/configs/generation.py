@@ -1,0 +1,280 @@
+"""GenerationConfig: how text is drawn, and its generation_config.json. The drawing itself is in generate/."""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitrail.configs.base import PretrainedConfig, check_field
+from vitrail.configs.generation_options import KNOWN, REFUSED, SAME_CACHES, refuse_unknown
+from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
+
+GENERATION_CONFIG_NAME = "generation_config.json"
+
+
+class GenerationConfig:
+    """How text is drawn: lengths, sampling, stops, special ids. Names and defaults follow transformers 4.57.
+
+    Every option of transformers can be read as an attribute. Options that Vitrail does not do are kept when a
+    file has them, and `generate()` raises UnsupportedError naming those that would change the text.
+
+    Args:
+        max_length: positions of prompt and completion together; max_new_tokens takes precedence.
+        max_new_tokens: ids of the completion.
+        min_length, min_new_tokens: no end-of-sequence id is drawn before so many ids.
+        max_time: seconds after which no further id is drawn.
+        stop_strings: a text, or several, that end a row when they appear; they stay in the text.
+        do_sample: draw from the probabilities (True) or take the most probable id (False).
+        seed: whole number below 2**64 that fixes the draws of every row; None takes torch's generator.
+        temperature, top_k, top_p, min_p, repetition_penalty: shape the probabilities, in transformers' order.
+        num_return_sequences: completions per prompt.
+        prefill_chunk_size: positions of the prompt per step (at most 2048, which is also the default).
+        eos_token_id: the id, or ids, that end a row. pad_token_id fills rows that ended early.
+        return_dict_in_generate, output_scores, output_logits: what `generate()` returns beside the ids.
+
+    Raises:
+        InputError: an option that nobody knows.
+        ConfigError: a value of the wrong type or out of its range.
+    """
+
+    max_length: int
+    max_new_tokens: int | None
+    min_length: int | None
+    min_new_tokens: int | None
+    max_time: float | None
+    stop_strings: str | list[str] | None
+    do_sample: bool
+    seed: int | list[int] | None
+    use_cache: bool
+    prefill_chunk_size: int | None
+    cache_implementation: str | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    num_return_sequences: int
+    output_scores: bool
+    output_logits: bool | None
+    return_dict_in_generate: bool
+    bos_token_id: int | None
+    eos_token_id: int | list[int] | None
+    pad_token_id: int | None
+
+    def __init__(self, **kwargs: Any) -> None:
+        refuse_unknown(kwargs, owner="GenerationConfig")
+        self._fill(kwargs)
+
+    def _fill(self, values: Mapping[str, Any]) -> None:
+        for name, default in KNOWN.items():
+            setattr(self, name, copy.deepcopy(values.get(name, default)))
+        for name, value in values.items():
+            setattr(self, name, copy.deepcopy(value))
+        self.validate()
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> "GenerationConfig":
+        """From a mapping; `kwargs` take precedence. Keys that nobody knows are kept and written back."""
+        if not isinstance(config_dict, Mapping):
+            raise ConfigError(
+                f"GenerationConfig expects an object of keys, got {type(config_dict).__name__}."
+            )
+        refuse_unknown(kwargs, owner="GenerationConfig")
+        config = cls.__new__(cls)
+        config._fill({**config_dict, **kwargs})
+        return config
+
+    @classmethod
+    def from_model_config(cls, model_config: PretrainedConfig) -> "GenerationConfig":
+        """The special ids (and legacy options) of a model's config.json, outer keys before text_config's."""
+        found: dict[str, Any] = {}
+        for part in (model_config.get_text_config(), model_config):
+            # `output_attentions` and the like are options of forward() there, not of generation.
+            held = {name: value for name, value in part.to_dict().items() if not name.startswith("output_")}
+            found |= {name: value for name, value in held.items() if name in KNOWN and value is not None}
+        return cls.from_dict({**found, "_from_model_config": True})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name: "str | Path",
+        config_file_name: "str | Path | None" = None,
+        cache_dir: "str | Path | None" = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: "str | bool | None" = None,
+        revision: str = "main",
+        **kwargs: Any,
+    ) -> "GenerationConfig":
+        """Read generation_config.json of a folder or hub name; without one, the special ids of config.json.
+
+        Raises:
+            CheckpointError: a file that was named is not there, or neither file is.
+            ConfigError: a value out of its range.
+        """
+        folder = Path(pretrained_model_name)
+        if not folder.is_dir():
+            if force_download:
+                raise UnsupportedError("force_download is not supported; remove the cached copy instead.")
+            from vitrail.files.hub import resolve
+
+            folder = resolve(
+                pretrained_model_name,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+        path = folder / (config_file_name or GENERATION_CONFIG_NAME)
+        if path.is_file():
+            from vitrail.files.json import read_json
+
+            return cls.from_dict(read_json(path), **kwargs)
+        if config_file_name is not None or not (folder / "config.json").is_file():
+            raise CheckpointError(
+                f"{path} is not there, and neither is a config.json with the special ids to use."
+            )
+        from vitrail.configs.read import read_config
+
+        return cls.from_dict(cls.from_model_config(read_config(folder)).to_dict(), **kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory: "str | Path",
+        config_file_name: "str | Path | None" = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write generation_config.json (what differs from the defaults) into a folder, made if missing."""
+        if push_to_hub or kwargs:
+            names = ", ".join([*(["push_to_hub"] if push_to_hub else []), *sorted(kwargs)])
+            raise UnsupportedError(f"save_pretrained of a GenerationConfig does not support {names}.")
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise ConfigError(f"{folder} is a file; save_pretrained needs a folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.to_json_file(folder / (config_file_name or GENERATION_CONFIG_NAME))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options, those that Vitrail does not do and unknown ones too."""
+        return {name: copy.deepcopy(value) for name, value in sorted(vars(self).items())}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The options that differ from the defaults, and every unknown key."""
+        return {
+            name: value for name, value in self.to_dict().items() if name not in KNOWN or value != KNOWN[name]
+        }
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Indented JSON with sorted keys, of the differences from the defaults or of everything."""
+        held = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(held, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def to_json_file(self, json_file_path: "str | Path", use_diff: bool = True) -> None:
+        """Write `to_json_string()` to a file."""
+        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
+
+    def update(self, **kwargs: Any) -> dict[str, Any]:
+        """Set the options that exist (none if a value is wrong); returns the keywords that do not exist."""
+        changed = copy.deepcopy(self)
+        unused = {}
+        for name, value in kwargs.items():
+            if hasattr(self, name):
+                setattr(changed, name, value)
+            else:
+                unused[name] = value
+        changed.validate()
+        vars(self).update(vars(changed))
+        return unused
+
+    # --- checks -------------------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Raise ConfigError for a value of the wrong type or out of its range, naming it."""
+        none = type(None)
+        for name in ("do_sample", "use_cache", "return_dict_in_generate", "output_scores"):
+            self._check(name, bool)
+        for name, minimum in (("max_length", 0), ("num_return_sequences", 1)):
+            self._check(name, int, minimum)
+        for name, minimum in (
+            ("max_new_tokens", 1),
+            ("min_length", 0),
+            ("min_new_tokens", 0),
+            ("top_k", 0),
+            ("prefill_chunk_size", 1),
+        ):
+            self._check(name, (int, none), minimum)
+        for name in ("bos_token_id", "pad_token_id"):
+            self._check(name, (int, none))
+        self._check("max_time", (int, float, none), 0)
+        self._check("temperature", (int, float, none), 0)
+        self._check("repetition_penalty", (int, float, none))
+        for name in ("top_p", "min_p"):
+            self._check(name, (int, float, none), 0)
+            value = getattr(self, name)
+            if value is not None and value > 1:
+                raise ConfigError(f"{name} is a probability between 0 and 1, got {value!r}.")
+        if self.repetition_penalty is not None and self.repetition_penalty <= 0:
+            raise ConfigError(
+                f"repetition_penalty must be above 0 (1.0 is none), got {self.repetition_penalty!r}."
+            )
+        self._check_lists()
+
+    def _check(self, name: str, kind: type | tuple[type, ...], minimum: float | None = None) -> None:
+        check_field("generation options", name, getattr(self, name), kind, minimum=minimum)
+
+    def _check_lists(self) -> None:
+        for ids, name in ((self.eos_token_ids, "eos_token_id"), (self.seeds, "seed")):
+            if not all(isinstance(item, int) and not isinstance(item, bool) for item in ids):
+                raise ConfigError(
+                    f"{name} must be a whole number or a list of them, got {getattr(self, name)!r}."
+                )
+        if any(not 0 <= item < 2**64 for item in self.seeds):
+            raise ConfigError(f"seed must be at least 0 and below 2**64, got {self.seed!r}.")
+        if not all(isinstance(text, str) and text for text in self.stop_texts):
+            raise ConfigError(
+                f"stop_strings must be a text or a list of texts, none empty; got {self.stop_strings!r}."
+            )
+
+    def refuse_unsupported(self) -> None:
+        """Raise UnsupportedError that names every option set to something that Vitrail does not do."""
+        wrong = {
+            name: getattr(self, name) for name, default in REFUSED.items() if getattr(self, name) != default
+        }
+        if self.cache_implementation in SAME_CACHES:
+            wrong.pop("cache_implementation", None)
+        if wrong:
+            listed = ", ".join(f"{name}={value!r}" for name, value in sorted(wrong.items()))
+            raise UnsupportedError(f"generate() does not support {listed}; leave out what you do not need.")
+
+    # --- views --------------------------------------------------------------------------------------------
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """`eos_token_id` as a tuple: none, one or several."""
+        return _many(self.eos_token_id)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """`seed` as a tuple: none, one for all prompts, or one per prompt."""
+        return _many(self.seed)
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """`stop_strings` as a tuple."""
+        return _many(self.stop_strings)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GenerationConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # mutable: equality is by content
+
+    def __repr__(self) -> str:
+        return f"GenerationConfig {self.to_json_string()}"
+
+
+def _many(value: Any) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)

@@ -1,0 +1,58 @@
+"""The tree of errors that a person can meet. No logic lives here.
+
+    VitrailError
+    ├── InputError            a question, picture, message or argument that cannot be used
+    │   ├── ImageError        a picture that cannot be opened, is too large, too small or damaged
+    │   ├── PromptError       messages or templates that cannot become a prompt
+    │   └── ContextError      more positions than the model has, or an id beyond the vocabulary
+    ├── ConfigError           a configuration with a missing, ill-typed or unknown value
+    ├── CheckpointError       files of a checkpoint that are missing, damaged, foreign or do not fit
+    ├── UnsupportedError      a thing that the documents name and Vitrail does not do
+    ├── MissingPackageError   an optional package is needed; the message names the extra
+    ├── CacheFull             a key/value cache has no block left; nothing was changed
+    └── OutOfMemory           the work needs more memory than there is
+"""
+
+
+class VitrailError(Exception):
+    """Base of every error that says what was expected, what came and what to do."""
+
+
+class InputError(VitrailError, ValueError):
+    """A question, picture, message or argument that cannot be used."""
+
+
+class ImageError(InputError):
+    """A picture that cannot be opened, is too large, too small or damaged."""
+
+
+class PromptError(InputError):
+    """Messages or a template that cannot become a prompt."""
+
+
+class ContextError(InputError):
+    """More positions than the model has, or an id beyond the vocabulary."""
+
+
+class ConfigError(VitrailError, ValueError):
+    """A configuration with a missing, ill-typed or unknown value."""
+
+
+class CheckpointError(VitrailError):
+    """Files of a checkpoint that are missing, damaged, foreign or do not fit the model."""
+
+
+class UnsupportedError(VitrailError, NotImplementedError):
+    """A thing that users of the documents' API may expect and Vitrail does not do."""
+
+
+class MissingPackageError(VitrailError, ImportError):
+    """An optional package is needed; the message names the extra that brings it."""
+
+
+class CacheFull(VitrailError):
+    """A key/value cache has no free block left; the cache is unchanged."""
+
+
+class OutOfMemory(VitrailError, MemoryError):
+    """The work needs more memory than there is."""

@@ -1,0 +1,303 @@
+"""KVCache: keys and values of many sequences in blocks of fixed size. Attention reads it; it computes nothing.
+
+Storage is allocated once, per layer (blocks, block, G, K), and never concatenated. A sequence owns a list of
+blocks; full blocks can be shared by several sequences and are counted. Letters: B sequences · G key/value heads ·
+S positions · K head width · L rows of a step.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vitrail.configs import MistralConfig
+from vitrail.errors import CacheFull, InputError, UnsupportedError
+from vitrail.ops.kv import LayerKV
+from vitrail.ops.step import Step
+
+BLOCK = 32
+
+
+@dataclass
+class _Sequence:
+    length: int = 0
+    blocks: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What every layer of one step shares."""
+
+    step: Step
+    slots: Tensor
+    block_table: Tensor
+    tables: tuple[tuple[int, ...], ...]
+
+
+class KVCache:
+    """Keys and values of every layer, for sequences that come and go.
+
+    Args:
+        config: the decoder's geometry.
+        blocks: how many blocks of `block` positions there are.
+        dtype, device: of the storage; a bf16 cache of n positions takes 4·layers·G·K·n bytes.
+    """
+
+    def __init__(
+        self,
+        config: MistralConfig,
+        *,
+        blocks: int,
+        block: int = BLOCK,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            raise UnsupportedError(f"a cache of {dtype} is not supported; use float32, bfloat16 or float16.")
+        self.block = block
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self._shape = (block, config.num_key_value_heads, config.head_dim)
+        self._layers = [
+            (self._storage(blocks), self._storage(blocks)) for _ in range(config.num_hidden_layers)
+        ]
+        self._uses = [0] * blocks
+        self._sequences: dict[int, _Sequence] = {}
+        self._next = 0
+        self._view: _View | None = None
+        # forward()'s own view of a padded batch: which of the (B, S) positions hold a row. None: no padding known.
+        self.mask: Tensor | None = None
+
+    @classmethod
+    def sized(
+        cls,
+        config: MistralConfig,
+        rooms: Sequence[int],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        block: int = BLOCK,
+    ) -> "KVCache":
+        """A cache with room for sequences of the given numbers of positions."""
+        blocks = sum(-(-room // block) for room in rooms)
+        return cls(config, blocks=blocks, block=block, dtype=dtype, device=device)
+
+    def _storage(self, blocks: int) -> Tensor:
+        return torch.empty(blocks, *self._shape, dtype=self.dtype, device=self.device)
+
+    # --- sequences ----------------------------------------------------------------------------------------
+
+    @property
+    def sequences(self) -> tuple[int, ...]:
+        """The open sequences, oldest first."""
+        return tuple(self._sequences)
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that no sequence uses."""
+        return self._uses.count(0)
+
+    def length(self, sequence: int) -> int:
+        """Positions of a sequence that are cached or reserved for the coming step."""
+        return self._get(sequence).length
+
+    def open(self, prefix: tuple[int, int] | None = None, *, room: int = 0) -> int:
+        """Begin a sequence.
+
+        Args:
+            prefix: (sequence, positions): share the full blocks of the first positions of another sequence.
+            room: positions for which blocks are set aside at once, neighbours in memory where possible.
+
+        Raises:
+            CacheFull: there are not enough blocks; nothing was changed.
+        """
+        shared: list[int] = []
+        if prefix is not None:
+            source = self._get(prefix[0])
+            shared = source.blocks[: min(prefix[1], source.length) // self.block]
+        wanted = max(0, -(-room // self.block) - len(shared))
+        taken = self._take(wanted)
+        for block in shared:
+            self._uses[block] += 1
+        self._sequences[self._next] = _Sequence(len(shared) * self.block, shared + taken)
+        self._next += 1
+        return self._next - 1
+
+    def fork(self, sequence: int, *, room: int = 0) -> int:
+        """A second sequence with the same past: full blocks are shared, the last partial one is copied."""
+        source = self._get(sequence)
+        clone = self.open((sequence, source.length), room=max(room, source.length))
+        rest = source.length - self._sequences[clone].length
+        if rest:
+            old = source.blocks[source.length // self.block]
+            new = self._sequences[clone].blocks[source.length // self.block]
+            for keys, values in self._layers:
+                keys[new, :rest] = keys[old, :rest]
+                values[new, :rest] = values[old, :rest]
+            self._sequences[clone].length = source.length
+        return clone
+
+    def reserve(self, sequence: int, rows: int) -> None:
+        """Lengthen a sequence by the rows of the coming step.
+
+        Raises:
+            CacheFull: there are not enough blocks; nothing was changed.
+        """
+        state = self._get(sequence)
+        wanted = -(-(state.length + rows) // self.block) - len(state.blocks)
+        if wanted > 0:
+            state.blocks.extend(self._take(wanted, after=state.blocks[-1] if state.blocks else None))
+        state.length += rows
+        self._view = None
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget all positions from `length` on and give their blocks back."""
+        state = self._get(sequence)
+        if not 0 <= length <= state.length:
+            raise InputError(f"cannot truncate a sequence of {state.length} positions to {length}.")
+        needed = -(-length // self.block)
+        self._give(state.blocks[needed:])
+        del state.blocks[needed:]
+        state.length = length
+        self._view = None
+
+    def close(self, sequence: int) -> None:
+        """End a sequence and give its blocks back."""
+        self._give(self._get(sequence).blocks)
+        del self._sequences[sequence]
+        self._view = None
+
+    def grow(self, blocks: int) -> None:
+        """Add blocks by moving to larger storage; generate() and the engine size the cache beforehand instead."""
+        for index, pair in enumerate(self._layers):
+            larger = (self._storage(len(self._uses) + blocks), self._storage(len(self._uses) + blocks))
+            for old, new in zip(pair, larger, strict=True):
+                new[: len(self._uses)] = old
+            self._layers[index] = larger
+        self._uses.extend([0] * blocks)
+        self._view = None
+
+    def _get(self, sequence: int) -> _Sequence:
+        if sequence not in self._sequences:
+            raise InputError(f"sequence {sequence} is not open in this cache.")
+        return self._sequences[sequence]
+
+    def _take(self, count: int, after: int | None = None) -> list[int]:
+        """`count` free blocks: a run that follows `after`, else the first run that is long enough, else any."""
+        free = [block for block, uses in enumerate(self._uses) if uses == 0]
+        if count > len(free):
+            raise CacheFull(
+                f"the cache needs {count} more blocks of {self.block} positions and has {len(free)} free; "
+                "make it larger or use a shorter context."
+            )
+        chosen = free[:count]
+        starts = [block for block in free if after is not None and block == after + 1] + free
+        open_blocks = set(free)
+        for start in starts:
+            if all(block in open_blocks for block in range(start, start + count)):
+                chosen = list(range(start, start + count))
+                break
+        for block in chosen:
+            self._uses[block] += 1
+        return chosen
+
+    def _give(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            self._uses[block] -= 1
+
+    # --- the model's view ---------------------------------------------------------------------------------
+
+    def layer(self, index: int, step: Step) -> LayerKV:
+        """One layer's keys and values with the places of the step's new rows."""
+        if self._view is None or self._view.step is not step:
+            self._view = self._make_view(step)
+        keys, values = self._layers[index]
+        view = self._view
+        return LayerKV(keys, values, view.slots, view.block_table, view.tables)
+
+    def _make_view(self, step: Step) -> _View:
+        states = [self._get(sequence) for sequence in step.sequences]
+        lengths = tuple(state.length for state in states)
+        if lengths != step.segments.kv_host:
+            raise InputError(
+                f"the step expects {step.segments.kv_host} positions, the cache has {lengths} reserved."
+            )
+        widest = max((len(state.blocks) for state in states), default=0)
+        table = torch.zeros(len(states), widest, dtype=torch.int32)
+        slots = []
+        for row, state in enumerate(states):
+            blocks = torch.tensor(state.blocks, dtype=torch.int64)
+            table[row, : len(blocks)] = blocks
+            positions = torch.arange(step.segments.past_length(row), state.length)
+            slots.append(blocks[positions // self.block] * self.block + positions % self.block)
+        joined = torch.cat(slots) if slots else torch.empty(0, dtype=torch.int64)
+        tables = tuple(tuple(state.blocks) for state in states)
+        return _View(step, joined.to(self.device), table.to(self.device), tables)
+
+    # --- Hugging Face's view: cache[layer] is (key, value), each (B, G, S, K) -----------------------------
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._layers[layer]
+        return self._padded(keys), self._padded(values)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self[layer] for layer in range(len(self)))
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions of the padded batch, the longest sequence's if no padding is known."""
+        if self.mask is not None:
+            return int(self.mask.shape[1])
+        return max((state.length for state in self._sequences.values()), default=0)
+
+    def to_legacy_cache(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """A tuple of (key, value) per layer, copied out of the blocks."""
+        return tuple(self)
+
+    def kept(self) -> Tensor:
+        """bool (B, S): which positions of the padded batch hold a row."""
+        if self.mask is not None:
+            return self.mask
+        lengths = torch.tensor([state.length for state in self._sequences.values()])
+        longest = self.get_seq_length()
+        return torch.arange(longest)[None, :] >= (longest - lengths)[:, None]
+
+    def _padded(self, stored: Tensor) -> Tensor:
+        kept = self.kept().to(stored.device)
+        out = stored.new_zeros(*kept.shape, *stored.shape[2:])
+        for row, state in enumerate(self._sequences.values()):
+            out[row, kept[row]] = stored[state.blocks].flatten(0, 1)[: state.length]
+        return out.transpose(1, 2)
+
+    @classmethod
+    def from_legacy(
+        cls, past: Sequence[tuple[Tensor, Tensor]], config: MistralConfig, mask: Tensor | None = None
+    ) -> "KVCache":
+        """A cache from (key, value) per layer, each (B, G, S, K); rows where `mask` (B, S) is 0 are left out."""
+        if len(past) != config.num_hidden_layers:
+            raise InputError(f"past_key_values has {len(past)} layers, the model {config.num_hidden_layers}.")
+        first = past[0][0]
+        batch, _, positions, _ = first.shape
+        kept = torch.ones(batch, positions, dtype=torch.bool) if mask is None else mask.to(torch.bool).cpu()
+        lengths = [int(n) for n in kept.sum(dim=1).tolist()]
+        rooms = [length + BLOCK for length in lengths]
+        cache = cls.sized(config, rooms, dtype=first.dtype, device=first.device)
+        for length, room in zip(lengths, rooms, strict=True):
+            cache.reserve(cache.open(room=room), length)
+        wanted = (batch, config.num_key_value_heads, positions, config.head_dim)
+        for index, pair in enumerate(past):
+            for given, stored in zip(pair, cache._layers[index], strict=True):
+                if tuple(given.shape) != wanted:
+                    raise InputError(
+                        f"past_key_values[{index}] has the shape {tuple(given.shape)}, expected {wanted}."
+                    )
+                for row, state in enumerate(cache._sequences.values()):
+                    flat = torch.tensor(state.blocks)[:, None] * cache.block + torch.arange(cache.block)
+                    rows = flat.flatten()[: state.length].to(stored.device)
+                    chosen = given[row].transpose(0, 1)[kept[row].to(given.device)]
+                    stored.view(-1, *stored.shape[2:])[rows] = chosen.detach()
+        cache.mask = kept
+        return cache

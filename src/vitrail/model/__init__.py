@@ -1,0 +1,1 @@
+"""The models: vision tower, projector, decoder, and how they are joined."""

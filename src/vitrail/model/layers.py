@@ -1,0 +1,90 @@
+"""Layers that tower and decoder share: linear, embedding, norm, gated MLP. No attention, no model family.
+
+Letters: L packed rows · D width · F MLP width.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrail.errors import ConfigError
+from vitrail.ops.linear import embedding, linear, linear_group
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The function of a configuration's hidden_act; "gelu" is the exact (erf) form."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"activation {name!r} is not supported; one of {', '.join(ACTIVATIONS)} was expected.")
+    return ACTIVATIONS[name]
+
+
+class Linear(nn.Linear):
+    """nn.Linear through the one matmul of ops/linear.py; initialised by its model, not here."""
+
+    def reset_parameters(self) -> None:
+        """Leave the values to PreTrainedModel.initialize(): building a model must not draw them twice."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding through ops/linear.py; initialised by its model, not here."""
+
+    def reset_parameters(self) -> None:
+        """Leave the values to PreTrainedModel.initialize()."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return embedding(input, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in float32, rounded to x's dtype, times a weight (arXiv 1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * scaled.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) · up(x)): SwiGLU with the usual activation (arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int, act: str) -> None:
+        super().__init__()
+        self.gate_proj = Linear(width, hidden, bias=False)
+        self.up_proj = Linear(width, hidden, bias=False)
+        self.down_proj = Linear(hidden, width, bias=False)
+        self.act_fn = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = project(x, self.gate_proj, self.up_proj)
+        down: Tensor = self.down_proj(self.act_fn(gate) * up)
+        return down
+
+
+def project(x: Tensor, *modules: nn.Module) -> list[Tensor]:
+    """The same rows through several projections: grouped when all are plain, else one by one.
+
+    A module with a hook, an adapter or another type is called, so that nothing attached to it is passed over.
+    """
+    if all(_is_plain(module) for module in modules):
+        return linear_group(x, [module.weight for module in modules])  # type: ignore[misc]
+    return [module(x) for module in modules]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    return type(module) is Linear and module.bias is None and not hooked

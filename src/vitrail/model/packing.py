@@ -1,0 +1,216 @@
+"""Packed: the one place where (B, T) becomes packed rows and packed rows become (B, T) again. No model.
+
+Padding is dropped, not masked: a row of a padded batch is computed exactly as the row alone.
+Letters: B conversations · T new positions · S cached + new · L packed rows · V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitrail.configs import MistralConfig
+from vitrail.errors import ContextError, InputError, UnsupportedError
+from vitrail.generate.cache import BLOCK, KVCache
+from vitrail.ops.segments import Segments
+
+IGNORED = -100  # a label that does not count, as in the documents
+
+
+@dataclass(frozen=True)
+class Packed:
+    """How one forward() call is packed.
+
+    Attributes:
+        batch, new: B and T.
+        kept: bool (B, T), the new positions that are rows; all_kept: bool (B, S), with the cached ones.
+        index: int64 (L,), place of each row in the flattened (B·T).
+        segments, positions: of the step. cache, sequences: None and () where nothing is cached.
+    """
+
+    batch: int
+    new: int
+    kept: Tensor
+    all_kept: Tensor
+    index: Tensor
+    segments: Segments
+    positions: Tensor
+    cache: KVCache | None
+    sequences: tuple[int, ...]
+
+    def scatter(self, rows: Tensor) -> Tensor:
+        """(L, …) → (B, T, …), zero where there is padding."""
+        if len(rows) == self.batch * self.new:
+            return rows.view(self.batch, self.new, *rows.shape[1:])
+        out = rows.new_zeros(self.batch * self.new, *rows.shape[1:])
+        return out.index_copy(0, self.index, rows).view(self.batch, self.new, *rows.shape[1:])
+
+    def scatter_weights(self, per_segment: Sequence[Tensor]) -> Tensor:
+        """Attention weights, per segment (A, T', S') → (B, A, T, S), zero where there is padding."""
+        first = per_segment[0]
+        out = first.new_zeros(self.batch, first.shape[0], self.new, self.all_kept.shape[1])
+        for row, weights in enumerate(per_segment):
+            queries = self.kept[row].nonzero().squeeze(1)
+            keys = self.all_kept[row].nonzero().squeeze(1)
+            out[row, :, queries[:, None], keys[None, :]] = weights
+        return out
+
+    def select(self, logits_to_keep: "int | Tensor") -> tuple[Tensor | None, Tensor | None]:
+        """Rows whose logits are wanted, and their places in (B, kept positions); None, None keeps everything.
+
+        `logits_to_keep` is a number of last positions (0: all) or a 1-D tensor of positions.
+        """
+        columns = torch.arange(self.new, device=self.index.device)
+        if isinstance(logits_to_keep, Tensor):
+            if logits_to_keep.dim() != 1:
+                raise InputError(f"logits_to_keep must be a number or a 1-D tensor, got {logits_to_keep.dim()} dimensions.")
+            columns = columns[logits_to_keep.to(columns.device)]
+        elif logits_to_keep:
+            columns = columns[-logits_to_keep:]
+        elif len(self.index) == self.batch * self.new:
+            return None, None
+        row_at = torch.full((self.batch * self.new,), -1, dtype=torch.int64, device=self.index.device)
+        row_at[self.index] = torch.arange(len(self.index), device=self.index.device)
+        rows = row_at.view(self.batch, self.new)[:, columns]
+        return rows[rows >= 0], rows
+
+    def place(self, logits: Tensor, places: Tensor | None) -> Tensor:
+        """Logits of the selected rows → (B, kept positions, V), zero where there is padding."""
+        if places is None:
+            return logits.view(self.batch, self.new, -1)
+        if logits.shape[0] == places.numel():
+            return logits.view(*places.shape, -1)
+        out = logits.new_zeros(places.numel(), logits.shape[-1])
+        where = (places.flatten() >= 0).nonzero().squeeze(1)
+        return out.index_copy(0, where, logits).view(*places.shape, -1)
+
+
+def pack(
+    batch: int,
+    new: int,
+    config: MistralConfig,
+    *,
+    device: torch.device,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    cache_position: Tensor | None,
+    past: "KVCache | Sequence[tuple[Tensor, Tensor]] | None",
+    use_cache: bool,
+    dtype: torch.dtype,
+) -> Packed:
+    """Check the arguments of forward() against each other and pack them.
+
+    Raises:
+        InputError: a mask, positions or cache that do not fit. ContextError: more positions than the model has.
+    """
+    cache = _open_cache(past, config, attention_mask, batch)
+    seen = torch.zeros(batch, 0, dtype=torch.bool) if cache is None else cache.kept().cpu()
+    kept = _new_mask(attention_mask, seen, batch, new).to(device)
+    past_lengths = [0] * batch if cache is None else [cache.length(s) for s in cache.sequences]
+    segments, index = Segments.from_mask(kept, past_lengths, device=device)
+    longest = max(segments.kv_host, default=0)
+    if longest > config.max_position_embeddings:
+        raise ContextError(
+            f"the context has {longest} positions, the model {config.max_position_embeddings}; shorten the conversation "
+            "or use smaller pictures."
+        )
+    _check_cache_position(cache_position, seen.shape[1], new)
+    positions = _positions(position_ids, kept, past_lengths, index, batch, new)
+    if use_cache and cache is None:
+        rooms = [length + BLOCK for length in segments.kv_host]
+        cache = KVCache.sized(config, rooms, dtype=dtype, device=device)
+        for room in rooms:
+            cache.open(room=room)
+    all_kept = torch.cat([seen.to(device), kept], dim=1)
+    sequences: tuple[int, ...] = ()
+    if cache is not None:
+        sequences = cache.sequences
+        _reserve(cache, segments)
+        cache.mask = all_kept.cpu()
+    return Packed(batch, new, kept, all_kept, index, segments, positions, cache, sequences)
+
+
+def _open_cache(
+    past: "KVCache | Sequence[tuple[Tensor, Tensor]] | None", config: MistralConfig, mask: Tensor | None, batch: int
+) -> KVCache | None:
+    if past is None or (not isinstance(past, KVCache) and len(past) == 0):
+        return None
+    if not isinstance(past, KVCache):
+        try:
+            positions = past[0][0].shape[2]
+        except (TypeError, IndexError, AttributeError):
+            raise InputError(
+                f"past_key_values must be the cache that forward() returned or a tuple of (key, value), got {type(past).__name__}."
+            ) from None
+        past = KVCache.from_legacy(past, config, None if mask is None else mask[:, :positions])
+    if len(past.sequences) != batch:
+        raise InputError(f"past_key_values holds {len(past.sequences)} conversations, the input {batch}.")
+    return past
+
+
+def _new_mask(mask: Tensor | None, seen: Tensor, batch: int, new: int) -> Tensor:
+    """bool (B, T) of the new positions; the cached part of the mask must be what was cached."""
+    if mask is None:
+        return torch.ones(batch, new, dtype=torch.bool)
+    if mask.dim() != 2:
+        raise UnsupportedError(
+            f"an attention_mask of {mask.dim()} dimensions is not supported; give (batch, positions) of 0 and 1."
+        )
+    past = seen.shape[1]
+    if tuple(mask.shape) != (batch, past + new):
+        raise InputError(
+            f"attention_mask has the shape {tuple(mask.shape)}, expected {(batch, past + new)}: {past} cached and {new} new positions."
+        )
+    kept = mask != 0
+    if past and not torch.equal(kept[:, :past].cpu(), seen):
+        raise InputError("attention_mask differs from the one that past_key_values was made with; cached rows cannot change.")
+    return kept[:, past:]
+
+
+def _check_cache_position(cache_position: Tensor | None, past: int, new: int) -> None:
+    if cache_position is None:
+        return
+    expected = torch.arange(past, past + new)
+    if not torch.equal(cache_position.cpu(), expected):
+        raise InputError(
+            f"cache_position must count from {past} to {past + new - 1}: {past} positions are cached and {new} are new."
+        )
+
+
+def _positions(position_ids: Tensor | None, kept: Tensor, past: Sequence[int], index: Tensor, batch: int, new: int) -> Tensor:
+    """int64 (L,): as given, or counted over the rows that are no padding."""
+    if position_ids is not None:
+        if position_ids.dim() == 1:
+            position_ids = position_ids[None]
+        if position_ids.shape not in ((1, new), (batch, new)):
+            raise InputError(f"position_ids has the shape {tuple(position_ids.shape)}, expected {(batch, new)}.")
+        return position_ids.expand(batch, new).flatten().to(index.device)[index].long()
+    counted = kept.long().cumsum(dim=1) - 1 + torch.tensor(list(past), device=kept.device)[:, None]
+    return counted.flatten()[index]
+
+
+def _reserve(cache: KVCache, segments: Segments) -> None:
+    """Room for the step's rows; the cache of a forward() loop grows by halves, so that it is seldom moved."""
+    needed = sum(-(-length // cache.block) for length in segments.kv_host)
+    have = sum(-(-cache.length(s) // cache.block) for s in cache.sequences)
+    if needed - have > cache.free_blocks:
+        cache.grow(max(needed - have, needed // 2))
+    for number, sequence in enumerate(cache.sequences):
+        cache.reserve(sequence, segments.query_length(number))
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
+    """Mean cross-entropy of each label given the position before it, in float32.
+
+    Args:
+        logits: (B, T, V). labels: (B, T), −100 where nothing is asked. kept: bool (B, T), no padding.
+    """
+    if labels.shape != logits.shape[:2]:
+        raise InputError(f"labels have the shape {tuple(labels.shape)}, expected {tuple(logits.shape[:2])}.")
+    asked = labels[labels != IGNORED]
+    if len(asked) and not (0 <= int(asked.min()) and int(asked.max()) < logits.shape[-1]):
+        raise ContextError(f"labels go from {int(asked.min())} to {int(asked.max())}; the vocabulary has {logits.shape[-1]} ids.")
+    targets = labels[:, 1:].to(logits.device).masked_fill(~kept[:, :-1], IGNORED)
+    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)

@@ -1,0 +1,253 @@
+"""PreTrainedModel: what every model can do beside computing (load, save, resize, count, initialise, generate)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitrail.configs import PretrainedConfig
+from vitrail.errors import InputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from vitrail.configs.generation import GenerationConfig
+
+Self = TypeVar("Self", bound="PreTrainedModel")
+
+
+class PreTrainedModel(nn.Module):
+    """Base of all models. Method names and arguments follow transformers 4.57."""
+
+    config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig
+    base_model_prefix: ClassVar[str] = ""
+    main_input_name: ClassVar[str] = "input_ids"
+    _tied_weights_keys: ClassVar[tuple[str, ...]] = ()
+    config: Any
+
+    def __init__(self, config: Any, *inputs: Any, **kwargs: Any) -> None:
+        super().__init__()
+        if not isinstance(config, self.config_class):
+            raise InputError(
+                f"{type(self).__name__} is built from a {self.config_class.__name__}, got {type(config).__name__}."
+            )
+        self.config = config
+        self.name_or_path = config.name_or_path
+        self.is_gradient_checkpointing = False
+        self._generation_config: GenerationConfig | None = None
+
+    # --- initialisation -----------------------------------------------------------------------------------
+
+    def post_init(self) -> None:
+        """Draw the weights that this model itself made, and tie the head where the configuration says so."""
+        std = float(getattr(self.config.get_text_config(), "initializer_range", 0.02))
+        for module in self.modules():
+            if getattr(module, "_vitrail_initialized", False):
+                continue
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
+                nn.init.normal_(module.weight, mean=0.0, std=std)
+                bias = getattr(module, "bias", None)
+                if bias is not None:
+                    nn.init.zeros_(bias)
+            module._vitrail_initialized = True  # type: ignore[assignment]
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Let the head and the embeddings be one tensor where the text configuration says so."""
+        head = self.get_output_embeddings()
+        if head is not None and self.config.get_text_config().tie_word_embeddings:
+            head.weight = self.get_input_embeddings().weight
+
+    @classmethod
+    def _from_config(cls: type[Self], config: Any, **kwargs: Any) -> Self:
+        """A model with random weights; `dtype` or `torch_dtype` sets their type."""
+        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+        if kwargs:
+            raise UnsupportedError(f"{cls.__name__}._from_config does not know {', '.join(kwargs)}.")
+        model = cls(config)
+        return model if dtype is None else model.to(dtype)
+
+    # --- files --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Self],
+        pretrained_model_name_or_path: "str | Path",
+        *model_args: Any,
+        config: "PretrainedConfig | str | Path | None" = None,
+        cache_dir: "str | Path | None" = None,
+        ignore_mismatched_sizes: bool = False,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: "str | bool | None" = None,
+        revision: str = "main",
+        use_safetensors: bool | None = None,
+        weights_only: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a checkpoint from a folder or a hub name, tensor by tensor, and set it to eval().
+
+        Keywords: `dtype` (or `torch_dtype`): a torch.dtype, its name, or "auto" (the configuration's, else the
+        files'); default float32, as in transformers. `device_map`: "auto", a device, or a dict of module prefixes.
+        `quantization_config`: a BitsAndBytesConfig. `attn_implementation`: "sdpa" or "eager", which are one here.
+
+        Raises:
+            CheckpointError: files that are missing, damaged or do not fit (one report names every tensor).
+            UnsupportedError: an argument that Vitrail does not have.
+        """
+        from vitrail.model.loading import load_pretrained
+
+        refused = {
+            "ignore_mismatched_sizes": ignore_mismatched_sizes,
+            "force_download": force_download,
+            "use_safetensors=False": use_safetensors is False,
+            "weights_only=False": not weights_only,
+            "positional model arguments": bool(model_args),
+        }
+        for name, asked in refused.items():
+            if asked:
+                raise UnsupportedError(f"from_pretrained does not support {name}.")
+        hub = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token, "revision": revision}
+        return load_pretrained(cls, pretrained_model_name_or_path, config=config, hub=hub, options=kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory: "str | Path",
+        is_main_process: bool = True,
+        state_dict: "dict[str, Tensor] | None" = None,
+        save_function: "Callable[..., Any] | None" = None,
+        push_to_hub: bool = False,
+        max_shard_size: "int | str" = "5GB",
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        token: "str | bool | None" = None,
+        save_peft_format: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Write config.json, generation_config.json and safetensors that Vitrail and transformers load.
+
+        Raises:
+            UnsupportedError: an argument that Vitrail does not have.
+        """
+        from vitrail.model.loading import save_pretrained
+
+        refused = {
+            "push_to_hub": push_to_hub,
+            "safe_serialization=False": not safe_serialization,
+            "save_function": save_function is not None,
+            "variant": variant is not None,
+            **{name: True for name in kwargs},
+        }
+        for name, asked in refused.items():
+            if asked:
+                raise UnsupportedError(f"save_pretrained does not support {name}.")
+        if is_main_process:
+            save_pretrained(self, Path(save_directory), max_shard_size=max_shard_size, state_dict=state_dict)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
+        """Not supported: nothing here uploads."""
+        raise UnsupportedError("push_to_hub is not supported; use save_pretrained and upload the folder with huggingface_hub.")
+
+    # --- embeddings ---------------------------------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of input embeddings."""
+        raise NotImplementedError
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the table of input embeddings."""
+        raise UnsupportedError(f"{type(self).__name__} has no input embeddings that could be replaced.")
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The head, or None."""
+        return None
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """Give embeddings and head another number of rows; old rows keep their values.
+
+        New rows are the mean of the old ones, or normal draws for mean_resizing=False. (transformers draws around
+        the mean with the old rows' covariance.)
+        """
+        from vitrail.model.resize import resize_token_embeddings
+
+        return resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
+
+    def prune_heads(self, heads_to_prune: Any) -> None:
+        """Not supported."""
+        raise UnsupportedError("prune_heads is not supported; grouped-query heads cannot be pruned one by one.")
+
+    # --- numbers and places -------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first parameter: where inputs are expected."""
+        for parameter in self.parameters():
+            return parameter.device
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first floating-point parameter."""
+        for parameter in self.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+        return torch.float32
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of parameters; a tied head counts once."""
+        left_out = set()
+        if exclude_embeddings:
+            left_out = {id(p) for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+        counted = (p for p in self.parameters() if id(p) not in left_out and (p.requires_grad or not only_trainable))
+        packed = sum(int(getattr(m, "packed_parameters", 0)) for m in self.modules())
+        return sum(p.numel() for p in counted) + (0 if only_trainable else packed)
+
+    # --- training -----------------------------------------------------------------------------------------
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: "dict[str, Any] | None" = None) -> None:
+        """Compute blocks again in the backward pass instead of keeping their activations."""
+        given = dict(gradient_checkpointing_kwargs or {})
+        if given.pop("use_reentrant", False):
+            raise UnsupportedError("gradient_checkpointing_kwargs use_reentrant=True is not supported.")
+        if given:
+            raise UnsupportedError(f"gradient_checkpointing_kwargs does not know {', '.join(given)}.")
+        self._set_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        self._set_checkpointing(False)
+
+    def _set_checkpointing(self, value: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel):
+                module.is_gradient_checkpointing = value
+
+    def run_layer(self, layer: nn.Module, *args: Any) -> Tensor:
+        """Call a block, under gradient checkpointing where that is on."""
+        if self.is_gradient_checkpointing and self.training and torch.is_grad_enabled():
+            out: Tensor = checkpoint(layer, *args, use_reentrant=False)
+            return out
+        plain: Tensor = layer(*args)
+        return plain
+
+    # --- generation ---------------------------------------------------------------------------------------
+
+    @property
+    def generation_config(self) -> "GenerationConfig":
+        """How generate() runs by default: generation_config.json's values, else the configuration's."""
+        if self._generation_config is None:
+            from vitrail.configs.generation import GenerationConfig
+
+            self._generation_config = GenerationConfig.from_model_config(self.config)
+        return self._generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: "GenerationConfig") -> None:
+        self._generation_config = value
+
+    def can_generate(self) -> bool:
+        """Whether there is a head."""
+        return self.get_output_embeddings() is not None

@@ -1,0 +1,84 @@
+"""The multi-modal projectors: features of the vision tower → rows that the decoder reads. No tower, no text.
+
+Letters: L patches, packed · Dv vision width · D text width · m merge side · h w patch rows, columns.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.configs import LlavaConfig, Mistral3Config
+from vitrail.model.layers import Linear, RMSNorm, activation
+
+Grids = Sequence[tuple[int, int]]
+
+
+class LlavaMultiModalProjector(nn.Module):
+    """linear_2(act(linear_1(x))) on every patch: Pixtral 12B (with biases) and Pixtral Large (without)."""
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__()
+        wide = config.vision_config.hidden_size * config.feature_layers
+        narrow, bias = config.text_config.hidden_size, config.multimodal_projector_bias
+        self.linear_1 = Linear(wide, narrow, bias=bias)
+        self.linear_2 = Linear(narrow, narrow, bias=bias)
+        self.act = activation(config.projector_hidden_act)
+
+    def forward(self, layers: Sequence[Tensor], grids: Grids) -> Tensor:
+        """Features of one or several layers, each (L, Dv), joined side by side → (L, D)."""
+        out: Tensor = self.linear_2(self.act(self.linear_1(torch.cat(list(layers), dim=-1))))
+        return out
+
+    def tokens(self, grid: tuple[int, int]) -> int:
+        """How many rows a picture of (rows, columns) patches becomes."""
+        return grid[0] * grid[1]
+
+
+class Mistral3PatchMerger(nn.Module):
+    """m × m neighbouring patches become one: channel-major columns through a linear layer."""
+
+    def __init__(self, width: int, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.merging_layer = Linear(width * side * side, width, bias=False)
+
+    def forward(self, features: Tensor, grids: Grids) -> Tensor:
+        """(L, Dv) → (Σ (h//m)·(w//m), Dv); rows and columns that fill no square are left out."""
+        m = self.side
+        squares = []
+        for picture, (rows, cols) in zip(features.split([h * w for h, w in grids]), grids, strict=True):
+            grid = picture.unflatten(0, (rows, cols))[: rows // m * m, : cols // m * m]
+            blocks = grid.unflatten(1, (cols // m, m)).unflatten(0, (rows // m, m))  # (h/m, m, w/m, m, Dv)
+            squares.append(blocks.permute(0, 2, 4, 1, 3).flatten(2).flatten(0, 1))  # index = ch·m² + ky·m + kx
+        merged: Tensor = self.merging_layer(torch.cat(squares))
+        return merged
+
+
+class Mistral3MultiModalProjector(nn.Module):
+    """norm → m × m merge → linear_1 → act → linear_2: Mistral Small 3.1 and all later members.
+
+    With several feature layers, norm and merger (each one layer wide) are applied to every layer's features, which
+    are then joined for linear_1, the only part declared for all of them.
+    """
+
+    def __init__(self, config: Mistral3Config) -> None:
+        super().__init__()
+        wide, narrow = config.vision_config.hidden_size, config.text_config.hidden_size
+        bias = config.multimodal_projector_bias
+        self.norm = RMSNorm(wide, config.text_config.rms_norm_eps)
+        self.patch_merger = Mistral3PatchMerger(wide, config.spatial_merge_size)
+        self.linear_1 = Linear(wide * config.feature_layers, narrow, bias=bias)
+        self.linear_2 = Linear(narrow, narrow, bias=bias)
+        self.act = activation(config.projector_hidden_act)
+
+    def forward(self, layers: Sequence[Tensor], grids: Grids) -> Tensor:
+        """Features of one or several layers, each (L, Dv) → (merged tokens of all pictures, D)."""
+        merged = [self.patch_merger(self.norm(features), grids) for features in layers]
+        out: Tensor = self.linear_2(self.act(self.linear_1(torch.cat(merged, dim=-1))))
+        return out
+
+    def tokens(self, grid: tuple[int, int]) -> int:
+        """How many rows a picture of (rows, columns) patches becomes."""
+        m = self.patch_merger.side
+        return (grid[0] // m) * (grid[1] // m)

@@ -1,0 +1,56 @@
+"""resize_token_embeddings: another number of rows in embeddings and head. Nothing else of a model changes."""
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+from vitrail.errors import InputError
+from vitrail.model.layers import Embedding, Linear
+
+if TYPE_CHECKING:
+    from vitrail.model.pretrained import PreTrainedModel
+
+
+def resize_token_embeddings(
+    model: "PreTrainedModel", new_num_tokens: int | None, pad_to_multiple_of: int | None, mean_resizing: bool
+) -> nn.Module:
+    """Give embeddings and head `new_num_tokens` rows, rounded up to a multiple; see PreTrainedModel."""
+    table = cast(nn.Embedding, model.get_input_embeddings())
+    rows = table.num_embeddings if new_num_tokens is None else new_num_tokens
+    if pad_to_multiple_of is not None:
+        if pad_to_multiple_of < 1:
+            raise InputError(f"pad_to_multiple_of must be positive, got {pad_to_multiple_of}.")
+        rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
+    if rows < 1:
+        raise InputError(f"new_num_tokens must be positive, got {rows}.")
+    if rows == table.num_embeddings:
+        return table
+    text = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is table.weight
+    larger = Embedding(rows, table.embedding_dim).to(device=table.weight.device, dtype=table.weight.dtype)
+    _fill(larger.weight, table.weight, text.initializer_range, mean_resizing)
+    larger.weight.requires_grad_(table.weight.requires_grad)
+    model.set_input_embeddings(larger)
+    if head is not None:
+        head = cast(nn.Linear, head)
+        wider = Linear(head.in_features, rows, bias=False).to(device=head.weight.device, dtype=head.weight.dtype)
+        if tied:
+            wider.weight = larger.weight
+        else:
+            _fill(wider.weight, head.weight, text.initializer_range, mean_resizing)
+            wider.weight.requires_grad_(head.weight.requires_grad)
+        model.set_output_embeddings(wider)  # type: ignore[operator]
+    text.vocab_size = rows
+    return larger
+
+
+@torch.no_grad()
+def _fill(new: torch.Tensor, old: torch.Tensor, std: float, mean: bool) -> None:
+    kept = min(len(new), len(old))
+    new[:kept] = old[:kept]
+    if len(new) > kept and mean:
+        new[kept:] = old.float().mean(dim=0).to(new.dtype)
+    elif len(new) > kept:
+        new[kept:].normal_(0.0, std)

@@ -1,0 +1,200 @@
+"""PixtralVisionModel: patches of any number of pictures of any sizes → features. No projector, no language.
+
+Pictures are packed: L patches of all pictures in one (L, Dv) tensor, and one segment per picture, so that they never
+see each other and no mask over all of them exists. Letters: N pictures · P patch side · h w patch rows, columns.
+Source: Pixtral 12B (arXiv 2410.07073) §2.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.configs import PixtralVisionConfig
+from vitrail.errors import InputError, UnsupportedError
+from vitrail.model.layers import GatedMLP, Linear, RMSNorm, project
+from vitrail.model.outputs import BaseModelOutput
+from vitrail.model.pretrained import PreTrainedModel
+from vitrail.model.record import Record
+from vitrail.ops import rope
+from vitrail.ops.attention import attention, attention_weights
+from vitrail.ops.linear import linear
+from vitrail.ops.segments import Segments
+
+NORM_EPS = 1e-5  # of every norm of the tower; not in any configuration
+
+
+class PixtralAttention(nn.Module):
+    """Multi-head attention within each picture, two-dimensional rotary embedding."""
+
+    def __init__(self, config: PixtralVisionConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.head_dim = config.head_dim
+        width = self.heads * self.head_dim
+        self.q_proj = Linear(config.hidden_size, width, bias=False)
+        self.k_proj = Linear(config.hidden_size, width, bias=False)
+        self.v_proj = Linear(config.hidden_size, width, bias=False)
+        self.o_proj = Linear(width, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: Segments, record: Record) -> Tensor:
+        q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in project(x, self.q_proj, self.k_proj, self.v_proj))
+        q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
+        scale = self.head_dim**-0.5
+        if record.weights:
+            record.attentions.append(attention_weights(q, k, segments, scale=scale))
+        mixed = attention(q, k, v, segments, scale=scale)
+        out: Tensor = self.o_proj(mixed.flatten(1))
+        return out
+
+
+class PixtralAttentionLayer(nn.Module):
+    """One block of the tower: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: PixtralVisionConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, NORM_EPS)
+        self.attention = PixtralAttention(config)
+        self.ffn_norm = RMSNorm(config.hidden_size, NORM_EPS)
+        self.feed_forward = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: Segments, record: Record) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, segments, record)
+        x = x + self.feed_forward(self.ffn_norm(x))
+        return x
+
+
+class PixtralTransformer(nn.Module):
+    """The blocks of the tower, one after another."""
+
+    def __init__(self, config: PixtralVisionConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(PixtralAttentionLayer(config) for _ in range(config.num_hidden_layers))
+
+
+class PixtralVisionModel(PreTrainedModel):
+    """The Pixtral vision tower.
+
+    Every picture keeps its own size and aspect ratio; a patch sees the patches of its own picture only.
+    """
+
+    config_class: ClassVar[type[PixtralVisionConfig]] = PixtralVisionConfig
+    base_model_prefix: ClassVar[str] = "vision_encoder"
+    main_input_name: ClassVar[str] = "pixel_values"
+    config: PixtralVisionConfig
+
+    def __init__(self, config: PixtralVisionConfig) -> None:
+        super().__init__(config)
+        self.patch_size = config.patch_size
+        side = config.patch_size
+        self.patch_conv = nn.Conv2d(config.num_channels, config.hidden_size, side, stride=side, bias=False)
+        self.ln_pre = RMSNorm(config.hidden_size, NORM_EPS)
+        self.transformer = PixtralTransformer(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The convolution that embeds patches."""
+        return self.patch_conv
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> "BaseModelOutput | tuple[Any, ...]":
+        """Features of all patches of all pictures.
+
+        Args:
+            pixel_values: (N, 3, H, W) float; smaller pictures are padded at the right and the bottom.
+            image_sizes: (N, 2) height and width in pixels without the padding; None: all are H × W.
+
+        Returns:
+            BaseModelOutput with last_hidden_state (1, L, Dv), or a tuple for return_dict=False.
+
+        Raises:
+            InputError: shapes or sizes that do not fit.
+        """
+        if args or kwargs:
+            raise UnsupportedError(f"PixtralVisionModel.forward does not know {', '.join(kwargs) or 'further arguments'}.")
+        hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        weights = self.config.output_attentions if output_attentions is None else output_attentions
+        record = Record(hidden=hidden, weights=weights)
+        grids = self.grids(pixel_values, image_sizes)
+        last = self.encode(pixel_values, grids, record)
+        output = BaseModelOutput(
+            last_hidden_state=last[None],
+            hidden_states=tuple(h[None] for h in record.hidden_states) if hidden else None,
+            attentions=tuple(_whole(w)[None] for w in record.attentions) if weights else None,
+        )
+        as_dict = self.config.use_return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+    def grids(self, pixel_values: Tensor, image_sizes: "Tensor | Sequence[Sequence[int]] | None") -> list[tuple[int, int]]:
+        """(rows, columns) of patches of each picture; checks that the sizes fit the pixels."""
+        if pixel_values.dim() != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise InputError(
+                f"pixel_values must have the shape (pictures, {self.config.num_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}."
+            )
+        count, _, height, width = pixel_values.shape
+        sizes = [(height, width)] * count if image_sizes is None else [(int(h), int(w)) for h, w in _host(image_sizes)]
+        if len(sizes) != count:
+            raise InputError(f"{count} pictures in pixel_values, but {len(sizes)} in image_sizes.")
+        for number, (h, w) in enumerate(sizes):
+            if not (self.patch_size <= h <= height and self.patch_size <= w <= width):
+                raise InputError(
+                    f"picture {number}: image_sizes says {h}×{w} pixels; it must be at least one patch of "
+                    f"{self.patch_size} and at most pixel_values' {height}×{width}."
+                )
+        return [(h // self.patch_size, w // self.patch_size) for h, w in sizes]
+
+    def encode(
+        self, pixel_values: Tensor, grids: Sequence[tuple[int, int]], record: Record | None = None, depth: int | None = None
+    ) -> Tensor:
+        """Packed features (L, Dv) after `depth` blocks (default all) of pictures with the given grids."""
+        record = Record() if record is None else record
+        weight = self.patch_conv.weight
+        patches = torch.cat([_patches(p, grid, self.patch_size) for p, grid in zip(pixel_values, grids, strict=True)])
+        x = self.ln_pre(linear(patches.to(device=weight.device, dtype=weight.dtype), weight.flatten(1)))
+        cos, sin = self._rotation(grids, x)
+        segments = Segments.from_grids(grids, device=x.device)
+        record.see(x)
+        for layer in list(self.transformer.layers)[:depth]:
+            x = self.run_layer(layer, x, cos, sin, segments, record)
+            record.see(x)
+        return x
+
+    def _rotation(self, grids: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos, sin (L, K); each picture's positions begin at (0, 0)."""
+        places = [torch.cartesian_prod(torch.arange(rows), torch.arange(cols)) for rows, cols in grids]
+        place = torch.cat(places).to(like.device)
+        inv_freq = rope.frequencies(self.config.head_dim, self.config.rope_theta, like.device)
+        return rope.cos_sin(rope.grid_angles(place[:, 0], place[:, 1], inv_freq), like.dtype)
+
+
+def _host(sizes: "Tensor | Sequence[Sequence[int]]") -> "Sequence[Sequence[int]]":
+    return sizes.tolist() if isinstance(sizes, Tensor) else sizes
+
+
+def _patches(pixels: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """(C, H, W) → (h·w, C·P·P): the convolution's own receptive fields, padding cut off."""
+    rows, cols = grid
+    cut = pixels[:, : rows * side, : cols * side]
+    return cut.unflatten(2, (cols, side)).unflatten(1, (rows, side)).permute(1, 3, 0, 2, 4).flatten(2).flatten(0, 1)
+
+
+def _whole(per_picture: Sequence[Tensor]) -> Tensor:
+    """Attention of each picture (A, l, l) → one (A, L, L), zero between pictures."""
+    total = sum(w.shape[-1] for w in per_picture)
+    out = per_picture[0].new_zeros(per_picture[0].shape[0], total, total)
+    start = 0
+    for weights in per_picture:
+        stop = start + weights.shape[-1]
+        out[:, start:stop, start:stop] = weights
+        start = stop
+    return out

@@ -1,0 +1,175 @@
+"""The only attention: packed rows, segment by segment. Projections, rotation and who owns the cache live elsewhere.
+
+Three ways give the same numbers and are held together by tests:
+  • all keys are new        → scaled_dot_product_attention, neighbours of equal shape in one batched call;
+  • one new row, rest cached → the same on the cached keys, without a mask;
+  • many new rows after a cache, or a sliding window → an online softmax over tiles of absolute positions.
+No mask over (new × all) positions and none over several pictures is ever built.
+
+Letters: L packed rows · A query heads · G key/value heads · K head width · T new rows · S keys of one segment.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitrail.ops.kv import LayerKV
+from vitrail.ops.segments import Segments
+
+# Keys that one tile holds, a multiple of every cache block, so that tiles begin at fixed absolute positions.
+TILE = 1024
+# Scores held at once: with more, fewer queries are taken at a time.
+SCORES = 1 << 24
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    *,
+    scale: float,
+    kv: LayerKV | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """Softmax attention of packed rows within their segments.
+
+    Args:
+        q: (L, A, K). k, v: (L, G, K), the new rows; G divides A.
+        segments: which rows belong together; with cached keys also how many.
+        scale: factor of the scores before the softmax.
+        kv: the layer's cache. New rows are written first, then keys before them are read from it.
+        window: a row sees at most this many keys, itself included (None: all).
+
+    Returns:
+        (L, A, K) in q's dtype.
+    """
+    if kv is not None:
+        kv.write(k, v)
+    pieces: list[Tensor] = []
+    for first, count in segments.runs():
+        new, total = segments.query_length(first), segments.kv_host[first]
+        if new == 0:
+            continue
+        start = segments.q_host[first]
+        rows = slice(start, start + count * new)
+        windowed = window is not None and segments.causal and total > window
+        if new == total and not windowed:
+            pieces.append(_fresh(q[rows], k[rows], v[rows], count, scale, segments.causal))
+            continue
+        for index in range(first, first + count):
+            here = slice(segments.q_host[index], segments.q_host[index] + new)
+            tile_window = window if windowed else None
+            pieces.append(_after_cache(q[here], k[here], v[here], index, total, scale, kv, tile_window))
+    return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
+
+
+def attention_weights(q: Tensor, k: Tensor, segments: Segments, *, scale: float, kv: LayerKV | None = None,
+                      window: int | None = None) -> list[Tensor]:  # fmt: skip
+    """The softmax itself, per segment (A, T, S) in q's dtype: what `output_attentions` shows. Quadratic by nature."""
+    found = []
+    for index in range(len(segments)):
+        new, total = segments.query_length(index), segments.kv_host[index]
+        rows = slice(segments.q_host[index], segments.q_host[index] + new)
+        keys = k[rows] if new == total or kv is None else kv.read(index, 0, total)[0].to(q.dtype)
+        scores = torch.einsum("tghk,sgk->ghts", _grouped(q[rows], keys.shape[1]), keys) * scale
+        if segments.causal:
+            scores = scores.masked_fill(_unseen(total - new, new, 0, total, window, q.device), float("-inf"))
+        found.append(torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype).flatten(0, 1))
+    return found
+
+
+def _fresh(q: Tensor, k: Tensor, v: Tensor, count: int, scale: float, causal: bool) -> Tensor:
+    """`count` segments of equal length whose keys are all new: (count·T, A, K)."""
+    batched = [x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v)]  # (count, heads, T, K)
+    out = F.scaled_dot_product_attention(
+        batched[0],
+        _repeat(batched[1], q.shape[1]),
+        _repeat(batched[2], q.shape[1]),
+        is_causal=causal and batched[0].shape[2] > 1,
+        scale=scale,
+    )
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+def _repeat(x: Tensor, heads: int) -> Tensor:
+    """(n, G, S, K) → (n, A, S, K): each key/value head serves A/G query heads."""
+    groups = x.shape[1]
+    return x if groups == heads else x.repeat_interleave(heads // groups, dim=1)
+
+
+def _after_cache(q: Tensor, k: Tensor, v: Tensor, index: int, total: int, scale: float, kv: LayerKV | None,
+                 window: int | None) -> Tensor:  # fmt: skip
+    """One segment of T new rows after S−T cached ones: (T, A, K)."""
+    new = q.shape[0]
+    if new == 1 and window is None and kv is not None and not torch.is_grad_enabled():
+        keys, values = kv.read(index, 0, total)
+        grouped = _grouped(q, keys.shape[1])[0]  # (G, A/G, K): query heads of one group share their keys
+        out = F.scaled_dot_product_attention(
+            grouped[None], keys.to(q.dtype).transpose(0, 1)[None], values.to(q.dtype).transpose(0, 1)[None], scale=scale
+        )
+        return out[0].flatten(0, 1)[None]
+    step = max(64, SCORES // (q.shape[1] * TILE))
+    parts = [
+        _tiled(q[at : at + step], k, v, at, index, total, scale, kv, window) for at in range(0, new, step)
+    ]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _tiled(q: Tensor, k: Tensor, v: Tensor, offset: int, index: int, total: int, scale: float, kv: LayerKV | None,
+           window: int | None) -> Tensor:  # fmt: skip
+    """Online softmax of rows offset … of one segment over tiles of keys at fixed absolute positions.
+
+    Cached keys come from `kv`; the step's own rows from k, v, so that gradients reach them.
+    """
+    past = total - k.shape[0]
+    position = past + offset  # of the first query row
+    queries = _grouped(q, k.shape[1]).permute(1, 2, 0, 3).float() * scale  # (G, A/G, T, K)
+    shape = queries.shape[:3]
+    best = torch.full(shape, float("-inf"), device=q.device)
+    norm = torch.zeros(shape, device=q.device)
+    out = torch.zeros_like(queries)
+    stop = position + q.shape[0]
+    start = 0 if window is None else max(0, position - window + 1)
+    for at in _tiles(start, past, stop):
+        keys, values = _keys(k, v, past, at, index, kv)
+        scores = torch.einsum("ghtk,sgk->ghts", queries, keys.float())
+        if at[1] > position + 1 or window is not None:
+            hidden = _unseen(position, q.shape[0], at[0], at[1], window, q.device)
+            scores = scores.masked_fill(hidden, float("-inf"))
+        higher = torch.maximum(best, scores.amax(dim=-1))
+        anchor = higher.masked_fill(higher.isinf(), 0.0)  # rows that have seen no key yet
+        weights = torch.exp(scores - anchor[..., None])
+        fade = torch.exp(best - anchor)
+        norm = norm * fade + weights.sum(dim=-1)
+        out = out * fade[..., None] + torch.einsum("ghts,sgk->ghtk", weights, values.float())
+        best = higher
+    return (out / norm[..., None]).permute(2, 0, 1, 3).flatten(1, 2).to(q.dtype)
+
+
+def _tiles(start: int, past: int, stop: int) -> list[tuple[int, int]]:
+    """Ranges of absolute positions start … stop, cut at multiples of TILE and where the cache ends."""
+    cuts = sorted({start, stop, *range(-(-start // TILE) * TILE, stop, TILE), min(max(past, start), stop)})
+    return list(zip(cuts, cuts[1:], strict=False))
+
+
+def _keys(k: Tensor, v: Tensor, past: int, at: tuple[int, int], index: int, kv: LayerKV | None) -> tuple[Tensor, Tensor]:
+    if at[0] >= past:
+        return k[at[0] - past : at[1] - past], v[at[0] - past : at[1] - past]
+    assert kv is not None  # Segments promise cached keys only where a cache is passed
+    return kv.read(index, at[0], at[1])
+
+
+def _unseen(position: int, rows: int, start: int, stop: int, window: int | None, device: torch.device) -> Tensor:
+    """bool (rows, stop−start), True where the row at position+i must not see the key at start+j."""
+    row = torch.arange(position, position + rows, device=device)[:, None]
+    key = torch.arange(start, stop, device=device)[None, :]
+    hidden = key > row
+    if window is not None:
+        hidden = hidden | (key <= row - window)
+    return hidden
+
+
+def _grouped(q: Tensor, groups: int) -> Tensor:
+    """(T, A, K) → (T, G, A/G, K)."""
+    return q.unflatten(1, (groups, -1))

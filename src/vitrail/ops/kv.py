@@ -1,0 +1,48 @@
+"""LayerKV: one layer's share of the block cache as a step sees it. Who owns which block is decided elsewhere."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKV:
+    """One layer's keys and values in blocks.
+
+    Attributes:
+        keys, values: (blocks, block, G, K).
+        slots: int64 (L,), where the step's new rows are written (block · block_size + offset).
+        block_table: int32 (n, max_blocks), each segment's blocks in order.
+        tables: the same on the host, one tuple per segment.
+        scales: (2, blocks, block, G) for an int8 cache, else None.
+    """
+
+    keys: Tensor
+    values: Tensor
+    slots: Tensor
+    block_table: Tensor
+    tables: tuple[tuple[int, ...], ...]
+    scales: Tensor | None = None
+
+    def write(self, k: Tensor, v: Tensor) -> None:
+        """Store new rows k, v (L, G, K) at their slots; gradients do not flow through a cache."""
+        self.keys.view(-1, *self.keys.shape[2:]).index_copy_(0, self.slots, k.detach().to(self.keys.dtype))
+        self.values.view(-1, *self.values.shape[2:]).index_copy_(0, self.slots, v.detach().to(self.values.dtype))
+
+    def read(self, segment: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of positions start … stop−1 of one segment, (stop−start, G, K).
+
+        Blocks that lie one after another in memory are a view; others are gathered.
+        """
+        block = self.keys.shape[1]
+        first, last = start // block, -(-stop // block)
+        table = self.tables[segment][first:last]
+        lead = start - first * block
+        if all(b - a == 1 for a, b in zip(table, table[1:], strict=False)):
+            chosen = slice(table[0], table[-1] + 1) if table else slice(0, 0)
+            k, v = self.keys[chosen], self.values[chosen]
+        else:
+            index = self.block_table[segment, first:last].long()
+            k, v = self.keys[index], self.values[index]
+        k, v = k.flatten(0, 1), v.flatten(0, 1)
+        return k[lead : lead + stop - start], v[lead : lead + stop - start]

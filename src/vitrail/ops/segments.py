@@ -1,0 +1,100 @@
+"""Segments: which rows of a packed (L, …) tensor belong together. Positions and caches are not known here.
+
+L rows of all sequences lie one after another, without padding. A segment is one sequence (decoder) or one
+picture (vision tower); rows of different segments never see each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitrail.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Row ranges of a packed tensor, on the host and on the device.
+
+    Attributes:
+        q_offsets: int32 (n+1,), where each segment's rows begin; the last entry is L.
+        kv_lengths: int32 (n,), how many keys a segment sees after this step, cached and new.
+        q_host, kv_host: the same numbers on the host, so that no step waits for the device.
+        causal: a row sees keys up to itself (decoder) or all keys of its segment (vision tower).
+    """
+
+    q_offsets: Tensor
+    kv_lengths: Tensor
+    q_host: tuple[int, ...]
+    kv_host: tuple[int, ...]
+    causal: bool
+
+    @classmethod
+    def new(
+        cls,
+        query_lengths: Sequence[int],
+        past_lengths: Sequence[int] | None = None,
+        *,
+        causal: bool = True,
+        device: torch.device | str | None = None,
+    ) -> "Segments":
+        """Segments of the given numbers of new rows, each after `past_lengths` cached ones (default none)."""
+        past = [0] * len(query_lengths) if past_lengths is None else past_lengths
+        offsets = [0]
+        for length in query_lengths:
+            offsets.append(offsets[-1] + length)
+        kv = tuple(new + old for new, old in zip(query_lengths, past, strict=True))
+        return cls(
+            q_offsets=torch.tensor(offsets, dtype=torch.int32, device=device),
+            kv_lengths=torch.tensor(kv, dtype=torch.int32, device=device),
+            q_host=tuple(offsets),
+            kv_host=kv,
+            causal=causal,
+        )
+
+    @classmethod
+    def from_grids(cls, grids: Sequence[tuple[int, int]], *, device: torch.device | str | None = None) -> "Segments":
+        """One segment per picture of (rows, columns) patches; every patch sees its whole picture."""
+        return cls.new([rows * cols for rows, cols in grids], causal=False, device=device)
+
+    @classmethod
+    def from_mask(
+        cls, mask: Tensor, past_lengths: Sequence[int] | None = None, *, device: torch.device | str | None = None
+    ) -> tuple["Segments", Tensor]:
+        """Segments of the kept rows of a (B, T) mask, and their int64 (L,) index into the flattened (B·T)."""
+        if mask.dim() != 2:
+            raise InputError(f"attention_mask must have the shape (batch, positions), got {tuple(mask.shape)}.")
+        kept = mask.to(torch.bool)
+        index = kept.flatten().nonzero().squeeze(1)
+        lengths = [int(n) for n in kept.sum(dim=1).tolist()]
+        return cls.new(lengths, past_lengths, device=device or mask.device), index.to(device or mask.device)
+
+    def __len__(self) -> int:
+        return len(self.kv_host)
+
+    @property
+    def rows(self) -> int:
+        """L, the number of packed rows."""
+        return self.q_host[-1]
+
+    def query_length(self, index: int) -> int:
+        """New rows of one segment."""
+        return self.q_host[index + 1] - self.q_host[index]
+
+    def past_length(self, index: int) -> int:
+        """Cached keys of one segment before this step."""
+        return self.kv_host[index] - self.query_length(index)
+
+    def runs(self) -> list[tuple[int, int]]:
+        """Neighbouring segments of equal shape as (first, count): each run is one batched call."""
+        found: list[tuple[int, int]] = []
+        shape = None
+        for index in range(len(self)):
+            here = (self.query_length(index), self.kv_host[index])
+            if here == shape:
+                found[-1] = (found[-1][0], found[-1][1] + 1)
+            else:
+                found.append((index, 1))
+            shape = here
+        return found
