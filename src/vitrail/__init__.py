@@ -1,11 +1,86 @@
 """Every public name of Vitrail and its home, which is imported on first use (PEP 562); nothing heavy."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitrail.auto import (
+        AutoConfig as AutoConfig,
+        AutoImageProcessor as AutoImageProcessor,
+        AutoModelForCausalLM as AutoModelForCausalLM,
+        AutoModelForImageTextToText as AutoModelForImageTextToText,
+        AutoProcessor as AutoProcessor,
+        AutoTokenizer as AutoTokenizer,
+    )
+    from vitrail.configs import (
+        LlavaConfig as LlavaConfig,
+        Ministral3Config as Ministral3Config,
+        Mistral3Config as Mistral3Config,
+        MistralConfig as MistralConfig,
+        PixtralVisionConfig as PixtralVisionConfig,
+        PretrainedConfig as PretrainedConfig,
+    )
+    from vitrail.configs.generation import GenerationConfig as GenerationConfig
+    from vitrail.errors import (
+        CacheFull as CacheFull,
+        CheckpointError as CheckpointError,
+        ConfigError as ConfigError,
+        ContextError as ContextError,
+        ImageError as ImageError,
+        InputError as InputError,
+        MissingPackageError as MissingPackageError,
+        OutOfMemory as OutOfMemory,
+        PromptError as PromptError,
+        UnsupportedError as UnsupportedError,
+        VitrailError as VitrailError,
+    )
+    from vitrail.generate.cache import KVCache as KVCache
+    from vitrail.generate.stream import (
+        TextIteratorStreamer as TextIteratorStreamer,
+        TextStreamer as TextStreamer,
+    )
+    from vitrail.inputs.batch import BatchFeature as BatchFeature
+    from vitrail.inputs.fetch import FetchPolicy as FetchPolicy
+    from vitrail.inputs.grid import (
+        Grid as Grid,
+        image_grid as image_grid,
+        image_tokens as image_tokens,
+    )
+    from vitrail.inputs.image_processor import (
+        PixtralImageProcessor as PixtralImageProcessor,
+        PixtralImageProcessorFast as PixtralImageProcessorFast,
+    )
+    from vitrail.inputs.images import (
+        ImageLimits as ImageLimits,
+        load_image as load_image,
+    )
+    from vitrail.inputs.mistral_tokenizer import MistralCommonTokenizer as MistralCommonTokenizer
+    from vitrail.inputs.processor import PixtralProcessor as PixtralProcessor
+    from vitrail.model.causal import MistralForCausalLM as MistralForCausalLM
+    from vitrail.model.decoder import MistralModel as MistralModel
+    from vitrail.model.outputs import (
+        LlavaCausalLMOutputWithPast as LlavaCausalLMOutputWithPast,
+        Mistral3CausalLMOutputWithPast as Mistral3CausalLMOutputWithPast,
+        ModelOutput as ModelOutput,
+    )
+    from vitrail.model.pretrained import PreTrainedModel as PreTrainedModel
+    from vitrail.model.vision import PixtralVisionModel as PixtralVisionModel
+    from vitrail.model.vlm import (
+        LlavaForConditionalGeneration as LlavaForConditionalGeneration,
+        LlavaModel as LlavaModel,
+        Mistral3ForConditionalGeneration as Mistral3ForConditionalGeneration,
+        Mistral3Model as Mistral3Model,
+    )
+    from vitrail.pipelines import (
+        ImageTextToTextPipeline as ImageTextToTextPipeline,
+        pipeline as pipeline,
+    )
+    from vitrail.quant.config import BitsAndBytesConfig as BitsAndBytesConfig
 
 __version__ = "0.1.0"
 
-# One table, home → names. `import vitrail` reads it and imports nothing of it.
+# One table, home → names. `import vitrail` reads it and imports nothing of it; type checkers
+# read the imports above, and a test holds the two together.
 _HOMES: dict[str, tuple[str, ...]] = {
     "auto": (
         "AutoConfig",
@@ -38,16 +113,47 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "VitrailError",
     ),
     "generate.cache": ("KVCache",),
-    "generate.stream": ("TextIteratorStreamer", "TextStreamer"),
+    "generate.stream": (
+        "TextIteratorStreamer",
+        "TextStreamer",
+    ),
     "inputs.batch": ("BatchFeature",),
-    "inputs.grid": ("Grid", "image_grid", "image_tokens"),
-    "inputs.image_processor": ("PixtralImageProcessor", "PixtralImageProcessorFast"),
-    "inputs.images": ("load_image",),
+    "inputs.fetch": ("FetchPolicy",),
+    "inputs.grid": (
+        "Grid",
+        "image_grid",
+        "image_tokens",
+    ),
+    "inputs.image_processor": (
+        "PixtralImageProcessor",
+        "PixtralImageProcessorFast",
+    ),
+    "inputs.images": (
+        "ImageLimits",
+        "load_image",
+    ),
     "inputs.mistral_tokenizer": ("MistralCommonTokenizer",),
     "inputs.processor": ("PixtralProcessor",),
+    "model.causal": ("MistralForCausalLM",),
+    "model.decoder": ("MistralModel",),
+    "model.outputs": (
+        "LlavaCausalLMOutputWithPast",
+        "Mistral3CausalLMOutputWithPast",
+        "ModelOutput",
+    ),
+    "model.pretrained": ("PreTrainedModel",),
     "model.vision": ("PixtralVisionModel",),
-    "model.vlm": ("LlavaForConditionalGeneration", "Mistral3ForConditionalGeneration"),
-    "pipelines": ("ImageTextToTextPipeline", "pipeline"),
+    "model.vlm": (
+        "LlavaForConditionalGeneration",
+        "LlavaModel",
+        "Mistral3ForConditionalGeneration",
+        "Mistral3Model",
+    ),
+    "pipelines": (
+        "ImageTextToTextPipeline",
+        "pipeline",
+    ),
+    "quant.config": ("BitsAndBytesConfig",),
 }
 _HOME_OF: dict[str, str] = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -218,7 +218,7 @@ class AutoModelForCausalLM(_AutoModel):
 
     @classmethod
     def _class_for(cls, config: "PretrainedConfig") -> Any:
-        from vitrail.model.decoder import MistralForCausalLM
+        from vitrail.model.causal import MistralForCausalLM
 
         kind = type(config).model_type
         if kind not in ("mistral", "ministral3"):
