@@ -55,7 +55,7 @@ def randomize(model: Any, seed: int = 0) -> Any:
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
             if parameter.dim() == 1:
-                noise = noise * 0.1 + (1.0 if "norm" in name or name.startswith("ln_") else 0.0)
+                noise = noise * 0.1 + (1.0 if "norm" in name or "ln_" in name else 0.0)
             elif "embed_tokens" not in name:
                 noise = noise * (1.5 / math.sqrt(parameter[0].numel()))
             parameter.copy_(noise.to(parameter.dtype))

@@ -1,0 +1,266 @@
+"""A person's mistakes on the command line: status 2, one line on stderr that says what to do, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from vitrail.cli.main import main
+
+Says = Callable[..., str]
+
+
+@pytest.fixture
+def says(capsys: pytest.CaptureFixture[str]) -> Says:
+    """Run the command line on a mistake, check how it is told, and give what was said."""
+
+    def run(*arguments: object) -> str:
+        status = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert status == 2, (out, err)
+        assert out == ""
+        assert err.startswith("vitrail: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        assert "Traceback" not in err
+        return err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def sign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good picture."""
+    path = tmp_path_factory.mktemp("pictures") / "sign.png"
+    tiny.picture(48, 64).save(path)
+    return path
+
+
+@pytest.fixture
+def copy(tiny_mistral3: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint, to be damaged."""
+    return Path(shutil.copytree(tiny_mistral3, tmp_path / "copy"))
+
+
+def png(height: int, width: int) -> bytes:
+    """A PNG file whose header says (height, width) and whose pixels are missing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+# --- the line itself ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ask"], "question is missing"),
+        (["ask", "sign.png", ""], "question is empty"),
+        (["ask", "sign.png", "-"], "question is missing"),
+        (["ask", "-", "-", "What?"], "once"),
+        (["ask", "sign.png", "What?", "--colour"], "--colour"),
+        (["ask", "sign.png", "What?", "--max-new-tokens", "0"], "--max-new-tokens"),
+        (["ask", "sign.png", "What?", "--max-new-tokens", "many"], "many"),
+        (["ask", "sign.png", "What?", "--max-image-tokens", "1"], "--max-image-tokens"),
+        (["ask", "sign.png", "What?", "--temperature", "-1"], "--temperature"),
+        (["ask", "sign.png", "What?", "--top-p", "1.5", "--temperature", "1"], "--top-p"),
+        (["ask", "sign.png", "What?", "--seed", "3"], "--temperature"),
+        (["ask", "sign.png", "What?", "--dtype", "int3"], "int3"),
+        (["tokens"], "PICTURE"),
+        (["answer", "sign.png"], "answer"),
+    ],
+)
+def test_wrong_arguments(says: Says, arguments: list[str], said: str) -> None:
+    """What the parser or the command refuses names the culprit."""
+    assert said in says(*arguments)
+
+
+def test_a_forgotten_question(says: Says, sign: Path) -> None:
+    """A lone picture is no question."""
+    assert "a question is missing" in says("ask", sign)
+
+
+# --- pictures ----------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file(says: Says, tmp_path: Path) -> None:
+    """The path is named."""
+    assert "nothing.png" in says("ask", tmp_path / "nothing.png", "What?")
+
+
+def test_a_folder(says: Says, tmp_path: Path) -> None:
+    """A folder is no picture."""
+    assert str(tmp_path) in says("ask", tmp_path, "What?")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"just some text\n", "no picture"),
+        (b"", "empty"),
+        (png(64, 64)[:20], "damaged"),
+        (png(0, 64), "pixels"),
+        (png(14143, 14143), "million"),
+        (png(3000, 1), "times"),
+    ],
+    ids=["text", "empty", "truncated", "no pixels", "200 million pixels", "1x3000"],
+)
+def test_a_file_that_is_no_usable_picture(says: Says, tmp_path: Path, content: bytes, said: str) -> None:
+    """Told before any model is loaded, from the header where that is enough."""
+    path = tmp_path / "sign.png"
+    path.write_bytes(content)
+    assert said in says("ask", path, "What?")
+    assert said in says("tokens", path)
+
+
+def test_a_picture_cut_off_in_its_pixels(says: Says, sign: Path, tmp_path: Path) -> None:
+    """The header is good and half of the pixels are missing."""
+    path = tmp_path / "cut.png"
+    whole = sign.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "damaged" in says("ask", path, "What?")
+
+
+class _Server(BaseHTTPRequestHandler):
+    """/missing answers 404, /large says that it is huge."""
+
+    def do_GET(self) -> None:
+        if self.path == "/large":
+            self.send_response(200)
+            self.send_header("Content-Length", str(1 << 40))
+            self.end_headers()
+        else:
+            self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of a small web server on this machine."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Server) as http:
+        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_address[1]}"
+        http.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("path", "said"), [("/missing", "404"), ("/large", "large")])
+def test_a_url_that_gives_no_picture(says: Says, server: str, path: str, said: str) -> None:
+    """What the server answered is told."""
+    assert said in says("ask", server + path, "What?")
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------
+
+
+def test_a_missing_checkpoint(says: Says, sign: Path, tmp_path: Path) -> None:
+    """The folder is named."""
+    assert "nowhere" in says("ask", sign, "What?", "--model", tmp_path / "nowhere")
+
+
+def test_an_empty_checkpoint(says: Says, sign: Path, tmp_path: Path) -> None:
+    """The missing file is named."""
+    assert "config.json" in says("ask", sign, "What?", "--model", tmp_path)
+
+
+def test_pictures_for_a_model_that_reads_text(says: Says, sign: Path, copy: Path) -> None:
+    """A text model gets no pictures."""
+    config = json.loads((copy / "config.json").read_text())["text_config"]
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "reads text only" in says("ask", sign, "What?", "--model", copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_type": "bert"}, "bert"),
+        ({"model_type": None}, "model_type"),
+        ({"text_config": None}, "text_config"),
+        ({"spatial_merge_size": "two"}, "spatial_merge_size"),
+    ],
+)
+def test_a_wrong_config(says: Says, sign: Path, copy: Path, change: dict[str, object], said: str) -> None:
+    """The key is named."""
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | change))
+    assert said in says("ask", sign, "What?", "--model", copy)
+
+
+def test_a_config_that_is_no_json(says: Says, sign: Path, copy: Path) -> None:
+    """The file is named."""
+    (copy / "config.json").write_text("{")
+    assert "config.json" in says("ask", sign, "What?", "--model", copy)
+
+
+def test_a_truncated_weights_file(says: Says, sign: Path, copy: Path) -> None:
+    """The file is named."""
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "model.safetensors" in says("ask", sign, "What?", "--model", copy)
+
+
+def test_a_foreign_weights_file(says: Says, sign: Path, copy: Path) -> None:
+    """A file of something else is no safetensors file."""
+    (copy / "model.safetensors").write_bytes(b"PK\x03\x04" + bytes(1000))
+    assert "model.safetensors" in says("ask", sign, "What?", "--model", copy)
+
+
+def test_weights_that_do_not_fit(says: Says, sign: Path, copy: Path) -> None:
+    """A tensor of another shape is named."""
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["intermediate_size"] += 16
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "mlp" in says("ask", sign, "What?", "--model", copy)
+
+
+def test_a_missing_tokenizer(says: Says, sign: Path, copy: Path) -> None:
+    """The file is named."""
+    (copy / "tokenizer.json").unlink()
+    assert "tokenizer.json" in says("ask", sign, "What?", "--model", copy)
+
+
+# --- the question ------------------------------------------------------------------------------------------
+
+
+def test_more_positions_than_the_model_has(says: Says, sign: Path, copy: Path) -> None:
+    """Both numbers are told."""
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 64
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "64" in says("ask", sign, "What? " * 30, "--model", copy, "--max-new-tokens", "5")
+
+
+def test_an_id_beyond_the_vocabulary(says: Says, sign: Path, tmp_path: Path) -> None:
+    """A tokenizer that knows more ids than the model has rows."""
+    folder = tiny.write_checkpoint(tmp_path / "small", "mistral3", text_config={"vocab_size": 200})
+    assert "200" in says("ask", sign, "Wörter, viele: Qualität?", "--model", folder)
+
+
+def test_control_tokens_in_a_question_are_text(
+    tiny_mistral3: Path, sign: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A person may write [IMG] or [/INST]; it counts as characters and asks for no picture."""
+    question = "Is [IMG] or [/INST] written there?"
+    assert main(["ask", str(sign), question, "--model", str(tiny_mistral3), "--max-new-tokens", "2"]) == 0
+    assert capsys.readouterr().err == ""
