@@ -1,0 +1,184 @@
+"""How large a picture becomes and how many tokens it costs: arithmetic on sizes; no pixels, no files.
+
+All sizes are (height, width) in pixels. A token covers a square of patch_size · merge pixels. The dialects
+differ in how a side is rounded after a picture is shrunk to the longest edge:
+
+    hf        down          transformers since 4.50, and the default here
+    hf-ceil   up            transformers up to 4.49
+    mistral   to even       mistral-common (Python's round)
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from vitrail.errors import ImageError, InputError
+
+Dialect = Literal["hf", "hf-ceil", "mistral"]
+Sides = int | tuple[int, int]
+
+DIALECTS: Final[tuple[Dialect, ...]] = get_args(Dialect)
+_ROUNDING: Final[dict[Dialect, Callable[[float], int]]] = {
+    "hf": math.floor,
+    "hf-ceil": math.ceil,
+    "mistral": round,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A picture after resizing: its size in pixels and its rows and columns of [IMG] tokens."""
+
+    height: int
+    width: int
+    rows: int
+    cols: int
+
+    @property
+    def image_tokens(self) -> int:
+        """Number of [IMG] tokens: the features that the model puts in."""
+        return self.rows * self.cols
+
+    @property
+    def tokens(self) -> int:
+        """Number of ids in the prompt: each row ends with [IMG_BREAK], the last one with [IMG_END]."""
+        return self.rows * (self.cols + 1)
+
+
+def image_grid(
+    height: int,
+    width: int,
+    *,
+    patch_size: Sides = 16,
+    merge: int = 1,
+    longest_edge: Sides = 1024,
+    dialect: Dialect = "hf",
+    max_image_tokens: int | None = None,
+) -> Grid:
+    """The grid of a picture of (height, width) pixels (FORMATS §4.1 and §4.2).
+
+    patch_size: side of a patch, or (height, width) of it; merge: patches per token along each side;
+    longest_edge: the box (n, n) or (height, width) that a larger picture is shrunk into; it never grows,
+    except up to the next whole token. Each side keeps at least one token: where transformers would compute
+    zero rows, this gives one, as mistral-common does.
+    max_image_tokens: the most ids (`Grid.tokens`) the picture may cost, else it is shrunk further.
+
+    Raises ImageError for a picture without pixels, InputError for a setting that cannot be used.
+    """
+    if height < 1 or width < 1:
+        raise ImageError(f"A picture has at least 1×1 pixels; this one has {height}×{width} (height×width).")
+    box = _sides(longest_edge, "longest_edge")
+    cell = _sides(patch_size, "patch_size")
+    step = _positive(merge, "merge")
+    cell = (cell[0] * step, cell[1] * step)
+    checked = check_dialect(dialect)
+    grid = _grid_in_box(height, width, box, cell, checked)
+    if max_image_tokens is None or grid.tokens <= check_budget(max_image_tokens):
+        return grid
+    # The cost only grows with the edge, so the largest edge within the budget is found by halving.
+    fits, exceeds = 0, max(box)
+    while exceeds - fits > 1:
+        middle = (fits + exceeds) // 2
+        smaller = (min(box[0], middle), min(box[1], middle))
+        if _grid_in_box(height, width, smaller, cell, checked).tokens <= max_image_tokens:
+            fits = middle
+        else:
+            exceeds = middle
+    edge = max(fits, 1)
+    return _grid_in_box(height, width, (min(box[0], edge), min(box[1], edge)), cell, checked)
+
+
+def image_tokens(
+    height: int,
+    width: int,
+    *,
+    patch_size: Sides = 16,
+    merge: int = 1,
+    longest_edge: Sides = 1024,
+    dialect: Dialect = "hf",
+    max_image_tokens: int | None = None,
+) -> int:
+    """What a picture of (height, width) pixels costs in a prompt: its [IMG], [IMG_BREAK] and [IMG_END] ids.
+
+    The defaults are those of Pixtral 12B and Pixtral Large; for Mistral Small 3.1 and its relatives give
+    patch_size=14, merge=2, longest_edge=1540. Arguments and errors are those of `image_grid`.
+
+    >>> image_tokens(768, 1024)
+    3120
+    """
+    return image_grid(
+        height,
+        width,
+        patch_size=patch_size,
+        merge=merge,
+        longest_edge=longest_edge,
+        dialect=dialect,
+        max_image_tokens=max_image_tokens,
+    ).tokens
+
+
+def shrink_to_tokens(
+    height: int,
+    width: int,
+    max_image_tokens: int,
+    *,
+    patch_size: Sides = 16,
+    merge: int = 1,
+    longest_edge: Sides = 1024,
+    dialect: Dialect = "hf",
+) -> tuple[int, int]:
+    """The (height, width) in pixels to which a picture is resized so that it costs at most `max_image_tokens`.
+
+    Arguments and errors are those of `image_grid`; the least that any picture costs is two tokens.
+    """
+    grid = image_grid(
+        height,
+        width,
+        patch_size=patch_size,
+        merge=merge,
+        longest_edge=longest_edge,
+        dialect=dialect,
+        max_image_tokens=max_image_tokens,
+    )
+    return grid.height, grid.width
+
+
+def check_dialect(dialect: str) -> Dialect:
+    """`dialect` itself if it is one of the three names; else InputError."""
+    if dialect not in DIALECTS:
+        raise InputError(f"dialect is one of {', '.join(DIALECTS)}; got {dialect!r}.")
+    return dialect
+
+
+def check_budget(max_image_tokens: int) -> int:
+    """`max_image_tokens` itself if a picture can be that small; else InputError."""
+    if _positive(max_image_tokens, "max_image_tokens") < 2:
+        raise InputError(f"max_image_tokens is at least 2 ([IMG] and [IMG_END]); got {max_image_tokens}.")
+    return max_image_tokens
+
+
+def _grid_in_box(
+    height: int, width: int, box: tuple[int, int], cell: tuple[int, int], dialect: Dialect
+) -> Grid:
+    ratio = max(height / box[0], width / box[1])
+    if ratio > 1:
+        rounded = _ROUNDING[dialect]
+        height, width = max(rounded(height / ratio), 1), max(rounded(width / ratio), 1)
+    rows, cols = (height - 1) // cell[0] + 1, (width - 1) // cell[1] + 1
+    return Grid(rows * cell[0], cols * cell[1], rows, cols)
+
+
+def _sides(value: Sides, name: str) -> tuple[int, int]:
+    if isinstance(value, tuple):
+        if len(value) != 2:
+            raise InputError(f"{name} is a number of pixels or (height, width); got {value!r}.")
+        return _positive(value[0], name), _positive(value[1], name)
+    side = _positive(value, name)
+    return side, side
+
+
+def _positive(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} is a whole number of at least 1; got {value!r}.")
+    return value
