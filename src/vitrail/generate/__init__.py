@@ -1,0 +1,1 @@
+"""Drawing text from a model: cache, sampling, stopping, the loop and its streams. No model lives here."""

@@ -1,0 +1,308 @@
+"""Decoding: one call of generate() from checked inputs to the last id. Reading arguments is done elsewhere.
+
+Letters: B prompts · R rows (prompts × completions) · n running rows · T positions of the prompt · V vocabulary.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.configs.generation import GenerationConfig
+from vitrail.errors import InputError
+from vitrail.generate.context import CHUNK, CachedContext, PlainContext, Progress, Source
+from vitrail.generate.features import PictureFeatures
+from vitrail.generate.outputs import GenerateOutput
+from vitrail.generate.prompt import Prompt, count_ids
+from vitrail.generate.protocol import GeneratingModel
+from vitrail.generate.sampling import Sampler, SamplingParameters, SamplingState
+from vitrail.generate.stopping import Stopper
+
+Processor = Callable[..., Tensor]  # transformers' form: (input_ids (R, T), scores (R, V)) → scores
+AllowedIds = Callable[[int, Tensor], Sequence[int]]  # (row, its ids (T,)) → ids that may come next
+
+
+class Decoding:
+    """The rows of one call while they grow. Iterate `run()`, then ask for `output()`.
+
+    Args:
+        model: embeds, encodes and steps.
+        prompt: the batch.
+        config: the settled options.
+        stopper: when rows end; its limit is the number of new ids.
+        processors, allowed_ids: callables of the user.
+        progress: of the prefill.
+    """
+
+    def __init__(
+        self,
+        model: GeneratingModel,
+        prompt: Prompt,
+        config: GenerationConfig,
+        stopper: Stopper,
+        *,
+        processors: Sequence[Processor] = (),
+        allowed_ids: AllowedIds | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model, self.prompt, self.config, self.stopper = model, prompt, config, stopper
+        self._processors, self._allowed_ids, self._progress = processors, allowed_ids, progress
+        self._filler = self._choose_filler()
+        copies = config.num_return_sequences
+        start = prompt.ids.repeat_interleave(copies, dim=0)
+        self._ids = start.new_full((len(start), start.shape[1] + stopper.limit), self._filler)
+        self._ids[:, : start.shape[1]] = start
+        self._width = start.shape[1]
+        self._running = list(range(len(start)))
+        self._reasons = [""] * len(start)
+        self._scores: list[Tensor] = []
+        self._logits: list[Tensor] = []
+        self._sampler = Sampler()
+        self._states: list[SamplingState] = []
+        self._pictures: list[bytes] = []  # a fingerprint of each prompt's pictures
+        self._cache_left_open: CachedContext | None = None
+
+    @property
+    def ids(self) -> Tensor:
+        """int64 (R, T + ids drawn so far)."""
+        return self._ids[:, : self._width]
+
+    @torch.no_grad()
+    def run(self) -> Iterator[Tensor]:
+        """Yield the new ids (R,) of every step; rows that have ended get the padding id.
+
+        However it ends (also by an interrupt, or because nobody asks for more), no sequence stays open in the
+        cache, unless the caller gave the cache or is to get it.
+        """
+        sources = self._sources()
+        self._states = self._begin()
+        context = self._context(sources)
+        done = False
+        try:
+            logits = context.prefill()
+            while True:
+                new = self._draw(logits)
+                column = self._append(new)
+                for row in self._end_rows():
+                    if not self._keeps_cache:
+                        context.drop(row)
+                done = not self._running
+                yield column
+                if done:
+                    break
+                logits = context.decode(self._running, column[self._running])
+        finally:
+            if done and self._keeps_cache and isinstance(context, CachedContext):
+                self._leave_open(context)
+            else:
+                context.close()
+
+    def output(self) -> GenerateOutput:
+        """What was drawn and recorded."""
+        config = self.config
+        return GenerateOutput(
+            sequences=self.ids.clone(),
+            scores=tuple(self._scores) if config.output_scores else None,
+            logits=tuple(self._logits) if config.output_logits else None,
+            past_key_values=None if self._cache_left_open is None else self._cache_left_open.cache,
+            finish_reasons=tuple(self._reasons),
+        )
+
+    # --- beginning ----------------------------------------------------------------------------------------
+
+    @property
+    def _keeps_cache(self) -> bool:
+        return self.prompt.cache is not None or (
+            self.config.return_dict_in_generate and self.config.use_cache
+        )
+
+    def _choose_filler(self) -> int:
+        """The id that fills rows that ended early: pad_token_id, else the first end id."""
+        config, stopper = self.config, self.stopper
+        if config.pad_token_id is not None and config.pad_token_id >= 0:
+            return config.pad_token_id
+        if config.eos_token_ids:
+            return config.eos_token_ids[0]
+        rows = self.prompt.batch * config.num_return_sequences
+        if rows > 1 and (stopper.strings is not None or stopper.criteria):
+            raise InputError(
+                "rows can end at different times and nothing says what fills them; set pad_token_id."
+            )
+        return 0
+
+    def _sources(self) -> list[Source]:
+        """The prompts as the context reads them; one per row where every row's cache is to be returned whole."""
+        prompt, model = self.prompt, self.model
+        embeds = prompt.embeds or [None] * prompt.batch
+        sources = [
+            Source(ids, part)
+            for ids, part in zip(prompt.rows, embeds, strict=True)
+            for _ in range(self.config.num_return_sequences if self._keeps_cache else 1)
+        ]
+        if prompt.cache is not None:
+            for source, sequence in zip(sources, prompt.cache.sequences, strict=True):
+                # The last position is always read anew: its logits are needed.
+                source.done = min(prompt.cache.length(sequence), source.length - 1)
+                prompt.cache.truncate(sequence, source.done)
+        if prompt.pixel_values is None:
+            fresh = sum(count_ids(source.ids[source.done :], model.image_token_id) for source in sources)
+            if fresh and prompt.embeds is None:
+                raise InputError(
+                    f"the prompt has {fresh} image tokens and came without pictures; give pixel_values."
+                )
+        else:
+            self._hand_out(sources, prompt.pixel_values)
+        return sources
+
+    def _hand_out(self, sources: list[Source], pixel_values: Tensor) -> None:
+        """Give every prompt its place in the features of all pictures."""
+        prompt, image = self.prompt, self.model.image_token_id
+        features = PictureFeatures(self.model, pixel_values, prompt.image_sizes)
+        each = len(sources) // prompt.batch
+        counts = [count_ids(row, image) for row in prompt.rows]
+        fresh = [count_ids(source.ids[source.done :], image) for source in sources[::each]]
+        if features.total == sum(fresh):  # pictures of the positions alone that are not cached yet
+            counts = fresh
+        if features.total != sum(counts):
+            raise InputError(
+                f"the prompt has {sum(counts)} image tokens, the pictures have {features.total} features; "
+                "process text and pictures together, with the processor of this checkpoint."
+            )
+        begin = 0
+        for n, (count, new) in enumerate(zip(counts, fresh, strict=True)):
+            for source in sources[n * each : (n + 1) * each]:
+                source.features, source.next_feature = features, begin + count - new
+            self._pictures.append(features.digest(begin, begin + count))
+            begin += count
+
+    def _begin(self) -> list[SamplingState]:
+        """A sampling state per row."""
+        prompt, copies = self.prompt, self.config.num_return_sequences
+        parameters = SamplingParameters.from_config(self.config, width=prompt.width)
+        rows = [n for n in range(prompt.batch) for _ in range(copies)]
+        states = [SamplingState(parameters, prompt.rows[n].tolist()) for n in rows]
+        if not parameters.do_sample:
+            return states
+        seeds = self.config.seeds
+        if not seeds:
+            drawn = torch.randint(0, 2**63 - 1, (len(rows),)).tolist()  # obeys torch.manual_seed
+            for state, seed in zip(states, drawn, strict=True):
+                state.seed = seed
+            return states
+        if len(seeds) not in (1, prompt.batch):
+            raise InputError(
+                f"seed has {len(seeds)} numbers for {prompt.batch} prompts; give one, or one for each."
+            )
+        earlier: Counter[tuple[Any, ...]] = Counter()
+        for n, state in zip(rows, states, strict=True):
+            # A row's draws depend on its own prompt and seed alone; only a repeated prompt takes a further stream.
+            state.seed = seeds[n % len(seeds)]
+            name = (state.seed, *self._identity(n))
+            state.stream = earlier[name]
+            earlier[name] += 1
+        return states
+
+    def _identity(self, n: int) -> tuple[bytes, ...]:
+        """What tells prompt n from the others: its ids or embeddings, and its pictures."""
+        prompt = self.prompt
+        if prompt.embeds is not None:
+            return (prompt.embeds[n].detach().float().cpu().numpy().tobytes(),)
+        return (prompt.rows[n].numpy().tobytes(), *self._pictures[n : n + 1])
+
+    def _context(self, sources: list[Source]) -> "CachedContext | PlainContext":
+        config = self.config
+        copies = config.num_return_sequences * self.prompt.batch // len(sources)
+        if not config.use_cache and self.prompt.cache is None:
+            return PlainContext(self.model, sources, copies=copies)
+        if self.prompt.cache is not None and config.num_return_sequences > 1:
+            raise InputError(
+                "num_return_sequences above 1 does not go with past_key_values; call once per completion."
+            )
+        return CachedContext(
+            self.model,
+            sources,
+            copies=copies,
+            room=self.stopper.limit,
+            chunk=config.prefill_chunk_size or CHUNK,
+            cache=self.prompt.cache,
+            progress=self._progress,
+        )
+
+    # --- steps --------------------------------------------------------------------------------------------
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        """The next id (n,) of each running row."""
+        rows = [self._states[row] for row in self._running]
+        if self._allowed_ids is not None:
+            for row in self._running:
+                self._states[row].allowed = self._ask_allowed(row, logits)
+        new, scores = self._sampler(logits, rows, self._ask_processors if self._processors else None)
+        if self.config.return_dict_in_generate:
+            if self.config.output_scores:
+                self._scores.append(self._whole_batch(scores))
+            if self.config.output_logits:
+                self._logits.append(self._whole_batch(logits.float()))
+        return new
+
+    def _ask_allowed(self, row: int, logits: Tensor) -> Tensor:
+        assert self._allowed_ids is not None  # noqa: S101 - for the type checker; the caller looked
+        ids = list(self._allowed_ids(row, self.ids[row]))
+        if not ids:
+            raise InputError(
+                f"prefix_allowed_tokens_fn allows no id for row {row}; it must allow at least one."
+            )
+        allowed = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        allowed[torch.tensor(ids, device=logits.device)] = True
+        return allowed
+
+    def _ask_processors(self, scores: Tensor) -> Tensor:
+        """Hand the whole batch to the user's processors, as they know it; rows that have ended are zero."""
+        whole = self._whole_batch(scores)
+        for processor in self._processors:
+            answer = processor(self.ids, whole)
+            if not isinstance(answer, Tensor) or answer.shape != whole.shape:
+                shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+                raise InputError(
+                    f"logits processor {processor!r} must return scores {tuple(whole.shape)}, got {shape}."
+                )
+            whole = answer
+        return whole[self._running].to(scores)
+
+    def _whole_batch(self, values: Tensor) -> Tensor:
+        """(n, V) → (R, V); zero for rows that have ended."""
+        if len(self._running) == len(self._states):
+            return values.clone()
+        whole = values.new_zeros(len(self._states), values.shape[-1])
+        whole[self._running] = values
+        return whole
+
+    def _append(self, new: Tensor) -> Tensor:
+        for row, token in zip(self._running, new.tolist(), strict=True):
+            self._states[row].add(token)
+        self._ids[self._running, self._width] = new.to(self._ids.device)
+        self._width += 1
+        return self._ids[:, self._width - 1]
+
+    def _end_rows(self) -> list[int]:
+        """Rows that end with their newest id; they run no longer."""
+        rows = [self._states[row] for row in self._running]
+        scores = tuple(self._scores) if self._scores else None
+        reasons = self.stopper.reasons(rows, self._running, lambda: self.ids, scores)
+        ended = []
+        for row, reason in zip(list(self._running), reasons, strict=True):
+            if reason is not None:
+                self._reasons[row] = reason
+                self._running.remove(row)
+                ended.append(row)
+        return ended
+
+    def _leave_open(self, context: CachedContext) -> None:
+        """Leave the cache to the caller, with the padded view that forward() reads."""
+        lengths = torch.tensor([source.length for source in context.sources])
+        drawn = torch.tensor(context.cached()) - lengths
+        after = torch.arange(int(drawn.max()))[None, :] < drawn[:, None]
+        before = self.prompt.kept.repeat_interleave(self.config.num_return_sequences, dim=0)
+        context.cache.mask = torch.cat([before, after], dim=1)
+        self._cache_left_open = context

@@ -1,0 +1,195 @@
+"""generate() and stream_text(): from a caller's arguments to ids or text. The steps are in decoding.py."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from vitrail.configs.generation import GenerationConfig
+from vitrail.errors import InputError
+from vitrail.generate.decoding import AllowedIds, Decoding, Processor
+from vitrail.generate.options import fit_context, new_tokens, refuse_others, settle
+from vitrail.generate.outputs import GenerateOutput
+from vitrail.generate.prompt import read_prompt
+from vitrail.generate.protocol import GeneratingModel
+from vitrail.generate.stopping import Criterion, Decoder, Stopper, StopStrings
+from vitrail.generate.stream import TextPieces
+
+
+def generate(
+    model: GeneratingModel,
+    inputs: Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
+    logits_processor: "Sequence[Processor] | Processor | None" = None,
+    stopping_criteria: "Sequence[Criterion] | Criterion | None" = None,
+    prefix_allowed_tokens_fn: AllowedIds | None = None,
+    synced_gpus: bool | None = None,
+    assistant_model: Any = None,
+    streamer: Any = None,
+    negative_prompt_ids: Tensor | None = None,
+    negative_prompt_attention_mask: Tensor | None = None,
+    use_model_defaults: bool | None = None,
+    custom_generate: Any = None,
+    **kwargs: Any,
+) -> "Tensor | GenerateOutput":
+    """Draw completions for a batch of prompts. Arguments and order are those of transformers 4.57.
+
+    Padding (left, right or in between) is dropped before the model sees a row, so that a row's completion does
+    not depend on what else is in the batch; with `seed` that also holds for sampled text.
+
+    Args:
+        model: whose generation_config gives the options that are not given here.
+        inputs: int64 (B, T), the same as `input_ids`.
+        generation_config: options; those left at their default are taken from the model's.
+        logits_processor: callables (input_ids (B, T), scores (B, V)) → scores, after penalties and before
+            temperature. Rows that have ended have scores of zero.
+        stopping_criteria: callables (input_ids (B, T), scores or None) → bool (B,) or one bool.
+        prefix_allowed_tokens_fn: (row, its ids (T,)) → the ids that may come next.
+        streamer: gets `put(ids)` for the prompt and every step, then `end()`.
+        use_model_defaults: False takes only the special ids from the model's generation_config.
+        kwargs: options by name (see GenerationConfig), input_ids, attention_mask, pixel_values, image_sizes,
+            inputs_embeds, past_key_values (continued in place), `tokenizer` (for stop_strings) and
+            `progress` (called with positions done and positions in all during the prefill).
+        synced_gpus, assistant_model, negative_prompt_ids, negative_prompt_attention_mask, custom_generate:
+            not supported; anything but None or False is refused.
+
+    Returns:
+        int64 (B · num_return_sequences, T + new): prompts with their completions, filled up with pad_token_id;
+        the new ids alone for inputs_embeds without input_ids; or a GenerateOutput for return_dict_in_generate.
+
+    Raises:
+        InputError: inputs or keywords that cannot be used. ContextError: an id beyond the vocabulary, or more
+        positions than the model has. UnsupportedError: options that Vitrail does not do.
+    """
+    try:
+        refuse_others(
+            {
+                "synced_gpus": synced_gpus,
+                "assistant_model": assistant_model,
+                "negative_prompt_ids": negative_prompt_ids,
+                "negative_prompt_attention_mask": negative_prompt_attention_mask,
+                "custom_generate": custom_generate,
+            }
+        )
+        config, rest = settle(
+            model.generation_config, generation_config, kwargs, use_model_defaults=use_model_defaults
+        )
+        decoding = _prepare(
+            model,
+            inputs,
+            config,
+            rest,
+            explicit=_asks_for_length(kwargs, generation_config),
+            unset_length=kwargs.get("max_length") is None,
+            processors=_many(logits_processor),
+            criteria=_many(stopping_criteria),
+            allowed_ids=prefix_allowed_tokens_fn,
+        )
+        if streamer is not None:
+            streamer.put(decoding.ids.cpu())
+        for column in decoding.run():
+            if streamer is not None:
+                streamer.put(column.cpu())
+    except BaseException as error:
+        if hasattr(streamer, "fail"):
+            streamer.fail(error)  # somebody may be waiting for the next piece
+        raise
+    if streamer is not None:
+        streamer.end()
+    output = decoding.output()
+    return output if config.return_dict_in_generate else output.sequences
+
+
+def stream_text(
+    model: GeneratingModel,
+    tokenizer: Decoder,
+    inputs: Mapping[str, Any],
+    *,
+    skip_special_tokens: bool = True,
+    generation_config: GenerationConfig | None = None,
+    **kwargs: Any,
+) -> Iterator[str]:
+    """Yield the completion of one prompt in pieces that never end inside a character; without a thread.
+
+    Closing the iterator ends the generation and frees its cache.
+
+    Args:
+        inputs: what the processor returns, for one prompt.
+        kwargs: options of generate().
+
+    Raises:
+        InputError: more than one row.
+    """
+    kwargs = {**inputs, "tokenizer": tokenizer, **kwargs}
+    config, rest = settle(model.generation_config, generation_config, kwargs)
+    decoding = _prepare(
+        model,
+        None,
+        config,
+        rest,
+        explicit=_asks_for_length(kwargs, generation_config),
+        unset_length=kwargs.get("max_length") is None,
+    )
+    if len(decoding.ids) > 1:
+        raise InputError(f"stream_text shows one row, got {len(decoding.ids)}; use generate() for a batch.")
+    pieces = TextPieces(tokenizer, skip_special_tokens=skip_special_tokens)
+    run = decoding.run()
+    try:
+        for column in run:
+            if piece := pieces.add(column.tolist()):
+                yield piece
+        if piece := pieces.end():
+            yield piece
+    finally:
+        run.close()  # type: ignore[attr-defined]  # a generator under its decorator
+
+
+def _prepare(
+    model: GeneratingModel,
+    inputs: Tensor | None,
+    config: GenerationConfig,
+    rest: Mapping[str, Any],
+    *,
+    explicit: bool,
+    unset_length: bool,
+    processors: Sequence[Processor] = (),
+    criteria: Sequence[Criterion] = (),
+    allowed_ids: AllowedIds | None = None,
+) -> Decoding:
+    """Check everything that can be checked before the model is asked."""
+    prompt = read_prompt(model, inputs, rest, config)
+    embeds_only = prompt.embeds is not None and prompt.ids.shape[1] == 0
+    wanted = new_tokens(config, prompt.width, unset=unset_length and not embeds_only)
+    limit = fit_context(
+        max(prompt.lengths), wanted, model.text_config.max_position_embeddings, explicit=explicit
+    )
+    strings = None
+    if config.stop_texts:
+        tokenizer = rest.get("tokenizer")
+        if tokenizer is None:
+            raise InputError("stop_strings need the tokenizer that makes text of ids; give tokenizer=.")
+        strings = StopStrings(config.stop_texts, tokenizer)
+    stopper = Stopper(config.eos_token_ids, limit, config.max_time, strings, criteria)
+    return Decoding(
+        model,
+        prompt,
+        config,
+        stopper,
+        processors=processors,
+        allowed_ids=allowed_ids,
+        progress=rest.get("progress"),
+    )
+
+
+def _asks_for_length(kwargs: Mapping[str, Any], given: GenerationConfig | None) -> bool:
+    """Whether the caller, not the checkpoint, said how long the completion is to be."""
+    if any(kwargs.get(name) is not None for name in ("max_new_tokens", "max_length")):
+        return True
+    return given is not None and given.max_new_tokens is not None
+
+
+def _many(value: Any) -> list[Any]:
+    """A list of callables from none, one or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]

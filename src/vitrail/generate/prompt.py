@@ -1,0 +1,163 @@
+"""The prompts of one call: padding dropped, ids checked. The model computes nothing here.
+
+Letters: B prompts · T positions of the padded batch · L positions of one prompt · D width · N pictures.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.configs.generation import GenerationConfig
+from vitrail.errors import ContextError, InputError, UnsupportedError
+from vitrail.generate.cache import KVCache
+from vitrail.generate.protocol import GeneratingModel
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A batch of prompts.
+
+    Attributes:
+        ids: int64 (B, T) as given, padding included; (B, 0) when there are only embeddings.
+        kept: bool (B, T), False where there is padding.
+        rows: ids (L,) of each prompt without padding, on the host; empty when there are only embeddings.
+        embeds: (L, D) per prompt, or None.
+        pixel_values, image_sizes: (N,3,H,W) and (N,2), or None.
+        cache: past keys and values of the first positions of each row, or None.
+    """
+
+    ids: Tensor
+    kept: Tensor
+    rows: tuple[Tensor, ...]
+    embeds: tuple[Tensor, ...] | None = None
+    pixel_values: Tensor | None = None
+    image_sizes: Any = None
+    cache: KVCache | None = None
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self.kept.shape[0]
+
+    @property
+    def width(self) -> int:
+        """T, positions of the padded batch."""
+        return self.kept.shape[1]
+
+    @property
+    def lengths(self) -> list[int]:
+        """L of each prompt."""
+        return [int(n) for n in self.kept.sum(dim=1).tolist()]
+
+
+def count_ids(ids: Tensor, wanted: int | None) -> int:
+    """How often an id occurs; 0 for None."""
+    return 0 if wanted is None else int((ids == wanted).sum())
+
+
+def read_prompt(
+    model: GeneratingModel, inputs: Tensor | None, given: Mapping[str, Any], config: GenerationConfig
+) -> Prompt:
+    """Check and unpad what generate() was given.
+
+    Raises:
+        InputError: missing, doubled or ill-shaped inputs, a prompt without any position, pictures that nobody
+            can read.
+        ContextError: an id beyond the vocabulary.
+    """
+    ids = _ids(model, inputs, given, config)
+    embeds = given.get("inputs_embeds")
+    if embeds is not None and (embeds.dim() != 3 or (ids.shape[1] and embeds.shape[:2] != ids.shape)):
+        raise InputError(
+            f"inputs_embeds must have the shape (batch, positions, width) and fit input_ids, got "
+            f"{tuple(embeds.shape)} and {tuple(ids.shape)}."
+        )
+    shape = ids.shape if embeds is None else embeds.shape[:2]
+    kept = _kept(given.get("attention_mask"), ids, (int(shape[0]), int(shape[1])), config)
+    rows = tuple(row[keep] for row, keep in zip(ids.cpu(), kept, strict=True)) if ids.shape[1] else ()
+    cache = _past(model, given.get("past_key_values"), kept)
+    pixel_values = given.get("pixel_values")
+    if pixel_values is not None and embeds is not None:
+        raise UnsupportedError(
+            "generate() takes pixel_values or inputs_embeds, not both; put the features into inputs_embeds."
+        )
+    return Prompt(
+        ids=ids,
+        kept=kept,
+        rows=rows or tuple(torch.empty(0, dtype=torch.long) for _ in range(shape[0])),
+        embeds=None
+        if embeds is None
+        else tuple(e[k.to(e.device)] for e, k in zip(embeds, kept, strict=True)),
+        pixel_values=pixel_values,
+        image_sizes=given.get("image_sizes"),
+        cache=cache,
+    )
+
+
+def _ids(
+    model: GeneratingModel, inputs: Tensor | None, given: Mapping[str, Any], config: GenerationConfig
+) -> Tensor:
+    ids = given.get("input_ids")
+    if inputs is not None:
+        if ids is not None:
+            raise InputError("generate() got its prompt twice, as first argument and as input_ids; give one.")
+        ids = inputs
+    embeds = given.get("inputs_embeds")
+    if ids is None and isinstance(embeds, Tensor):
+        return torch.empty(embeds.shape[0], 0, dtype=torch.long, device=embeds.device)
+    if ids is None and config.bos_token_id is not None:
+        ids = torch.tensor([[config.bos_token_id]], device=model.device)
+    if not isinstance(ids, Tensor):
+        got = "nothing" if ids is None else type(ids).__name__
+        raise InputError(f"generate() needs input_ids as a tensor (batch, positions), got {got}.")
+    if ids.dim() != 2 or ids.shape[0] == 0 or ids.is_floating_point():
+        raise InputError(
+            f"input_ids must be whole numbers (batch, positions), got {ids.dtype} {tuple(ids.shape)}."
+        )
+    vocabulary = model.text_config.vocab_size
+    if ids.numel() and (int(ids.max()) >= vocabulary or int(ids.min()) < 0):
+        wrong = int(ids.max()) if int(ids.max()) >= vocabulary else int(ids.min())
+        raise ContextError(
+            f"id {wrong} is outside the model's vocabulary of {vocabulary}; the tokenizer belongs to another "
+            "model."
+        )
+    return ids.long()
+
+
+def _kept(mask: Tensor | None, ids: Tensor, shape: tuple[int, int], config: GenerationConfig) -> Tensor:
+    """bool (B, T) on the host; without a mask, pad_token_id is padding (unless it ends rows too)."""
+    if mask is None:
+        pad = config.pad_token_id
+        if ids.shape[1] and pad is not None and pad not in config.eos_token_ids:
+            kept = ids.ne(pad).cpu()
+        else:
+            kept = torch.ones(shape, dtype=torch.bool)
+    elif mask.dim() != 2 or tuple(mask.shape) != shape:
+        raise InputError(f"attention_mask must have the prompt's shape {shape}, got {tuple(mask.shape)}.")
+    else:
+        kept = mask.to(device="cpu", dtype=torch.bool)
+    empty = (~kept.any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise InputError(
+            f"prompt {empty[0]} has no position that is not padding; leave it out or give it text."
+        )
+    return kept
+
+
+def _past(model: GeneratingModel, past: Any, kept: Tensor) -> KVCache | None:
+    """A caller's cache, one open sequence per row; tuples of (key, value) are copied into one."""
+    if past is None:
+        return None
+    if isinstance(past, Sequence):
+        positions = int(past[0][0].shape[2]) if past else 0
+        past = KVCache.from_legacy(past, model.text_config, kept[:, :positions])
+    if not isinstance(past, KVCache):
+        raise InputError(
+            f"past_key_values must be a KVCache or pairs (key, value), got {type(past).__name__}."
+        )
+    if len(past.sequences) != kept.shape[0]:
+        raise InputError(f"past_key_values holds {len(past.sequences)} rows, the prompt {kept.shape[0]}.")
+    return past

@@ -1,0 +1,121 @@
+"""When a row ends: end ids, stop strings, lengths, time and the user's criteria. Nothing is drawn here."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from vitrail.errors import InputError
+from vitrail.generate.sampling import SamplingState
+
+REPLACEMENT = "\ufffd"  # what decoding writes for bytes that are no whole character (yet)
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that turns ids into text."""
+
+    def decode(self, token_ids: Any, **kwargs: Any) -> str:
+        """Ids → text."""
+
+
+# transformers' form: (input_ids (B, T), scores or None) → bool (B,), or one bool for all rows
+Criterion = Callable[..., Any]
+
+
+class StopStrings:
+    """Whether a row's newest id completes one of some texts.
+
+    A text may begin in the prompt and may end inside the newest id, whose remaining characters stay.
+    """
+
+    def __init__(self, texts: Iterable[str], tokenizer: Decoder) -> None:
+        self.texts = tuple(texts)
+        self.tokenizer = tokenizer
+        # An id is at least one byte; a few more, because decoders treat the first id differently.
+        self._window = max(len(text.encode()) for text in self.texts) + 8
+
+    def __call__(self, ids: Sequence[int]) -> bool:
+        """Whether the last of `ids` completes a text."""
+        tail = list(ids[-self._window :])
+        text = self.tokenizer.decode(tail, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        before = self.tokenizer.decode(
+            tail[:-1], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        old = common_length(before.rstrip(REPLACEMENT), text)
+        return any(text.find(stop, max(0, old - len(stop) + 1)) >= 0 for stop in self.texts)
+
+
+@dataclass
+class Stopper:
+    """All the rules of one call of generate().
+
+    Attributes:
+        eos_token_ids: any of them ends its row.
+        limit: ids a row may draw.
+        max_time: seconds after which every row ends.
+        strings: texts that end a row.
+        criteria: callables of the user, with transformers' call signature.
+    """
+
+    eos_token_ids: tuple[int, ...]
+    limit: int
+    max_time: float | None = None
+    strings: StopStrings | None = None
+    criteria: Sequence[Criterion] = ()
+    started: float = field(default_factory=time.monotonic)
+
+    def reasons(
+        self, rows: Sequence[SamplingState], indices: Sequence[int], ids: Callable[[], Tensor], scores: Any
+    ) -> list[str | None]:
+        """Why each running row ends with its newest id: "eos", "stop", "length", "time", "criteria" or None.
+
+        Args:
+            rows: the running rows, their newest id included.
+            indices: their places in the whole batch (B).
+            ids: makes the whole batch's ids (B, T) for the criteria.
+            scores: handed on to the criteria.
+        """
+        late = self.max_time is not None and time.monotonic() - self.started > self.max_time
+        by_user = self._ask_user(ids, scores) if self.criteria else None
+        reasons: list[str | None] = []
+        for row, index in zip(rows, indices, strict=True):
+            reason = self._reason(row)
+            if reason is None and by_user is not None and by_user(index):
+                reason = "criteria"
+            reasons.append(reason or ("time" if late else None))
+        return reasons
+
+    def _reason(self, row: SamplingState) -> str | None:
+        if row.history[-1] in self.eos_token_ids:
+            return "eos"
+        if self.strings is not None and self.strings(row.history):
+            return "stop"
+        return "length" if row.drawn >= self.limit else None
+
+    def _ask_user(self, ids: Callable[[], Tensor], scores: Any) -> Callable[[int], bool]:
+        batch = ids()
+        answers = [
+            _per_row(criterion(batch, scores), batch.shape[0], criterion) for criterion in self.criteria
+        ]
+        return lambda index: any(answer[index] for answer in answers)
+
+
+def _per_row(answer: Any, batch: int, criterion: Criterion) -> list[bool]:
+    if isinstance(answer, Tensor) and answer.dim() == 1 and len(answer) == batch:
+        return [bool(value) for value in answer.tolist()]
+    if isinstance(answer, bool) or (isinstance(answer, Tensor) and answer.numel() == 1):
+        return [bool(answer)] * batch
+    shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+    raise InputError(
+        f"stopping criterion {criterion!r} must return one bool or a bool tensor ({batch},), got {shape}."
+    )
+
+
+def common_length(first: str, second: str) -> int:
+    """Number of characters that two texts have in common from their beginning."""
+    for index, (left, right) in enumerate(zip(first, second, strict=False)):
+        if left != right:
+            return index
+    return min(len(first), len(second))
