@@ -16,15 +16,19 @@ Self = TypeVar("Self", bound="PretrainedConfig")
 CONFIG_NAME = "config.json"
 
 
-def check_field(owner: str, name: str, value: Any, kind: type | tuple[type, ...], *, minimum: float | None = None) -> None:
+def check_field(
+    owner: str, name: str, value: Any, kind: type | tuple[type, ...], *, minimum: float | None = None
+) -> None:
     """Raise ConfigError unless `value` is of `kind` (a bool is never a number) and at least `minimum`."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     wrong_bool = isinstance(value, bool) and bool not in kinds
     if wrong_bool or not isinstance(value, kinds):
         names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
         raise ConfigError(f"{owner}: {name} must be {names}, got {value!r}; correct the configuration.")
-    if minimum is not None and value is not None and value < minimum:
-        raise ConfigError(f"{owner}: {name} must be at least {minimum}, got {value!r}; correct the configuration.")
+    if minimum is not None and isinstance(value, (int, float)) and value < minimum:
+        raise ConfigError(
+            f"{owner}: {name} must be at least {minimum}, got {value!r}; correct the configuration."
+        )
 
 
 class PretrainedConfig:
@@ -149,7 +153,9 @@ class PretrainedConfig:
     def save_pretrained(self, save_directory: "str | Path", **kwargs: Any) -> None:
         """Write config.json into a folder, which is made if it is not there."""
         if kwargs:
-            raise ConfigError(f"save_pretrained of a configuration does not know {', '.join(sorted(kwargs))}.")
+            raise ConfigError(
+                f"save_pretrained of a configuration does not know {', '.join(sorted(kwargs))}."
+            )
         folder = Path(save_directory)
         if folder.is_file():
             raise ConfigError(f"{folder} is a file; save_pretrained needs a folder.")

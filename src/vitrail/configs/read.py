@@ -19,7 +19,11 @@ CONFIG_TYPES: dict[str, type[PretrainedConfig]] = {
 }
 
 # What a Llava file with a Pixtral tower means by a key it leaves out; the class defaults are CLIP's.
-PIXTRAL_LLAVA = {"image_token_index": 10, "vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+PIXTRAL_LLAVA = {
+    "image_token_index": 10,
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "full",
+}
 
 
 def config_class(model_type: Any, where: str) -> type[PretrainedConfig]:
@@ -40,7 +44,9 @@ def read_config(folder: "str | Path", **overrides: Any) -> PretrainedConfig:
     return config
 
 
-def read_config_folder(name_or_path: "str | Path", *, force_download: bool = False, **hub: Any) -> dict[str, Any]:
+def read_config_folder(
+    name_or_path: "str | Path", *, force_download: bool = False, **hub: Any
+) -> dict[str, Any]:
     """config.json of a folder (or hub name) as a dict, published mistakes set right."""
     path = Path(name_or_path)
     if path.is_file():
@@ -52,7 +58,9 @@ def read_config_folder(name_or_path: "str | Path", *, force_download: bool = Fal
 
         path = resolve(name_or_path, **hub)
     if not (path / CONFIG_NAME).is_file():
-        raise CheckpointError(f"{path} has no {CONFIG_NAME}; a checkpoint folder in Hugging Face's format was expected.")
+        raise CheckpointError(
+            f"{path} has no {CONFIG_NAME}; a checkpoint folder in Hugging Face's format was expected."
+        )
     return read_config_file(path / CONFIG_NAME)
 
 

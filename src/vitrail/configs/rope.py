@@ -20,7 +20,9 @@ def take_rope(kwargs: dict[str, Any], theta: Any) -> tuple[float, dict[str, Any]
     if chosen is None:
         return _theta(theta), None
     if not isinstance(chosen, dict):
-        raise ConfigError(f"rope_parameters must be an object of keys, got {chosen!r}; correct the configuration.")
+        raise ConfigError(
+            f"rope_parameters must be an object of keys, got {chosen!r}; correct the configuration."
+        )
     chosen = dict(chosen)
     theta = _theta(chosen.pop("rope_theta", theta))
     kind = chosen.pop("rope_type", None) or chosen.get("type") or "default"

@@ -107,7 +107,9 @@ class MistralConfig(PretrainedConfig):
                 f"num_key_value_heads {self.num_key_value_heads}."
             )
         if self.attention_dropout:
-            raise ConfigError(f"{owner}: attention_dropout {self.attention_dropout} is not supported; use 0.0.")
+            raise ConfigError(
+                f"{owner}: attention_dropout {self.attention_dropout} is not supported; use 0.0."
+            )
         if self.rope_scaling is not None and self.rope_scaling["rope_type"] not in self.rope_types:
             raise ConfigError(
                 f"{owner}: rope_type {self.rope_scaling['rope_type']!r} is not supported; "

@@ -48,7 +48,9 @@ class PixtralVisionConfig(PretrainedConfig):
             patch_size = _square(patch_size)
         rope_theta, scaling = take_rope(kwargs, rope_theta)
         if scaling is not None:
-            raise ConfigError(f"PixtralVisionConfig: the tower's rotary embedding has no scaling, got {scaling!r}.")
+            raise ConfigError(
+                f"PixtralVisionConfig: the tower's rotary embedding has no scaling, got {scaling!r}."
+            )
         head_dim = kwargs.pop("head_dim", None)
         kwargs.pop("exact_hidden_act", None)  # only means something to the reader of files
         super().__init__(**kwargs)
@@ -80,7 +82,9 @@ class PixtralVisionConfig(PretrainedConfig):
             check_field(type(self).__name__, name, getattr(self, name), (int, float), minimum=0)
         check_field(type(self).__name__, "hidden_act", self.hidden_act, str)
         if self.attention_dropout:
-            raise ConfigError(f"PixtralVisionConfig: attention_dropout {self.attention_dropout} is not supported; use 0.0.")
+            raise ConfigError(
+                f"PixtralVisionConfig: attention_dropout {self.attention_dropout} is not supported; use 0.0."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         written = super().to_dict()

@@ -15,10 +15,14 @@ def text_config_from(value: "dict[str, Any] | MistralConfig", owner: str) -> Mis
     if isinstance(value, MistralConfig):
         return value
     if not isinstance(value, dict):
-        raise ConfigError(f"{owner}: text_config must be a configuration or an object of keys, got {value!r}.")
+        raise ConfigError(
+            f"{owner}: text_config must be a configuration or an object of keys, got {value!r}."
+        )
     kind = value.get("model_type", "mistral")
     if kind not in TEXT_TYPES:
-        raise ConfigError(f"{owner}: text_config has model_type {kind!r}; supported: {', '.join(TEXT_TYPES)}.")
+        raise ConfigError(
+            f"{owner}: text_config has model_type {kind!r}; supported: {', '.join(TEXT_TYPES)}."
+        )
     return TEXT_TYPES[kind].from_dict(value)
 
 
@@ -27,7 +31,9 @@ def vision_config_from(value: "dict[str, Any] | PixtralVisionConfig", owner: str
     if isinstance(value, PixtralVisionConfig):
         return value
     if not isinstance(value, dict):
-        raise ConfigError(f"{owner}: vision_config must be a configuration or an object of keys, got {value!r}.")
+        raise ConfigError(
+            f"{owner}: vision_config must be a configuration or an object of keys, got {value!r}."
+        )
     kind = value.get("model_type", "pixtral")
     if kind != "pixtral":
         raise ConfigError(f"{owner}: vision_config has model_type {kind!r}; supported: pixtral.")
@@ -57,10 +63,16 @@ class VisionLanguageConfig(PretrainedConfig):
             if not self.vision_feature_layer:
                 raise ConfigError(f"{owner}: vision_feature_layer is an empty list; name at least one layer.")
         layers = self.vision_config.num_hidden_layers
-        for layer in [self.vision_feature_layer] if isinstance(self.vision_feature_layer, int) else self.vision_feature_layer:
+        for layer in (
+            [self.vision_feature_layer]
+            if isinstance(self.vision_feature_layer, int)
+            else self.vision_feature_layer
+        ):
             check_field(owner, "vision_feature_layer", layer, int)
             if not -layers - 1 <= layer <= layers:
-                raise ConfigError(f"{owner}: vision_feature_layer {layer} is outside the tower's {layers} layers.")
+                raise ConfigError(
+                    f"{owner}: vision_feature_layer {layer} is outside the tower's {layers} layers."
+                )
 
     @property
     def feature_layers(self) -> int:
@@ -96,8 +108,12 @@ class LlavaConfig(VisionLanguageConfig):
             image_token_index = kwargs.pop("image_token_id")
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
-        self.vision_config = vision_config_from(PixtralVisionConfig() if vision_config is None else vision_config, "LlavaConfig")
-        self.text_config = text_config_from(pixtral_12b_text() if text_config is None else text_config, "LlavaConfig")
+        self.vision_config = vision_config_from(
+            PixtralVisionConfig() if vision_config is None else vision_config, "LlavaConfig"
+        )
+        self.text_config = text_config_from(
+            pixtral_12b_text() if text_config is None else text_config, "LlavaConfig"
+        )
         self.image_token_index = image_token_index
         self.projector_hidden_act = projector_hidden_act
         if vision_feature_select_strategy not in ("default", "full"):

@@ -20,7 +20,6 @@ from vitrail.model.record import Record
 from vitrail.ops.step import Step
 
 
-
 class CausalModel(PreTrainedModel):
     """What every model with a head does: embed, step, and forward()'s way from (B, T) to packed rows and back."""
 
@@ -68,7 +67,9 @@ class CausalModel(PreTrainedModel):
         self, pixel_values: Tensor, image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None
     ) -> list[Tensor]:
         """A text-only model has no pictures: always raises InputError."""
-        raise InputError(f"{type(self).__name__} is a text-only model and cannot read pictures; load a vision checkpoint.")
+        raise InputError(
+            f"{type(self).__name__} is a text-only model and cannot read pictures; load a vision checkpoint."
+        )
 
     def embed(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
         """Ids (L,) → (L, D); rows of image tokens are replaced by `features` (n, D), in order.
@@ -107,7 +108,9 @@ class CausalModel(PreTrainedModel):
     ) -> dict[str, Any]:
         """Embeddings (B, T, D) → the fields of an output."""
         if hidden.dim() != 3:
-            raise InputError(f"inputs_embeds must have the shape (batch, positions, width), got {tuple(hidden.shape)}.")
+            raise InputError(
+                f"inputs_embeds must have the shape (batch, positions, width), got {tuple(hidden.shape)}."
+            )
         if labels is not None and (isinstance(logits_to_keep, Tensor) or logits_to_keep):
             raise InputError("labels need the logits of every position; leave logits_to_keep at 0.")
         batch, new = hidden.shape[:2]
@@ -141,7 +144,9 @@ class CausalModel(PreTrainedModel):
         }
 
     def _recorded(self, packed: Packed, record: Record) -> dict[str, Any]:
-        hidden_states = tuple(packed.scatter(rows) for rows in record.hidden_states) if record.hidden else None
+        hidden_states = (
+            tuple(packed.scatter(rows) for rows in record.hidden_states) if record.hidden else None
+        )
         attentions = tuple(packed.scatter_weights(w) for w in record.attentions) if record.weights else None
         return {"hidden_states": hidden_states, "attentions": attentions}
 
@@ -150,15 +155,28 @@ class CausalModel(PreTrainedModel):
             return False  # blocks are computed twice; a cache would be written twice
         return self.text_config.use_cache if use_cache is None else use_cache
 
+    def _embeddings(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """(B, T, D) of ids (B, T), or as given; exactly one of the two."""
+        if input_ids is not None and inputs_embeds is None:
+            self._check_ids(input_ids)
+            rows: Tensor = self.get_input_embeddings()(input_ids)
+            return rows
+        if inputs_embeds is not None and input_ids is None:
+            return inputs_embeds
+        raise InputError("give exactly one of input_ids and inputs_embeds.")
+
     def _check_ids(self, input_ids: Tensor) -> None:
         if input_ids.dim() != 2:
-            raise InputError(f"input_ids must have the shape (batch, positions), got {tuple(input_ids.shape)}.")
+            raise InputError(
+                f"input_ids must have the shape (batch, positions), got {tuple(input_ids.shape)}."
+            )
         if input_ids.is_floating_point():
             raise InputError(f"input_ids must be integers, got {input_ids.dtype}.")
-        vocabulary = self.get_input_embeddings().weight.shape[0]
+        table: Any = self.get_input_embeddings()
+        vocabulary = int(table.weight.shape[0])
         if input_ids.numel() and not input_ids.is_meta:
             lowest, highest = int(input_ids.min()), int(input_ids.max())
-            if lowest < 0 or highest >= int(vocabulary):  # type: ignore[arg-type]
+            if lowest < 0 or highest >= vocabulary:
                 wrong = lowest if lowest < 0 else highest
                 raise ContextError(
                     f"id {wrong} is outside the model's vocabulary of {vocabulary}; the tokenizer belongs to another model."
@@ -223,14 +241,8 @@ class MistralForCausalLM(CausalModel):
     ) -> "CausalLMOutputWithPast | tuple[Any, ...]":
         """Logits of every position, as transformers' forward of the same name; arguments as in vlm.py."""
         refuse_unknown("MistralForCausalLM.forward", kwargs)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("give exactly one of input_ids and inputs_embeds.")
-        if inputs_embeds is None:
-            assert input_ids is not None
-            self._check_ids(input_ids)
-            inputs_embeds = self.get_input_embeddings()(input_ids)
         fields = self._run(
-            inputs_embeds,
+            self._embeddings(input_ids, inputs_embeds),
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -244,5 +256,3 @@ class MistralForCausalLM(CausalModel):
         output = CausalLMOutputWithPast(**fields)
         as_dict = self.config.use_return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
-
-

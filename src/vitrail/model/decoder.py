@@ -43,7 +43,7 @@ class MistralAttention(nn.Module):
 
     def forward(self, x: Tensor, turn: Rotation, step: Step, cache: KVCache | None, record: Record) -> Tensor:
         projected = project(x, self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in projected)
+        q, k, v = (y.reshape(len(y), -1, self.head_dim) for y in projected)
         q, k = rope.rotate(q, turn.cos, turn.sin), rope.rotate(k, turn.cos, turn.sin)
         if turn.temperature is not None:
             q = q * turn.temperature.to(q.dtype)[:, None, None]
@@ -126,7 +126,9 @@ class MistralModel(PreTrainedModel):
             )
             given = scaling.get("attention_factor")
             factor = (
-                rope.yarn_attention_factor(float(scaling["factor"]), scaling.get("mscale"), scaling.get("mscale_all_dim"))
+                rope.yarn_attention_factor(
+                    float(scaling["factor"]), scaling.get("mscale"), scaling.get("mscale_all_dim")
+                )
                 if given is None
                 else float(given)
             )
@@ -137,5 +139,3 @@ class MistralModel(PreTrainedModel):
             original = int(scaling["original_max_position_embeddings"])
             temperature = rope.query_temperature(positions, float(beta), original)
         return Rotation(cos, sin, temperature)
-
-

@@ -18,7 +18,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The function of a configuration's hidden_act; "gelu" is the exact (erf) form."""
     if name not in ACTIVATIONS:
-        raise ConfigError(f"activation {name!r} is not supported; one of {', '.join(ACTIVATIONS)} was expected.")
+        raise ConfigError(
+            f"activation {name!r} is not supported; one of {', '.join(ACTIVATIONS)} was expected."
+        )
     return ACTIVATIONS[name]
 
 

@@ -19,7 +19,7 @@ class ModelOutput:
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are not None, in order."""
-        return tuple(self[name] for name in self.keys())  # noqa: SIM118 - keys() is ours, this is no dict
+        return tuple(self[name] for name in self.keys())
 
     def keys(self) -> tuple[str, ...]:
         """Names of the fields that are not None."""
@@ -46,7 +46,7 @@ class ModelOutput:
         return self.to_tuple()[key]
 
     def __contains__(self, key: object) -> bool:
-        return key in self.keys()  # noqa: SIM118 - keys() is ours, this is no dict
+        return key in self.keys()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())

@@ -65,7 +65,9 @@ class Packed:
         columns = torch.arange(self.new, device=self.index.device)
         if isinstance(logits_to_keep, Tensor):
             if logits_to_keep.dim() != 1:
-                raise InputError(f"logits_to_keep must be a number or a 1-D tensor, got {logits_to_keep.dim()} dimensions.")
+                raise InputError(
+                    f"logits_to_keep must be a number or a 1-D tensor, got {logits_to_keep.dim()} dimensions."
+                )
             columns = columns[logits_to_keep.to(columns.device)]
         elif logits_to_keep:
             columns = columns[-logits_to_keep:]
@@ -133,7 +135,10 @@ def pack(
 
 
 def _open_cache(
-    past: "KVCache | Sequence[tuple[Tensor, Tensor]] | None", config: MistralConfig, mask: Tensor | None, batch: int
+    past: "KVCache | Sequence[tuple[Tensor, Tensor]] | None",
+    config: MistralConfig,
+    mask: Tensor | None,
+    batch: int,
 ) -> KVCache | None:
     if past is None or (not isinstance(past, KVCache) and len(past) == 0):
         return None
@@ -165,7 +170,9 @@ def _new_mask(mask: Tensor | None, seen: Tensor, batch: int, new: int) -> Tensor
         )
     kept = mask != 0
     if past and not torch.equal(kept[:, :past].cpu(), seen):
-        raise InputError("attention_mask differs from the one that past_key_values was made with; cached rows cannot change.")
+        raise InputError(
+            "attention_mask differs from the one that past_key_values was made with; cached rows cannot change."
+        )
     return kept[:, past:]
 
 
@@ -179,13 +186,17 @@ def _check_cache_position(cache_position: Tensor | None, past: int, new: int) ->
         )
 
 
-def _positions(position_ids: Tensor | None, kept: Tensor, past: Sequence[int], index: Tensor, batch: int, new: int) -> Tensor:
+def _positions(
+    position_ids: Tensor | None, kept: Tensor, past: Sequence[int], index: Tensor, batch: int, new: int
+) -> Tensor:
     """int64 (L,): as given, or counted over the rows that are no padding."""
     if position_ids is not None:
         if position_ids.dim() == 1:
             position_ids = position_ids[None]
         if position_ids.shape not in ((1, new), (batch, new)):
-            raise InputError(f"position_ids has the shape {tuple(position_ids.shape)}, expected {(batch, new)}.")
+            raise InputError(
+                f"position_ids has the shape {tuple(position_ids.shape)}, expected {(batch, new)}."
+            )
         return position_ids.expand(batch, new).flatten().to(index.device)[index].long()
     counted = kept.long().cumsum(dim=1) - 1 + torch.tensor(list(past), device=kept.device)[:, None]
     return counted.flatten()[index]
@@ -210,7 +221,9 @@ def next_token_loss(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
     if labels.shape != logits.shape[:2]:
         raise InputError(f"labels have the shape {tuple(labels.shape)}, expected {tuple(logits.shape[:2])}.")
     asked = labels[labels != IGNORED]
-    if len(asked) and not (0 <= int(asked.min()) and int(asked.max()) < logits.shape[-1]):
-        raise ContextError(f"labels go from {int(asked.min())} to {int(asked.max())}; the vocabulary has {logits.shape[-1]} ids.")
+    if len(asked) and not (int(asked.min()) >= 0 and int(asked.max()) < logits.shape[-1]):
+        raise ContextError(
+            f"labels go from {int(asked.min())} to {int(asked.max())}; the vocabulary has {logits.shape[-1]} ids."
+        )
     targets = labels[:, 1:].to(logits.device).masked_fill(~kept[:, :-1], IGNORED)
     return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)

@@ -100,7 +100,6 @@ class PreTrainedModel(nn.Module):
 
         refused = {
             "ignore_mismatched_sizes": ignore_mismatched_sizes,
-            "force_download": force_download,
             "use_safetensors=False": use_safetensors is False,
             "weights_only=False": not weights_only,
             "positional model arguments": bool(model_args),
@@ -108,7 +107,13 @@ class PreTrainedModel(nn.Module):
         for name, asked in refused.items():
             if asked:
                 raise UnsupportedError(f"from_pretrained does not support {name}.")
-        hub = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token, "revision": revision}
+        hub = {
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+            "token": token,
+            "revision": revision,
+        }
         return load_pretrained(cls, pretrained_model_name_or_path, config=config, hub=hub, options=kwargs)
 
     def save_pretrained(
@@ -137,7 +142,7 @@ class PreTrainedModel(nn.Module):
             "safe_serialization=False": not safe_serialization,
             "save_function": save_function is not None,
             "variant": variant is not None,
-            **{name: True for name in kwargs},
+            **dict.fromkeys(kwargs, True),
         }
         for name, asked in refused.items():
             if asked:
@@ -147,7 +152,9 @@ class PreTrainedModel(nn.Module):
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
         """Not supported: nothing here uploads."""
-        raise UnsupportedError("push_to_hub is not supported; use save_pretrained and upload the folder with huggingface_hub.")
+        raise UnsupportedError(
+            "push_to_hub is not supported; use save_pretrained and upload the folder with huggingface_hub."
+        )
 
     # --- embeddings ---------------------------------------------------------------------------------------
 
@@ -164,7 +171,10 @@ class PreTrainedModel(nn.Module):
         return None
 
     def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
     ) -> nn.Module:
         """Give embeddings and head another number of rows; old rows keep their values.
 
@@ -177,7 +187,9 @@ class PreTrainedModel(nn.Module):
 
     def prune_heads(self, heads_to_prune: Any) -> None:
         """Not supported."""
-        raise UnsupportedError("prune_heads is not supported; grouped-query heads cannot be pruned one by one.")
+        raise UnsupportedError(
+            "prune_heads is not supported; grouped-query heads cannot be pruned one by one."
+        )
 
     # --- numbers and places -------------------------------------------------------------------------------
 
@@ -201,13 +213,17 @@ class PreTrainedModel(nn.Module):
         left_out = set()
         if exclude_embeddings:
             left_out = {id(p) for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        counted = (p for p in self.parameters() if id(p) not in left_out and (p.requires_grad or not only_trainable))
+        counted = (
+            p for p in self.parameters() if id(p) not in left_out and (p.requires_grad or not only_trainable)
+        )
         packed = sum(int(getattr(m, "packed_parameters", 0)) for m in self.modules())
         return sum(p.numel() for p in counted) + (0 if only_trainable else packed)
 
     # --- training -----------------------------------------------------------------------------------------
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: "dict[str, Any] | None" = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: "dict[str, Any] | None" = None
+    ) -> None:
         """Compute blocks again in the backward pass instead of keeping their activations."""
         given = dict(gradient_checkpointing_kwargs or {})
         if given.pop("use_reentrant", False):

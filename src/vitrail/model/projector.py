@@ -47,10 +47,13 @@ class Mistral3PatchMerger(nn.Module):
         """(L, Dv) → (Σ (h//m)·(w//m), Dv); rows and columns that fill no square are left out."""
         m = self.side
         squares = []
-        for picture, (rows, cols) in zip(features.split([h * w for h, w in grids]), grids, strict=True):
-            grid = picture.unflatten(0, (rows, cols))[: rows // m * m, : cols // m * m]
-            blocks = grid.unflatten(1, (cols // m, m)).unflatten(0, (rows // m, m))  # (h/m, m, w/m, m, Dv)
-            squares.append(blocks.permute(0, 2, 4, 1, 3).flatten(2).flatten(0, 1))  # index = ch·m² + ky·m + kx
+        for picture, (rows, cols) in zip(
+            torch.split(features, [h * w for h, w in grids]), grids, strict=True
+        ):
+            down, across = rows // m, cols // m
+            grid = picture.reshape(rows, cols, -1)[: down * m, : across * m]
+            blocks = grid.reshape(down, m, across, m, -1).permute(0, 2, 4, 1, 3)  # (h/m, w/m, Dv, m, m)
+            squares.append(blocks.reshape(down * across, -1))  # index = ch·m² + ky·m + kx
         merged: Tensor = self.merging_layer(torch.cat(squares))
         return merged
 

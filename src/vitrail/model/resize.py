@@ -35,7 +35,9 @@ def resize_token_embeddings(
     model.set_input_embeddings(larger)
     if head is not None:
         head = cast(nn.Linear, head)
-        wider = Linear(head.in_features, rows, bias=False).to(device=head.weight.device, dtype=head.weight.dtype)
+        wider = Linear(head.in_features, rows, bias=False).to(
+            device=head.weight.device, dtype=head.weight.dtype
+        )
         if tied:
             wider.weight = larger.weight
         else:

@@ -39,7 +39,8 @@ class PixtralAttention(nn.Module):
         self.o_proj = Linear(width, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: Segments, record: Record) -> Tensor:
-        q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in project(x, self.q_proj, self.k_proj, self.v_proj))
+        projected = project(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (y.reshape(len(y), self.heads, -1) for y in projected)
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
         scale = self.head_dim**-0.5
         if record.weights:
@@ -120,7 +121,9 @@ class PixtralVisionModel(PreTrainedModel):
             InputError: shapes or sizes that do not fit.
         """
         if args or kwargs:
-            raise UnsupportedError(f"PixtralVisionModel.forward does not know {', '.join(kwargs) or 'further arguments'}.")
+            raise UnsupportedError(
+                f"PixtralVisionModel.forward does not know {', '.join(kwargs) or 'further arguments'}."
+            )
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         weights = self.config.output_attentions if output_attentions is None else output_attentions
         record = Record(hidden=hidden, weights=weights)
@@ -134,7 +137,9 @@ class PixtralVisionModel(PreTrainedModel):
         as_dict = self.config.use_return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
-    def grids(self, pixel_values: Tensor, image_sizes: "Tensor | Sequence[Sequence[int]] | None") -> list[tuple[int, int]]:
+    def grids(
+        self, pixel_values: Tensor, image_sizes: "Tensor | Sequence[Sequence[int]] | None"
+    ) -> list[tuple[int, int]]:
         """(rows, columns) of patches of each picture; checks that the sizes fit the pixels."""
         if pixel_values.dim() != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise InputError(
@@ -142,7 +147,11 @@ class PixtralVisionModel(PreTrainedModel):
                 f"got {tuple(pixel_values.shape)}."
             )
         count, _, height, width = pixel_values.shape
-        sizes = [(height, width)] * count if image_sizes is None else [(int(h), int(w)) for h, w in _host(image_sizes)]
+        sizes = (
+            [(height, width)] * count
+            if image_sizes is None
+            else [(int(h), int(w)) for h, w in _host(image_sizes)]
+        )
         if len(sizes) != count:
             raise InputError(f"{count} pictures in pixel_values, but {len(sizes)} in image_sizes.")
         for number, (h, w) in enumerate(sizes):
@@ -154,12 +163,18 @@ class PixtralVisionModel(PreTrainedModel):
         return [(h // self.patch_size, w // self.patch_size) for h, w in sizes]
 
     def encode(
-        self, pixel_values: Tensor, grids: Sequence[tuple[int, int]], record: Record | None = None, depth: int | None = None
+        self,
+        pixel_values: Tensor,
+        grids: Sequence[tuple[int, int]],
+        record: Record | None = None,
+        depth: int | None = None,
     ) -> Tensor:
         """Packed features (L, Dv) after `depth` blocks (default all) of pictures with the given grids."""
         record = Record() if record is None else record
         weight = self.patch_conv.weight
-        patches = torch.cat([_patches(p, grid, self.patch_size) for p, grid in zip(pixel_values, grids, strict=True)])
+        patches = torch.cat(
+            [_patches(p, grid, self.patch_size) for p, grid in zip(pixel_values, grids, strict=True)]
+        )
         x = self.ln_pre(linear(patches.to(device=weight.device, dtype=weight.dtype), weight.flatten(1)))
         cos, sin = self._rotation(grids, x)
         segments = Segments.from_grids(grids, device=x.device)
@@ -178,14 +193,18 @@ class PixtralVisionModel(PreTrainedModel):
 
 
 def _host(sizes: "Tensor | Sequence[Sequence[int]]") -> "Sequence[Sequence[int]]":
-    return sizes.tolist() if isinstance(sizes, Tensor) else sizes
+    if isinstance(sizes, Tensor):
+        listed: list[list[int]] = sizes.tolist()
+        return listed
+    return sizes
 
 
 def _patches(pixels: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     """(C, H, W) → (h·w, C·P·P): the convolution's own receptive fields, padding cut off."""
     rows, cols = grid
     cut = pixels[:, : rows * side, : cols * side]
-    return cut.unflatten(2, (cols, side)).unflatten(1, (rows, side)).permute(1, 3, 0, 2, 4).flatten(2).flatten(0, 1)
+    fields = cut.reshape(pixels.shape[0], rows, side, cols, side).permute(1, 3, 0, 2, 4)  # (h, w, C, P, P)
+    return fields.reshape(rows * cols, -1)
 
 
 def _whole(per_picture: Sequence[Tensor]) -> Tensor:

@@ -31,7 +31,9 @@ class VisionLanguageParts(PreTrainedModel):
     language_model: MistralModel
 
     def __init__(
-        self, config: VisionLanguageConfig, projector: "LlavaMultiModalProjector | Mistral3MultiModalProjector"
+        self,
+        config: VisionLanguageConfig,
+        projector: "LlavaMultiModalProjector | Mistral3MultiModalProjector",
     ) -> None:
         super().__init__(config)
         self.vision_tower = PixtralVisionModel(config.vision_config)
@@ -139,7 +141,7 @@ class VisionLanguageModel(CausalModel):
         last = tower.encode(pixel_values, grids, record, depth=max(wanted))
         features = [record.hidden_states[layer] for layer in wanted] if record.hidden else [last]
         rows: Tensor = projector(features, grids)
-        return list(rows.split([projector.tokens(grid) for grid in grids]))
+        return list(torch.split(rows, [projector.tokens(grid) for grid in grids]))
 
     def _check_projector_width(self, layers: int) -> None:
         width = self.config.vision_config.hidden_size
@@ -210,19 +212,15 @@ class VisionLanguageModel(CausalModel):
         """
         refuse_unknown(f"{type(self).__name__}.forward", kwargs)
         _check_strategy(vision_feature_select_strategy)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("give exactly one of input_ids and inputs_embeds.")
-        table = self.get_input_embeddings()
-        if inputs_embeds is None:
-            assert input_ids is not None
-            self._check_ids(input_ids)
-            inputs_embeds = table(input_ids)
+        rows = self._embeddings(input_ids, inputs_embeds)
         features = None
         if pixel_values is not None:
             features = torch.cat(self.encode_images(pixel_values, image_sizes, vision_feature_layer))
-            inputs_embeds = replace_rows(inputs_embeds, self._image_places(input_ids, inputs_embeds), features)
+            rows = replace_rows(rows, self._image_places(input_ids, rows), features)
+        elif past_key_values is None and input_ids is not None:
+            self._check_no_images(input_ids)
         fields = self._run(
-            inputs_embeds,
+            rows,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -237,12 +235,20 @@ class VisionLanguageModel(CausalModel):
         as_dict = self.config.use_return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
-    def _image_places(self, input_ids: Tensor | None, inputs_embeds: Tensor) -> Tensor:
+    def _image_places(self, input_ids: Tensor | None, rows: Tensor) -> Tensor:
         """bool (B, T): where pictures go."""
+        image = torch.tensor([self.config.image_token_index], device=rows.device)
         if input_ids is not None:
-            return input_ids == self.image_token_id
-        marker = self.get_input_embeddings()(torch.tensor([self.image_token_id], device=inputs_embeds.device))
-        return (inputs_embeds == marker).all(dim=-1)
+            return torch.eq(input_ids, image)
+        marker: Tensor = self.get_input_embeddings()(image)
+        return torch.eq(rows, marker).all(dim=-1)
+
+    def _check_no_images(self, input_ids: Tensor) -> None:
+        wanted = 0 if input_ids.is_meta else int((input_ids == self.config.image_token_index).sum())
+        if wanted:
+            raise InputError(
+                f"the prompt has {wanted} image tokens, but there are no pixel_values; pass the pictures."
+            )
 
 
 def _check_strategy(strategy: str | None) -> None:

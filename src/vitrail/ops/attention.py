@@ -9,10 +9,13 @@ No mask over (new × all) positions and none over several pictures is ever built
 Letters: L packed rows · A query heads · G key/value heads · K head width · T new rows · S keys of one segment.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.errors import InputError
 from vitrail.ops.kv import LayerKV
 from vitrail.ops.segments import Segments
 
@@ -81,7 +84,7 @@ def attention_weights(q: Tensor, k: Tensor, segments: Segments, *, scale: float,
 
 def _fresh(q: Tensor, k: Tensor, v: Tensor, count: int, scale: float, causal: bool) -> Tensor:
     """`count` segments of equal length whose keys are all new: (count·T, A, K)."""
-    batched = [x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v)]  # (count, heads, T, K)
+    batched = [x.reshape(count, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]  # (count, heads, T, K)
     out = F.scaled_dot_product_attention(
         batched[0],
         _repeat(batched[1], q.shape[1]),
@@ -106,7 +109,10 @@ def _after_cache(q: Tensor, k: Tensor, v: Tensor, index: int, total: int, scale:
         keys, values = kv.read(index, 0, total)
         grouped = _grouped(q, keys.shape[1])[0]  # (G, A/G, K): query heads of one group share their keys
         out = F.scaled_dot_product_attention(
-            grouped[None], keys.to(q.dtype).transpose(0, 1)[None], values.to(q.dtype).transpose(0, 1)[None], scale=scale
+            grouped[None],
+            keys.to(q.dtype).transpose(0, 1)[None],
+            values.to(q.dtype).transpose(0, 1)[None],
+            scale=scale,
         )
         return out[0].flatten(0, 1)[None]
     step = max(64, SCORES // (q.shape[1] * TILE))
@@ -150,17 +156,22 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, offset: int, index: int, total: int,
 def _tiles(start: int, past: int, stop: int) -> list[tuple[int, int]]:
     """Ranges of absolute positions start … stop, cut at multiples of TILE and where the cache ends."""
     cuts = sorted({start, stop, *range(-(-start // TILE) * TILE, stop, TILE), min(max(past, start), stop)})
-    return list(zip(cuts, cuts[1:], strict=False))
+    return list(pairwise(cuts))
 
 
-def _keys(k: Tensor, v: Tensor, past: int, at: tuple[int, int], index: int, kv: LayerKV | None) -> tuple[Tensor, Tensor]:
+def _keys(
+    k: Tensor, v: Tensor, past: int, at: tuple[int, int], index: int, kv: LayerKV | None
+) -> tuple[Tensor, Tensor]:
     if at[0] >= past:
         return k[at[0] - past : at[1] - past], v[at[0] - past : at[1] - past]
-    assert kv is not None  # Segments promise cached keys only where a cache is passed
+    if kv is None:
+        raise InputError(f"the segments count {past} cached keys, but no cache was passed.")
     return kv.read(index, at[0], at[1])
 
 
-def _unseen(position: int, rows: int, start: int, stop: int, window: int | None, device: torch.device) -> Tensor:
+def _unseen(
+    position: int, rows: int, start: int, stop: int, window: int | None, device: torch.device
+) -> Tensor:
     """bool (rows, stop−start), True where the row at position+i must not see the key at start+j."""
     row = torch.arange(position, position + rows, device=device)[:, None]
     key = torch.arange(start, stop, device=device)[None, :]
@@ -172,4 +183,4 @@ def _unseen(position: int, rows: int, start: int, stop: int, window: int | None,
 
 def _grouped(q: Tensor, groups: int) -> Tensor:
     """(T, A, K) → (T, G, A/G, K)."""
-    return q.unflatten(1, (groups, -1))
+    return q.reshape(q.shape[0], groups, -1, q.shape[2])

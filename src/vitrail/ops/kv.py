@@ -1,6 +1,7 @@
 """LayerKV: one layer's share of the block cache as a step sees it. Who owns which block is decided elsewhere."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -27,7 +28,9 @@ class LayerKV:
     def write(self, k: Tensor, v: Tensor) -> None:
         """Store new rows k, v (L, G, K) at their slots; gradients do not flow through a cache."""
         self.keys.view(-1, *self.keys.shape[2:]).index_copy_(0, self.slots, k.detach().to(self.keys.dtype))
-        self.values.view(-1, *self.values.shape[2:]).index_copy_(0, self.slots, v.detach().to(self.values.dtype))
+        self.values.view(-1, *self.values.shape[2:]).index_copy_(
+            0, self.slots, v.detach().to(self.values.dtype)
+        )
 
     def read(self, segment: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Keys and values of positions start … stop−1 of one segment, (stop−start, G, K).
@@ -38,7 +41,7 @@ class LayerKV:
         first, last = start // block, -(-stop // block)
         table = self.tables[segment][first:last]
         lead = start - first * block
-        if all(b - a == 1 for a, b in zip(table, table[1:], strict=False)):
+        if all(b - a == 1 for a, b in pairwise(table)):
             chosen = slice(table[0], table[-1] + 1) if table else slice(0, 0)
             k, v = self.keys[chosen], self.values[chosen]
         else:

@@ -45,7 +45,9 @@ def yarn_frequencies(
     return (1.0 / (factor * powers)) * (1 - kept) + (1.0 / powers) * kept
 
 
-def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all_dim: float | None = None) -> float:
+def yarn_attention_factor(
+    factor: float, mscale: float | None = None, mscale_all_dim: float | None = None
+) -> float:
     """The multiplier of cos and sin: the ratio of both scales, exactly 1 for this family (mscale = mscale_all_dim)."""
 
     def scale(weight: float) -> float:

@@ -54,17 +54,25 @@ class Segments:
         )
 
     @classmethod
-    def from_grids(cls, grids: Sequence[tuple[int, int]], *, device: torch.device | str | None = None) -> "Segments":
+    def from_grids(
+        cls, grids: Sequence[tuple[int, int]], *, device: torch.device | str | None = None
+    ) -> "Segments":
         """One segment per picture of (rows, columns) patches; every patch sees its whole picture."""
         return cls.new([rows * cols for rows, cols in grids], causal=False, device=device)
 
     @classmethod
     def from_mask(
-        cls, mask: Tensor, past_lengths: Sequence[int] | None = None, *, device: torch.device | str | None = None
+        cls,
+        mask: Tensor,
+        past_lengths: Sequence[int] | None = None,
+        *,
+        device: torch.device | str | None = None,
     ) -> tuple["Segments", Tensor]:
         """Segments of the kept rows of a (B, T) mask, and their int64 (L,) index into the flattened (B·T)."""
         if mask.dim() != 2:
-            raise InputError(f"attention_mask must have the shape (batch, positions), got {tuple(mask.shape)}.")
+            raise InputError(
+                f"attention_mask must have the shape (batch, positions), got {tuple(mask.shape)}."
+            )
         kept = mask.to(torch.bool)
         index = kept.flatten().nonzero().squeeze(1)
         lengths = [int(n) for n in kept.sum(dim=1).tolist()]

@@ -1,0 +1,99 @@
+"""from_pretrained and save_pretrained of models: what ties configuration, files and model together."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
+from vitrail.configs.generation import GenerationConfig
+from vitrail.errors import CheckpointError, UnsupportedError
+from vitrail.files.hub import resolve
+from vitrail.weights.load import load_into
+from vitrail.weights.save import save
+
+if TYPE_CHECKING:
+    from vitrail.model.pretrained import PreTrainedModel
+
+Model = TypeVar("Model", bound="PreTrainedModel")
+
+GENERATION_CONFIG = "generation_config.json"
+# All names of one thing here: attention is exact in each.
+ATTENTION = (None, "sdpa", "eager")
+
+
+def load_pretrained(
+    cls: type[Model],
+    name_or_path: "str | Path",
+    *,
+    config: "PretrainedConfig | str | Path | None",
+    hub: dict[str, Any],
+    options: dict[str, Any],
+) -> Model:
+    """Build `cls` on the meta device and fill it from a checkpoint; see PreTrainedModel.from_pretrained."""
+    options = dict(options)
+    dtype = options.pop("dtype", None)
+    torch_dtype = options.pop("torch_dtype", None)
+    device_map = options.pop("device_map", None)
+    quantization = options.pop("quantization_config", None)
+    _check_attention(options.pop("attn_implementation", None))
+    options.pop("low_cpu_mem_usage", None)  # always so here: tensors are streamed one by one
+    if options:
+        raise UnsupportedError(f"from_pretrained does not know the argument {', '.join(sorted(options))}.")
+    folder = resolve(name_or_path, **hub)
+    chosen = _config_for(cls, folder, config)
+    chosen.name_or_path = str(name_or_path)
+    with torch.device("meta"):
+        model = cls(chosen)
+    loaded = load_into(
+        model,
+        folder,
+        dtype=torch_dtype if dtype is None else dtype,
+        device_map=device_map,
+        quantization=quantization,
+    )
+    chosen.dtype = loaded
+    if (folder / GENERATION_CONFIG).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval()
+
+
+def save_pretrained(
+    model: "PreTrainedModel",
+    folder: Path,
+    *,
+    max_shard_size: "int | str",
+    state_dict: "dict[str, Tensor] | None",
+) -> None:
+    """Write a model's configuration and weights; see PreTrainedModel.save_pretrained."""
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = model.dtype
+    generation = model.generation_config if model.can_generate() else None
+    save(model, folder, max_shard_size=max_shard_size, state_dict=state_dict, generation_config=generation)
+
+
+def _check_attention(name: str | None) -> None:
+    if name not in ATTENTION:
+        raise UnsupportedError(
+            f"attn_implementation {name!r} is not supported; 'sdpa' and 'eager' are one here."
+        )
+
+
+def _config_for(
+    cls: type[Model], folder: Path, config: "PretrainedConfig | str | Path | None"
+) -> PretrainedConfig:
+    """The configuration given, or the folder's; of a vision-language folder the part that `cls` is built from."""
+    chosen = (
+        config if isinstance(config, PretrainedConfig) else read_config(folder if config is None else config)
+    )
+    if isinstance(chosen, cls.config_class):
+        return chosen
+    if isinstance(chosen, VisionLanguageConfig):
+        for part in (chosen.text_config, chosen.vision_config):
+            if isinstance(part, cls.config_class):
+                return part
+    raise CheckpointError(
+        f"{folder} holds a {chosen.model_type!r} model; {cls.__name__} is built from {cls.config_class.model_type!r}. "
+        "AutoModelForImageTextToText and AutoModelForCausalLM choose the class by the checkpoint."
+    )
