@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError
 from vitrail.files.json import parse_json_object
+from vitrail.files.listing import listed
 
 HEADER_LIMIT = 100_000_000  # the format's own limit
 
@@ -115,15 +116,17 @@ def _metadata(value: Any, path: Path) -> dict[str, str]:
 
 def _check_entries(header: dict[str, Any], begin: int, size: int, path: Path) -> dict[str, TensorEntry]:
     entries = {name: _entry(name, value, begin, path) for name, value in header.items()}
+    beyond = [name for name, entry in entries.items() if entry.stop > size]
+    if beyond:
+        raise CheckpointError(
+            f"{path} is truncated: it has {size:,} bytes, and {len(beyond)} of its {len(entries)} tensors end "
+            f"beyond them: {listed(beyond)}."
+        )
     position = begin
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
-        if entry.stop > size:
-            raise CheckpointError(
-                f"{path} is truncated: tensor {name!r} ends at byte {entry.stop:,} of {size:,}."
-            )
         if entry.start != position:
             fault = "overlaps its predecessor" if entry.start < position else "leaves a gap before it"
-            raise CheckpointError(f"{path} is corrupt: tensor {name!r} {fault} (byte {entry.start:,}).")
+            raise CheckpointError(f"{path} is corrupt: tensor {name[:200]!r} {fault} (byte {entry.start:,}).")
         position = entry.stop
     if position != size:
         raise CheckpointError(

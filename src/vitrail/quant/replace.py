@@ -16,11 +16,13 @@ from vitrail.quant.config import BitsAndBytesConfig
 
 
 class QuantLinear(nn.Module):
-    """x (…, in) → (…, out) with a packed weight. Its state dict holds what bitsandbytes saves for such a layer.
+    """x (…, in) → (…, out) by a packed weight; its state dict holds what bitsandbytes saves for one.
 
     The packed weight is no parameter: it is never trained and never cast, `.to(dtype)` changes the bias only.
     Products are computed in `compute_dtype` (None: in x's own), but a float32 x is never rounded for it.
     """
+
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -42,6 +44,11 @@ class QuantLinear(nn.Module):
         """The packed weight: what `ops.linear` takes in place of a tensor."""
         return self.packed
 
+    @property
+    def packed_parameters(self) -> int:
+        """How many weights are packed here, for counting a model's parameters."""
+        return self.out_features * self.in_features
+
     def forward(self, x: Tensor) -> Tensor:
         dtype = x.dtype if self.compute_dtype is None or x.dtype == torch.float32 else self.compute_dtype
         bias = None if self.bias is None else self.bias.to(dtype)
@@ -55,7 +62,7 @@ class QuantLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
         # `fn` may move, cast or both; codes and scales follow to the device and keep their types.
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         moved = {name: _moved(tensor, fn) for name, tensor in self.packed.tensors.items()}
         self.packed = _with_tensors(self.packed, moved)
         return self
@@ -89,8 +96,7 @@ class QuantLinear(nn.Module):
                 self.packed = _with_tensors(packed, moved)
         if self.bias is not None:
             if prefix + "bias" in state_dict:
-                with torch.no_grad():
-                    self.bias.copy_(state_dict[prefix + "bias"])
+                self.bias.data.copy_(state_dict[prefix + "bias"])
             else:
                 missing_keys.append(prefix + "bias")
 
@@ -114,9 +120,9 @@ def quantize(weight: Tensor, config: BitsAndBytesConfig) -> PackedWeight:
 def quantized_names(model: nn.Module, config: BitsAndBytesConfig, tied: Iterable[str] = ()) -> set[str]:
     """The paths of the Linear layers that `config` quantises, chosen as transformers 4.57 chooses them.
 
-    Without llm_int8_skip_modules every one but lm_head; with it, every one that is not listed by its last name,
-    its whole path, or the path of a module that holds it. `tied` are paths that share the embedding's tensor and
-    always stay.
+    Without llm_int8_skip_modules every one but lm_head; with it, every one that is not listed by its last
+    name, its whole path, or the path of a module that holds it. `tied` are paths that share the embedding's
+    tensor; they always stay.
     """
     if not config.is_quantizable():
         return set()
@@ -125,7 +131,7 @@ def quantized_names(model: nn.Module, config: BitsAndBytesConfig, tied: Iterable
     return {
         name
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and name not in kept and not _skipped(name, skip)
+        if isinstance(module, nn.Linear) and name not in kept and not _skipped(name, skip)
     }
 
 

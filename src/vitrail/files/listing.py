@@ -1,0 +1,37 @@
+"""Many names in one message. Knows nothing of files or tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# Text up to a short number between dots, the number, and what follows; or the whole text.
+_NUMBERED = re.compile(r"(.*?\.(?=\d{1,6}\.)|.*)(?:(\d{1,6})(\..*))?", re.DOTALL | re.ASCII)
+
+
+def listed(names: Iterable[str], *, most: int = 200) -> str:
+    """Names for a message, those that differ in one number only drawn together: layers.{0-39}.mlp.weight.
+
+    After `most` of such groups the rest is counted.
+    """
+    groups: dict[tuple[str, str], set[int]] = {}
+    for name in names:
+        head, number, tail = _NUMBERED.match(name).groups()  # type: ignore[union-attr]  # matches every text
+        groups.setdefault((head, tail), set()).add(-1 if number is None else int(number))
+    shown = [_drawn_together(head, numbers, tail) for (head, tail), numbers in groups.items()]
+    rest = len(shown) - most
+    return ", ".join(shown[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _drawn_together(head: str, numbers: set[int], tail: str | None) -> str:
+    if numbers == {-1}:
+        return head[:200]
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+    number_text = texts[0] if len(numbers) == 1 else "{" + ",".join(texts) + "}"
+    return f"{head[:200]}{number_text}{(tail or '')[:200]}"

@@ -1,0 +1,226 @@
+"""Where each module of a model lies: reads device_map, and joins modules on different devices. Loads nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import InputError, UnsupportedError
+from vitrail.files.listing import listed
+
+Device: TypeAlias = "str | int | torch.device"
+DeviceMap: TypeAlias = "Device | Mapping[str, Device] | None"
+
+
+class Placement:
+    """Device of every module: a map from module paths ("" is all) in which the longest fitting path decides."""
+
+    def __init__(self, devices: Mapping[str, torch.device]) -> None:
+        self.devices = dict(devices)
+
+    def of(self, name: str) -> torch.device:
+        """The device of the module or tensor at the path `name`."""
+        device = self._lookup(name)
+        if device is None:
+            raise InputError(f"device_map says nothing of {name}.")
+        return device
+
+    def covers(self, name: str) -> bool:
+        """Whether the map says where `name` lies."""
+        return self._lookup(name) is not None
+
+    def _lookup(self, name: str) -> torch.device | None:
+        while name and name not in self.devices:
+            name = name.rpartition(".")[0]
+        return self.devices.get(name)
+
+
+def placement(model: nn.Module, device_map: DeviceMap) -> Placement:
+    """What `device_map` means for `model`.
+
+    None or "cpu": the CPU. "auto": the one accelerator; of several, layer by layer as much on each as its free
+    memory's share; without any, the CPU. A device name, number or torch.device: all of it there. A mapping of
+    module paths: obeyed; InputError for a path the model does not have and for modules that it leaves out.
+    """
+    if device_map is None:
+        return Placement({"": torch.device("cpu")})
+    if isinstance(device_map, Mapping):
+        return _by_paths(model, device_map)
+    if device_map == "auto":
+        return _automatic(model, _accelerators())
+    return Placement({"": _device(device_map)})
+
+
+def _by_paths(model: nn.Module, device_map: Mapping[str, Device]) -> Placement:
+    result = Placement({path: _device(device) for path, device in device_map.items()})
+    tensors = [name for name, _ in _tensors(model)]
+    paths = {name for name, _ in model.named_modules(remove_duplicate=False)} | set(tensors)
+    unknown = [path for path in device_map if path not in paths]
+    if unknown:
+        raise InputError(f"device_map names what {type(model).__name__} does not have: {', '.join(unknown)}.")
+    left_out = [name for name in tensors if not result.covers(name)]
+    if left_out:
+        raise InputError(
+            f"device_map leaves out {listed(left_out)}; add their modules, or '' for all the rest."
+        )
+    return result
+
+
+def _device(value: Device) -> torch.device:
+    """The device of one entry; InputError when it is no device, or none that this machine has."""
+    if value == "disk":
+        raise UnsupportedError("device_map 'disk' is not supported; put modules on 'cpu' instead.")
+    try:
+        device = _numbered(value) if isinstance(value, int) else torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"device_map {value!r} is no device; 'auto', 'cpu', 'cuda' or a number was expected."
+        ) from error
+    if device.type in ("cpu", "meta"):
+        return device
+    kind, count = _accelerator()
+    if kind != device.type or (device.index or 0) >= count:
+        raise InputError(
+            f"device_map asks for {device}, which this machine does not have; use 'cpu' or 'auto'."
+        )
+    return device
+
+
+def _numbered(value: int) -> torch.device:
+    kind, count = _accelerator()
+    if isinstance(value, bool) or kind is None or not 0 <= value < count:
+        raise InputError(
+            f"device_map {value!r} asks for an accelerator that this machine does not have; use 'cpu'."
+        )
+    return torch.device(kind, value)
+
+
+def _accelerator() -> tuple[str | None, int]:
+    """The kind of accelerator that this machine has, and how many. (torch.accelerator is newer than torch 2.5.)"""
+    for kind in ("cuda", "xpu", "mps"):
+        module = getattr(torch, kind, None)
+        if module is not None and (
+            torch.backends.mps.is_available() if kind == "mps" else module.is_available()
+        ):
+            return kind, module.device_count()
+    return None, 0
+
+
+def _accelerators() -> list[tuple[torch.device, int]]:
+    """Every accelerator with its free bytes, or with 1 where they cannot be asked for."""
+    kind, count = _accelerator()
+    devices = [torch.device(kind, index) for index in range(count)] if kind else []
+    if kind != "cuda":
+        return [(device, 1) for device in devices]
+    return [(device, torch.cuda.mem_get_info(device)[0]) for device in devices]
+
+
+def _automatic(model: nn.Module, accelerators: Sequence[tuple[torch.device, int]]) -> Placement:
+    if not accelerators:
+        return Placement({"": torch.device("cpu")})
+    if len(accelerators) == 1:
+        return Placement({"": accelerators[0][0]})
+    return Placement(spread(model, accelerators))
+
+
+def spread(model: nn.Module, accelerators: Sequence[tuple[torch.device, int]]) -> dict[str, torch.device]:
+    """Module paths → devices: in the model's order, each device in turn up to its share (device, weight) of bytes.
+
+    Elements of a ModuleList are never divided.
+    """
+    units = _units(model, "")
+    total, weights = sum(size for _, size in units), sum(weight for _, weight in accelerators)
+    devices: dict[str, torch.device] = {}
+    done, turn, limit = 0, 0, accelerators[0][1] / weights
+    for path, size in units:
+        # The unit goes where its middle lies.
+        while turn + 1 < len(accelerators) and total and (done + size / 2) / total > limit:
+            turn += 1
+            limit += accelerators[turn][1] / weights
+        devices[path] = accelerators[turn][0]
+        done += size
+    return devices
+
+
+def _units(module: nn.Module, path: str) -> list[tuple[str, int]]:
+    """The smallest pieces that lie together, with their bytes: layers of a list, and modules without a list inside."""
+    divisible = any(isinstance(inner, nn.ModuleList) for inner in module.modules())
+    own = [(f"{path}.{name}".lstrip("."), _bytes([tensor])) for name, tensor in _own_tensors(module)]
+    if not divisible:
+        return [(path, _bytes([tensor for _, tensor in _tensors(module)]))]
+    units = own
+    for name, child in module.named_children():
+        child_path = f"{path}.{name}".lstrip(".")
+        if isinstance(module, nn.ModuleList):
+            units.append((child_path, _bytes([tensor for _, tensor in _tensors(child)])))
+        else:
+            units += _units(child, child_path)
+    return units
+
+
+def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    parameters = list(module.named_parameters(recurse=False))
+    return [*parameters, *module.named_buffers(recurse=False)]
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def join(model: nn.Module, where: Placement) -> None:
+    """Let inputs follow to the device of each piece that lies apart from its neighbours.
+
+    A hook before forward() moves tensors in arguments, also those inside tuples, lists, dicts and frozen
+    dataclasses (others may be there to be written to, and keep their identity). A model on one device gets
+    no hook.
+    """
+    if len(set(where.devices.values())) > 1:
+        _join(model, "", where)
+
+
+def _join(module: nn.Module, path: str, where: Placement) -> None:
+    devices = {where.of(f"{path}.{name}".lstrip(".")) for name, _ in _tensors(module)}
+    if len(devices) == 1:
+        module.register_forward_pre_hook(_mover(devices.pop()), with_kwargs=True)
+        return
+    for name, child in module.named_children():
+        _join(child, f"{path}.{name}".lstrip("."), where)
+
+
+def _mover(device: torch.device) -> Callable[[nn.Module, Any, Any], tuple[Any, Any]]:
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return moved(args, device), moved(kwargs, device)
+
+    return hook
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """`value` with every tensor in it on `device`; what is there already is returned as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, (tuple, list)):
+        items = [moved(item, device) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
+        return {key: moved(item, device) for key, item in value.items()}
+    if _is_frozen(value):
+        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        changed = {name: moved(getattr(value, name), device) for name in fields}
+        if any(changed[name] is not getattr(value, name) for name in fields):
+            return dataclasses.replace(value, **changed)
+    return value
+
+
+def _is_frozen(value: Any) -> bool:
+    params = getattr(value, "__dataclass_params__", None)
+    return params is not None and not isinstance(value, type) and params.frozen

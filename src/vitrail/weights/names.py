@@ -1,0 +1,74 @@
+"""The spellings of tensor names: older and newer Hugging Face layouts, whole models and their parts.
+
+One spelling is canonical, that of transformers 5 for a vision-language model: model.language_model.…,
+model.vision_tower.…, model.multi_modal_projector.…, lm_head.…. Reads and writes no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# Beginning of a name → its canonical beginning; the first that fits decides.
+_CANONICAL = (
+    ("language_model.lm_head.", "lm_head."),
+    ("model.language_model.lm_head.", "lm_head."),
+    ("language_model.model.", "model.language_model."),
+    ("model.language_model.model.", "model.language_model."),
+    ("language_model.", "model.language_model."),
+    ("vision_tower.", "model.vision_tower."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+    # a language model without a tower
+    ("model.embed_tokens.", "model.language_model.embed_tokens."),
+    ("model.layers.", "model.language_model.layers."),
+    ("model.norm.", "model.language_model.norm."),
+    # a decoder without its head
+    ("embed_tokens.", "model.language_model.embed_tokens."),
+    ("layers.", "model.language_model.layers."),
+    ("norm.", "model.language_model.norm."),
+    # a tower alone
+    ("patch_conv.", "model.vision_tower.patch_conv."),
+    ("ln_pre.", "model.vision_tower.ln_pre."),
+    ("transformer.", "model.vision_tower.transformer."),
+)
+# What transformers 4.57 and 5 write for a vision-language model, and what other readers expect.
+_SAVED = (
+    ("model.language_model.", "language_model.model."),
+    ("model.vision_tower.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("lm_head.", "language_model.lm_head."),
+)
+_PARTS = ("model.language_model.", "model.vision_tower.", "model.multi_modal_projector.", "lm_head.")
+
+HEAD = "lm_head.weight"
+EMBEDDING = "model.language_model.embed_tokens.weight"
+PROJECTOR_BIASES = (
+    "model.multi_modal_projector.linear_1.bias",
+    "model.multi_modal_projector.linear_2.bias",
+)
+
+
+def canonical(name: str) -> str:
+    """The canonical spelling of a tensor's name, from a file or from any of the models; others stay."""
+    for beginning, replacement in _CANONICAL:
+        if name.startswith(beginning):
+            return replacement + name[len(beginning) :]
+    return name
+
+
+def part(name: str) -> str:
+    """Which part of a vision-language model a canonical name belongs to ("" for none)."""
+    return next((beginning for beginning in _PARTS if name.startswith(beginning)), "")
+
+
+def saved_names(names: Iterable[str]) -> dict[str, str]:
+    """Own name → name in a saved file: the older layout for a vision-language model, else the same."""
+    own = list(names)
+    whole = any(name.startswith("model.language_model.") for name in own)
+    return {name: _saved(name) if whole else name for name in own}
+
+
+def _saved(name: str) -> str:
+    for beginning, replacement in _SAVED:
+        if name.startswith(beginning):
+            return replacement + name[len(beginning) :]
+    return name

@@ -1,0 +1,180 @@
+"""Which tensor of a checkpoint goes where in a model, and all that does not fit. Reads headers, loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import CheckpointError
+from vitrail.files.json import read_json
+from vitrail.files.listing import listed
+from vitrail.ops.weight import PackedWeight
+from vitrail.quant.bitsandbytes import from_state
+from vitrail.quant.config import BitsAndBytesConfig
+from vitrail.quant.replace import quantized_names
+from vitrail.weights.checkpoint import Checkpoint
+from vitrail.weights.names import EMBEDDING, HEAD, PROJECTOR_BIASES, canonical, part
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass
+class Plan:
+    """Which tensor of the files goes where, and what does not fit."""
+
+    plain: dict[str, str] = field(default_factory=dict)  # own tensor → name in the files
+    packed: dict[str, PackedWeight] = field(default_factory=dict)  # Linear's path → its weight, still mapped
+    storage: dict[str, torch.dtype] = field(default_factory=dict)  # Linear's path → dtype of its saved codes
+    to_quantise: set[str] = field(default_factory=set)  # paths of Linear layers
+    tied: tuple[str, str] | None = None  # paths of head and embedding
+    has_head: bool = False
+    projector_bias: bool | None = None  # what the files have, when the model was built otherwise
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    unfit: list[str] = field(default_factory=list)
+
+    def refuse_if_amiss(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+        """Raise one CheckpointError that names everything missing, unexpected or unfit."""
+        groups = (
+            (len(self.missing), "missing", listed(self.missing)),
+            (len(self.unexpected), "unexpected", listed(self.unexpected)),
+            (len(self.unfit), "of another shape or type", "; ".join(self.unfit[:200])),
+        )
+        faults = [f"{count} {word} ({names})" for count, word, names in groups if count]
+        if faults:
+            raise CheckpointError(
+                f"the tensors in {checkpoint.folder} do not fit {type(model).__name__}: {', '.join(faults)}. "
+                "Check that config.json and the weights belong together and are complete."
+            )
+
+
+def make_plan(model: nn.Module, checkpoint: Checkpoint, quantization: BitsAndBytesConfig | None) -> Plan:
+    plan = Plan()
+    own = {canonical(name): name for name in own_tensors(model)}
+    files = _by_canonical_name(checkpoint)
+    _plan_packed(model, checkpoint, files, plan)
+    parts = {part(name) for name in own}
+    partial = _is_part(model, checkpoint.folder)
+    for name, file_name in files.items():
+        if name in own:
+            plan.plain[own[name]] = file_name
+        elif not (partial and part(name) and part(name) not in parts):
+            plan.unexpected.append(file_name)
+    done = plan.plain.keys() | {f"{path}.weight" for path in plan.packed}
+    plan.missing = [name for name in own.values() if name not in done]
+    plan.has_head = HEAD in own
+    if HEAD in own and own[HEAD] in plan.missing and own.get(EMBEDDING) in plan.plain:
+        plan.missing.remove(own[HEAD])
+        plan.tied = (own[HEAD].rpartition(".")[0], own[EMBEDDING].rpartition(".")[0])
+    _plan_projector_bias(own, files, plan)
+    _check_shapes(model, checkpoint, plan)
+    if quantization is not None:
+        plan.to_quantise = quantized_names(model, quantization, plan.tied or ()) - plan.packed.keys()
+    return plan
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that a checkpoint of `model` holds: parameters (tied ones under each name) and kept buffers."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    kept = {
+        f"{path}.{name}".lstrip("."): buffer
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
+    return {**parameters, **kept}
+
+
+def _by_canonical_name(checkpoint: Checkpoint) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for name in checkpoint.in_file_order():
+        same = names.setdefault(canonical(name), name)
+        if same != name:
+            raise CheckpointError(
+                f"{checkpoint.folder} holds one tensor under two names, {same!r} and {name!r}."
+            )
+    return names
+
+
+def _plan_packed(model: nn.Module, checkpoint: Checkpoint, files: dict[str, str], plan: Plan) -> None:
+    """Take the tensors of quantised layers out of `files`; a layer is one by what lies beside its weight."""
+    linears = {
+        canonical(f"{path}."): path for path, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+    parts: dict[str, dict[str, str]] = {path: {} for path in linears.values()}
+    for name, file_name in files.items():
+        prefix, rest = _split(name)
+        if prefix in linears and rest != "bias":
+            parts[linears[prefix]][rest] = file_name
+    for path, names in parts.items():
+        if not any(key == "SCB" or key.startswith("weight.") for key in names):
+            continue
+        for file_name in names.values():
+            del files[canonical(file_name)]
+        try:
+            packed = from_state(path, {key: checkpoint.tensor(file_name) for key, file_name in names.items()})
+        except CheckpointError as error:
+            plan.unfit.append(str(error).rstrip("."))
+            plan.packed[path] = PackedWeight("", (0, 0), 0, {})
+            continue
+        plan.packed[path] = packed
+        plan.storage[path] = checkpoint.entry(names["weight"]).dtype
+        linear = model.get_submodule(path)
+        _compare(plan, f"{path}.weight", packed.shape, (linear.out_features, linear.in_features))  # type: ignore[arg-type]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A name as the Linear's path with its last dot, and what belongs to the layer."""
+    at = name.rfind(".weight.")
+    if at >= 0:
+        return name[: at + 1], name[at + 1 :]
+    prefix, dot, rest = name.rpartition(".")
+    return prefix + dot, rest
+
+
+def _compare(plan: Plan, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if found != wanted:
+        plan.unfit.append(f"{name} is {found} in the files, {wanted} in the model")
+
+
+def _check_shapes(model: nn.Module, checkpoint: Checkpoint, plan: Plan) -> None:
+    own = own_tensors(model)
+    for name, file_name in plan.plain.items():
+        entry = checkpoint.entry(file_name)
+        if name in own:
+            _compare(plan, name, entry.shape, tuple(own[name].shape))
+            if own[name].is_floating_point() and entry.dtype not in FLOATS:
+                plan.unfit.append(f"{name} is {entry.dtype} in the files, a float was expected")
+
+
+def _is_part(model: nn.Module, folder: Path) -> bool:
+    """Whether the folder's own model is of another type than the one that is loaded from it."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    path = folder / "config.json"
+    return bool(kind) and path.is_file() and read_json(path).get("model_type") not in (None, kind)
+
+
+def _plan_projector_bias(own: Mapping[str, str], files: Mapping[str, str], plan: Plan) -> None:
+    """Published configs leave multimodal_projector_bias out: both biases there or both absent decides."""
+    present = [name in files for name in PROJECTOR_BIASES]
+    built = [name in own for name in PROJECTOR_BIASES]
+    weights = [name.replace(".bias", ".weight") for name in PROJECTOR_BIASES]
+    if (
+        not all(name in own for name in weights)
+        or len(set(present)) > 1
+        or len(set(built)) > 1
+        or present == built
+    ):
+        return
+    plan.projector_bias = present[0]
+    for name, weight in zip(PROJECTOR_BIASES, weights, strict=True):
+        own_name = own[weight].removesuffix("weight") + "bias"
+        if present[0]:
+            plan.unexpected.remove(files[name])
+            plan.plain[own_name] = files[name]
+        else:
+            plan.missing.remove(own_name)

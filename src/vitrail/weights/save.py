@@ -1,0 +1,150 @@
+"""A model into a folder: safetensors with an index when needed, and its configurations. All of it or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import CheckpointError, InputError
+from vitrail.files.listing import listed
+from vitrail.files.safetensors import write_safetensors
+from vitrail.weights.checkpoint import INDEX, SINGLE
+from vitrail.weights.names import EMBEDDING, HEAD, canonical, saved_names
+
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def save(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    max_shard_size: int | str = "5GB",
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write `model` so that Vitrail and transformers load it: tensors, config.json, generation_config.json.
+
+    max_shard_size  bytes, or "200MB", "5GB", "2GiB": larger models are split into shards with an index; a single
+                    larger tensor gets a shard of its own.
+    state_dict      tensors to write in place of the model's own, under the model's own names.
+
+    A head tied to the embeddings is not written. Everything is written beside the folder's files first and moved
+    in when complete: after an error (CheckpointError for the disk's) the folder is as it was. Weights of an
+    earlier save in the same folder are replaced.
+    """
+    target = Path(folder)
+    limit = shard_bytes(max_shard_size)
+    tensors = _to_write(model, state_dict)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file; a folder to save into was expected.")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as name:
+            new = Path(name) / "new"
+            new.mkdir()  # with the usual permissions, which a temporary folder does not have
+            _write_weights(new, tensors, limit)
+            _write_configs(new, model, tensors)
+            written = {path.name for path in new.iterdir()}
+            for file in sorted(written, key=lambda name: (not name.endswith(".safetensors"), name)):
+                os.replace(new / file, target / file)
+        _remove_earlier(target, written)
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def shard_bytes(size: int | str) -> int:
+    """The number of bytes in a max_shard_size such as 1000, "200MB" or "2GiB". InputError for anything else."""
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?) *([KMGT]I?B)?", str(size).strip().upper(), re.ASCII)
+    value = float(match[1]) * _UNITS[match[2] or ""] if match else 0
+    if isinstance(size, bool) or value < 1:
+        raise InputError(f"max_shard_size must be a number of bytes or a text like '5GB', got {size!r}.")
+    return int(value)
+
+
+def _to_write(model: nn.Module, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Name in the file → tensor, in the model's order, without a tied head."""
+    state = dict(model.state_dict() if state_dict is None else state_dict)
+    if _is_tied(state):
+        state = {name: tensor for name, tensor in state.items() if canonical(name) != HEAD}
+    elsewhere = [name for name, tensor in state.items() if tensor.is_meta]
+    if elsewhere:
+        raise InputError(
+            f"{type(model).__name__} has tensors without values, nothing to save: {listed(elsewhere)}."
+        )
+    names = saved_names(state)
+    return {names[name]: tensor for name, tensor in state.items()}
+
+
+def _is_tied(state: Mapping[str, Tensor]) -> bool:
+    by_name = {canonical(name): tensor for name, tensor in state.items()}
+    head, table = by_name.get(HEAD), by_name.get(EMBEDDING)
+    if head is None or table is None or head.is_meta:
+        return False
+    return head.data_ptr() == table.data_ptr() and head.shape == table.shape and head.device == table.device
+
+
+def _write_weights(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> None:
+    shards = _shards(tensors, limit)
+    if len(shards) == 1:
+        write_safetensors(folder / SINGLE, tensors)
+        return
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / file, {name: tensors[name] for name in names})
+        weight_map |= dict.fromkeys(names, file)
+    metadata = {"total_size": sum(_size(tensor) for tensor in tensors.values())}
+    text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
+    (folder / INDEX).write_text(text, encoding="utf-8")
+
+
+def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:
+    """Names in groups of at most `limit` bytes, in order."""
+    shards: list[list[str]] = [[]]
+    room = limit
+    for name, tensor in tensors.items():
+        if _size(tensor) > room and shards[-1]:
+            shards.append([])
+            room = limit
+        shards[-1].append(name)
+        room -= _size(tensor)
+    return shards
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _write_configs(folder: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    config: Any = getattr(model, "config", None)
+    if config is not None:
+        config.dtype = _float_type(model) or config.dtype
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(folder)
+    generation: Any = getattr(model, "generation_config", None)
+    if generation is not None and getattr(model, "can_generate", lambda: True)():
+        generation.save_pretrained(folder)
+
+
+def _float_type(model: nn.Module) -> str | None:
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return str(parameter.dtype).removeprefix("torch.")
+    return None
+
+
+def _remove_earlier(folder: Path, written: set[str]) -> None:
+    """Remove weights of an earlier save that would be read in place of, or beside, the new ones."""
+    for path in folder.iterdir():
+        if path.name not in written and (path.name in (SINGLE, INDEX) or _SHARD.fullmatch(path.name)):
+            path.unlink()
