@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vitrail.errors import CheckpointError, InputError
@@ -31,12 +29,14 @@ def save(
     *,
     max_shard_size: int | str = "5GB",
     state_dict: Mapping[str, Tensor] | None = None,
+    generation_config: Any = None,
 ) -> None:
-    """Write `model` so that Vitrail and transformers load it: tensors, config.json, generation_config.json.
+    """Write `model` so that Vitrail and transformers load it: tensors, and its `config` as config.json.
 
     max_shard_size  bytes, or "200MB", "5GB", "2GiB": larger models are split into shards with an index; a single
                     larger tensor gets a shard of its own.
     state_dict      tensors to write in place of the model's own, under the model's own names.
+    generation_config  written as generation_config.json when given.
 
     A head tied to the embeddings is not written. Everything is written beside the folder's files first and moved
     in when complete: after an error (CheckpointError for the disk's) the folder is as it was. Weights of an
@@ -53,7 +53,9 @@ def save(
             new = Path(name) / "new"
             new.mkdir()  # with the usual permissions, which a temporary folder does not have
             _write_weights(new, tensors, limit)
-            _write_configs(new, model, tensors)
+            for config in (getattr(model, "config", None), generation_config):
+                if config is not None:
+                    config.save_pretrained(new)
             written = {path.name for path in new.iterdir()}
             for file in sorted(written, key=lambda name: (not name.endswith(".safetensors"), name)):
                 os.replace(new / file, target / file)
@@ -98,7 +100,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> N
     if len(shards) == 1:
         write_safetensors(folder / SINGLE, tensors)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(folder / file, {name: tensors[name] for name in names})
@@ -123,24 +125,6 @@ def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:
 
 def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _write_configs(folder: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    config: Any = getattr(model, "config", None)
-    if config is not None:
-        config.dtype = _float_type(model) or config.dtype
-        config.architectures = [type(model).__name__]
-        config.save_pretrained(folder)
-    generation: Any = getattr(model, "generation_config", None)
-    if generation is not None and getattr(model, "can_generate", lambda: True)():
-        generation.save_pretrained(folder)
-
-
-def _float_type(model: nn.Module) -> str | None:
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            return str(parameter.dtype).removeprefix("torch.")
-    return None
 
 
 def _remove_earlier(folder: Path, written: set[str]) -> None:
