@@ -44,16 +44,12 @@ def read_config(folder: "str | Path", **overrides: Any) -> PretrainedConfig:
     return config
 
 
-def read_config_folder(
-    name_or_path: "str | Path", *, force_download: bool = False, **hub: Any
-) -> dict[str, Any]:
+def read_config_folder(name_or_path: "str | Path", **hub: Any) -> dict[str, Any]:
     """config.json of a folder (or hub name) as a dict, published mistakes set right."""
     path = Path(name_or_path)
     if path.is_file():
         return read_config_file(path)
     if not path.is_dir():
-        if force_download:
-            raise ConfigError("force_download is not supported; remove the cached copy instead.")
         from vitrail.files.hub import resolve
 
         path = resolve(name_or_path, **hub)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vitrail.configs import MistralConfig
 from vitrail.errors import ContextError, InputError, UnsupportedError
 from vitrail.generate.cache import KVCache
+from vitrail.generate.loop import generate as draw
 from vitrail.model.decoder import MistralModel
 from vitrail.model.layers import Linear
 from vitrail.model.outputs import CausalLMOutputWithPast
@@ -25,6 +26,8 @@ class CausalModel(PreTrainedModel):
 
     lm_head: nn.Module
     _tied_weights_keys: ClassVar[tuple[str, ...]] = ("lm_head.weight",)
+
+    generate = draw  # the algorithm knows a protocol, not this class; here it becomes a method
 
     @property
     def decoder(self) -> MistralModel:

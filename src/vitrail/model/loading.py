@@ -69,8 +69,7 @@ def save_pretrained(
     """Write a model's configuration and weights; see PreTrainedModel.save_pretrained."""
     model.config.architectures = [type(model).__name__]
     model.config.dtype = model.dtype
-    generation = model.generation_config if model.can_generate() else None
-    save(model, folder, max_shard_size=max_shard_size, state_dict=state_dict, generation_config=generation)
+    save(model, folder, max_shard_size=max_shard_size, state_dict=state_dict)
 
 
 def _check_attention(name: str | None) -> None:

@@ -147,7 +147,8 @@ def _open_cache(
             positions = past[0][0].shape[2]
         except (TypeError, IndexError, AttributeError):
             raise InputError(
-                f"past_key_values must be the cache that forward() returned or a tuple of (key, value), got {type(past).__name__}."
+                "past_key_values must be the cache that forward() returned or a tuple of (key, value) per layer, "
+                f"got {type(past).__name__}."
             ) from None
         past = KVCache.from_legacy(past, config, None if mask is None else mask[:, :positions])
     if len(past.sequences) != batch:
@@ -166,7 +167,8 @@ def _new_mask(mask: Tensor | None, seen: Tensor, batch: int, new: int) -> Tensor
     past = seen.shape[1]
     if tuple(mask.shape) != (batch, past + new):
         raise InputError(
-            f"attention_mask has the shape {tuple(mask.shape)}, expected {(batch, past + new)}: {past} cached and {new} new positions."
+            f"attention_mask has the shape {tuple(mask.shape)}, expected {(batch, past + new)}: "
+            f"{past} cached and {new} new positions."
         )
     kept = mask != 0
     if past and not torch.equal(kept[:, :past].cpu(), seen):

@@ -182,7 +182,8 @@ class PixtralVisionModel(PreTrainedModel):
         for layer in list(self.transformer.layers)[:depth]:
             x = self.run_layer(layer, x, cos, sin, segments, record)
             record.see(x)
-        return x
+        last: Tensor = x
+        return last
 
     def _rotation(self, grids: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
         """cos, sin (L, K); each picture's positions begin at (0, 0)."""
