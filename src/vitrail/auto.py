@@ -123,7 +123,7 @@ def _image_processor_type(folder: Path) -> str:
         path = folder / name
         if not path.is_file():
             continue
-        settings = read_json(path)
+        settings: Any = read_json(path)
         if name == "processor_config.json" and isinstance(settings, dict):
             settings = settings.get("image_processor")
             if settings is None:
