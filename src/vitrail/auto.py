@@ -78,14 +78,18 @@ class AutoTokenizer(_Auto):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: "str | Path", *inputs: Any, **kwargs: Any) -> Any:
         """The tokenizer of a folder or hub name; keywords such as `padding_side` override the files."""
-        from vitrail.inputs.tokenizer import load_tokenizer
+        from vitrail.inputs.tokenizer import FastTokenizer, load_tokenizer
 
         _refuse_remote_code(cls.__name__, kwargs)
         if inputs:
             raise InputError(f"{cls.__name__}.from_pretrained takes one positional argument, the checkpoint.")
         if kwargs.pop("use_fast", True) is False:
             raise UnsupportedError(f"{cls.__name__}: use_fast=False is not supported; leave it out.")
-        return load_tokenizer(_folder(pretrained_model_name_or_path, kwargs), **kwargs)
+        folder = _folder(pretrained_model_name_or_path, kwargs)
+        if (folder / "tokenizer.json").is_file():
+            return FastTokenizer.from_pretrained(folder, **kwargs)
+        _refuse_unknown(f"{cls.__name__} of a tokenizer in Mistral's format", kwargs)
+        return load_tokenizer(folder)
 
 
 class AutoImageProcessor(_Auto):
@@ -147,13 +151,12 @@ class AutoProcessor(_Auto):
     def from_pretrained(cls, pretrained_model_name_or_path: "str | Path", **kwargs: Any) -> Any:
         """The PixtralProcessor of a folder or hub name; the tokenizer of one that reads text only."""
         from vitrail.inputs.processor import load_processor
-        from vitrail.inputs.tokenizer import load_tokenizer
 
         _refuse_remote_code(cls.__name__, kwargs)
         folder = _folder(pretrained_model_name_or_path, kwargs)
         pictures = ("preprocessor_config.json", "processor_config.json")
         if not any((folder / name).is_file() for name in pictures):
-            return load_tokenizer(folder, **kwargs)
+            return AutoTokenizer.from_pretrained(folder, **kwargs)
         return load_processor(folder, **kwargs)
 
 

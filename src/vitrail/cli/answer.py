@@ -92,10 +92,16 @@ def answer(question: Question, *, say: Callable[[str], None], write: Callable[[s
     inputs = _prepare(question, processor, model)
     result = Answer(prompt_tokens=inputs["input_ids"].shape[1])
     result.picture_tokens = _picture_tokens(processor, inputs)
-    say(f"reading {_counted(question.pictures, result.prompt_tokens)}")
+    reading = f"reading {_counted(question.pictures, result.prompt_tokens)}"
+    say(reading)
     prepared = time.perf_counter()
     streamer = _Pieces(getattr(processor, "tokenizer", processor), write)
-    ids = model.generate(**inputs, **_drawing(question), streamer=streamer)
+    ids = model.generate(
+        **inputs,
+        **_drawing(question),
+        streamer=streamer,
+        progress=lambda done, all_: say(f"{reading}: {done * 100 // all_} %"),
+    )
     done = time.perf_counter()
     new = ids[0, result.prompt_tokens :].tolist()
     result.text = "".join(streamer.pieces)
