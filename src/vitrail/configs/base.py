@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from vitrail.configs.published import CONFIG_NAME, read_config_file, read_config_folder
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
 Self = TypeVar("Self", bound="PretrainedConfig")
-
-CONFIG_NAME = "config.json"
 
 
 def check_field(
@@ -144,8 +143,6 @@ class PretrainedConfig:
     @classmethod
     def from_json_file(cls: type[Self], json_file: "str | Path") -> Self:
         """Read a JSON file that `to_json_file` or transformers wrote."""
-        from vitrail.configs.read import read_config_file
-
         return cls.from_dict(read_config_file(Path(json_file)))
 
     # --- folders ------------------------------------------------------------------------------------------
@@ -174,8 +171,6 @@ class PretrainedConfig:
         **kwargs: Any,
     ) -> Self:
         """Read config.json from a folder or a hub name; further keywords override its keys."""
-        from vitrail.configs.read import read_config_folder
-
         config_dict = read_config_folder(
             pretrained_model_name_or_path,
             cache_dir=cache_dir,

@@ -1,14 +1,14 @@
-"""From a file or folder to a configuration: spellings of published files are set right here, and only here."""
+"""Which configuration class a model_type means, and a folder's configuration."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
-from vitrail.configs.base import CONFIG_NAME, PretrainedConfig
+from vitrail.configs.base import PretrainedConfig
+from vitrail.configs.published import CONFIG_NAME, read_config_folder
 from vitrail.configs.text import Ministral3Config, MistralConfig
 from vitrail.configs.vision import PixtralVisionConfig
 from vitrail.configs.vlm import LlavaConfig, Mistral3Config
-from vitrail.errors import CheckpointError, ConfigError
+from vitrail.errors import ConfigError
 
 CONFIG_TYPES: dict[str, type[PretrainedConfig]] = {
     "llava": LlavaConfig,
@@ -16,13 +16,6 @@ CONFIG_TYPES: dict[str, type[PretrainedConfig]] = {
     "mistral": MistralConfig,
     "ministral3": Ministral3Config,
     "pixtral": PixtralVisionConfig,
-}
-
-# What a Llava file with a Pixtral tower means by a key it leaves out; the class defaults are CLIP's.
-PIXTRAL_LLAVA = {
-    "image_token_index": 10,
-    "vision_feature_layer": -1,
-    "vision_feature_select_strategy": "full",
 }
 
 
@@ -42,60 +35,3 @@ def read_config(folder: "str | Path", **overrides: Any) -> PretrainedConfig:
     config = cls.from_dict(config_dict, **overrides)
     config.name_or_path = str(folder)
     return config
-
-
-def read_config_folder(name_or_path: "str | Path", **hub: Any) -> dict[str, Any]:
-    """config.json of a folder (or hub name) as a dict, published mistakes set right."""
-    path = Path(name_or_path)
-    if path.is_file():
-        return read_config_file(path)
-    if not path.is_dir():
-        from vitrail.files.hub import resolve
-
-        path = resolve(name_or_path, **hub)
-    if not (path / CONFIG_NAME).is_file():
-        raise CheckpointError(
-            f"{path} has no {CONFIG_NAME}; a checkpoint folder in Hugging Face's format was expected."
-        )
-    return read_config_file(path / CONFIG_NAME)
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """One JSON file as a dict, published mistakes set right."""
-    from vitrail.files.json import read_json
-
-    config_dict = read_json(path)
-    if not isinstance(config_dict, dict):
-        raise ConfigError(f"{path} must hold an object of keys, got {type(config_dict).__name__}.")
-    return _set_right(config_dict, str(path))
-
-
-def _set_right(config_dict: dict[str, Any], where: str) -> dict[str, Any]:
-    kind = config_dict.get("model_type")
-    if kind == "pixtral":
-        return _silu(config_dict)
-    if kind not in ("llava", "mistral3"):
-        return config_dict
-    for name in ("text_config", "vision_config"):
-        if not isinstance(config_dict.get(name), dict):
-            raise ConfigError(f"{where} has no {name}; a {kind} configuration needs it as an object of keys.")
-    fixed = dict(config_dict)
-    if "image_token_id" in fixed:
-        fixed.setdefault("image_token_index", fixed.pop("image_token_id"))
-    if kind == "llava" and fixed["vision_config"].get("model_type", "pixtral") == "pixtral":
-        fixed = {**PIXTRAL_LLAVA, **fixed}
-    fixed["vision_config"] = _silu(fixed["vision_config"])
-    return fixed
-
-
-def _silu(vision: dict[str, Any]) -> dict[str, Any]:
-    """Towers of the family use SiLU; some published files say "gelu" (corrected upstream in October 2024)."""
-    vision = dict(vision)
-    meant = vision.pop("exact_hidden_act", False)
-    if vision.get("hidden_act") == "gelu" and not meant:
-        warnings.warn(
-            'config.json says hidden_act "gelu" for the Pixtral tower; every published tower uses SiLU, so SiLU is used.',
-            stacklevel=2,
-        )
-        vision["hidden_act"] = "silu"
-    return vision
