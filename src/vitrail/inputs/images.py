@@ -185,9 +185,7 @@ def _decode(encoded: bytes, subject: str, limits: ImageLimits) -> Image.Image:
 
 def _decode_file(file: IO[bytes], subject: str, limits: ImageLimits) -> Image.Image:
     """Header, limits, pixels of the first frame, then upright and RGB. The caller closes the file."""
-    with _decoding(subject, limits), warnings.catch_warnings():
-        # Pillow's own warning comes before our check can: the limit above it is ours.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with _decoding(subject, limits):
         picture: Image.Image = Image.open(file, formats=limits.formats)
     check_size(picture.height, picture.width, limits)
     with _decoding(subject, limits):
@@ -203,7 +201,7 @@ def _orientation(picture: Image.Image) -> int:
     """The EXIF orientation 1…8. A block that cannot be read says nothing: viewers show such pictures too."""
     try:
         value = picture.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:
+    except Exception:  # as many kinds as there are ways to damage it
         return 1
     return value if isinstance(value, int) else 1
 
@@ -226,10 +224,13 @@ def _wide_grey(picture: Image.Image) -> "np.ndarray[Any, np.dtype[np.uint8]]":
 def _decoding(subject: str, limits: ImageLimits = LIMITS) -> Iterator[None]:
     """Turn whatever Pillow raises into one ImageError. Its own texts are not shown: they can hold addresses."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # Pillow remarks on sizes before our own check can, and on oddities that change no pixel.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
     except (ImageError, MemoryError):
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         most = limits.max_pixels / 1e6
         raise ImageError(
             f"The picture has too many pixels; at most {most:.0f} million are decoded. Scale it down first."

@@ -1,0 +1,273 @@
+"""URLs against a live local server that misbehaves in every way; nothing leaves the machine."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.tiny import picture
+from vitrail import ImageError, load_image
+from vitrail.inputs.fetch import FetchPolicy, fetch, is_global
+
+FILE = io.BytesIO()
+picture(12, 10).save(FILE, "PNG")
+PNG = FILE.getvalue()
+QUICK = FetchPolicy(timeout=1.0)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """What each path does: see the tests."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 10
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def _answer(self, body: bytes, status: int = 200, length: int | None = None, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        name, _, rest = self.path.lstrip("/").partition("/")
+        self.server.seen.append((self.path, dict(self.headers)))  # type: ignore[attr-defined]
+        getattr(self, f"serve_{name.partition('?')[0]}")(rest.partition("?")[0])
+
+    def serve_good(self, rest: str) -> None:
+        self._answer(PNG)
+
+    def serve_chunked(self, rest: str) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for start in range(0, len(PNG), 100):
+            piece = PNG[start : start + 100]
+            self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def serve_missing(self, rest: str) -> None:
+        self._answer(b"sorry", 404)
+
+    def serve_teapot(self, rest: str) -> None:
+        self._answer(b"", 799)
+
+    def serve_page(self, rest: str) -> None:
+        self._answer(b"<html>no picture</html>")
+
+    def serve_short(self, rest: str) -> None:
+        self._answer(PNG[:50], length=len(PNG))
+        self.close_connection = True
+
+    def serve_announced(self, rest: str) -> None:
+        self._answer(b"", length=1 << 40)
+
+    def serve_compressed(self, rest: str) -> None:
+        self._answer(PNG, Content_Encoding="gzip")
+
+    def serve_endless(self, rest: str) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self._pour(b"x" * 65536, 0.0)
+
+    def serve_dripping(self, rest: str) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self._pour(b"x", 0.05)
+
+    def serve_slowhead(self, rest: str) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        self._pour(b"x", 0.05)
+
+    def serve_silent(self, rest: str) -> None:
+        self.server.over.wait(5)  # type: ignore[attr-defined]
+
+    def serve_garbage(self, rest: str) -> None:
+        self.wfile.write(b"SSH-2.0-OpenSSH\r\n")
+        self.close_connection = True
+
+    def serve_hops(self, rest: str) -> None:
+        left = int(rest)
+        self._answer(b"", 302, Location=f"/hops/{left - 1}" if left else "/good")
+
+    def serve_to(self, rest: str) -> None:
+        self._answer(b"", 301, Location=rest.replace("_", "/"))
+
+    def _pour(self, piece: bytes, pause: float) -> None:
+        try:
+            while not self.server.over.is_set():  # type: ignore[attr-defined]
+                self.wfile.write(piece)
+                time.sleep(pause)
+        except OSError:
+            self.close_connection = True
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    running.daemon_threads = True
+    running.seen, running.over = [], threading.Event()  # type: ignore[attr-defined]
+    threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield running
+    running.over.set()  # type: ignore[attr-defined]
+    running.shutdown()
+    running.server_close()
+
+
+@pytest.fixture
+def url(server: Any) -> str:
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+@pytest.mark.parametrize("path", ["good", "chunked", "hops/2", "good?size=1", "good/a%20b/ü"])
+def test_a_picture_is_fetched(url: str, path: str) -> None:
+    assert np.array_equal(np.asarray(load_image(f"{url}/{path}")), np.asarray(picture(12, 10)))
+
+
+def test_what_is_sent(server: Any, url: str) -> None:
+    load_image(f"{url}/good?a=1&b=%20c#part")
+    path, headers = server.seen[-1]
+    assert path == "/good?a=1&b=%20c"
+    assert headers["Host"] == f"127.0.0.1:{server.server_port}"
+    assert headers["Accept-Encoding"] == "identity"
+    assert not {"Authorization", "Cookie"} & headers.keys()
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("missing", r"answered 404 \(Not Found\); 200 was expected"),
+        ("teapot", "answered 799"),
+        ("page", "no picture in a format"),
+        ("short", r"ended after 50 of \d+ bytes"),
+        ("announced", "larger than 64 MiB"),
+        ("compressed", "compressed"),
+        ("garbage", "cannot be fetched"),
+        ("hops/4", "more than 3 redirects"),
+        ("to/file:___etc_passwd", "may start with https, http"),
+        ("to/ftp:__localhost_a", "may start with https, http"),
+        ("to/http:__user:secret@localhost_a", "user name or password"),
+    ],
+)
+def test_answers_that_are_no_picture(url: str, path: str, says: str) -> None:
+    with pytest.raises(ImageError, match=says) as caught:
+        load_image(f"{url}/{path}?token=hidden")
+    assert "hidden" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["dripping", "slowhead", "silent"])
+def test_what_never_ends_is_left_at_the_deadline(url: str, path: str) -> None:
+    """Each byte arrives in time; only the sum is too long."""
+    start = time.monotonic()
+    with pytest.raises(ImageError, match=r"did not answer in full within 0\.6 s"):
+        load_image(f"{url}/{path}", timeout=0.6)
+    assert time.monotonic() - start < 2.0
+
+
+def test_an_endless_body_stops_at_the_limit(url: str) -> None:
+    with pytest.raises(ImageError, match="larger than 1 MiB"):
+        fetch(f"{url}/endless", FetchPolicy(max_bytes=1 << 20))
+
+
+def test_hops_share_one_deadline(url: str) -> None:
+    with pytest.raises(ImageError, match="did not answer"):
+        fetch(f"{url}/to/_silent", FetchPolicy(timeout=0.5))
+
+
+def test_nobody_there() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        fetch(f"http://127.0.0.1:{port}/a.png", QUICK)
+    with pytest.raises(ImageError, match=r"no host|did not answer"):
+        fetch("http://no-such-host.invalid/a.png", QUICK)
+
+
+def test_plain_http_is_no_tls(url: str) -> None:
+    with pytest.raises(ImageError, match=r"trusted|cannot be fetched"):
+        fetch(url.replace("http:", "https:") + "/good", QUICK)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "http://",
+        "http:///a.png",
+        "http://host name/a.png",
+        "http://host\\@127.0.0.1/a.png",
+        "http://user@host/a.png",
+        "http://host:99999/a.png",
+        "http://[::1/a.png",
+        "http://host/a\nb",
+    ],
+)
+def test_urls_that_are_none(bad: str) -> None:
+    with pytest.raises(ImageError):
+        load_image(bad)
+
+
+def test_a_strict_policy(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = FetchPolicy.strict(("pictures.example",))
+    for bad, says in (
+        (f"{url}/good", "may start with https"),
+        ("https://pictures.example:8443/a.png", "port 8443"),
+        ("https://elsewhere.example/a.png", "not on the list"),
+    ):
+        with pytest.raises(ImageError, match=says):
+            fetch(bad, strict)
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda *a, **k: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.7", 443))],
+    )
+    with pytest.raises(ImageError, match="not public"):
+        fetch("https://pictures.example/a.png", strict)
+
+
+def test_private_addresses_are_refused_after_a_redirect_too(url: str) -> None:
+    policy = FetchPolicy(allow_private=False)
+    with pytest.raises(ImageError, match="not public"):
+        fetch(f"{url}/good", policy)
+    with pytest.raises(ImageError, match="not public"):
+        fetch("http://localhost:1/", policy)
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("64:ff9b::808:808", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("224.0.0.1", False),
+        ("0.0.0.0", False),
+        ("::1", False),
+        ("::", False),
+        ("fe80::1%eth0", False),
+        ("fc00::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:169.254.169.254", False),
+        ("64:ff9b::a00:1", False),
+        ("2002:7f00:1::", False),
+        ("::127.0.0.1", False),
+    ],
+)
+def test_which_addresses_are_public(address: str, public: bool) -> None:
+    assert is_global(address) is public
