@@ -184,7 +184,7 @@ def draw(scores: Tensor, rows: Rows) -> Tensor:
     bad = highest.isnan() | (highest == -torch.inf)
     if sampled:
         cumulated = scores[sampled].double().softmax(dim=-1).cumsum(dim=-1)
-        total = cumulated[:, -1:]
+        total = cumulated[:, -1:].contiguous()
         numbers = [uniform(rows[n].seed, rows[n].stream, rows[n].drawn) for n in sampled]
         point = torch.tensor(numbers, dtype=torch.float64, device=scores.device)[:, None] * total
         last = torch.searchsorted(cumulated, total)  # rounding must not reach an id of probability 0

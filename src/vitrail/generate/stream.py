@@ -62,21 +62,23 @@ class TextPieces:
 
     def _whole(self, text: str) -> bool:
         cleaned = self.decode_kwargs["clean_up_tokenization_spaces"]
-        return not (cleaned or text.endswith(REPLACEMENT) or self._is_byte(self._ids[-1]))
+        return not (cleaned or text.endswith(REPLACEMENT) or self._ends_in_byte())
 
     def _certain(self, text: str) -> int:
-        if self._is_byte(self._ids[-1]):
+        if self._ends_in_byte():
             return self._shown
         certain = len(text.rstrip(REPLACEMENT))
         if self.decode_kwargs["clean_up_tokenization_spaces"]:
             certain = min(certain, len(text) - _CLEANED)
         return max(certain, self._shown)
 
-    def _is_byte(self, token: int) -> bool:
+    def _ends_in_byte(self) -> bool:
+        """Whether the newest id that has a text is a byte-fallback id; skipped control ids do not end a run."""
         convert = getattr(self.tokenizer, "convert_ids_to_tokens", None)
         if convert is None:
             return False
-        return bool(_BYTE.fullmatch(str(convert(int(token)))))
+        newest = next((id_ for id_ in reversed(self._ids) if self._decode([id_])), self._ids[-1])
+        return bool(_BYTE.fullmatch(str(convert(int(newest)))))
 
 
 class TextStreamer:
