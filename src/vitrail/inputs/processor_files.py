@@ -1,0 +1,115 @@
+"""A processor's parts out of a folder, in the layouts of transformers 4.x and 5.x. Builds the parts, not the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.errors import CheckpointError, InputError
+from vitrail.files.json import read_json
+from vitrail.inputs.special_tokens import NAMES
+from vitrail.inputs.tokenizer import FastTokenizer
+from vitrail.inputs.tokenizer_files import find_chat_template, read_tokenizer_config
+
+if TYPE_CHECKING:
+    from vitrail.inputs.image_processor import PixtralImageProcessor, PixtralImageProcessorFast
+
+_TOKENS = ("image_token", "image_break_token", "image_end_token")
+_OWN = ("patch_size", "spatial_merge_size", "chat_template", *_TOKENS)
+_TOKENIZER_OPTIONS = ("padding_side", "truncation_side", "model_max_length", "model_input_names", *NAMES)
+
+
+def read_processor(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `PixtralProcessor` for a folder. Raises CheckpointError, and InputError for unknown overrides."""
+    known = (*_OWN, *_TOKENIZER_OPTIONS, "use_fast")
+    if unknown := sorted(set(overrides) - set(known)):
+        raise InputError(f"unknown arguments: {', '.join(unknown)}")
+    stored = _optional(folder / "processor_config.json")
+    config = _optional(folder / "config.json")
+    image_processor = _read_image_processor(folder, config, overrides.get("use_fast"))
+    arguments: dict[str, Any] = {name: stored[name] for name in _TOKENS if stored.get(name) is not None}
+    arguments["patch_size"] = _side(stored.get("patch_size"), config, image_processor)
+    arguments["spatial_merge_size"] = _merge(stored.get("spatial_merge_size"), config)
+    template = find_chat_template(folder, read_tokenizer_config(folder))
+    arguments["chat_template"] = template if template is not None else stored.get("chat_template")
+    return {
+        **arguments,
+        **{name: overrides[name] for name in _OWN if name in overrides},
+        "image_processor": image_processor,
+        "tokenizer": _read_tokenizer(folder, overrides),
+    }
+
+
+def _read_tokenizer(folder: Path, overrides: Mapping[str, Any]) -> FastTokenizer:
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json, which a processor needs; for tekken.json and *.model.v* files there is "
+            "MistralCommonTokenizer"
+        )
+    return FastTokenizer.from_pretrained(
+        folder, **{n: overrides[n] for n in _TOKENIZER_OPTIONS if n in overrides}
+    )
+
+
+def _read_image_processor(
+    folder: Path, config: Mapping[str, Any], use_fast: bool | None
+) -> PixtralImageProcessor | PixtralImageProcessorFast:
+    """As the folder says; where it says nothing, with the vision tower's patch and picture size."""
+    from vitrail.inputs.image_processor import PixtralImageProcessor, PixtralImageProcessorFast
+
+    vision = config.get("vision_config")
+    settings = _image_settings(folder)
+    if settings is None:
+        if not isinstance(vision, Mapping) or not isinstance(vision.get("patch_size"), int):
+            raise CheckpointError(
+                f"{folder} does not say how pictures are prepared: there is neither a preprocessor_config.json nor an "
+                "image_processor in processor_config.json, nor a vision_config with a patch_size in config.json"
+            )
+        side, edge = vision["patch_size"], vision.get("image_size", 1024)
+        settings = {"patch_size": {"height": side, "width": side}, "size": {"longest_edge": edge}}
+    named_fast = settings.get("image_processor_type") == "PixtralImageProcessorFast"
+    fast = named_fast if use_fast is None else use_fast
+    made: PixtralImageProcessor | PixtralImageProcessorFast
+    made = (PixtralImageProcessorFast if fast else PixtralImageProcessor).from_dict(settings)
+    return made
+
+
+def _image_settings(folder: Path) -> dict[str, Any] | None:
+    from vitrail.inputs.image_processor_base import read_image_processor_dict
+
+    if (folder / "preprocessor_config.json").is_file():
+        return read_image_processor_dict(folder)
+    if "image_processor" in _optional(folder / "processor_config.json"):
+        return read_image_processor_dict(folder)
+    return None
+
+
+def _side(stored: Any, config: Mapping[str, Any], image_processor: Any) -> int:
+    """The patch's side: of processor_config.json, else of the model, else of the image processor."""
+    vision = config.get("vision_config")
+    if stored is None and isinstance(vision, Mapping):
+        stored = vision.get("patch_size")
+    side = image_processor.patch_size if stored is None else stored
+    if isinstance(side, Mapping):
+        side = side.get("height")
+    return _positive(side, "patch_size")
+
+
+def _merge(stored: Any, config: Mapping[str, Any]) -> int:
+    """The merge: of processor_config.json, which some re-uploads lack; then of the model; else 1."""
+    if stored is None:
+        stored = config.get("spatial_merge_size", 2 if config.get("model_type") == "mistral3" else 1)
+    return _positive(stored, "spatial_merge_size")
+
+
+def _positive(value: Any, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(
+            f"processor_config.json: {name} must be a whole number of at least 1; got {value!r}"
+        )
+    return value
+
+
+def _optional(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
