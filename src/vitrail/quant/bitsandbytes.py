@@ -124,7 +124,8 @@ def _nest(absmax: Tensor) -> dict[str, Tensor]:
     centred = absmax - offset
     padded = torch.nn.functional.pad(centred, (0, -centred.numel() % NESTED_GROUP)).view(-1, NESTED_GROUP)
     outer = padded.abs().amax(1)
-    scaled = (padded * (1.0 / outer)[:, None]).nan_to_num(0.0).clamp(-1, 1)
+    # Where all scales are equal this is 0 · ∞; the library writes code 0, and any code decodes to the mean.
+    scaled = (padded * (1.0 / outer)[:, None]).nan_to_num(-1.0).clamp(-1, 1)
     # The library's CPU kernel rounds to 65536 steps first, then looks up the nearest entry.
     table = nested_map().to(absmax.device)
     steps = torch.floor((scaled + 1.0) * 32767.5 + 0.5) / 32767.5 - 1.0

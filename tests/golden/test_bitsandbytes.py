@@ -1,0 +1,133 @@
+"""quant/bitsandbytes.py against what bitsandbytes 0.50.2 wrote and computed (golden/data/bitsandbytes)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vitrail import LlavaForConditionalGeneration
+from vitrail.ops.linear import linear
+from vitrail.ops.weight import PackedWeight, dequantize
+from vitrail.quant.bitsandbytes import from_state, quantize_4bit, quantize_int8, to_state
+
+DATA = Path(__file__).parent / "data" / "bitsandbytes"
+CASES = {case["name"]: case for case in json.loads((DATA / "cases.json").read_text("utf-8"))}
+FOUR_BIT = [name for name, case in CASES.items() if case["quant_type"] != "int8"]
+EIGHT_BIT = [name for name, case in CASES.items() if case["quant_type"] == "int8"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, dict[str, Tensor]]:
+    return {name: load_file(DATA / f"{name}.safetensors") for name in ("weights", "expected", "sources")}
+
+
+def _stored(files: dict[str, dict[str, Tensor]], name: str) -> dict[str, Tensor]:
+    parts = {
+        key.removeprefix(f"{name}."): value
+        for key, value in files["weights"].items()
+        if key.startswith(f"{name}.")
+    }
+    parts.pop("bias", None)
+    return parts
+
+
+def _raw(tensor: Tensor) -> tuple[Any, ...]:
+    return (
+        tensor.dtype,
+        tuple(tensor.shape),
+        tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(),
+    )
+
+
+def _same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert {key: _raw(value) for key, value in mine.items()} == {
+        key: _raw(value) for key, value in theirs.items()
+    }
+
+
+@pytest.mark.parametrize("name", FOUR_BIT)
+def test_quantising_gives_the_same_bytes(files: dict[str, dict[str, Tensor]], name: str) -> None:
+    case = CASES[name]
+    weight = files["sources"][case["source"]].to(DTYPES[case["dtype"]])
+    packed = quantize_4bit(weight, case["quant_type"], nested=case["double_quant"], group=case["blocksize"])
+    _same(to_state(packed, getattr(torch, case["storage"])), _stored(files, name))
+
+
+@pytest.mark.parametrize("name", EIGHT_BIT)
+def test_quantising_to_8_bits_gives_the_same_bytes(files: dict[str, dict[str, Tensor]], name: str) -> None:
+    case = CASES[name]
+    _same(
+        to_state(quantize_int8(files["sources"][case["source"]].to(DTYPES[case["dtype"]]))),
+        _stored(files, name),
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reading_and_writing_gives_the_same_bytes(files: dict[str, dict[str, Tensor]], name: str) -> None:
+    storage = getattr(torch, CASES[name].get("storage", "uint8"))
+    _same(to_state(from_state(name, _stored(files, name)), storage), _stored(files, name))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_decoding_is_bit_for_bit(files: dict[str, dict[str, Tensor]], name: str) -> None:
+    packed = from_state(name, _stored(files, name))
+    wanted = files["expected"][f"{name}.dequantized"]
+    whole = dequantize(packed, packed.dtype)
+    assert whole.dtype == wanted.dtype
+    assert torch.equal(whole, wanted)
+    for rows in (slice(0, 1), slice(3, 9), slice(30, None), slice(-1, None), slice(5, 5)):
+        assert torch.equal(dequantize(packed, packed.dtype, rows), wanted[rows])
+
+
+@pytest.mark.parametrize("name", FOUR_BIT)
+def test_products(files: dict[str, dict[str, Tensor]], name: str) -> None:
+    """Equal but for the order of additions in the machine's matrix product: within the dtype's rounding."""
+    packed = from_state(name, _stored(files, name))
+    x = files["sources"][CASES[name]["input"]].to(packed.dtype)
+    got = linear(x, packed, files["weights"].get(f"{name}.bias"))
+    wanted = files["expected"][f"{name}.output"]
+    step = {torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}[packed.dtype]
+    assert got.dtype == wanted.dtype
+    assert (got - wanted).abs().max() <= step * wanted.abs().max()
+
+
+@pytest.mark.parametrize("case", ["text_only", "single"])
+def test_a_saved_model_gives_the_recorded_logits(case: str) -> None:
+    """float32 over the 4-bit weights of a checkpoint that transformers saved; measured: 1.6e-6."""
+    folder = DATA / "pixtral-nf4"
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    inputs = {
+        key.removeprefix(f"{case}."): value
+        for key, value in load_file(folder / "inputs.safetensors").items()
+        if key.startswith(f"{case}.")
+    }
+    expected = load_file(folder / "expected.safetensors")
+    with torch.no_grad():
+        output = model(**inputs)
+    wanted = expected[f"{case}.logits"]
+    assert (output.logits[:, -16:] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    if case == "single":
+        pictures = expected["single.image_hidden_states"]
+        got = torch.as_tensor(output.image_hidden_states).reshape(pictures.shape)
+        assert (got - pictures).abs().max() <= 1e-5 * pictures.abs().max()
+
+
+def test_a_saved_model_is_saved_as_it_was(tmp_path: Path) -> None:
+    folder = DATA / "pixtral-nf4"
+    LlavaForConditionalGeneration.from_pretrained(folder, dtype="auto").save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    theirs = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]
+    assert json.loads((tmp_path / "config.json").read_text("utf-8"))["quantization_config"] == theirs
+
+
+def test_a_packed_weight_decodes_to_its_own_type_first(files: dict[str, dict[str, Tensor]]) -> None:
+    packed = from_state("x", _stored(files, "nf4_bs64_bf16"))
+    assert isinstance(packed, PackedWeight)
+    assert torch.equal(dequantize(packed, torch.float32), dequantize(packed, torch.bfloat16).float())

@@ -1,0 +1,90 @@
+"""files/json.py, files/listing.py and files/hub.py: bounded reading, and messages that name what was wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vitrail.errors import CheckpointError
+from vitrail.files.hub import resolve
+from vitrail.files.json import read_json
+from vitrail.files.listing import listed
+
+
+def test_an_object_is_read(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"a": [1, "é"]}', encoding="utf-8")
+    assert read_json(tmp_path / "c.json") == {"a": [1, "é"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not valid JSON"),
+        (b'{"a": 1', "not valid JSON"),
+        (b"[1]", "an array"),
+        (b"null", "null"),
+        (b"3", "a number"),
+        (b'"x"', "a string"),
+        (b"\xff\xfe{}", "UTF-8"),
+        (b"[" * 100_000, "deep"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"a": "' + b"x" * 300 + b'"}', "larger than"),
+    ],
+)
+def test_anything_else_is_refused_by_name(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "c.json"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        read_json(path, limit=256 if reason == "larger than" else 1 << 20)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.json cannot be read: No such file"):
+        read_json(tmp_path / "none.json")
+
+
+def test_names_are_drawn_together() -> None:
+    names = [f"model.layers.{i}.w" for i in (0, 1, 2, 5, 7, 8)] + ["lm_head.weight", "a.3.b"]
+    assert listed(names) == "model.layers.{0-2,5,7-8}.w, lm_head.weight, a.3.b"
+    assert listed([f"n{i}" for i in range(300)]).endswith("n199 and 100 more")
+    assert listed([]) == ""
+
+
+def test_a_folder_is_itself(tmp_path: Path) -> None:
+    assert resolve(tmp_path) == tmp_path
+    assert resolve(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize(
+    "name", ["./none", "/none/at/all", "~/none", "a/b/c", "a b", "C:\\models\\x", "a--b/c"]
+)
+def test_what_cannot_be_a_hub_name_is_never_looked_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("looked up"))
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        resolve(name)
+
+
+def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is a file"):
+        resolve(tmp_path / "x.bin")
+
+
+def test_a_name_that_cannot_be_had_says_what_was_looked_for() -> None:
+    with pytest.raises(CheckpointError, match=r"no folder 'nobody/nothing'.*revision v3"):
+        resolve("nobody/nothing", revision="v3", local_files_only=True)
+
+
+def test_a_name_becomes_the_snapshot_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+
+    def download(name: str, **options: object) -> str:
+        asked.update(options, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert resolve("owner/model", revision="r", token="t", cache_dir="c") == tmp_path
+    assert (asked["name"], asked["revision"], asked["token"]) == ("owner/model", "r", "t")
+    assert not any("bin" in str(pattern) for pattern in asked["allow_patterns"])  # type: ignore[attr-defined]
