@@ -81,6 +81,7 @@ def write_inputs(folder: Path, family: str = "llava") -> None:
     tokenizer = json.loads((source / "tokenizer_config.json").read_text("utf-8"))
     del tokenizer["backend"]
     tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    tokenizer["model_input_names"] = ["input_ids", "attention_mask"]  # as published files say; 4.57 adds one
     processor = json.loads((source / "processor_config.json").read_text("utf-8"))
     pictures = processor.pop("image_processor") | {"processor_class": "PixtralProcessor"}
     for name, data in (
