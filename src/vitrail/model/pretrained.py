@@ -46,9 +46,11 @@ class PreTrainedModel(nn.Module):
             if getattr(module, "_vitrail_initialized", False):
                 continue
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
-                nn.init.normal_(module.weight, mean=0.0, std=std)
                 bias = getattr(module, "bias", None)
-                if bias is not None:
+                # On the meta device nothing is drawn: trying would import torch's whole compiler (a second).
+                if not module.weight.is_meta:
+                    nn.init.normal_(module.weight, mean=0.0, std=std)
+                if bias is not None and not bias.is_meta:
                     nn.init.zeros_(bias)
             module._vitrail_initialized = True  # type: ignore[assignment]
         self.tie_weights()
