@@ -56,8 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 errors="replace"
             )  # an answer may hold characters that the terminal cannot show
     try:
-        app.main(args=arguments, prog_name="vitrail", standalone_mode=False)
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        with app.make_context("vitrail", words) as context:
+            app.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except click.ClickException as error:
         return _complain(error.format_message(), _hint(error))
     except VitrailError as error:

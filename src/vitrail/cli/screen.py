@@ -52,9 +52,9 @@ class Printer:
         """Write and flush; on a terminal without the control characters a picture's text could smuggle in."""
         if self._terminal:
             piece = "".join(c for c in piece if c.isprintable() or c in "\n\t")
+        self._open = True  # first, for an interruption may come before the next line
         sys.stdout.write(piece)
         sys.stdout.flush()
-        self._open = True
 
     def close(self) -> None:
         """End the line."""
