@@ -54,7 +54,8 @@ class AutoConfig(_Auto):
 
         Raises ConfigError for a model_type that is missing or unknown, CheckpointError for a missing file.
         """
-        from vitrail.configs.read import config_class, read_config_folder
+        from vitrail.configs.published import read_config_folder
+        from vitrail.configs.read import config_class
 
         _refuse_remote_code(cls.__name__, kwargs)
         hub = {name: kwargs.pop(name) for name in (*HUB_KEYWORDS, "force_download") if name in kwargs}
