@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from vitrail import ImageError, InputError, image_grid, image_tokens
 from vitrail.inputs.grid import DIALECTS, shrink_to_tokens
@@ -101,6 +101,7 @@ def test_boxes_and_patches_need_not_be_square() -> None:
     assert (grid.height, grid.width, grid.rows, grid.cols) == (100, 120, 5, 3)
 
 
+@hypothesis_settings(deadline=None)
 @given(sides, sides, st.sampled_from([PIXTRAL, SMALL]), st.sampled_from(DIALECTS))
 def test_a_grid_is_what_its_size_says(
     height: int, width: int, settings: dict[str, Any], dialect: Any
@@ -112,6 +113,7 @@ def test_a_grid_is_what_its_size_says(
     assert grid.tokens == grid.image_tokens + grid.rows
 
 
+@hypothesis_settings(deadline=None)
 @given(sides, sides, st.integers(2, 5000), st.sampled_from([PIXTRAL, SMALL]), st.sampled_from(DIALECTS))
 def test_a_budget_is_kept_and_used(
     height: int, width: int, budget: int, settings: dict[str, Any], dialect: Any

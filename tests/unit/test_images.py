@@ -104,6 +104,18 @@ def test_arrays_of_grey_and_with_opacity() -> None:
     assert (pixels(load_image(half)) == 128).all()
 
 
+def test_a_telephone_picture_with_several_frames() -> None:
+    """Pillow takes a JPEG with a second picture inside for a format of its own (MPO)."""
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    data = encoded(first, "MPO", save_all=True, append_images=[second])
+    assert np.abs(pixels(load_image(data)).astype(int) - (255, 0, 0)).max() <= 4
+
+
+def test_a_text_file_object(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="binary mode"):
+        load_image(io.StringIO("text"))
+
+
 # Modes
 
 

@@ -54,9 +54,9 @@ class PixtralImageProcessorFast(BaseImageProcessor):
     """Pictures → pixel_values (N,3,H,W) float32 and image_sizes (N,2), resized as tensors.
 
     The options of PixtralImageProcessor, by keyword, and `device`: where the work is done and the result lies.
-    Its numbers are those of transformers' class of this name: antialiased resizing of 8-bit tensors, then
-    (x − 255·mean) / (255·std) in float32; they differ from PIL's by about a level. torchvision is not needed.
-    Resampling: nearest, bilinear and bicubic.
+    Its numbers are those of transformers' class of this name on a CPU, on every device: antialiased resizing of
+    8-bit tensors, then (x − 255·mean) / (255·std) in float32. They differ from PIL's by a level or two in
+    ordinary pictures, by more in pure noise. torchvision is not needed. Resampling: nearest, bilinear, bicubic.
     """
 
     option_names = tuple(_DEFAULTS)
@@ -144,7 +144,7 @@ def _device(wanted: Any, images: list[Any]) -> torch.device:
 
 
 def _tensor(image: Any, settings: ImageSettings) -> torch.Tensor:
-    """The picture as (3,H,W): uint8 for levels, float32 for real numbers."""
+    """The picture as (3,H,W): whole numbers as they are, real ones in float32."""
     import torch
 
     if not is_array(image):
@@ -157,7 +157,7 @@ def _tensor(image: Any, settings: ImageSettings) -> torch.Tensor:
     if pixels.layout is not None and pixels.values.shape[0 if pixels.layout == FIRST else 2] == 3:
         values = pixels.values if isinstance(pixels.values, torch.Tensor) else torch.tensor(pixels.values)
         values = values if pixels.layout == FIRST else values.permute(2, 0, 1)
-        return values.contiguous() if values.dtype == torch.uint8 else values.float().contiguous()
+        return (values.float() if values.is_floating_point() else values).contiguous()
     if not settings.do_convert_rgb:
         raise ImageError(
             "A tensor with 3 channels was expected; set do_convert_rgb for grey and transparent ones."
@@ -175,7 +175,7 @@ def _resized(values: torch.Tensor, grid: Grid, settings: ImageSettings) -> torch
         return values
     if settings.dialect != "mistral":
         return resize_tensor(values, size, settings.resample)
-    cubic = resize_cubic(values.permute(1, 2, 0).cpu().numpy(), size)
+    cubic = resize_cubic(values.permute(1, 2, 0).cpu().contiguous().numpy(), size)
     return torch.from_numpy(cubic).permute(2, 0, 1).to(values.device)
 
 

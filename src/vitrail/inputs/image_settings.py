@@ -12,7 +12,7 @@ from vitrail.errors import ImageError, InputError, UnsupportedError
 from vitrail.inputs.arrays import check_layout
 from vitrail.inputs.batch import check_tensor_type
 from vitrail.inputs.grid import Dialect, Grid, check_budget, check_dialect, image_grid
-from vitrail.inputs.resize import check_filter
+from vitrail.inputs.resize import BICUBIC, check_filter
 
 # CLIP's statistics, the defaults of both of transformers' classes (FORMATS §4).
 IMAGE_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
@@ -61,11 +61,19 @@ class ImageSettings:
         layout = check_layout(options["data_format"])
         if layout == "none":
             raise InputError("data_format is 'channels_first', 'channels_last' or None; got 'none'.")
+        do_resize = _flag(options, "do_resize")
+        resample, dialect = check_filter(options["resample"]), check_dialect(options["dialect"])
+        if budget is not None and not do_resize:
+            raise InputError(
+                "max_image_tokens shrinks pictures, which do_resize=False forbids; give one of them."
+            )
+        if dialect == "mistral" and resample != BICUBIC:
+            raise InputError("dialect='mistral' resizes in its own cubic way; leave resample at bicubic.")
         return cls(
-            do_resize=_flag(options, "do_resize"),
+            do_resize=do_resize,
             box=(size["longest_edge"],) * 2 if "longest_edge" in size else (size["height"], size["width"]),
             patch=_height_width(as_patch_size(options["patch_size"])),
-            resample=check_filter(options["resample"]),
+            resample=resample,
             do_rescale=_flag(options, "do_rescale"),
             rescale_factor=_numbers(options, "rescale_factor", one=True)[0],
             do_normalize=_flag(options, "do_normalize"),
@@ -75,7 +83,7 @@ class ImageSettings:
             return_tensors=check_tensor_type(options["return_tensors"]),
             data_format=layout,
             input_data_format=check_layout(options["input_data_format"]),
-            dialect=check_dialect(options["dialect"]),
+            dialect=dialect,
             max_image_tokens=None if budget is None else check_budget(budget),
         )
 

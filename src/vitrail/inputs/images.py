@@ -88,7 +88,10 @@ def load_image(
     if isinstance(source, str):
         return _open_named(source, timeout, limits, policy)
     if callable(getattr(source, "read", None)):
-        return _decode(source.read(limits.max_bytes + 1), "This file object holds", limits)
+        content = source.read(limits.max_bytes + 1)
+        if not isinstance(content, bytes):
+            raise ImageError("A file object of a picture is opened in binary mode, as by open(path, 'rb').")
+        return _decode(content, "This file object holds", limits)
     raise ImageError(
         "A picture is a path, URL, data URL, bytes, PIL picture, numpy array or tensor; "
         f"got {type(source).__name__}."

@@ -38,8 +38,8 @@ def check_filter(resample: Any) -> int:
 def resize_tensor(image: torch.Tensor, size: tuple[int, int], resample: int) -> torch.Tensor:
     """A picture (C,H,W) at size (height, width), antialiased, in its own type, as torchvision does it.
 
-    uint8 on the CPU goes through torch's own 8-bit kernel, which gives torchvision's very numbers; on other
-    devices through float32, rounded, which differs by a level here and there.
+    uint8 goes through torch's own 8-bit kernel, which gives torchvision's very numbers on a CPU. It exists
+    there only, so such pictures take the way over the host: the numbers do not depend on the device.
     Raises UnsupportedError for a filter that exists for PIL pictures only.
     """
     import torch
@@ -56,13 +56,10 @@ def resize_tensor(image: torch.Tensor, size: tuple[int, int], resample: int) -> 
     options: dict[str, Any] = {"size": size, "mode": mode}
     if resample != NEAREST:
         options |= {"antialias": True, "align_corners": False}
-    native = image.is_floating_point() or (image.dtype == torch.uint8 and image.device.type == "cpu")
-    if native:
-        return interpolate(image[None], **options)[0]
-    resized = interpolate(image[None].float(), **options)[0].round_()
     if image.dtype == torch.uint8:
-        resized = resized.clamp_(0, 255)
-    return resized.to(image.dtype)
+        return interpolate(image[None].cpu(), **options)[0].to(image.device)
+    resized = interpolate(image[None].float(), **options)[0]
+    return resized if image.is_floating_point() else resized.round_().to(image.dtype)
 
 
 def resize_cubic(image: Array, size: tuple[int, int]) -> Float32Array:
