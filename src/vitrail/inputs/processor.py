@@ -333,9 +333,9 @@ class PixtralProcessor:
         return int(index)
 
 
-def load_processor(folder: Path) -> PixtralProcessor:
-    """The processor of a folder. Raises CheckpointError for what is missing."""
-    return PixtralProcessor.from_pretrained(folder)
+def load_processor(folder: Path, **overrides: Any) -> PixtralProcessor:
+    """The processor of a folder; `overrides` and errors as `PixtralProcessor.from_pretrained`."""
+    return PixtralProcessor.from_pretrained(folder, **overrides)
 
 
 def _text_names() -> frozenset[str]:

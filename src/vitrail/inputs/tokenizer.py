@@ -314,6 +314,9 @@ class FastTokenizer(Vocabulary):
         ]
         return tuple(map(str, written))
 
+    def _vocabulary_changed(self) -> None:
+        self._copies.clear()
+
     def _saved_class(self) -> str:
         stored = str(self.init_kwargs.get("tokenizer_class") or "")
         return stored if stored.endswith("Fast") or stored in LLAMA_CLASSES else "PreTrainedTokenizerFast"

@@ -38,6 +38,13 @@ class Row:
             encoding.tokens,
         )
 
+    def append(self, row: Row, position: int, index: int, token: str) -> None:
+        """Add one id; what else is known of it stands in `row` at `position`."""
+        self.ids.append(index)
+        self.tokens.append(token)
+        for name in ("type_ids", "attention_mask", "special_tokens_mask", "offsets"):
+            getattr(self, name).append(getattr(row, name)[position])
+
 
 class TypedControls:
     """A second copy of a tokenizer that reads control tokens as text and aliases, strings nobody typed, as controls.
@@ -88,24 +95,24 @@ class TypedControls:
 
     def encode(self, prompt: Prompt, add_special_tokens: bool, limit: int | None, side: str) -> Row:
         """Encode one prompt, cut to `limit` ids at `side`."""
-        encoding = encode_cut(
-            self.copy, [prompt.with_aliases(self.aliases)], add_special_tokens, limit, side
-        )[0]
-        row = Row.of(encoding)
-        ids, tokens = list(row.ids), list(row.tokens)
+        row = Row.of(
+            encode_cut(self.copy, [prompt.with_aliases(self.aliases)], add_special_tokens, limit, side)[0]
+        )
+        made = Row([], [], [], [], [], [])
         for position, (index, added) in enumerate(zip(row.ids, row.special_tokens_mask, strict=True)):
             if index in self.real:
-                ids[position] = self.real[index]
-                tokens[position] = self.controls[ids[position]]
+                made.append(row, position, self.real[index], self.controls[self.real[index]])
             elif not added and index in self.controls and index not in self.harmless:
-                return self._spelled_out(prompt, add_special_tokens, limit, side)
-        return Row(ids, row.type_ids, row.attention_mask, row.special_tokens_mask, row.offsets, tokens)
+                for letter in self._spelled(self.controls[index]):
+                    made.append(row, position, letter, self.copy.id_to_token(letter))
+            else:
+                made.append(row, position, index, row.tokens[position])
+        return made
 
-    def _spelled_out(self, prompt: Prompt, add_special_tokens: bool, limit: int | None, side: str) -> Row:
-        """For models that know whole control tokens as words: a typed one is broken up into its characters."""
-        raise PromptError(
-            "a message contains a control token that this tokenizer cannot read as text; rephrase the message"
-        )
+    def _spelled(self, control: str) -> list[int]:
+        """The ids of a typed control token letter by letter, for models that know the whole of it as a word."""
+        ids = [i for letter in control for i in self.copy.encode(letter, add_special_tokens=False).ids]
+        return [index for index in ids if index not in self.controls or index in self.harmless]
 
 
 def encode_cut(

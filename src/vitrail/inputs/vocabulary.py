@@ -81,7 +81,12 @@ class Vocabulary(SpecialTokens):
         listed = new_tokens if isinstance(new_tokens, (list, tuple)) else [new_tokens]
         tokens = [added_token(token, special=special_tokens) for token in listed]
         add = self._tokenizer.add_special_tokens if special_tokens else self._tokenizer.add_tokens
-        return int(add(tokens))
+        added = int(add(tokens))
+        self._vocabulary_changed()
+        return added
+
+    def _vocabulary_changed(self) -> None:
+        """Called after tokens were added; for what was derived from the vocabulary."""
 
     def add_special_tokens(self, special_tokens_dict: Mapping[str, Any]) -> int:
         """Name special tokens, {"pad_token": "<pad>", "additional_special_tokens": […]}, and add the new ones."""
