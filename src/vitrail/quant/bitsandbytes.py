@@ -242,11 +242,11 @@ def _parse(name: str, kind: str, text: Tensor) -> dict[str, Any]:
     checks = {
         "quant_type": state.get("quant_type") == kind,
         "blocksize": type(state.get("blocksize")) is int and state["blocksize"] in _GROUPS,
-        "dtype": state.get("dtype") in _DTYPES,
+        "dtype": state.get("dtype") in tuple(_DTYPES),
         "shape": isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape),
         "nested_blocksize": state.get("nested_blocksize", NESTED_GROUP) == NESTED_GROUP,
         "nested_dtype": state.get("nested_dtype", "float32") == "float32",
-        "nested_offset": isinstance(offset, (int, float)) and not isinstance(offset, bool),
+        "nested_offset": type(offset) in (int, float) and abs(offset) < 1e38,
     }
     for key, good in checks.items():
         if not good:

@@ -63,7 +63,7 @@ def part(name: str) -> str:
 def saved_names(names: Iterable[str]) -> dict[str, str]:
     """Own name → name in a saved file: the older layout for a vision-language model, else the same."""
     own = list(names)
-    whole = any(name.startswith("model.language_model.") for name in own)
+    whole = any(name.startswith(_PARTS[:3]) for name in own)
     return {name: _saved(name) if whole else name for name in own}
 
 
