@@ -289,8 +289,8 @@ def test_saving_and_loading(kind: Any, tmp_path: Path) -> None:
         == kind.from_dict(processor.to_dict())
     )
     assert loaded == kind.from_pretrained(tmp_path, subfolder="new/folder")
-    changed = kind.from_pretrained(path, size={"longest_edge": 64}, do_resize=False)
-    assert (changed.size, changed.do_resize) == ({"longest_edge": 64}, False)
+    changed = kind.from_pretrained(path, size={"longest_edge": 64}, do_rescale=False)
+    assert (changed.size, changed.do_rescale) == ({"longest_edge": 64}, False)
     made = kind.from_pretrained(path, return_unused_kwargs=True, foo=1)
     assert made == (processor, {"foo": 1})
     with pytest.raises(UnsupportedError, match="foo"):

@@ -60,11 +60,12 @@ class BaseImageProcessor:
         """Whether pictures are processed as tensors (True) or as PIL pictures (False)."""
         return False
 
-    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
         """The same as `preprocess`."""
-        return self.preprocess(images, *args, **kwargs)
+        return self.preprocess(images, **kwargs)
 
-    def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+    def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
+        """What the subclasses do."""
         raise UnsupportedError("Use PixtralImageProcessor or PixtralImageProcessorFast.")
 
     def settings(self, given: Mapping[str, Any]) -> ImageSettings:
