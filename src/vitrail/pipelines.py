@@ -193,8 +193,6 @@ class ImageTextToTextPipeline:
             return self._answer_prompts(text.get("images"), text.get("text"), options)
         if text is None:
             raise InputError("the pipeline needs text beside the pictures.")
-        if isinstance(text, Sequence) and text and all(isinstance(item, Mapping) for item in text):
-            return [self._answer_prompts(item.get("images"), item.get("text"), options) for item in text]
         if images is None and not isinstance(text, str):
             return [self._answer_prompts(None, prompt, options) for prompt in text]
         return self._answer_prompts(images, text, options)
@@ -296,7 +294,7 @@ def _wants_full(options: dict[str, Any]) -> bool:
 
 
 def _is_conversation(value: Any) -> bool:
-    return _is_list(value) and isinstance(value[0], Mapping) and "role" in value[0]
+    return _is_list(value) and isinstance(value[0], Mapping)
 
 
 def _is_batch(value: Any) -> bool:

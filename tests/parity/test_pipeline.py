@@ -1,0 +1,152 @@
+"""pipeline("image-text-to-text") beside transformers' on the same tiny checkpoints: records of every form."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vitrail
+from tests import tiny
+
+transformers = pytest.importorskip("transformers")
+
+
+def user(*parts: Any) -> dict[str, Any]:
+    """A user's message; a str is text, anything else a picture."""
+    return {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+            for part in parts
+        ],
+    }
+
+
+ONE = tiny.picture(60, 90)
+TWO = tiny.picture(40, 72, seed=3)
+CHAT = [user(ONE, "What is this?")]
+TURNS = [
+    {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+    user(ONE, "And", TWO, "that?"),
+    {"role": "assistant", "content": [{"type": "text", "text": "Two signs."}]},
+    user("Are you sure?"),
+]
+BEGUN = [user(ONE, "What is this?"), {"role": "assistant", "content": [{"type": "text", "text": "It is"}]}]
+PROMPT = "<s>[INST][IMG]What is this?[/INST]"
+
+CALLS: dict[str, dict[str, Any]] = {
+    "new text": {"text": CHAT, "return_full_text": False},
+    "full text": {"text": CHAT, "return_full_text": True},
+    "full text by default": {"text": CHAT},
+    "turns": {"text": TURNS, "return_full_text": False},
+    "conversations": {"text": [CHAT, TURNS], "return_full_text": False},
+    "conversations in full": {"text": [CHAT, TURNS]},
+    "begun answer": {"text": BEGUN},
+    "begun answer, new text": {"text": BEGUN, "return_full_text": False},
+    "begun answer as a turn of its own": {"text": BEGUN, "continue_final_message": False},
+    "pictures apart": {"images": [ONE], "text": [{"role": "user", "content": [{"type": "image"}]}]},
+    "prompt": {"images": ONE, "text": PROMPT},
+    "prompt, new text": {"images": ONE, "text": PROMPT, "return_full_text": False},
+    "prompts": {"images": [ONE, TWO], "text": [PROMPT, PROMPT]},
+    "a dict": {"images": {"images": ONE, "text": PROMPT}},
+    "special tokens": {"text": CHAT, "skip_special_tokens": False},
+    "options of generate": {
+        "text": CHAT,
+        "generate_kwargs": {"min_new_tokens": 6, "repetition_penalty": 1.3},
+    },
+}
+
+
+@pytest.fixture(scope="module", params=["llava", "mistral3"])
+def pipes(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    """Vitrail's pipeline and transformers' on one checkpoint."""
+    folder: Path = request.getfixturevalue(f"tiny_{request.param}")
+    ours = vitrail.pipeline("image-text-to-text", model=folder, torch_dtype="float32")
+    theirs = transformers.pipeline("image-text-to-text", model=str(folder), dtype="float32", device="cpu")
+    return ours, theirs
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_records_are_those_of_transformers(pipes: tuple[Any, Any], name: str) -> None:
+    """Same nesting, same keys, same text; messages come back as they were given."""
+    # A copy for each: transformers writes into the messages and the options that it is given.
+    ours, theirs = (pipe(**copy.deepcopy(CALLS[name]), max_new_tokens=8) for pipe in pipes)
+    assert ours == theirs
+
+
+def test_ids_instead_of_text(pipes: tuple[Any, Any]) -> None:
+    """return_tensors=True gives prompt and completion as ids."""
+    ours, theirs = (pipe(text=CHAT, max_new_tokens=8, return_tensors=True) for pipe in pipes)
+    assert ours[0]["generated_token_ids"].tolist() == theirs[0]["generated_token_ids"].tolist()
+    assert set(ours[0]) == set(theirs[0])
+
+
+def test_the_default_length_is_theirs(pipes: tuple[Any, Any]) -> None:
+    """256 new ids where nobody said a number, and the checkpoint's own number where it has one."""
+    ours, theirs = pipes
+    assert len(ours(text=CHAT, return_tensors=True)[0]["generated_token_ids"]) == len(
+        theirs(text=CHAT, return_tensors=True)[0]["generated_token_ids"]
+    )
+
+
+def test_the_messages_of_the_caller_stay_untouched(pipes: tuple[Any, Any]) -> None:
+    """transformers writes pictures into them; here the caller's list is as before."""
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    before = repr(chat)
+    pipes[0](images=[ONE], text=chat, max_new_tokens=2)
+    assert repr(chat) == before
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        ({}, vitrail.InputError, "needs text"),
+        ({"images": ONE}, vitrail.InputError, "text"),
+        ({"text": CHAT, "do_sample": True}, vitrail.InputError, "do_sample"),
+        ({"text": CHAT, "batch_size": 4}, vitrail.UnsupportedError, "batch_size"),
+        ({"text": CHAT, "images": [ONE]}, vitrail.InputError, "pictures"),
+        ({"text": [{"role": "user"}]}, vitrail.InputError, "content"),
+        (
+            {"text": CHAT, "max_new_tokens": 3, "generate_kwargs": {"max_new_tokens": 4}},
+            vitrail.InputError,
+            "twice",
+        ),
+        ({"text": CHAT, "return_tensors": True, "return_full_text": True}, vitrail.InputError, "exclude"),
+    ],
+)
+def test_mistakes_are_named(pipes: tuple[Any, Any], call: Any, error: type[Exception], said: str) -> None:
+    """Nothing is dropped silently."""
+    with pytest.raises(error, match=said):
+        pipes[0](**call)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"task": "image-classification"}, vitrail.UnsupportedError, "image-classification"),
+        ({"task": "image-text-to-text"}, vitrail.InputError, "model="),
+        ({"model": "x", "feature_extractor": "y"}, vitrail.UnsupportedError, "feature_extractor"),
+        ({"model": "x", "framework": "tf"}, vitrail.UnsupportedError, "tf"),
+        ({"model": "x", "trust_remote_code": True}, vitrail.UnsupportedError, "trust_remote_code"),
+        ({"model": "x", "device": "cpu", "device_map": "auto"}, vitrail.InputError, "not both"),
+    ],
+)
+def test_a_pipeline_that_cannot_be(arguments: Any, error: type[Exception], said: str) -> None:
+    """Before anything is loaded."""
+    with pytest.raises(error, match=said):
+        vitrail.pipeline(**arguments)
+
+
+def test_a_loaded_model_is_taken(tiny_llava: Path) -> None:
+    """With the processor that lies beside it, or a given one."""
+    model = vitrail.AutoModelForImageTextToText.from_pretrained(tiny_llava)
+    processor = vitrail.AutoProcessor.from_pretrained(tiny_llava)
+    found = vitrail.pipeline(model=model, max_new_tokens=4)(text=CHAT)
+    given = vitrail.pipeline(model=model, processor=processor, max_new_tokens=4)(text=CHAT)
+    assert found == given
+    assert given == vitrail.ImageTextToTextPipeline(model=model, processor=processor)(
+        text=CHAT, max_new_tokens=4
+    )
