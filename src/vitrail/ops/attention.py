@@ -64,7 +64,9 @@ def attention(
             here = slice(segments.q_host[index], segments.q_host[index] + new)
             tile_window = window if windowed else None
             pieces.append(_after_cache(q[here], k[here], v[here], index, total, scale, kv, tile_window))
-    return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
+    if not pieces:
+        return q.new_empty(q.shape)
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def attention_weights(q: Tensor, k: Tensor, segments: Segments, *, scale: float, kv: LayerKV | None = None,
@@ -74,7 +76,7 @@ def attention_weights(q: Tensor, k: Tensor, segments: Segments, *, scale: float,
     for index in range(len(segments)):
         new, total = segments.query_length(index), segments.kv_host[index]
         rows = slice(segments.q_host[index], segments.q_host[index] + new)
-        keys = k[rows] if new == total or kv is None else kv.read(index, 0, total)[0].to(q.dtype)
+        keys = k[rows] if new == total else _cached(kv, total - new).read(index, 0, total)[0].to(q.dtype)
         scores = torch.einsum("tghk,sgk->ghts", _grouped(q[rows], keys.shape[1]), keys) * scale
         if segments.causal:
             scores = scores.masked_fill(_unseen(total - new, new, 0, total, window, q.device), float("-inf"))
@@ -130,16 +132,16 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, offset: int, index: int, total: int,
     """
     past = total - k.shape[0]
     position = past + offset  # of the first query row
-    queries = _grouped(q, k.shape[1]).permute(1, 2, 0, 3).float() * scale  # (G, A/G, T, K)
-    shape = queries.shape[:3]
-    best = torch.full(shape, float("-inf"), device=q.device)
-    norm = torch.zeros(shape, device=q.device)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    queries = _grouped(q, k.shape[1]).permute(1, 2, 0, 3).to(wide) * scale  # (G, A/G, T, K)
+    best = queries.new_full(queries.shape[:3], float("-inf"))
+    norm = torch.zeros_like(best)
     out = torch.zeros_like(queries)
     stop = position + q.shape[0]
     start = 0 if window is None else max(0, position - window + 1)
     for at in _tiles(start, past, stop):
         keys, values = _keys(k, v, past, at, index, kv)
-        scores = torch.einsum("ghtk,sgk->ghts", queries, keys.float())
+        scores = torch.einsum("ghtk,sgk->ghts", queries, keys.to(wide))
         if at[1] > position + 1 or window is not None:
             hidden = _unseen(position, q.shape[0], at[0], at[1], window, q.device)
             scores = scores.masked_fill(hidden, float("-inf"))
@@ -148,7 +150,7 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, offset: int, index: int, total: int,
         weights = torch.exp(scores - anchor[..., None])
         fade = torch.exp(best - anchor)
         norm = norm * fade + weights.sum(dim=-1)
-        out = out * fade[..., None] + torch.einsum("ghts,sgk->ghtk", weights, values.float())
+        out = out * fade[..., None] + torch.einsum("ghts,sgk->ghtk", weights, values.to(wide))
         best = higher
     return (out / norm[..., None]).permute(2, 0, 1, 3).flatten(1, 2).to(q.dtype)
 
@@ -164,9 +166,16 @@ def _keys(
 ) -> tuple[Tensor, Tensor]:
     if at[0] >= past:
         return k[at[0] - past : at[1] - past], v[at[0] - past : at[1] - past]
+    keys, values = _cached(kv, past).read(index, at[0], at[1])
+    if torch.is_grad_enabled():  # a later step writes into the cache that this one's backward pass still needs
+        return keys.clone(), values.clone()
+    return keys, values
+
+
+def _cached(kv: LayerKV | None, past: int) -> LayerKV:
     if kv is None:
         raise InputError(f"the segments count {past} cached keys, but no cache was passed.")
-    return kv.read(index, at[0], at[1])
+    return kv
 
 
 def _unseen(
