@@ -242,6 +242,7 @@ def _text(**change: Any) -> torch.Tensor:
         (KEY + ".nested_absmax", torch.zeros(9), "nested_absmax must be"),
         (KEY, torch.zeros(3, 1, dtype=torch.uint8), "bytes"),
         (STATE, None, "must have one quant_state"),
+        (KEY + ".bogus", torch.zeros(1), "bogus beside the quantised weight is unexpected"),
         (STATE, torch.zeros(3), "short uint8 vector"),
         (STATE, torch.tensor([1, 2, 255], dtype=torch.uint8), "UTF-8"),
         (STATE, _text(shape=[80, 112]), r"is \(80, 112\) in the files, \(112, 80\) in the model"),

@@ -22,7 +22,7 @@ GROUP = 64  # the library's default on CPUs and Nvidia GPUs
 _GROUPS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _TINY = 1e-38  # stands for the largest value of a group of zeros
-_CHUNK = 1 << 22  # elements quantised at once, a multiple of every group: bounds the memory for intermediates
+_CHUNK = 1 << 20  # elements quantised at once, a multiple of every group: bounds the memory for intermediates
 
 # Quantiles of the normal distribution (Dettmers et al., QLoRA, 2023, appendix E).
 _NF4 = (
@@ -206,6 +206,10 @@ def from_state(name: str, parts: Mapping[str, Tensor], dtype: torch.dtype = torc
         tensors["nested_offset"] = torch.tensor(state["nested_offset"], dtype=torch.float32)
     else:
         tensors["absmax"] = _part(name, parts, "weight.absmax", torch.float32, groups)
+    known = {"weight", "weight.quant_map", "weight.absmax", keys[0]}
+    if "nested_offset" in state:
+        known |= {"weight.nested_absmax", "weight.nested_quant_map"}
+    _refuse_more(name, parts, known)
     return PackedWeight(kind, (rows, columns), group, tensors, _DTYPES[state["dtype"]])
 
 
@@ -215,8 +219,15 @@ def _int8_from_state(name: str, parts: Mapping[str, Tensor], dtype: torch.dtype)
         raise CheckpointError(f"{name}.weight must be a matrix of int8, but has shape {tuple(codes.shape)}.")
     if "weight_format" in parts and bool(parts["weight_format"].any()):
         raise CheckpointError(f"{name}.weight_format must be 0 (row-major); other layouts are not supported.")
+    _refuse_more(name, parts, {"weight", "weight_format", "SCB"})
     scale = _part(name, parts, "SCB", torch.float32, codes.shape[0])
     return PackedWeight("int8", _matrix(codes), codes.shape[1], {"codes": codes, "scale": scale}, dtype)
+
+
+def _refuse_more(name: str, parts: Mapping[str, Tensor], known: set[str]) -> None:
+    more = sorted(f"{name}.{key}" for key in parts if key not in known)
+    if more:
+        raise CheckpointError(f"{', '.join(more)} beside the quantised weight is unexpected.")
 
 
 def _part(

@@ -1,0 +1,85 @@
+"""Loading needs the model, its largest tensor and 300 MB of anonymous memory, and no more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import vitrail
+from vitrail.files.safetensors import write_safetensors
+
+MB = 1_000_000
+LOAD = """
+import sys, threading, time
+import torch
+import vitrail
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+options = {"bf16": {"dtype": "auto"}, "fp32": {"dtype": torch.float32}}
+options["nf4"] = {
+    "dtype": torch.bfloat16,
+    "quantization_config": vitrail.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+}
+vitrail.MistralForCausalLM  # imported before the count begins
+from vitrail.weights.load import load_into
+before, peak, done = anonymous(), 0, threading.Event()
+
+def watch():
+    global peak
+    while not done.is_set():
+        peak = max(peak, anonymous())
+        time.sleep(0.001)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+model = vitrail.MistralForCausalLM.from_pretrained(sys.argv[1], **options[sys.argv[2]])
+done.set()
+watcher.join()
+packed = sum(t.nbytes for m in model.modules() if hasattr(m, "packed") for t in m.packed.tensors.values())
+print(peak - before, packed + sum(p.nbytes for p in model.parameters()))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text model of 625 MB in bfloat16, one shard per layer."""
+    path = tmp_path_factory.mktemp("large")
+    config = vitrail.MistralConfig(
+        vocab_size=32768, hidden_size=2048, intermediate_size=5632, num_hidden_layers=4, num_attention_heads=16,
+        num_key_value_heads=4, head_dim=128, dtype="bfloat16",
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = vitrail.MistralForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        values = torch.full(parameter.shape, 0.01, dtype=torch.bfloat16)
+        values.view(-1)[::97] = 0.5
+        write_safetensors(path / f"{name}.safetensors", {name: values})
+    config.save_pretrained(path)
+    assert sum(file.stat().st_size for file in path.iterdir()) > 600 * MB
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="counts anonymous memory as Linux tells it"
+)
+@pytest.mark.parametrize("form", ["bf16", "fp32", "nf4"])
+def test_peak_anonymous_memory(folder: Path, form: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder), form],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    peak, model = (int(word) for word in result.stdout.split())
+    largest = 32768 * 2048 * (4 if form == "fp32" else 2)
+    assert peak <= model + largest + 300 * MB
+    assert model > (150 if form == "nf4" else 600) * MB
