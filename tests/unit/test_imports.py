@@ -130,14 +130,15 @@ print(count > 40)
     assert python(code).strip() == "True"
 
 
-def test_a_missing_optional_package_is_named_with_its_extra() -> None:
+def test_a_missing_optional_package_is_named_with_its_extra(tmp_path: Path) -> None:
     """Using what an absent package brings says which extra to install."""
-    code = """
+    (tmp_path / "tekken.json").write_text("{}")
+    code = f"""
 import sys
 sys.modules["mistral_common"] = None
 import vitrail
 try:
-    vitrail.MistralCommonTokenizer.from_pretrained("nowhere")
+    vitrail.MistralCommonTokenizer.from_pretrained({str(tmp_path)!r})
 except vitrail.MissingPackageError as error:
     print(error)
 """
