@@ -166,9 +166,11 @@ class GenerationConfig:
             name: value for name, value in self.to_dict().items() if name not in KNOWN or value != KNOWN[name]
         }
 
-    def to_json_string(self, use_diff: bool = True) -> str:
-        """Indented JSON with sorted keys, of the differences from the defaults or of everything."""
+    def to_json_string(self, use_diff: bool = True, ignore_metadata: bool = False) -> str:
+        """Indented JSON with sorted keys: what differs from the defaults, or everything; `_…` is metadata."""
         held = self.to_diff_dict() if use_diff else self.to_dict()
+        if ignore_metadata:
+            held = {n: v for n, v in held.items() if not n.startswith("_") and n != "transformers_version"}
         return json.dumps(held, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     def to_json_file(self, json_file_path: "str | Path", use_diff: bool = True) -> None:
@@ -190,8 +192,8 @@ class GenerationConfig:
 
     # --- checks -------------------------------------------------------------------------------------------
 
-    def validate(self) -> None:
-        """Raise ConfigError for a value of the wrong type or out of its range, naming it."""
+    def validate(self, strict: bool = False) -> None:
+        """Raise ConfigError for a value of the wrong type or out of its range, naming it; always `strict`."""
         none = type(None)
         for name in ("do_sample", "use_cache", "return_dict_in_generate", "output_scores"):
             self._check(name, bool)

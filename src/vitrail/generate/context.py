@@ -158,8 +158,9 @@ class CachedContext:
         try:
             self.cache.reserve(sequence, rows)
         except CacheFull:
-            blocks = -(-self.cache.length(sequence) // BLOCK)
-            self.cache.grow(max(blocks, -(-rows // BLOCK) + 1))  # as much again: growth costs a copy
+            # As much again for every row: growth copies the whole storage.
+            again = max(self.cache.length(sequence), rows)
+            self.cache.grow((-(-again // BLOCK) + 1) * len(self._rows))
             self.cache.reserve(sequence, rows)
 
     def _next_pieces(self) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ Letters: B prompts · R rows (prompts × completions) · n running rows · T pos
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ class Decoding:
         return self._ids[:, : self._width]
 
     @torch.no_grad()
-    def run(self) -> Iterator[Tensor]:
+    def run(self) -> Generator[Tensor, None, None]:
         """Yield the new ids (R,) of every step; rows that have ended get the padding id.
 
         However it ends (also by an interrupt, or because nobody asks for more), no sequence stays open in the
@@ -237,7 +237,7 @@ class Decoding:
         rows = [self._states[row] for row in self._running]
         if self._allowed_ids is not None:
             for row in self._running:
-                self._states[row].allowed = self._ask_allowed(row, logits)
+                self._states[row].allowed = self._ask_allowed(self._allowed_ids, row, logits)
         new, scores = self._sampler(logits, rows, self._ask_processors if self._processors else None)
         if self.config.return_dict_in_generate:
             if self.config.output_scores:
@@ -246,9 +246,9 @@ class Decoding:
                 self._logits.append(self._whole_batch(logits.float()))
         return new
 
-    def _ask_allowed(self, row: int, logits: Tensor) -> Tensor:
-        assert self._allowed_ids is not None  # noqa: S101 - for the type checker; the caller looked
-        ids = list(self._allowed_ids(row, self.ids[row]))
+    def _ask_allowed(self, allowed_ids: AllowedIds, row: int, logits: Tensor) -> Tensor:
+        """bool (V,): what the user's function lets come next."""
+        ids = list(allowed_ids(row, self.ids[row]))
         if not ids:
             raise InputError(
                 f"prefix_allowed_tokens_fn allows no id for row {row}; it must allow at least one."

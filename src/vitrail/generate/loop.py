@@ -1,6 +1,7 @@
 """generate() and stream_text(): from a caller's arguments to ids or text. The steps are in decoding.py."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from torch import Tensor
@@ -87,9 +88,10 @@ def generate(
         )
         if streamer is not None:
             streamer.put(decoding.ids.cpu())
-        for column in decoding.run():
-            if streamer is not None:
-                streamer.put(column.cpu())
+        with closing(decoding.run()) as run:
+            for column in run:
+                if streamer is not None:
+                    streamer.put(column.cpu())
     except BaseException as error:
         if hasattr(streamer, "fail"):
             streamer.fail(error)  # somebody may be waiting for the next piece
@@ -133,15 +135,12 @@ def stream_text(
     if len(decoding.ids) > 1:
         raise InputError(f"stream_text shows one row, got {len(decoding.ids)}; use generate() for a batch.")
     pieces = TextPieces(tokenizer, skip_special_tokens=skip_special_tokens)
-    run = decoding.run()
-    try:
+    with closing(decoding.run()) as run:
         for column in run:
             if piece := pieces.add(column.tolist()):
                 yield piece
         if piece := pieces.end():
             yield piece
-    finally:
-        run.close()  # type: ignore[attr-defined]  # a generator under its decorator
 
 
 def _prepare(
