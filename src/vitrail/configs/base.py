@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from vitrail.configs.published import CONFIG_NAME, read_config_file, read_config_folder
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
     import torch
@@ -147,8 +147,10 @@ class PretrainedConfig:
 
     # --- folders ------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, save_directory: "str | Path", **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: "str | Path", push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write config.json into a folder, which is made if it is not there."""
+        if push_to_hub:
+            self.push_to_hub()
         if kwargs:
             raise ConfigError(
                 f"save_pretrained of a configuration does not know {', '.join(sorted(kwargs))}."
@@ -158,6 +160,10 @@ class PretrainedConfig:
             raise ConfigError(f"{folder} is a file; save_pretrained needs a folder.")
         folder.mkdir(parents=True, exist_ok=True)
         self.to_json_file(folder / CONFIG_NAME)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
+        """Not supported: nothing here uploads."""
+        raise UnsupportedError("push_to_hub is not supported; use save_pretrained and the hub's own client.")
 
     @classmethod
     def from_pretrained(

@@ -216,13 +216,21 @@ class PixtralProcessor:
         }
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        push_to_hub: bool = False,
+        legacy_serialization: bool = True,
+        **kwargs: Any,
     ) -> list[str]:
         """Write the tokenizer's files, preprocessor_config.json, processor_config.json and the chat template."""
-        if push_to_hub or kwargs:
-            raise UnsupportedError(
-                f"save_pretrained does not do {', '.join(sorted({'push_to_hub', *kwargs}))}"
-            )
+        refused = {
+            "push_to_hub": push_to_hub,
+            "legacy_serialization=False": not legacy_serialization,
+            **dict.fromkeys(sorted(kwargs), True),
+        }
+        if any(refused.values()):
+            names = ", ".join(name for name, asked in refused.items() if asked)
+            raise UnsupportedError(f"save_pretrained does not support {names}; leave it out")
         folder = prepare_folder(save_directory)
         self.image_processor._set_processor_class(type(self).__name__)
         written = [

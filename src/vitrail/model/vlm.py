@@ -152,19 +152,6 @@ class VisionLanguageModel(CausalModel):
                 f"{first.in_features} in all; set vision_feature_layer in the configuration before building the model."
             )
 
-    def get_image_features(
-        self,
-        pixel_values: Tensor,
-        image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None,
-        vision_feature_layer: "int | Sequence[int] | None" = None,
-        vision_feature_select_strategy: str | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, ...]:
-        """The projected features of each picture, (tokens, D); arguments as in `encode_images`."""
-        refuse_unknown("get_image_features", kwargs)
-        _check_strategy(vision_feature_select_strategy)
-        return tuple(self.encode_images(pixel_values, image_sizes, vision_feature_layer))
-
     # --- forward ------------------------------------------------------------------------------------------
 
     def forward(
@@ -265,6 +252,19 @@ class LlavaForConditionalGeneration(VisionLanguageModel):
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__(config, LlavaModel(config))
 
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        vision_feature_layer: "int | Sequence[int] | None" = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...]:
+        """The projected features of each picture, (tokens, D); arguments as in forward()."""
+        refuse_unknown("get_image_features", kwargs)
+        _check_strategy(vision_feature_select_strategy)
+        return tuple(self.encode_images(pixel_values, image_sizes, vision_feature_layer))
+
 
 class Mistral3ForConditionalGeneration(VisionLanguageModel):
     """Mistral Small 3.1/3.2, Magistral, Devstral Small 2 and Ministral 3, with the head."""
@@ -275,3 +275,14 @@ class Mistral3ForConditionalGeneration(VisionLanguageModel):
 
     def __init__(self, config: Mistral3Config) -> None:
         super().__init__(config, Mistral3Model(config))
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None,
+        vision_feature_layer: "int | Sequence[int] | None" = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...]:
+        """The projected features of each picture, (tokens, D); arguments as in forward()."""
+        refuse_unknown("get_image_features", kwargs)
+        return tuple(self.encode_images(pixel_values, image_sizes, vision_feature_layer))
