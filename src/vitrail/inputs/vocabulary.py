@@ -79,7 +79,7 @@ class Vocabulary(SpecialTokens):
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         """Add tokens to the vocabulary; returns how many were new. The model's embeddings have to grow with it."""
         listed = new_tokens if isinstance(new_tokens, (list, tuple)) else [new_tokens]
-        tokens = [added_token(token, special=special_tokens) for token in listed]
+        tokens = [t if isinstance(t, str) else added_token(t, special=special_tokens) for t in listed]
         add = self._tokenizer.add_special_tokens if special_tokens else self._tokenizer.add_tokens
         added = int(add(tokens))
         self._vocabulary_changed()
