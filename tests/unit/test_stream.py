@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import random
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +114,37 @@ def test_any_ids_join_to_what_decoding_them_at_once_gives(kind, skip):
             ids.insert(drawn.randrange(len(ids) + 1), size - 1)
         found = "".join(_pieces(tokenizer, ids, skip_special_tokens=skip))
         assert found == tokenizer.decode(ids, skip_special_tokens=skip), ids
+
+
+@pytest.mark.parametrize("name", ["tekken_240911.json", "mistral_instruct_tokenizer_240323.model.v3"])
+@pytest.mark.parametrize("skip", [True, False])
+def test_the_tokenizers_of_published_models_join_too(name, skip):
+    mistral_common = pytest.importorskip("mistral_common")
+    from vitrail import MistralCommonTokenizer
+
+    tokenizer = MistralCommonTokenizer(Path(mistral_common.__file__).parent / "data" / name)
+    drawn = random.Random(7)
+    cases = [tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
+    for limit in (1300, len(tokenizer)):  # control and byte ids lie at the beginning
+        cases += [[drawn.randrange(limit) for _ in range(drawn.randrange(1, 12))] for _ in range(60)]
+    for ids in cases:
+        found = "".join(_pieces(tokenizer, ids, skip_special_tokens=skip))
+        assert found == tokenizer.decode(ids, skip_special_tokens=skip), ids
+
+
+def test_a_processor_is_as_good_as_its_tokenizer():
+    class Processor:
+        def __init__(self, tokenizer: Wrapped) -> None:
+            self.tokenizer = tokenizer
+
+        def decode(self, *args, **kwargs) -> str:
+            return self.tokenizer.decode(*args, **kwargs)
+
+    tokenizer = byte_fallback()
+    ids = tokenizer.encode("é")
+    assert _pieces(Processor(tokenizer), ids) == _pieces(tokenizer, ids)
+    broken = [*ids, ids[-1]]
+    assert "".join(_pieces(Processor(tokenizer), broken)) == tokenizer.decode(broken)
 
 
 def test_cleaned_up_spaces_join_too():

@@ -74,7 +74,10 @@ class TextPieces:
 
     def _ends_in_byte(self) -> bool:
         """Whether the newest id that has a text is a byte-fallback id; skipped control ids do not end a run."""
-        convert = getattr(self.tokenizer, "convert_ids_to_tokens", None)
+        inner = getattr(self.tokenizer, "tokenizer", None)  # a processor's
+        convert = getattr(
+            self.tokenizer, "convert_ids_to_tokens", getattr(inner, "convert_ids_to_tokens", None)
+        )
         if convert is None:
             return False
         newest = next((id_ for id_ in reversed(self._ids) if self._decode([id_])), self._ids[-1])
