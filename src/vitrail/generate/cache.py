@@ -115,6 +115,8 @@ class KVCache:
         shared: list[int] = []
         if prefix is not None:
             source = self._get(prefix[0])
+            if prefix[1] < 0:
+                raise InputError(f"a prefix of {prefix[1]} positions cannot be shared.")
             shared = source.blocks[: min(prefix[1], source.length) // self.block]
         wanted = max(0, -(-room // self.block) - len(shared))
         taken = self._take(wanted)
@@ -132,22 +134,31 @@ class KVCache:
         if rest:
             old = source.blocks[source.length // self.block]
             new = self._sequences[clone].blocks[source.length // self.block]
-            for keys, values in self._layers:
-                keys[new, :rest] = keys[old, :rest]
-                values[new, :rest] = values[old, :rest]
+            self._copy(old, new, rest)
             self._sequences[clone].length = source.length
         return clone
 
     def reserve(self, sequence: int, rows: int) -> None:
         """Lengthen a sequence by the rows of the coming step.
 
+        A last block that another sequence shares (a truncated prefix) is copied before it is written.
+
         Raises:
             CacheFull: there are not enough blocks; nothing was changed.
         """
         state = self._get(sequence)
-        wanted = -(-(state.length + rows) // self.block) - len(state.blocks)
-        if wanted > 0:
-            state.blocks.extend(self._take(wanted, after=state.blocks[-1] if state.blocks else None))
+        if rows < 0:
+            raise InputError(f"cannot reserve {rows} rows; truncate() shortens a sequence.")
+        wanted = max(0, -(-(state.length + rows) // self.block) - len(state.blocks))
+        last = state.length // self.block
+        copied = int(rows > 0 and last < len(state.blocks) and self._uses[state.blocks[last]] > 1)
+        if wanted + copied:
+            taken = self._take(wanted + copied, after=state.blocks[-1] if state.blocks else None)
+            if copied:
+                self._copy(state.blocks[last], taken[0], state.length % self.block)
+                self._give([state.blocks[last]])
+                state.blocks[last] = taken[0]
+            state.blocks.extend(taken[copied:])
         state.length += rows
         self._view = None
 
@@ -177,6 +188,11 @@ class KVCache:
             self._layers[index] = larger
         self._uses.extend([0] * blocks)
         self._view = None
+
+    def _copy(self, old: int, new: int, rows: int) -> None:
+        """The first `rows` positions of one block into another, in every layer."""
+        for stored in (x for pair in self._layers for x in pair):
+            stored[new, :rows] = stored[old, :rows]
 
     def _get(self, sequence: int) -> _Sequence:
         if sequence not in self._sequences:
@@ -277,23 +293,15 @@ class KVCache:
         cls, past: Sequence[tuple[Tensor, Tensor]], config: MistralConfig, mask: Tensor | None = None
     ) -> "KVCache":
         """A cache from (key, value) per layer, each (B, G, S, K); rows where `mask` (B, S) is 0 are left out."""
-        if len(past) != config.num_hidden_layers:
-            raise InputError(f"past_key_values has {len(past)} layers, the model {config.num_hidden_layers}.")
-        first = past[0][0]
-        batch, _, positions, _ = first.shape
+        batch, positions = _check_legacy(past, config, mask)
         kept = torch.ones(batch, positions, dtype=torch.bool) if mask is None else mask.to(torch.bool).cpu()
         lengths = [int(n) for n in kept.sum(dim=1).tolist()]
         rooms = [length + BLOCK for length in lengths]
-        cache = cls.sized(config, rooms, dtype=first.dtype, device=first.device)
+        cache = cls.sized(config, rooms, dtype=past[0][0].dtype, device=past[0][0].device)
         for length, room in zip(lengths, rooms, strict=True):
             cache.reserve(cache.open(room=room), length)
-        wanted = (batch, config.num_key_value_heads, positions, config.head_dim)
-        for index, pair in enumerate(past):
-            for given, stored in zip(pair, cache._layers[index], strict=True):
-                if tuple(given.shape) != wanted:
-                    raise InputError(
-                        f"past_key_values[{index}] has the shape {tuple(given.shape)}, expected {wanted}."
-                    )
+        for pair, layer in zip(past, cache._layers, strict=True):
+            for given, stored in zip(pair, layer, strict=True):
                 for row, state in enumerate(cache._sequences.values()):
                     flat = torch.tensor(state.blocks)[:, None] * cache.block + torch.arange(cache.block)
                     rows = flat.flatten()[: state.length].to(stored.device)
@@ -301,3 +309,28 @@ class KVCache:
                     stored.view(-1, *stored.shape[2:])[rows] = chosen.detach()
         cache.mask = kept
         return cache
+
+
+def _check_legacy(
+    past: Sequence[tuple[Tensor, Tensor]], config: MistralConfig, mask: Tensor | None
+) -> tuple[int, int]:
+    """(B, S) of a caller's (key, value) per layer, or InputError where they do not fit."""
+    if len(past) != config.num_hidden_layers:
+        raise InputError(f"past_key_values has {len(past)} layers, the model {config.num_hidden_layers}.")
+    wanted = None
+    for index, pair in enumerate(past):
+        if len(pair) != 2 or not all(isinstance(x, Tensor) for x in pair):
+            raise InputError(f"past_key_values[{index}] must be a pair (key, value) of tensors.")
+        if wanted is None:
+            batch, positions = (pair[0].shape[0], pair[0].shape[2]) if pair[0].dim() == 4 else (0, 0)
+            wanted = (batch, config.num_key_value_heads, positions, config.head_dim)
+        for given in pair:
+            if tuple(given.shape) != wanted:
+                raise InputError(
+                    f"past_key_values[{index}] has the shape {tuple(given.shape)}, expected {wanted}."
+                )
+    if mask is not None and tuple(mask.shape) != (batch, positions):
+        raise InputError(
+            f"the mask of past_key_values has the shape {tuple(mask.shape)}, expected {(batch, positions)}."
+        )
+    return batch, positions
