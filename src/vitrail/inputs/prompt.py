@@ -14,6 +14,7 @@ from functools import lru_cache
 from vitrail.errors import PromptError
 
 _FIRST_STAND_IN, _LAST_STAND_IN = 0xF0000, 0x10FFFD  # planes 15 and 16 are for private use
+_FOLD = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}  # to lower case, lengths kept
 _NEVER_VEILED = set("\"'\\&")  # JSON and HTML escape these: a stand-in would come out differently
 
 
@@ -45,16 +46,20 @@ class Veil:
         return text.translate(self.there)
 
     def literal(self, text: str) -> str:
-        """`text` with only whole control tokens veiled."""
-        return control_pattern(self.controls).sub(lambda match: self.deep(match.group()), text)
+        """`text` with only whole control tokens veiled, in any case: a template may change it."""
+        return control_pattern(self.controls, any_case=True).sub(lambda match: self.deep(match.group()), text)
 
     def shallow(self, text: str) -> str:
         """`text` with whole control tokens veiled, and ends that could make one with their neighbours."""
-        if not text or any(text in token for token in self.controls):
+        folded, tokens = text.translate(_FOLD), [token.translate(_FOLD) for token in self.controls]
+        if not text or any(folded.strip() in token for token in tokens):
             return self.deep(text)
         text = self.literal(text)
-        head = max((n for t in self.controls for n in range(1, len(t)) if text.startswith(t[-n:])), default=0)
-        tail = max((n for t in self.controls for n in range(1, len(t)) if text.endswith(t[:n])), default=0)
+        starts, ends = folded.lstrip(), folded.rstrip()
+        head = max((n for t in tokens for n in range(1, len(t)) if starts.startswith(t[-n:])), default=0)
+        tail = max((n for t in tokens for n in range(1, len(t)) if ends.endswith(t[:n])), default=0)
+        head += len(folded) - len(starts)
+        tail += len(folded) - len(ends)
         if head + tail >= len(text):
             return self.deep(text)
         return self.deep(text[:head]) + text[head : len(text) - tail] + self.deep(text[len(text) - tail :])
@@ -125,7 +130,8 @@ def veil_values(value: object, text: Callable[[str], str], key: Callable[[str], 
 
 
 @lru_cache(maxsize=64)
-def control_pattern(controls: tuple[str, ...]) -> re.Pattern[str]:
+def control_pattern(controls: tuple[str, ...], any_case: bool = False) -> re.Pattern[str]:
     """A pattern for the leftmost, then longest of `controls`, as tokenizers cut added tokens out."""
     ordered = sorted(controls, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, ordered)) if ordered else r"(?!)")
+    alternatives = "|".join(map(re.escape, ordered)) if ordered else r"(?!)"
+    return re.compile(alternatives, re.IGNORECASE if any_case else 0)
