@@ -1,0 +1,188 @@
+"""Batches of synthetic pictures: drawn on the fly, a pure function of (seed, step), with the labels of every patch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from . import charset, draw, fonts, text
+from .draw import Block, Drawing
+from .fonts import Face
+
+PATCH = 8
+UNIT = 16  # patch side × merge side: the processor rounds sizes up to multiples of this
+LONGEST_EDGE = 512
+OFFSETS = (-2, -1, 0, 1)
+"""Which characters, counted from the one under a patch in reading order, the training heads name."""
+
+QUESTIONS = (
+    "What does it say?",
+    "What does this say?",
+    "What is written here?",
+    "Read the text.",
+    "What is the text?",
+    "",
+)
+_ASKED = (0.4, 0.06, 0.06, 0.06, 0.06, 0.36)  # how often; no question at all is cheap to train
+
+_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32) * 255
+_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32) * 255
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How hard the pictures are: what a stage of the recipe widens step by step."""
+
+    sizes: tuple[int, int] = (18, 44)  # font sizes in pixels
+    characters: tuple[int, int] = (3, 30)  # the limit of a line's length is drawn from this range
+    lines: tuple[float, ...] = (0.6, 0.33, 0.07)  # chance of one, two, three lines
+    wear: float = 1.0
+    accents: float = 0.08
+    margin: float = 14.0  # mean of the space around the text in pixels
+    plain: float = 0.5  # chance of an upright face of ordinary weight
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """N pictures. Pictures of one size stand side by side."""
+
+    pixel_values: Tensor  # float32 (N, 3, H, W), zero-padded at right and bottom
+    image_sizes: Tensor  # int64 (N, 2) height, width
+    characters: (
+        Tensor  # int64 (patches of all pictures, len(OFFSETS)); PAD where nothing is written, −100 to ignore
+    )
+    texts: tuple[str, ...]
+    question: str
+
+
+class Pictures(Dataset[Batch]):
+    """`pictures[step]` is the batch of a training step; the same for the same (seed, step, look, count)."""
+
+    def __init__(
+        self,
+        families: dict[str, list[Face]],
+        words: text.Words,
+        look: Look,
+        *,
+        count: int,
+        seed: int,
+        group: int = 12,
+    ) -> None:
+        self.families = sorted(families.items())
+        self.words, self.look, self.count, self.seed, self.group = words, look, count, seed, group
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.seed, step])
+        blocks = [self._block(rng) for _ in range(self.count)]
+        sized = []
+        for block in blocks:
+            # A quarter of the pictures is cut tight.
+            room = [0, 0] if rng.random() < 0.25 else [int(m) for m in rng.exponential(self.look.margin, 2)]
+            sized.append(
+                (block, block.width + 2 + 2 * min(room[0], 50), block.height + 2 + 2 * min(room[1], 40))
+            )
+        sized.sort(key=lambda item: (_units(item[1], item[2])[1], _units(item[1], item[2])[0]))
+        drawings = []
+        for start in range(0, self.count, self.group):
+            drawings += _draw_group(sized[start : start + self.group], rng, self.look.wear)
+        question = QUESTIONS[int(rng.choice(len(QUESTIONS), p=_ASKED))]
+        return collate(drawings, question)
+
+    def _block(self, rng: np.random.Generator) -> Block:
+        look = self.look
+        while True:
+            faces = self.families[int(rng.integers(len(self.families)))][1]
+            plain = [face for face in faces if fonts.is_plain(face)]
+            choice = plain if plain and rng.random() < look.plain else faces
+            face = choice[int(rng.integers(len(choice)))]
+            limit = int(rng.integers(look.characters[0], look.characters[1] + 1))
+            chances = np.array(look.lines)
+            count = 1 + int(rng.choice(len(chances), p=chances / chances.sum()))
+            lines = [text.line(rng, self.words, limit, look.accents) for _ in range(count)]
+            if all(fonts.covers(face.path, character) for line in lines for character in set(line)):
+                break
+        size = int(rng.integers(look.sizes[0], look.sizes[1] + 1))
+        align = float(rng.choice([0.0, 0.5, 1.0], p=[0.75, 0.2, 0.05]))
+        return draw.lay_out(lines, face, size, float(rng.uniform(0.95, 1.4)), align)
+
+
+def collate(drawings: Sequence[Drawing], question: str) -> Batch:
+    """Pad pictures to one tensor, normalised as the reader's image processor does, and label every patch."""
+    sizes = [drawing.pixels.shape[:2] for drawing in drawings]
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    pixels = np.zeros((len(drawings), 3, height, width), dtype=np.float32)
+    labels = []
+    for index, drawing in enumerate(drawings):
+        h, w = sizes[index]
+        pixels[index, :, :h, :w] = ((drawing.pixels - _MEAN) / _STD).transpose(2, 0, 1)
+        labels.append(patch_characters(drawing))
+    return Batch(
+        torch.from_numpy(pixels),
+        torch.tensor(sizes),
+        torch.from_numpy(np.concatenate(labels)),
+        tuple(drawing.block.text for drawing in drawings),
+        question,
+    )
+
+
+def patch_characters(drawing: Drawing) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Ids (rows · cols, len(OFFSETS)) of the character under each patch's middle and of its neighbours in reading order.
+
+    Where no character is: PAD for the character itself, −100 (ignored) for the neighbours. Before the first
+    character stands <s>, after the last </s>.
+    """
+    height, width = drawing.pixels.shape[:2]
+    y, x = np.meshgrid(np.arange(PATCH / 2, height, PATCH), np.arange(PATCH / 2, width, PATCH), indexing="ij")
+    index = drawing.character_at(x.ravel(), y.ravel())
+    before = [charset.BOS] * 2
+    ids = np.array([*before, *charset.encode(drawing.block.text), charset.EOS, charset.EOS], dtype=np.int64)
+    labels = np.stack([ids[np.maximum(index, 0) + len(before) + offset] for offset in OFFSETS], axis=1)
+    labels[index < 0] = -100
+    labels[index < 0, OFFSETS.index(0)] = charset.PAD
+    return labels
+
+
+def dataset(
+    folders: Sequence[Path],
+    word_files: Sequence[Path],
+    look: Look,
+    *,
+    count: int,
+    seed: int,
+    held_out: bool = False,
+) -> Pictures:
+    """Pictures in the fonts below `folders`: of the training families, or of those held out for validation."""
+    train, held = fonts.split_families(fonts.find_faces(folders))
+    return Pictures(held if held_out else train, text.Words(word_files), look, count=count, seed=seed)
+
+
+def _units(width: int, height: int) -> tuple[int, int]:
+    """Size after the processor: shrunk to the longest edge, rounded up to whole units."""
+    scale = max(width / LONGEST_EDGE, height / LONGEST_EDGE, 1.0)
+    return -(-int(width / scale) // UNIT) * UNIT, -(-int(height / scale) // UNIT) * UNIT
+
+
+def _draw_group(
+    group: Sequence[tuple[Block, int, int]], rng: np.random.Generator, wear: float
+) -> list[Drawing]:
+    """Draw pictures so that the processor brings all of them to one size: the largest that any of them needs."""
+    units = [_units(width, height) for _, width, height in group]
+    target = max(w for w, _ in units), max(h for _, h in units)
+    drawings = []
+    for block, width, height in group:
+        scale = max(width / LONGEST_EDGE, height / LONGEST_EDGE, 1.0)
+        canvas = (_natural(width, target[0], scale, rng), _natural(height, target[1], scale, rng))
+        drawings.append(draw.draw(block, canvas, target, rng, wear))
+    return drawings
+
+
+def _natural(needed: int, target: int, scale: float, rng: np.random.Generator) -> int:
+    """A length of at least `needed` pixels that becomes `target` after shrinking by `scale` and rounding up."""
+    low = max(int(np.ceil(needed / scale)), target - UNIT + 1)
+    return max(needed, int(rng.integers(low, max(low, target) + 1) * scale))

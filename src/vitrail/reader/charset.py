@@ -1,0 +1,64 @@
+"""The embedded reader's alphabet: which characters it knows and which id each has. No tokenizer library here."""
+
+from __future__ import annotations
+
+SPECIALS: tuple[str, ...] = (
+    "<unk>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[TOOL_CALLS]",
+    "[IMG]",
+    "<pad>",
+    "[IMG_BREAK]",
+    "[IMG_END]",
+    "[PREFIX]",
+    "[MIDDLE]",
+    "[SUFFIX]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+    "[TOOL_CONTENT]",
+)
+"""Control tokens; their place is their id, as in Tekken's first twenty (FORMATS §5)."""
+
+UNK, BOS, EOS, INST, END_INST, IMG, PAD, IMG_BREAK, IMG_END = 0, 1, 2, 3, 4, 10, 11, 12, 13
+
+TYPOGRAPHY = "–—‘’‚“”„†‡•…‰‹›€™−№√"
+VOCAB_SIZE = 384
+"""Ids that the decoder's embedding has; the few above the last character are never used."""
+
+
+def alphabet() -> tuple[str, ...]:
+    """Every character the reader can write, in id order: newline, ASCII, Latin-1, Latin Extended-A, typography."""
+    ascii_part = [chr(code) for code in range(0x20, 0x7F)]
+    latin1 = [chr(code) for code in range(0xA1, 0x100) if code != 0xAD]  # U+00AD is the invisible soft hyphen
+    extended = [chr(code) for code in range(0x100, 0x180)]
+    return ("\n", *ascii_part, *latin1, *extended, *TYPOGRAPHY)
+
+
+def vocabulary() -> dict[str, int]:
+    """Token → id: control tokens first, then one id per character."""
+    tokens = SPECIALS + alphabet()
+    return {token: index for index, token in enumerate(tokens)}
+
+
+def encode(text: str) -> list[int]:
+    """Ids of plain text, one per character; a character outside the alphabet becomes <unk>."""
+    table = _character_ids()
+    return [table.get(character, UNK) for character in text]
+
+
+def decode(ids: list[int]) -> str:
+    """Text of ids; control tokens and unused ids give nothing."""
+    letters = alphabet()
+    first = len(SPECIALS)
+    return "".join(letters[i - first] for i in ids if first <= i < first + len(letters))
+
+
+def _character_ids() -> dict[str, int]:
+    return {character: len(SPECIALS) + index for index, character in enumerate(alphabet())}

@@ -1,0 +1,208 @@
+"""One synthetic picture of printed text, and where each of its characters lies. What it says is decided elsewhere."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from . import fonts
+from .fonts import Face
+
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+_MOST = 2 * np.pi / 180  # the largest turn, radians
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One laid-out line, in pixels of the text block: `edges[i]`, `edges[i + 1]` are the sides of character i."""
+
+    text: str
+    edges: NDArray[np.float64]  # (characters + 1,)
+    origin: (
+        float  # y at which the line is drawn (Pillow's anchor "ls" would be the baseline; here it is "la")
+    )
+    top: float  # upper and lower end of the ink
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A laid-out text: lines, their font, and the size (width, height) of the ink."""
+
+    lines: tuple[Line, ...]
+    face: Face
+    size: int
+    width: int
+    height: int
+
+    @property
+    def text(self) -> str:
+        return "\n".join(line.text for line in self.lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A finished picture and the map from its pixels back to the text block."""
+
+    pixels: Pixels  # (H, W, 3)
+    block: Block
+    offset: tuple[float, float]  # where the block's corner lies, x and y, before turning
+    angle: float  # radians, about the middle of the picture
+    stretch: tuple[float, float]  # picture pixels per drawn pixel, x and y
+
+    def character_at(
+        self, x: NDArray[np.float64], y: NDArray[np.float64], slack: float = 2.0
+    ) -> NDArray[np.int64]:
+        """Index in `block.text` of the character under each point (x, y) of the finished picture, or −1.
+
+        A point belongs to a line when it is within `slack` pixels of the height of its ink, and to the character
+        between whose sides it lies; the blanks between words are characters too.
+        """
+        u, v = self._to_block(x, y)
+        found = np.full(u.shape, -1, dtype=np.int64)
+        best = np.full(u.shape, np.inf)
+        start = 0
+        for line in self.block.lines:
+            column = np.searchsorted(line.edges, u, side="right") - 1
+            inside = (column >= 0) & (column < len(line.text))
+            inside &= (v >= line.top - slack) & (v <= line.bottom + slack)
+            away = np.abs(v - (line.top + line.bottom) / 2)
+            inside &= away < best
+            found[inside] = start + column[inside]
+            best[inside] = away[inside]
+            start += len(line.text) + 1
+        return found
+
+    def _to_block(
+        self, x: NDArray[np.float64], y: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        height, width = self.pixels.shape[:2]
+        centre_x, centre_y = width / self.stretch[0] / 2, height / self.stretch[1] / 2
+        dx, dy = x / self.stretch[0] - centre_x, y / self.stretch[1] - centre_y
+        cos, sin = np.cos(self.angle), np.sin(self.angle)
+        return cos * dx - sin * dy + centre_x - self.offset[0], sin * dx + cos * dy + centre_y - self.offset[
+            1
+        ]
+
+
+def lay_out(lines: list[str], face: Face, size: int, spacing: float, align: float) -> Block:
+    """Lay lines of text out in a font at a pixel size.
+
+    Args:
+        spacing: distance of the lines in multiples of the font's own line height.
+        align: 0 left, 0.5 centred, 1 right.
+    """
+    font = fonts.load(face.path, size)
+    ascent, descent = font.getmetrics()
+    step = (ascent + descent) * spacing
+    lengths = [np.array([font.getlength(text[:i]) for i in range(len(text) + 1)]) for text in lines]
+    boxes = [font.getbbox(text) for text in lines]
+    longest = max(float(edges[-1]) for edges in lengths)
+    starts = [align * (longest - float(edges[-1])) for edges in lengths]
+    left = min(start + box[0] for start, box in zip(starts, boxes, strict=True))
+    right = max(start + box[2] for start, box in zip(starts, boxes, strict=True))
+    top = float(boxes[0][1])
+    bottom = max(row * step + box[3] for row, box in enumerate(boxes))
+    placed = tuple(
+        Line(
+            text, edges + start - left, row * step - top, row * step + box[1] - top, row * step + box[3] - top
+        )
+        for row, (text, edges, start, box) in enumerate(zip(lines, lengths, starts, boxes, strict=True))
+    )
+    return Block(placed, face, size, int(np.ceil(right - left)), int(np.ceil(bottom - top)))
+
+
+def draw(
+    block: Block, canvas: tuple[int, int], target: tuple[int, int], rng: np.random.Generator, wear: float
+) -> Drawing:
+    """Draw a block on a canvas of (width, height) pixels, then resize to `target` (width, height), as a processor does.
+
+    Args:
+        wear: 0 (clean print) to 1: how often the picture is turned, blurred, noisy, framed or saved as JPEG.
+    """
+    width, height = canvas
+    x, y = _place(width - block.width, rng), _place(height - block.height, rng)
+    cover = Image.new("L", canvas, 0)
+    pen = ImageDraw.Draw(cover)
+    font = fonts.load(block.face.path, block.size)
+    for line in block.lines:
+        pen.text((x + line.edges[0], y + line.origin), line.text, fill=255, font=font)
+    angle = 0.0
+    if rng.random() < 0.35 * wear:
+        # No further than the margins allow: ink must stay in the picture.
+        limit = (min(y, height - block.height - y) + 1.5) / (block.width / 2)
+        angle = float(np.clip(rng.normal(0, 1.0) * np.pi / 180, -min(limit, _MOST), min(limit, _MOST)))
+        cover = cover.rotate(np.degrees(angle), resample=Image.Resampling.BICUBIC)
+    if rng.random() < 0.35 * wear:
+        cover = cover.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.0))))
+    picture = Image.fromarray(_paint(np.asarray(cover), rng, wear))
+    if rng.random() < 0.35 * wear:
+        picture = _as_jpeg(picture, int(rng.integers(40, 96)))
+    if canvas != target:
+        picture = picture.resize(target, Image.Resampling.BICUBIC)
+    stretch = (target[0] / width, target[1] / height)
+    return Drawing(np.asarray(picture), block, (x, y), angle, stretch)
+
+
+def _place(room: int, rng: np.random.Generator) -> float:
+    # Mostly near the middle, as signs are; sometimes anywhere.
+    if room <= 0:
+        return 0.0
+    share = rng.uniform(0, 1) if rng.random() < 0.5 else float(np.clip(rng.normal(0.5, 0.12), 0, 1))
+    return float(int(share * room))
+
+
+def _paint(cover: Pixels, rng: np.random.Generator, wear: float) -> Pixels:
+    """Colour the coverage mask: ink on ground, perhaps a frame, noise."""
+    ink, ground = _colours(rng, wear)
+    height, width = cover.shape
+    alpha = (cover.astype(np.float32) / 255)[..., None]
+    base: Floats = np.broadcast_to(ground, (height, width, 3)).astype(np.float32)
+    if rng.random() < 0.15 * wear:
+        base = base + np.linspace(-1, 1, width, dtype=np.float32)[None, :, None] * float(rng.uniform(-20, 20))
+    picture = base + (ink - base) * alpha
+    if rng.random() < 0.12 * wear and min(height, width) > 24:
+        thick = int(rng.integers(1, 3))
+        inset = int(rng.integers(0, 3))
+        for side in range(inset, inset + thick):
+            picture[side, inset : width - inset] = ink
+            picture[height - 1 - side, inset : width - inset] = ink
+            picture[inset : height - inset, side] = ink
+            picture[inset : height - inset, width - 1 - side] = ink
+    if rng.random() < 0.5 * wear:
+        channels = 3 if rng.random() < 0.7 else 1
+        noise = rng.standard_normal((height, width, channels), dtype=np.float32)
+        picture = picture + noise * float(rng.uniform(1, 14))
+    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+
+
+def _colours(rng: np.random.Generator, wear: float) -> tuple[Floats, Floats]:
+    """Ink and ground: dark on light or light on dark, with enough contrast to be read; clean print is black on white."""
+    if rng.random() >= 1.5 * wear:
+        return np.zeros(3, dtype=np.float32), np.full(3, 255, dtype=np.float32)
+    while True:
+        kind = rng.random()
+        if kind < 0.25:
+            dark, light = rng.uniform(0, 40) * np.ones(3), rng.uniform(215, 255) * np.ones(3)
+        elif kind < 0.85:
+            dark, light = rng.uniform(0, 90, 3), rng.uniform(175, 255, 3)
+        else:
+            dark, light = rng.uniform(0, 200, 3), rng.uniform(60, 255, 3)
+        weights = np.array([0.299, 0.587, 0.114])
+        if float((light - dark) @ weights) > 80:
+            break
+    first, second = (dark, light) if rng.random() < 0.65 else (light, dark)
+    return first.astype(np.float32), second.astype(np.float32)
+
+
+def _as_jpeg(picture: Image.Image, quality: int) -> Image.Image:
+    with io.BytesIO() as buffer:
+        picture.save(buffer, "JPEG", quality=quality)
+        buffer.seek(0)
+        return Image.open(buffer).convert("RGB")

@@ -1,0 +1,203 @@
+"""How the embedded reader is trained: stages as data, and the command that runs them one after another.
+
+    python -m vitrail.reader.recipe --out RUN --fonts DIR… --words FILE…
+
+Fonts and word lists are not part of the package; docs/reader.md says which were used. Stop it at any time and start it
+again: it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.multiprocessing.spawn import spawn
+from torch.optim import AdamW, Optimizer
+from torch.utils.data import DataLoader
+
+from ..errors import InputError
+from ..train import state
+from ..train.loop import Run, Schedule
+from ..train.muon import Muon
+from ..train.peers import Peers
+from . import fonts
+from .batches import Batch, Look, Pictures
+from .fonts import Face
+from .network import Reader
+from .text import Words
+
+_log = logging.getLogger(__name__)
+
+STARTERS = ("DejaVu Sans", "FreeSans", "Noto Sans", "DejaVu Serif", "Tinos", "Clear", "Caladea", "Open")
+"""Families of the first stage: few and ordinary, so that shapes of letters are found soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stretch of training with one kind of pictures."""
+
+    name: str
+    look: Look
+    schedule: Schedule
+    count: int  # pictures a step
+    patches: float = 1.0  # weight of the loss that names characters under patches
+    answer: float = 0.0  # weight of the loss of the answer's text
+    families: tuple[str, ...] = ()  # () = all
+    group: int = 12
+    rate: float = 8e-3  # Muon, for matrices
+    rate_rest: float = 5e-3  # AdamW, for everything else
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "letters",
+        Look(sizes=(20, 28), characters=(2, 9), lines=(1.0,), wear=0.1, accents=0.0, margin=3.0, plain=1.0),
+        Schedule(steps=700, warmup=30, save_every=300),
+        count=20,
+        families=STARTERS,
+    ),
+    Stage(
+        "words",
+        Look(sizes=(18, 30), characters=(2, 10), lines=(1.0,), wear=0.4, accents=0.04, margin=4.0, plain=0.8),
+        Schedule(steps=2000, warmup=30, save_every=300),
+        count=20,
+        answer=0.5,
+        group=5,
+    ),
+)
+
+
+def optimizers(reader: Reader, stage: Stage) -> list[Optimizer]:
+    """Muon for the matrices of tower, projector and decoder; AdamW for embeddings, norms, convolution and heads."""
+    matrices: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
+    for name, parameter in reader.named_parameters():
+        hidden = parameter.ndim == 2 and parameter is not reader.table and not name.startswith("heads")
+        (matrices if hidden else rest).append(parameter)
+    return [
+        Muon(matrices, lr=stage.rate, weight_decay=0.01),
+        AdamW(rest, lr=stage.rate_rest, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def train(
+    out: Path,
+    folders: Sequence[Path],
+    word_files: Sequence[Path],
+    stages: Sequence[Stage] = STAGES,
+    workers: int = 1,
+    peers: Peers | None = None,
+) -> bool:
+    """Run the stages in order, each in its own folder of `out`; False when stopped before the end."""
+    torch.manual_seed(1)
+    reader = Reader()
+    families, _ = fonts.split_families(_faces(out / "faces.json", folders))
+    words = Words(word_files)
+    previous: Path | None = None
+    for number, stage in enumerate(stages):
+        folder = out / f"{number:02d}-{stage.name}"
+        chosen = {
+            name: faces for name, faces in families.items() if not stage.families or name in stage.families
+        }
+        if not chosen:
+            raise InputError(
+                f"stage {stage.name}: none of the families {', '.join(stage.families)} was found."
+            )
+        pictures = Pictures(
+            chosen, words, stage.look, count=stage.count, seed=1000 + number, group=stage.group
+        )
+        run = _run(reader, stage, pictures, folder, workers, peers or Peers())
+        if not state.checkpoints(folder) and previous is not None:
+            _take_over(run, previous)
+        _log.info("stage %s: %d families, %d steps", stage.name, len(chosen), stage.schedule.steps)
+        if not run.run(_report):
+            return False
+        previous = folder
+    return True
+
+
+def _faces(note: Path, folders: Sequence[Path]) -> list[Face]:
+    """The usable faces; looking through hundreds of fonts takes a while, so what was found is noted beside the run."""
+    if note.is_file():
+        return [
+            Face(Path(path), family, style) for path, family, style in json.loads(note.read_text("utf-8"))
+        ]
+    faces = fonts.find_faces(folders)
+    note.write_text(json.dumps([(str(face.path), face.family, face.style) for face in faces]), "utf-8")
+    return faces
+
+
+def _run(
+    reader: Reader, stage: Stage, pictures: Pictures, folder: Path, workers: int, peers: Peers
+) -> Run[Batch]:
+    def data(step: int) -> Iterable[Batch]:
+        steps = range(step * peers.count + peers.rank, stage.schedule.steps * peers.count, peers.count)
+        return DataLoader(
+            pictures,
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            prefetch_factor=6 if workers else None,
+        )
+
+    def loss(batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+        return reader.loss(batch, patches=stage.patches, answer=stage.answer)
+
+    return Run(
+        reader, optimizers(reader, stage), loss, data, stage.schedule, folder, name=stage.name, peers=peers
+    )
+
+
+def _take_over(run: Run[Batch], previous: Path) -> None:
+    """Begin a stage with the weights, averages and optimisers that the one before ended with."""
+    folder = run.folder
+    run.folder = previous
+    state.restore(run)
+    run.folder, run.step = folder, 0
+
+
+def _report(record: dict[str, Any]) -> None:
+    _log.info(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in record.items()))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; see the head of this file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vitrail.reader.recipe", description="Train the embedded reader."
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and metrics")
+    parser.add_argument(
+        "--fonts", type=Path, nargs="+", required=True, help="folders with .ttf and .otf files"
+    )
+    parser.add_argument("--words", type=Path, nargs="*", default=[], help="word lists, one word a line")
+    parser.add_argument("--threads", type=int, default=0, help="threads of the trainer (default: PyTorch's)")
+    parser.add_argument(
+        "--peers", type=int, default=1, help="processes that train together (each draws its own pictures)"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures (0: none)")
+    given = parser.parse_args(arguments)
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.peers == 1:
+        _peer(0, given, "")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_peer, (given, f"file://{folder}/meeting"), nprocs=given.peers)  # type: ignore[no-untyped-call]
+
+
+def _peer(rank: int, given: argparse.Namespace, meeting: str) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    peers = Peers.join(rank, given.peers, meeting)
+    train(given.out, given.fonts, given.words, workers=given.workers, peers=peers)
+
+
+if __name__ == "__main__":
+    main()

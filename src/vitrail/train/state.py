@@ -1,0 +1,121 @@
+"""A run on disk: weights, moving average, optimisers, random state and step, in safetensors and JSON; no pickle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..errors import CheckpointError
+
+if TYPE_CHECKING:
+    from .loop import Run
+
+_NAME = "checkpoint-"
+
+
+def save(run: Run[Any]) -> Path:
+    """Write everything that a run needs to go on as if it had never stopped; old checkpoints are removed.
+
+    The folder appears only when it is complete.
+    """
+    final = run.folder / f"{_NAME}{run.step:08d}"
+    part = run.folder / f".{final.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    weights = {name: tensor.detach() for name, tensor in run.model.named_parameters()}
+    save_file(_own(weights), part / "model.safetensors")
+    save_file(_own(run.average), part / "average.safetensors")
+    plain: list[dict[str, Any]] = []
+    tensors: dict[str, Tensor] = {"random": torch.get_rng_state()}
+    for index, optimizer in enumerate(run.optimizers):
+        plain.append(_split(optimizer, f"{index}", tensors))
+    save_file(_own(tensors), part / "optimizers.safetensors")
+    note = {"name": run.name, "step": run.step, "optimizers": plain}
+    (part / "state.json").write_text(json.dumps(note), encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    part.rename(final)
+    for old in checkpoints(run.folder)[: -run.schedule.keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def restore(run: Run[Any]) -> bool:
+    """Bring a run to the state of the newest checkpoint in its folder; False if there is none.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model or of other optimisers.
+    """
+    found = checkpoints(run.folder)
+    if not found:
+        return False
+    folder = found[-1]
+    note = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    load_weights(run.model, load_file(folder / "model.safetensors"), folder)
+    run.average = load_file(folder / "average.safetensors")
+    tensors = load_file(folder / "optimizers.safetensors")
+    if len(note["optimizers"]) != len(run.optimizers):
+        raise CheckpointError(
+            f"{folder}: {len(note['optimizers'])} optimisers, expected {len(run.optimizers)}."
+        )
+    for index, (optimizer, plain) in enumerate(zip(run.optimizers, note["optimizers"], strict=True)):
+        _join(optimizer, f"{index}", plain, tensors)
+    torch.set_rng_state(tensors["random"])
+    run.step = int(note["step"])
+    return True
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in a folder, oldest first."""
+    return sorted(folder.glob(_NAME + "*"))
+
+
+@torch.no_grad()
+def load_weights(model: torch.nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:
+    """Copy tensors into the parameters of the same names.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    parameters = dict(model.named_parameters())
+    wrong = sorted(set(parameters) ^ set(tensors))
+    wrong += [n for n, p in parameters.items() if n in tensors and tensors[n].shape != p.shape]
+    if wrong:
+        raise CheckpointError(
+            f"{origin}: these tensors are missing, unknown or of another shape: {', '.join(wrong)}"
+        )
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+
+
+def _split(optimizer: Optimizer, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Move an optimiser's tensors into `tensors`; what is left is plain JSON."""
+    whole = optimizer.state_dict()
+    plain: dict[str, Any] = {}
+    for index, entry in whole["state"].items():
+        plain[str(index)] = {key: value for key, value in entry.items() if not isinstance(value, Tensor)}
+        for key, value in entry.items():
+            if isinstance(value, Tensor):
+                tensors[f"{prefix}.{index}.{key}"] = value
+    return {"state": plain, "groups": whole["param_groups"]}
+
+
+def _join(optimizer: Optimizer, prefix: str, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    entries: dict[int, dict[str, Any]] = {int(index): dict(entry) for index, entry in plain["state"].items()}
+    for name, tensor in tensors.items():
+        parts = name.split(".")
+        if parts[0] == prefix:
+            entries.setdefault(int(parts[1]), {})[parts[2]] = tensor
+    optimizer.load_state_dict({"state": entries, "param_groups": plain["groups"]})
+
+
+def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # safetensors refuses tensors that share memory
+    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
