@@ -71,7 +71,9 @@ json.dump({
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the kernel's memory counters (Linux)")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads the kernel's memory counters (Linux)"
+)
 def test_131072_positions_with_40_pictures_fit_into_two_gib():
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
