@@ -2,7 +2,9 @@
 
 import copy
 import json
+import math
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -18,12 +20,14 @@ Self = TypeVar("Self", bound="PretrainedConfig")
 def check_field(
     owner: str, name: str, value: Any, kind: type | tuple[type, ...], *, minimum: float | None = None
 ) -> None:
-    """Raise ConfigError unless `value` is of `kind` (a bool is never a number) and at least `minimum`."""
+    """Raise ConfigError unless `value` is of `kind` (a bool is never a number), finite and at least `minimum`."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     wrong_bool = isinstance(value, bool) and bool not in kinds
     if wrong_bool or not isinstance(value, kinds):
         names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
         raise ConfigError(f"{owner}: {name} must be {names}, got {value!r}; correct the configuration.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{owner}: {name} must be finite, got {value!r}; correct the configuration.")
     if minimum is not None and isinstance(value, (int, float)) and value < minimum:
         raise ConfigError(
             f"{owner}: {name} must be at least {minimum}, got {value!r}; correct the configuration."
@@ -72,10 +76,26 @@ class PretrainedConfig:
             kwargs.setdefault("dtype", legacy)
         for name, default in self.common_defaults.items():
             setattr(self, name, copy.copy(kwargs.pop(name, default)))
-        for name in ("return_dict", "output_hidden_states", "output_attentions", "tie_word_embeddings"):
-            check_field(type(self).__name__, name, getattr(self, name), bool)
+        self._check_common()
         for name, value in kwargs.items():
+            if hasattr(type(self), name):
+                raise ConfigError(
+                    f"{type(self).__name__}: {name!r} cannot be a key of a configuration; remove it."
+                )
             setattr(self, name, value)
+
+    def _check_common(self) -> None:
+        owner, absent = type(self).__name__, type(None)
+        for name in ("return_dict", "output_hidden_states", "output_attentions", "tie_word_embeddings"):
+            check_field(owner, name, getattr(self, name), bool)
+        for name in ("bos_token_id", "pad_token_id"):
+            check_field(owner, name, getattr(self, name), (int, absent))
+        check_field(owner, "eos_token_id", self.eos_token_id, (int, list, absent))
+        for number in self.eos_token_id if isinstance(self.eos_token_id, list) else []:
+            check_field(owner, "eos_token_id", number, int)
+        check_field(owner, "architectures", self.architectures, (list, absent))
+        if type(self.dtype).__module__ != "torch":  # a torch.dtype, told without importing torch
+            check_field(owner, "dtype", self.dtype, (str, absent))
 
     def __getattr__(self, name: str) -> Any:
         # Only reached for names that are not set: aliases such as image_token_id.
@@ -111,10 +131,14 @@ class PretrainedConfig:
     def to_dict(self) -> dict[str, Any]:
         """All keys, in a form that JSON can hold; nested configurations become dicts."""
         written: dict[str, Any] = {"model_type": type(self).model_type} if type(self).model_type else {}
+        own = signature(type(self)).parameters  # a class may have another default, as Mistral's bos_token_id
         for name, value in sorted(vars(self).items()):
             if name == "name_or_path" or name.startswith("_"):
                 continue
-            if name in self.common_defaults and value == self.common_defaults[name]:
+            # Tying is always written: its default differs between the classes that may read the file.
+            default = own[name].default if name in own else self.common_defaults.get(name)
+            usual = name in self.common_defaults and value == default
+            if usual and name != "tie_word_embeddings":
                 continue
             written[name] = _plain(value)
         return written
@@ -130,7 +154,10 @@ class PretrainedConfig:
                 f"{cls.__name__} reads model_type {cls.model_type!r}, but the configuration says {declared!r}; "
                 "use AutoConfig to choose the class by the file."
             )
-        return cls(**copy.deepcopy({**config_dict, **kwargs}))
+        given = {**config_dict, **kwargs}
+        if "self" in given:
+            raise ConfigError(f"{cls.__name__}: 'self' cannot be a key of a configuration; remove it.")
+        return cls(**copy.deepcopy(given))
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """The configuration as indented JSON with sorted keys (`use_diff` is accepted and changes nothing)."""
