@@ -8,7 +8,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -229,15 +228,22 @@ def test_interrupting_ends_cleanly(tiny_llava: Path, sign: str) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_interrupting_the_start_ends_cleanly(tiny_llava: Path, sign: str) -> None:
     """Ctrl-C while torch is imported."""
-    command = [sys.executable, "-m", "vitrail", "ask", sign, "Read.", "--model", str(tiny_llava)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_interruptible
-    ) as process:
-        time.sleep(0.6)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert (out, err.strip()) == (b"", b"")
+    code = f"""
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["vitrail", "ask", {sign!r}, "Read.", "--model", {str(tiny_llava)!r}]
+from vitrail.cli import run
+run()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, preexec_fn=_interruptible, check=False, timeout=120
+    )
+    assert done.returncode == 130
+    assert (done.stdout, done.stderr.strip()) == (b"", b"")
 
 
 def _interruptible() -> None:

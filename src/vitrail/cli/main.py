@@ -8,7 +8,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
 
 import click
 
@@ -42,36 +41,33 @@ app.add_command(ask)
 app.add_command(tokens)
 
 
-def run(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line with `arguments` (default: those of the process) and exit with its status."""
-    sys.exit(main(arguments))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give the exit status; every mistake of a person has been told on stderr."""
-    warnings.showwarning = _warn  # one line instead of a file name and a line of source
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(
-                errors="replace"
-            )  # an answer may hold characters that the terminal cannot show
+            stream.reconfigure(errors="replace")  # a text may hold what the terminal cannot show
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn  # one line, instead of a file's name and a line of source
+        try:
+            return _invoke(list(sys.argv[1:] if arguments is None else arguments))
+        except click.ClickException as error:
+            return _complain(error.format_message(), _hint(error))
+        except VitrailError as error:
+            return _complain(str(error))
+        except (click.Abort, KeyboardInterrupt):
+            return 130
+
+
+def _invoke(words: list[str]) -> int:
     try:
-        words = list(sys.argv[1:] if arguments is None else arguments)
         with app.make_context("vitrail", words) as context:
             app.invoke(context)
         sys.stdout.flush()
-    except click.exceptions.Exit as end:
+    except click.exceptions.Exit as end:  # after --help and --version
         return end.exit_code
-    except click.ClickException as error:
-        return _complain(error.format_message(), _hint(error))
-    except VitrailError as error:
-        return _complain(str(error))
-    except (click.Abort, KeyboardInterrupt):
-        return 130
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return 0
 
 
