@@ -70,6 +70,8 @@ STAGES: tuple[Stage, ...] = (
         count=20,
         answer=0.5,
         group=5,
+        rate=3.5e-3,
+        rate_rest=2e-3,
     ),
 )
 

@@ -19,7 +19,7 @@ _COEFFICIENTS = (
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix of a (…, rows, columns) tensor, roughly: singular values within 0.7 … 1.3."""
+    """The nearest semi-orthogonal matrix of a (…, rows, columns) tensor, roughly: singular values within 0.4 … 1.6."""
     x = matrix
     wide = x.shape[-2] <= x.shape[-1]
     if not wide:
@@ -35,7 +35,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 class Muon(Optimizer):
     """Muon for 2-D hidden matrices. Embeddings, norms, convolutions and heads belong to AdamW.
 
-    The update's root mean square is 0.2 whatever the shape, so that learning rates mean the same as AdamW's.
+    The update's root mean square is about 0.2 whatever the shape, so that learning rates mean the same as AdamW's.
 
     Args:
         params: matrices (rows, columns).

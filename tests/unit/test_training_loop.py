@@ -1,0 +1,142 @@
+"""The training loop: exact resume, learning rates, averages; Muon and its orthogonalisation; peers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from vitrail.errors import CheckpointError
+from vitrail.train import state
+from vitrail.train.loop import Run, Schedule
+from vitrail.train.muon import Muon, orthogonalize
+from vitrail.train.peers import Peers
+
+
+def _data(step: int) -> Iterator[Tensor]:
+    while True:
+        yield torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+        step += 1
+
+
+def _run(folder: Path, steps: int, width: int = 4, **options: object) -> Run[Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Dropout(0.2), nn.Linear(width, 6))
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    rest = [p for p in model.parameters() if p.ndim != 2]
+    schedule = Schedule(steps=steps, warmup=3, final=0.1, save_every=4, log_every=1, **options)  # type: ignore[arg-type]
+
+    def loss(batch: Tensor) -> tuple[Tensor, dict[str, float]]:
+        return (model(batch) - batch).square().mean(), {"rows": float(len(batch))}
+
+    return Run(model, [Muon(matrices, lr=1e-2), AdamW(rest, lr=1e-2)], loss, _data, schedule, folder)
+
+
+def _losses(folder: Path) -> list[float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path) -> None:
+    whole = _run(tmp_path / "whole", 12)
+    assert whole.run()
+    part = _run(tmp_path / "part", 12)
+
+    def stop(record: dict[str, object]) -> None:
+        if record["step"] == 7:
+            part.stopped = True
+
+    assert not part.run(stop)
+    torch.manual_seed(99)  # another process would have another state
+    rest = _run(tmp_path / "part", 12)
+    assert rest.run()
+    assert _losses(tmp_path / "part") == _losses(tmp_path / "whole")
+    for (name, a), b in zip(whole.model.named_parameters(), rest.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        assert torch.equal(whole.average[name], rest.average[name]), name
+
+
+def test_old_checkpoints_go_and_half_written_ones_are_never_seen(tmp_path: Path) -> None:
+    run = _run(tmp_path, 12)
+    (tmp_path / ".checkpoint-00000099.part").mkdir(parents=True)
+    run.run()
+    assert [path.name for path in state.checkpoints(tmp_path)] == ["checkpoint-00000008", "checkpoint-00000012"]
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    _run(tmp_path, 4).run()
+    with pytest.raises(CheckpointError, match=r"0\.weight"):
+        _run(tmp_path, 4, width=5).run()
+
+
+def test_rate_rises_then_falls_in_a_straight_line() -> None:
+    schedule = Schedule(steps=100, warmup=10, final=0.0)
+    assert schedule.rate(0) == pytest.approx(0.1)
+    assert schedule.rate(50) == pytest.approx(0.5)
+    assert schedule.rate(100) == pytest.approx(0.0)
+
+
+def test_bf16_is_an_option_and_keeps_float32_weights(tmp_path: Path) -> None:
+    run = _run(tmp_path, 3, bf16=True)
+    assert run.run()
+    assert all(p.dtype == torch.float32 for p in run.model.parameters())
+    assert all(value == value for value in _losses(tmp_path))
+
+
+def test_the_average_follows_the_weights(tmp_path: Path) -> None:
+    run = _run(tmp_path, 12)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    run.run()
+    for name, p in run.model.named_parameters():
+        assert (run.average[name] - p).norm() < (before[name] - p).norm() + 1e-6
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 24), (24, 8)])
+def test_orthogonalize_brings_singular_values_near_one(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    matrix = torch.randn(*shape, generator=generator)
+    values = torch.linalg.svdvals(orthogonalize(matrix))
+    assert float(values.min()) > 0.4
+    assert float(values.max()) < 1.6
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    assert float((orthogonalize(matrix) * (u @ v)).sum()) > 0.9 * min(shape)
+
+
+def test_muon_takes_matrices_only_and_moves_them_by_a_known_amount() -> None:
+    with pytest.raises(ValueError, match="matrices"):
+        Muon([nn.Parameter(torch.zeros(3))])
+    weight = nn.Parameter(torch.zeros(16, 16))
+    weight.grad = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)) * 10
+    # The first update goes along the gradient, whatever its size.
+    expected = -0.1 * 0.2 * 16**0.5 * orthogonalize(weight.grad)
+    Muon([weight], lr=0.1).step()
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-3, atol=1e-5)
+
+
+def _peer(rank: int, meeting: str, folder: str) -> None:
+    peers = Peers.join(rank, 2, meeting)
+    weight = nn.Parameter(torch.zeros(3))
+    weight.grad = torch.full((3,), float(rank + 1))
+    stop = peers.average([weight], stop=rank == 1)
+    assert weight.grad is not None
+    Path(folder, f"{rank}.json").write_text(json.dumps([weight.grad.tolist(), stop]))
+    peers.wait()
+
+
+@pytest.mark.slow
+def test_peers_average_gradients_and_stop_together(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_peer, (f"file://{tmp_path}/meeting", str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [[1.5, 1.5, 1.5], True]
+
+
+def test_a_lone_process_changes_nothing() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.ones(2)
+    assert not Peers().average([weight], stop=False)
+    assert weight.grad.tolist() == [1.0, 1.0]
