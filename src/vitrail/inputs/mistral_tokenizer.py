@@ -167,7 +167,8 @@ class MistralCommonTokenizer(MistralVocabulary):
             columns["attention_mask"] = [[1] * len(row) for row in rows]
         out: dict[str, Any] = pad_rows(columns, plan, self._pads())
         if return_length:
-            out["length"] = [len(row) for row in out["input_ids"]]
+            # As transformers' class: a row alone with its padding, the rows of a batch without.
+            out["length"] = [len(row) for row in (out["input_ids"] if single else rows)]
         if single and check_tensor_type(return_tensors) is None:
             out = {name: column[0] for name, column in out.items()}
         return BatchFeature(out, return_tensors)
@@ -276,7 +277,7 @@ class MistralCommonTokenizer(MistralVocabulary):
         return_dict: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """One conversation or a list of them → ids, a dict with the pictures (`return_dict`), or mistral-common's text.
+        """One conversation or a list of them → ids, a dict with the pictures (`return_dict`), or text.
 
         The dict holds pixel_values (N, 3, H, W) and image_sizes (N, 2), zero-padded where the sizes differ. Raises
         PromptError for conversations that the format refuses.
@@ -287,7 +288,7 @@ class MistralCommonTokenizer(MistralVocabulary):
         conversations, batched = normalize_batch(conversation)
         encoded = [self._encode_chat(messages, tools, continue_final_message) for messages in conversations]
         if not tokenize:
-            texts = [one.text for one in encoded]
+            texts = [self.decode(one.tokens) for one in encoded]
             return texts if batched else texts[0]
         rows = [list(one.tokens) for one in encoded]
         out = self(
