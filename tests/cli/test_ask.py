@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -274,3 +275,19 @@ def test_dtype_and_device_are_obeyed(tiny_llava: Path, sign: str, capsys: pytest
     if not torch.cuda.is_available():
         assert ask(sign, QUESTION, model=tiny_llava, more=("--device", "cuda")) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_model_that_reads_text_only_answers_text(
+    tiny_llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MistralForCausalLM with its tokenizer, and no processor."""
+    import vitrail
+
+    config = vitrail.AutoConfig.from_pretrained(tiny_llava).text_config
+    tiny.randomize(vitrail.MistralForCausalLM(config)).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tiny_llava / name, tmp_path)
+    assert ask("How are you?", model=tmp_path, more=("--json",)) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["text"]
+    assert record["tokens"]["pictures"] == []
