@@ -151,35 +151,60 @@ def test_what_need_not_move_keeps_its_identity() -> None:
     assert moved(kept, META) is kept
 
 
-def test_inputs_follow_the_modules() -> None:
+@pytest.fixture
+def two_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values come back from "meta" as zeros, as if it could be read."""
+
+    def transfer(tensor: Tensor, device: torch.device) -> Tensor:
+        return torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
+
+    monkeypatch.setattr(devices, "_transfer", transfer)
+
+
+@pytest.mark.usefixtures("two_ways")
+def test_inputs_follow_the_modules_and_results_come_home() -> None:
     chain = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 4), nn.ReLU()).to("meta"))
+    seen: list[torch.device] = []
+    chain[1][0].register_forward_pre_hook(lambda module, args: seen.append(args[0].device))
     join(chain, placement(chain, {"0": "cpu", "1": "meta"}))
-    assert chain(torch.ones(1, 2)).is_meta
-    hooked = [name for name, module in chain.named_modules() if module._forward_pre_hooks]
-    assert hooked == ["0", "1"]
+    assert chain(torch.ones(1, 2)).device == CPU
+    assert seen == [META]
+    assert [name for name, module in chain.named_modules() if module._forward_hooks] == ["0", "1"]
 
 
 def test_one_device_means_no_hooks() -> None:
     chain = nn.Sequential(nn.Linear(2, 3))
     join(chain, placement(chain, {"0": "cpu"}))
-    assert not any(module._forward_pre_hooks for module in chain.modules())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in chain.modules())
 
 
-def test_a_model_on_two_devices_runs(tmp_path: Path) -> None:
-    folder = tiny.write_checkpoint(tmp_path / "a")
-    late = (
+@pytest.mark.usefixtures("two_ways")
+@pytest.mark.parametrize(
+    "away",
+    [
+        "model.language_model",
         "model.language_model.layers.1",
-        "model.language_model.layers.2",
+        "model.language_model.layers.1.mlp",
+        "model.language_model.embed_tokens",
         "model.language_model.norm",
+        "model.vision_tower.transformer",
+        "model.multi_modal_projector",
         "lm_head",
+    ],
+)
+def test_a_model_on_two_devices_runs_and_generates(tmp_path: Path, away: str) -> None:
+    folder = tiny.write_checkpoint(tmp_path / "a")
+    model = vitrail.LlavaForConditionalGeneration.from_pretrained(
+        folder, device_map={"": "cpu", away: "meta"}
     )
-    split = {"": "cpu"} | dict.fromkeys(late, "meta")
-    model = vitrail.LlavaForConditionalGeneration.from_pretrained(folder, device_map=split)
     assert {p.device.type for p in model.parameters()} == {"cpu", "meta"}
-    assert model.lm_head.weight.is_meta
-    logits = model(input_ids=torch.tensor([[1, 5, 6]]), use_cache=False).logits
-    assert logits.is_meta
-    assert logits.shape == (1, 3, model.config.text_config.vocab_size)
+    assert all(p.is_meta for p in model.get_submodule(away).parameters())
+    given = {"input_ids": torch.tensor([[1, 5, 10, 10, 12, 10, 10, 13]])}
+    given |= {"pixel_values": torch.zeros(1, 3, 16, 16), "image_sizes": torch.tensor([[16, 16]])}
+    output = model(**given, output_hidden_states=True)
+    assert output.logits.shape == (1, 8, model.config.text_config.vocab_size)
+    assert {state.device for state in output.hidden_states} == {output.logits.device} == {model.device}
+    assert model.generate(**given, max_new_tokens=3, do_sample=False).shape[1] > 8
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
@@ -191,4 +216,7 @@ def test_a_model_over_cpu_and_accelerator_gives_the_same(tmp_path: Path) -> None
     ids = torch.tensor([[1, 5, 6, 7]])
     with torch.no_grad():
         wanted, got = whole(input_ids=ids).logits, model(input_ids=ids).logits
+    assert torch.equal(
+        whole.generate(input_ids=ids, do_sample=False), model.generate(input_ids=ids, do_sample=False)
+    )
     assert (wanted - got.cpu()).abs().max() <= 1e-4 * wanted.abs().max()

@@ -229,6 +229,10 @@ class KVCache:
         if self._view is None or self._view.step is not step:
             self._view = self._make_view(step)
         keys, values = self._layers[index]
+        if keys.device != step.positions.device:
+            # A layer that lies on a device of its own (device_map): its storage goes there, once.
+            keys, values = keys.to(step.positions.device), values.to(step.positions.device)
+            self._layers[index] = (keys, values)
         view = self._view
         return LayerKV(keys, values, view.slots, view.block_table, view.tables)
 
@@ -249,7 +253,8 @@ class KVCache:
             slots.append(blocks[positions // self.block] * self.block + positions % self.block)
         joined = torch.cat(slots) if slots else torch.empty(0, dtype=torch.int64)
         tables = tuple(tuple(state.blocks) for state in states)
-        return _View(step, joined.to(self.device), table.to(self.device), tables)
+        device = step.positions.device
+        return _View(step, joined.to(device), table.to(device), tables)
 
     # --- Hugging Face's view: cache[layer] is (key, value), each (B, G, S, K) -----------------------------
 

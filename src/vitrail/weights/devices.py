@@ -148,9 +148,8 @@ def spread(model: nn.Module, accelerators: Sequence[tuple[torch.device, int]]) -
 
 def _units(module: nn.Module, path: str) -> list[tuple[str, int]]:
     """The smallest pieces that lie together, with their bytes: layers of a list, and modules without a list inside."""
-    divisible = any(isinstance(inner, nn.ModuleList) for inner in module.modules())
     own = [(f"{path}.{name}".lstrip("."), _bytes([tensor])) for name, tensor in _own_tensors(module)]
-    if not divisible:
+    if not _is_divisible(module):
         return [(path, _bytes([tensor for _, tensor in _tensors(module)]))]
     units = own
     for name, child in module.named_children():
@@ -160,6 +159,10 @@ def _units(module: nn.Module, path: str) -> list[tuple[str, int]]:
         else:
             units += _units(child, child_path)
     return units
+
+
+def _is_divisible(module: nn.Module) -> bool:
+    return any(isinstance(inner, nn.ModuleList) for inner in module.modules())
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -176,36 +179,44 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
 
 
 def join(model: nn.Module, where: Placement) -> None:
-    """Let inputs follow to the device of each piece that lies apart from its neighbours.
+    """Let the pieces of a model on several devices work together; a model on one device is left alone.
 
-    A hook before forward() moves tensors in arguments, also those inside tuples, lists, dicts and frozen
-    dataclasses (others may be there to be written to, and keep their identity). A model on one device gets
-    no hook.
+    A piece is a layer of a ModuleList or a module without such a list inside, or smaller where those are divided:
+    what larger modules do with their parts need not be in their forward(). Before a piece's forward() a hook
+    moves its arguments to it, also tensors inside tuples, lists, dicts and frozen dataclasses (others may be
+    there to be written to, and keep their identity). Afterwards another brings the result back to the device of
+    the model's first parameter, where everything between the pieces happens.
     """
     if len(set(where.devices.values())) > 1:
-        _join(model, "", where)
+        first = next(name for name, _ in _tensors(model))
+        _join(model, "", where, where.of(first))
 
 
-def _join(module: nn.Module, path: str, where: Placement) -> None:
+def _join(module: nn.Module, path: str, where: Placement, home: torch.device) -> None:
     devices = {where.of(f"{path}.{name}".lstrip(".")) for name, _ in _tensors(module)}
-    if len(devices) == 1:
-        module.register_forward_pre_hook(_mover(devices.pop()), with_kwargs=True)
+    if len(devices) == 1 and not _is_divisible(module):
+        module.register_forward_pre_hook(_bring(devices.pop()), with_kwargs=True)
+        module.register_forward_hook(lambda module, args, result: moved(result, home))
         return
     for name, child in module.named_children():
-        _join(child, f"{path}.{name}".lstrip("."), where)
+        _join(child, f"{path}.{name}".lstrip("."), where, home)
 
 
-def _mover(device: torch.device) -> Callable[[nn.Module, Any, Any], tuple[Any, Any]]:
+def _bring(device: torch.device) -> Callable[[nn.Module, Any, Any], tuple[Any, Any]]:
     def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return moved(args, device), moved(kwargs, device)
 
     return hook
 
 
+def _transfer(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device)
+
+
 def moved(value: Any, device: torch.device) -> Any:
     """`value` with every tensor in it on `device`; what is there already is returned as it is."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return _transfer(value, device)
     if isinstance(value, (tuple, list)):
         items = [moved(item, device) for item in value]
         if all(new is old for new, old in zip(items, value, strict=True)):
