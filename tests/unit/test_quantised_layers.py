@@ -216,6 +216,15 @@ def _quantised(tmp_path: Path) -> Path:
     return tmp_path / "q"
 
 
+def test_a_config_without_a_word_of_it_gets_one(tmp_path: Path) -> None:
+    folder = _quantised(tmp_path)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    said = config.pop("quantization_config")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = LLAVA.from_pretrained(folder, dtype="auto")
+    assert model.config.quantization_config == BitsAndBytesConfig.from_dict(said)
+
+
 KEY = "language_model.model.layers.0.mlp.up_proj.weight"
 STATE = KEY + ".quant_state.bitsandbytes__nf4"
 

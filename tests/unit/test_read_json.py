@@ -50,6 +50,7 @@ def test_names_are_drawn_together() -> None:
     assert listed(names) == "model.layers.{0-2,5,7-8}.w, lm_head.weight, a.3.b"
     assert listed([f"n{i}" for i in range(300)]).endswith("n199 and 100 more")
     assert listed([]) == ""
+    assert listed(["a\nb\x1b[31m"]) == "a?b?[31m"
 
 
 def test_a_folder_is_itself(tmp_path: Path) -> None:

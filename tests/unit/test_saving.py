@@ -123,6 +123,8 @@ def test_an_error_leaves_the_folder_as_it_was(
         monkeypatch.setattr(os, "replace", full)
     with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
         save(tiny.model("llava", seed=1), tmp_path)
+    with pytest.raises(CheckpointError):
+        save(tiny.model("llava", seed=1), tmp_path / "new")
     monkeypatch.undo()
     assert {name: (tmp_path / name).read_bytes() for name in _names(tmp_path)} == before
 

@@ -15,7 +15,10 @@ def listed(names: Iterable[str], *, most: int = 200) -> str:
     After `most` of such groups the rest is counted.
     """
     groups: dict[tuple[str, str], set[int]] = {}
-    for name in names:
+    for raw in names:
+        name = "".join(
+            letter if letter.isprintable() else "?" for letter in raw
+        )  # a file's names are not trusted
         head, number, tail = _NUMBERED.match(name).groups()  # type: ignore[union-attr]  # matches every text
         groups.setdefault((head, tail), set()).add(-1 if number is None else int(number))
     shown = [_drawn_together(head, numbers, tail) for (head, tail), numbers in groups.items()]

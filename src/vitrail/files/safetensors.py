@@ -72,8 +72,7 @@ class SafetensorsFile:
                 begin, header = _read_header(stream, size, self.path)
                 self.metadata = _metadata(header.pop("__metadata__", {}), self.path)
                 self.entries: Mapping[str, TensorEntry] = _check_entries(header, begin, size, self.path)
-                # A private mapping: pages come from the file, and writing to one never reaches it.
-                self._map = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY)
+                self._map = _map_privately(stream.fileno(), size)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}.") from error
 
@@ -88,6 +87,15 @@ class SafetensorsFile:
             return torch.empty(entry.shape, dtype=entry.dtype)
         flat = torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=entry.start)
         return flat.view(entry.shape)
+
+
+def _map_privately(number: int, size: int) -> mmap.mmap:
+    """A mapping whose pages come from the file; writing to one never reaches it."""
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(number, size, access=mmap.ACCESS_COPY)
+    # Without a reservation a file may be larger than the machine's memory.
+    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
+    return mmap.mmap(number, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def _read_header(stream: BinaryIO, size: int, path: Path) -> tuple[int, dict[str, Any]]:

@@ -54,7 +54,7 @@ def load_into(
     if plan.tied:
         _submodule(model, plan.tied[0]).weight = _submodule(model, plan.tied[1]).weight
     if config is not None:
-        _note(config, plan, asked if stored is None else stored)
+        _note(config, plan, stored or asked or _implied(plan))
     join(model, where)
     return target
 
@@ -144,6 +144,20 @@ def _path(name: str) -> str:
 
 def _submodule(model: nn.Module, path: str) -> Any:
     return model.get_submodule(path)
+
+
+def _implied(plan: Plan) -> BitsAndBytesConfig | None:
+    """What a quantised checkpoint's config.json should have said of its first layer."""
+    for path, packed in plan.packed.items():
+        if packed.kind == "int8":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=packed.kind,
+            bnb_4bit_use_double_quant="nested_map" in packed.tensors,
+            bnb_4bit_quant_storage=plan.storage[path],
+        )
+    return None
 
 
 def _note(config: Any, plan: Plan, quantization: BitsAndBytesConfig | None) -> None:

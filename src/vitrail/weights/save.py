@@ -47,6 +47,7 @@ def save(
     tensors = _to_write(model, state_dict)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; a folder to save into was expected.")
+    made = not target.exists()
     try:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as name:
@@ -62,6 +63,9 @@ def save(
         _remove_earlier(target, written)
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error.strerror or error}.") from error
+    finally:
+        if made and target.is_dir() and not any(target.iterdir()):
+            target.rmdir()
 
 
 def shard_bytes(size: int | str) -> int:
