@@ -123,8 +123,8 @@ class PretrainedConfig:
 
     def get_text_config(self, decoder: bool = False) -> "PretrainedConfig":
         """The configuration of the language model: this one, or its text_config."""
-        text: PretrainedConfig = getattr(self, "text_config", self)
-        return text
+        text = getattr(self, "text_config", None)
+        return text if isinstance(text, PretrainedConfig) else self
 
     # --- dict and JSON ------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vitrail.configs.base import check_field
 from vitrail.errors import ConfigError
 
 # "axial" is transformers 5's word for the tower's two-dimensional rotation, which has no further settings.
@@ -27,12 +28,38 @@ def take_rope(kwargs: dict[str, Any], theta: Any) -> tuple[float, dict[str, Any]
     theta = _theta(chosen.pop("rope_theta", theta))
     kind = chosen.pop("rope_type", None) or chosen.get("type") or "default"
     chosen.pop("type", None)
-    if kind in PLAIN_TYPES:
-        return theta, None
-    return theta, {"rope_type": kind, **chosen}
+    check_field("rope_parameters", "rope_type", kind, str)
+    if kind not in PLAIN_TYPES:
+        return theta, {"rope_type": kind, **chosen}
+    if chosen.get("llama_4_scaling_beta") is not None:
+        raise ConfigError(f"rope_parameters: llama_4_scaling_beta needs rope_type 'yarn', got {kind!r}.")
+    return theta, None
+
+
+def check_yarn(theta: float, scaling: dict[str, Any]) -> None:
+    """Raise ConfigError unless YaRN's settings are there and can be computed with."""
+    owner, absent = "rope_parameters of type yarn", type(None)
+    check_field(owner, "rope_theta", theta, float, minimum=1.0 + 1e-6)
+    check_field(owner, "factor", scaling.get("factor"), (int, float), minimum=1)
+    for name in (
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "attention_factor",
+        "llama_4_scaling_beta",
+    ):
+        check_field(owner, name, scaling.get(name), (int, float, absent), minimum=0)
+    check_field(owner, "truncate", scaling.get("truncate", True), bool)
+    scaled = scaling.get("llama_4_scaling_beta") is not None  # by steps of the original context
+    original = scaling.get("original_max_position_embeddings")
+    check_field(
+        owner, "original_max_position_embeddings", original, int if scaled else (int, absent), minimum=1
+    )
 
 
 def _theta(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+    check_field("rope_parameters", "rope_theta", value, (int, float))
+    if value <= 0:
         raise ConfigError(f"rope_theta must be a positive number, got {value!r}; correct the configuration.")
     return float(value)

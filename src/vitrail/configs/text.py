@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from vitrail.configs.base import PretrainedConfig, check_field
-from vitrail.configs.rope import take_rope
+from vitrail.configs.rope import check_yarn, take_rope
 from vitrail.errors import ConfigError
 
 
@@ -115,6 +115,8 @@ class MistralConfig(PretrainedConfig):
                 f"{owner}: rope_type {self.rope_scaling['rope_type']!r} is not supported; "
                 f"the family uses default and {', '.join(self.rope_types)}."
             )
+        if self.rope_scaling is not None:
+            check_yarn(self.rope_theta, self.rope_scaling)
 
 
 class Ministral3Config(MistralConfig):

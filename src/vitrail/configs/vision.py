@@ -49,7 +49,7 @@ class PixtralVisionConfig(PretrainedConfig):
         rope_theta, scaling = take_rope(kwargs, rope_theta)
         if scaling is not None:
             raise ConfigError(
-                f"PixtralVisionConfig: the tower's rotary embedding has no scaling, got {scaling!r}."
+                f"PixtralVisionConfig: rope_parameters {scaling!r}; the tower's rotary embedding has no scaling."
             )
         head_dim = kwargs.pop("head_dim", None)
         kwargs.pop("exact_hidden_act", None)  # only means something to the reader of files
@@ -94,7 +94,7 @@ class PixtralVisionConfig(PretrainedConfig):
         return written
 
 
-def _square(sides: dict[str, Any]) -> int:
+def _square(sides: dict[str, Any]) -> Any:
     if sides.get("height") != sides.get("width") or "height" not in sides:
         raise ConfigError(f"PixtralVisionConfig: patch_size must be square, got {sides!r}.")
-    return int(sides["height"])
+    return sides["height"]

@@ -19,7 +19,7 @@ def text_config_from(value: "dict[str, Any] | MistralConfig", owner: str) -> Mis
             f"{owner}: text_config must be a configuration or an object of keys, got {value!r}."
         )
     kind = value.get("model_type", "mistral")
-    if kind not in TEXT_TYPES:
+    if not isinstance(kind, str) or kind not in TEXT_TYPES:
         raise ConfigError(
             f"{owner}: text_config has model_type {kind!r}; supported: {', '.join(TEXT_TYPES)}."
         )
