@@ -1,0 +1,52 @@
+"""What a prompt is made of: control tokens, texts and pictures, gathered into sections. No strings, no ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+BOS, EOS = "<s>", "</s>"
+IMAGE, BREAK, END = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
+
+Joint: TypeAlias = Literal["own", "bare", "infill"]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A control token, by name. `optional`: a tokenizer that has none of this name writes the name as text."""
+
+    name: str
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text that is encoded by itself, never scanned for control tokens.
+
+    joint: "own" as the tokenizer encodes any text (SentencePiece puts a space in front); "bare" with nothing put in
+    front, neighbours joined first; "infill" as the part after a gap, torn from a word before it.
+    """
+
+    text: str
+    joint: Joint = "own"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture. `number`: its place among those of the messages; rows, cols: its grid of image tokens, once known."""
+
+    number: int
+    rows: int | None = None
+    cols: int | None = None
+
+
+Piece: TypeAlias = Control | Text | Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """The pieces that one turn becomes. `messages`: the places of its messages in the conversation."""
+
+    role: str
+    pieces: tuple[Piece, ...]
+    messages: tuple[int, ...] = ()
