@@ -183,6 +183,16 @@ def test_pad(pair: tuple[FastTokenizer, Any]) -> None:
     }
 
 
+def test_pad_keeps_the_kind(pair: tuple[FastTokenizer, Any]) -> None:
+    ours, theirs = pair
+    for kind in ("pt", "np"):
+        rows = [{"input_ids": theirs(text, return_tensors=kind)["input_ids"][0]} for text in TEXTS[1:4]]
+        mine, wanted = ours.pad([dict(row) for row in rows]), theirs.pad(rows)
+        assert {n: (type(v), v.tolist()) for n, v in mine.items()} == {
+            n: (type(v), v.tolist()) for n, v in wanted.items()
+        }
+
+
 def test_attributes(pair: tuple[FastTokenizer, Any]) -> None:
     ours, theirs = pair
     names = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"]

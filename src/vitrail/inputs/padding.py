@@ -103,7 +103,10 @@ def pad_encoded(
     return_attention_mask: bool,
     return_tensors: Any = None,
 ) -> BatchFeature:
-    """Pad what a tokenizer returned before: one row, a dict of rows or a list of dicts. Errors: InputError."""
+    """Pad what a tokenizer returned before: one row, a dict of rows or a list of dicts.
+
+    Tensors and arrays come back as such, lists as lists, unless `return_tensors` says otherwise. Errors: InputError.
+    """
     if isinstance(encoded, (list, tuple)):
         if not encoded or not all(isinstance(row, Mapping) for row in encoded):
             raise InputError(
@@ -112,6 +115,8 @@ def pad_encoded(
         encoded = {name: [row[name] for row in encoded] for name in encoded[0]}
     if not isinstance(encoded, Mapping) or "input_ids" not in encoded:
         raise InputError("pad expects what a tokenizer returned: a dict with 'input_ids', or a list of such")
+    if return_tensors is None:
+        return_tensors = _kind(encoded["input_ids"])
     columns = {name: to_list(value) for name, value in encoded.items()}
     single = not columns["input_ids"] or not isinstance(columns["input_ids"][0], (list, tuple))
     if single:
@@ -148,6 +153,14 @@ def to_ids(value: Any) -> list[int]:
                 f"id {item} at position {position} is negative; replace it (labels use -100) first"
             )
     return list(ids)
+
+
+def _kind(value: Any) -> str | None:
+    """ "pt" for tensors, "np" for arrays, also inside a list; None for plain numbers."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    if not hasattr(first, "tolist"):
+        return None
+    return "pt" if hasattr(first, "detach") else "np"
 
 
 def _look_up(table: Mapping[Any, Any], value: Any, name: str) -> Any:

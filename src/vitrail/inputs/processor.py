@@ -222,15 +222,13 @@ class PixtralProcessor:
         legacy_serialization: bool = True,
         **kwargs: Any,
     ) -> list[str]:
-        """Write the tokenizer's files, preprocessor_config.json, processor_config.json and the chat template."""
-        refused = {
-            "push_to_hub": push_to_hub,
-            "legacy_serialization=False": not legacy_serialization,
-            **dict.fromkeys(sorted(kwargs), True),
-        }
-        if any(refused.values()):
-            names = ", ".join(name for name, asked in refused.items() if asked)
-            raise UnsupportedError(f"save_pretrained does not support {names}; leave it out")
+        """Write the tokenizer's files, preprocessor_config.json, processor_config.json and the chat template.
+
+        This is the layout of transformers 4.x, which 5.x reads too; the one with a single file is not written.
+        """
+        asked = {**kwargs, "push_to_hub": push_to_hub, "legacy_serialization=False": not legacy_serialization}
+        if refused := [name for name, value in asked.items() if value or name in kwargs]:
+            raise UnsupportedError(f"save_pretrained does not do {', '.join(refused)}")
         folder = prepare_folder(save_directory)
         self.image_processor._set_processor_class(type(self).__name__)
         written = [

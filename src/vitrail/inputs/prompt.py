@@ -10,12 +10,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeAlias
 
 from vitrail.errors import PromptError
 
 _FIRST_STAND_IN, _LAST_STAND_IN = 0xF0000, 0x10FFFD  # planes 15 and 16 are for private use
 _FOLD = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}  # to lower case, lengths kept
 _NEVER_VEILED = set("\"'\\&")  # JSON and HTML escape these: a stand-in would come out differently
+_Tree: TypeAlias = dict[str, "_Tree"]
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,16 @@ class Veil:
 
     def shallow(self, text: str) -> str:
         """`text` with whole control tokens veiled, and ends that could make one with their neighbours."""
-        folded, tokens = text.translate(_FOLD), [token.translate(_FOLD) for token in self.controls]
-        if not text or any(folded.strip() in token for token in tokens):
-            return self.deep(text)
-        text = self.literal(text)
+        edges = _edges(self.controls)
+        folded = text.translate(_FOLD)
         starts, ends = folded.lstrip(), folded.rstrip()
-        head = max((n for t in tokens for n in range(1, len(t)) if starts.startswith(t[-n:])), default=0)
-        tail = max((n for t in tokens for n in range(1, len(t)) if ends.endswith(t[:n])), default=0)
+        if len(ends.lstrip()) <= edges.longest and any(ends.lstrip() in token for token in edges.tokens):
+            return self.deep(text)
+        head = max((n for n in range(1, edges.longest) if starts[:n] in edges.suffixes), default=0)
+        tail = max((n for n in range(1, edges.longest) if ends[-n:] in edges.prefixes), default=0)
         head += len(folded) - len(starts)
         tail += len(folded) - len(ends)
+        text = self.literal(text)
         if head + tail >= len(text):
             return self.deep(text)
         return self.deep(text[:head]) + text[head : len(text) - tail] + self.deep(text[len(text) - tail :])
@@ -90,15 +93,14 @@ class Prompt(str):
 
     def controls(self) -> list[str]:
         """The control tokens that the template wrote, in order."""
-        return control_pattern(self.veil.controls).findall(self.veiled) if self.veil.controls else []
+        return control_pattern(self.veil.controls).findall(self.veiled)
 
     def holds_typed_controls(self) -> bool:
         """Whether reading the bare string would find control tokens that the template did not write."""
-        if not self.veil.controls:
+        if self.veiled == str(self):
             return False
-        pattern = control_pattern(self.veil.controls)
-        written = [match.span() for match in pattern.finditer(self.veiled)]
-        return written != [match.span() for match in pattern.finditer(self)]
+        found = control_pattern(self.veil.controls).finditer(self)
+        return any(not self.veiled.startswith(match.group(), match.start()) for match in found)
 
     def with_aliases(self, aliases: dict[str, str]) -> str:
         """The bare string with the template's control tokens, and only those, replaced by `aliases`."""
@@ -129,9 +131,40 @@ def veil_values(value: object, text: Callable[[str], str], key: Callable[[str], 
     return value
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def control_pattern(controls: tuple[str, ...], any_case: bool = False) -> re.Pattern[str]:
-    """A pattern for the leftmost, then longest of `controls`, as tokenizers cut added tokens out."""
-    ordered = sorted(controls, key=len, reverse=True)
-    alternatives = "|".join(map(re.escape, ordered)) if ordered else r"(?!)"
-    return re.compile(alternatives, re.IGNORECASE if any_case else 0)
+    """A pattern for the leftmost, then longest of `controls`, as tokenizers cut added tokens out.
+
+    It branches letter by letter: a tokenizer has a thousand control tokens, and most begin with the same sign.
+    """
+    tree: _Tree = {}
+    for token in controls:
+        node = tree
+        for letter in token:
+            node = node.setdefault(letter, {})
+        node[""] = {}
+    return re.compile(_branches(tree) if tree else r"(?!)", re.IGNORECASE if any_case else 0)
+
+
+def _branches(tree: _Tree) -> str:
+    ways = [re.escape(letter) + _branches(below) for letter, below in sorted(tree.items()) if letter]
+    body = "|".join(ways) if len(ways) < 2 else f"(?:{'|'.join(ways)})"
+    return f"(?:{body})?" if "" in tree and ways else body
+
+
+@dataclass(frozen=True, slots=True)
+class _Edges:
+    """Control tokens in lower case, and what they begin and end with."""
+
+    tokens: tuple[str, ...]
+    prefixes: frozenset[str]
+    suffixes: frozenset[str]
+    longest: int
+
+
+@lru_cache(maxsize=16)
+def _edges(controls: tuple[str, ...]) -> _Edges:
+    tokens = tuple(token.translate(_FOLD) for token in controls)
+    prefixes = frozenset(token[:n] for token in tokens for n in range(1, len(token)))
+    suffixes = frozenset(token[n:] for token in tokens for n in range(1, len(token)))
+    return _Edges(tokens, prefixes, suffixes, max(map(len, tokens), default=0))
