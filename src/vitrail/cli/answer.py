@@ -3,11 +3,10 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrail.auto import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
-from vitrail.errors import InputError
+from vitrail.auto import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from vitrail.configs import PretrainedConfig
 from vitrail.generate.stream import TextStreamer
 
 if TYPE_CHECKING:
@@ -20,7 +19,8 @@ class Question:
 
     text: str
     pictures: Sequence["Image"]
-    model: Path | str
+    model: str
+    config: PretrainedConfig
     system: str | None = None
     max_image_tokens: int | None = None
     max_new_tokens: int = 512
@@ -118,17 +118,12 @@ def answer(question: Question, *, say: Callable[[str], None], write: Callable[[s
 
 
 def load(question: Question) -> tuple[Any, Any]:
-    """Processor and model of the checkpoint; InputError for pictures shown to one that reads text only."""
-    config = AutoConfig.from_pretrained(question.model)
-    sees = hasattr(config, "vision_config")
-    if question.pictures and not sees:
-        raise InputError(
-            f"{question.model} reads text only; ask it without pictures or choose another --model"
-        )
+    """Processor and model of the checkpoint."""
+    sees = hasattr(question.config, "vision_config")
     processor = AutoProcessor.from_pretrained(question.model)
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     model = kind.from_pretrained(
-        question.model, config=config, dtype=question.dtype, device_map=question.device
+        question.model, config=question.config, dtype=question.dtype, device_map=question.device
     )
     return processor, model
 

@@ -1,12 +1,16 @@
 """`vitrail ask PICTURE… QUESTION`: its options and what it prints. The work is done in cli/answer.py."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from vitrail.cli.pictures import open_picture, split_words
 from vitrail.cli.screen import Printer, waiting
 from vitrail.errors import InputError
+
+if TYPE_CHECKING:
+    from vitrail.configs import PretrainedConfig
 
 EXAMPLES = """\b
 Examples:
@@ -79,6 +83,8 @@ def ask(
             'the embedded reader needs a picture; write: vitrail ask PICTURE "What does it say?"'
         )
     pictures = [open_picture(name) for name in names]
+    folder = embedded() if model is None else model
+    config = read_model(folder, with_pictures=bool(pictures))
     printer = Printer()
     with waiting() as line:
         line.say("starting")
@@ -87,8 +93,9 @@ def ask(
         question = Question(
             text=text,
             pictures=pictures,
-            model=model or embedded(),
-            dtype=dtype or ("auto" if model else "float32"),
+            model=folder,
+            config=config,
+            dtype=dtype or ("float32" if model is None else "auto"),
             **options,  # type: ignore[arg-type]  # click has checked them
         )
 
@@ -102,7 +109,8 @@ def ask(
         finally:
             printer.close()
     if as_json:
-        click.echo(json.dumps(result.as_json(model or "embedded"), ensure_ascii=False))
+        name = "embedded" if model is None else model
+        click.echo(json.dumps(result.as_json(name), ensure_ascii=False))
     elif not result.text:
         click.echo()
 
@@ -117,7 +125,22 @@ def _refuse_idle(options: dict[str, object]) -> None:
         )
 
 
+def read_model(folder: str, *, with_pictures: bool) -> "PretrainedConfig":
+    """The checkpoint's configuration, read before torch is imported: a wrong folder is told at once."""
+    from vitrail.auto import AutoConfig
+
+    if not folder.strip():
+        raise InputError(
+            "--model is empty; give a checkpoint's folder, or leave it out for the embedded reader"
+        )
+    config = AutoConfig.from_pretrained(folder)
+    if with_pictures and not hasattr(config, "vision_config"):
+        raise InputError(f"{folder} reads text only; ask it without pictures or choose another --model")
+    return config
+
+
 def embedded() -> str:
+    """The folder of the checkpoint that the package carries."""
     from vitrail.reader import embedded_path
 
     return str(embedded_path())
