@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -80,4 +81,52 @@ DIFFERENCES: tuple[Difference, ...] = (
         )
         for name in ("AutoModelForImageTextToText", "AutoModelForCausalLM")
     ),
+)
+
+
+@dataclass(frozen=True)
+class DefaultValue:
+    """`path` in `config()` that is built without arguments: the reference's value and ours."""
+
+    config: str
+    path: str
+    theirs: Any
+    ours: Any
+    reason: str
+
+
+_TOWER = "every published tower computes SiLU; the reference's default belongs to no checkpoint"
+_PIXTRAL_12B = (
+    "without parts a LlavaConfig is Pixtral 12B here; the reference's is LLaVA 1.5 of CLIP and Llama"
+)
+ABSENT = "absent"
+
+DEFAULT_VALUES: tuple[DefaultValue, ...] = (
+    DefaultValue("PixtralVisionConfig", "hidden_act", "gelu", "silu", _TOWER),
+    DefaultValue("Mistral3Config", "vision_config.hidden_act", "gelu", "silu", _TOWER),
+    DefaultValue(
+        "MistralConfig", "head_dim", None, 128, "resolved when the configuration is made, for every reader"
+    ),
+    DefaultValue(
+        "LlavaConfig",
+        "tie_word_embeddings",
+        True,
+        False,
+        "the flag means the head, and LLaVA's was never tied",
+    ),
+    DefaultValue("LlavaConfig", "vision_config.model_type", "clip_vision_model", "pixtral", _PIXTRAL_12B),
+    DefaultValue("LlavaConfig", "vision_config.hidden_act", "quick_gelu", "silu", _PIXTRAL_12B),
+    DefaultValue("LlavaConfig", "vision_config.image_size", 336, 1024, _PIXTRAL_12B),
+    DefaultValue("LlavaConfig", "vision_config.patch_size", 14, 16, _PIXTRAL_12B),
+    DefaultValue("LlavaConfig", "vision_config.head_dim", ABSENT, 64, _PIXTRAL_12B),
+    DefaultValue("LlavaConfig", "vision_config.rope_theta", ABSENT, 10000.0, _PIXTRAL_12B),
+    DefaultValue("LlavaConfig", "text_config.model_type", "llama", "mistral", _PIXTRAL_12B),
+    DefaultValue("LlavaConfig", "text_config.vocab_size", 32000, 131072, _PIXTRAL_12B),
+    DefaultValue("LlavaConfig", "text_config.hidden_size", 4096, 5120, _PIXTRAL_12B),
+    DefaultValue("LlavaConfig", "text_config.intermediate_size", 11008, 14336, _PIXTRAL_12B),
+    DefaultValue("LlavaConfig", "text_config.num_hidden_layers", 32, 40, _PIXTRAL_12B),
+    DefaultValue("LlavaConfig", "text_config.num_key_value_heads", 32, 8, _PIXTRAL_12B),
+    DefaultValue("LlavaConfig", "text_config.max_position_embeddings", 2048, 1024000, _PIXTRAL_12B),
+    DefaultValue("LlavaConfig", "text_config.rms_norm_eps", 1e-6, 1e-5, _PIXTRAL_12B),
+    DefaultValue("LlavaConfig", "text_config.rope_theta", 10000.0, 1e9, _PIXTRAL_12B),
 )
