@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -113,14 +114,29 @@ def _compare(code: str, names: dict[str, Any], block: Block) -> None:
     assert not failed, report.getvalue()
 
 
-COMMANDS = [
-    pytest.param(line.strip(), id=f"{block.page}:{block.line}")
-    for page in PAGES
-    for block in blocks(page)
-    if block.language == "bash"
-    for line in block.code.replace("\\\n", " ").splitlines()
-    if line.strip() and not line.startswith("#") and not line.strip().startswith(NOT_RUN)
-]
+def _lines() -> Iterator[Any]:
+    """Every command line of the pages, continued ones in one piece."""
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "bash":
+                for line in block.code.replace("\\\n", " ").splitlines():
+                    if line.strip() and not line.startswith("#"):
+                        yield pytest.param(line.strip(), id=f"{block.page}:{block.line}")
+
+
+COMMANDS = [line for line in _lines() if not line.values[0].startswith(NOT_RUN)]
+TRAINING = [line for line in _lines() if line.values[0].startswith("python -m ")]
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_commands_that_train_are_understood(command: str) -> None:
+    """They take hours, so only their options are compared with what the program's --help names."""
+    _, _, module, *rest = shlex.split(command)
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert [word for word in rest if word.startswith("--") and word not in done.stdout] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
