@@ -9,11 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configs import Mistral3Config, MistralConfig, PixtralVisionConfig
+from ..model.record import Record
 from ..model.vlm import Mistral3ForConditionalGeneration
+from ..ops.linear import linear
 from ..ops.segments import Segments
 from ..ops.step import Step
 from . import batches, charset, start
 from .batches import Batch
+
+_POINTERS = (0, 3)  # heads that learn to point: the first of each key/value head
 
 
 def config() -> Mistral3Config:
@@ -79,8 +83,14 @@ class Reader(nn.Module):
             raise TypeError("the embedding has no trainable table.")
         return weight
 
-    def loss(self, batch: Batch, *, patches: float, answer: float) -> tuple[Tensor, dict[str, float]]:
-        """Weighted sum of the patch loss and the answer loss (either may be 0), and figures to log."""
+    def loss(self, batch: Batch, *, patches: float, answer: float, pointer: float = 0.0) -> tuple[Tensor, dict[str, float]]:
+        """Weighted sum of the losses (any may be 0), and figures to log.
+
+        Args:
+            patches: weight of naming the characters under each patch and beside it.
+            answer: weight of the answer's next character.
+            pointer: weight of looking at the right place while answering; without an answer it has no effect.
+        """
         tower = self.model.vision_tower
         grids = tower.grids(batch.pixel_values, batch.image_sizes)
         features = tower.encode(batch.pixel_values, grids)
@@ -91,7 +101,7 @@ class Reader(nn.Module):
             total = total + patches * loss
             figures |= found
         if answer:
-            loss, found = self._answer_loss(self.model.multi_modal_projector([features], grids), batch)
+            loss, found = self._answer_loss(self.model.multi_modal_projector([features], grids), batch, pointer)
             total = total + answer * loss
             figures |= found
         return total, figures
@@ -107,20 +117,26 @@ class Reader(nn.Module):
         loss = F.cross_entropy(logits, target)
         rows = slice(middle * charset.VOCAB_SIZE, (middle + 1) * charset.VOCAB_SIZE)
         if len(empty):
-            blank = F.linear(seen[empty], self.heads.weight[rows], self.heads.bias[rows])
+            blank = linear(seen[empty], self.heads.weight[rows], self.heads.bias[rows])
             loss = loss + 0.3 * F.cross_entropy(blank, labels[empty, middle])
         right = (logits.argmax(dim=1) == target).float().mean(dim=0).tolist()
         names = ("before2", "before", "here", "after")
         return loss, {"patch_loss": float(loss.detach()), **dict(zip(names, right, strict=True))}
 
-    def _answer_loss(self, rows: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def _answer_loss(self, rows: Tensor, batch: Batch, pointer: float) -> tuple[Tensor, dict[str, float]]:
         ids, keep, targets, lengths = prompts(batch)
         hidden = self.model.embed(ids, rows)
         positions = torch.cat([torch.arange(n) for n in lengths])
-        logits = self.model.step(hidden, Step(positions, Segments.new(lengths), (), keep), None)
+        record = Record(weights=pointer > 0)
+        logits = self.model.step(hidden, Step(positions, Segments.new(lengths), (), keep), None, record)
         loss = F.cross_entropy(logits, targets)
         right = float((logits.argmax(dim=1) == targets).float().mean())
-        return loss, {"answer_loss": float(loss.detach()), "answer": right}
+        figures = {"answer_loss": float(loss.detach()), "answer": right}
+        if pointer:
+            here, following = pointer_losses(record.attentions[-2], record.attentions[-1], batch)
+            loss = loss + pointer * (here + following)
+            figures |= {"point_here": float(here.detach()), "point_next": float(following.detach())}
+        return loss, figures
 
 
 def prompts(batch: Batch) -> tuple[Tensor, Tensor, Tensor, list[int]]:
@@ -154,6 +170,47 @@ def prompts(batch: Batch) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         lengths.append(len(prompt) + len(answer) + padding)
         ids += [*prompt, *answer, *[charset.PAD] * padding]
     return torch.tensor(ids), torch.tensor(keep), torch.tensor(targets), lengths
+
+
+def pointer_losses(
+    earlier: Sequence[Tensor], last: Sequence[Tensor], batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """How far some heads are from looking at the right picture tokens while an answer is written.
+
+    In the layer before the last they should look at the character just written, in the last layer at the one to come.
+
+    Args:
+        earlier, last: attention weights of the two layers, (A, T, T) per picture.
+
+    Returns:
+        Mean of −log(weight on the tokens that hold the character), for the one written and the one to come.
+    """
+    here: list[Tensor] = []
+    following: list[Tensor] = []
+    start = 0
+    for number, (size, text) in enumerate(zip(batch.image_sizes.tolist(), batch.texts, strict=True)):
+        rows, columns = size[0] // batches.PATCH, size[1] // batches.PATCH
+        holds = _holders(batch.places[start : start + rows * columns].view(rows, columns), len(text))
+        start += rows * columns
+        known = holds.any(dim=1)
+        first = 2 + holds.shape[1] + len(batch.question)  # the row of [/INST], which writes the first character
+        tokens = slice(2, 2 + holds.shape[1])
+        heads = list(_POINTERS)
+        ahead = last[number][heads, first : first + len(text), tokens]
+        following.append(((ahead * holds).sum(dim=-1) + 1e-4).log()[:, known])
+        behind = earlier[number][heads, first + 1 : first + 1 + len(text), tokens]
+        here.append(((behind * holds).sum(dim=-1) + 1e-4).log()[:, known])
+    return -torch.cat(here, dim=1).mean(), -torch.cat(following, dim=1).mean()
+
+
+def _holders(places: Tensor, characters: int) -> Tensor:
+    """bool (characters, picture tokens with their breaks): which tokens hold a part of which character."""
+    merge = batches.UNIT // batches.PATCH
+    rows, columns = places.shape[0] // merge, places.shape[1] // merge
+    y, x = (places >= 0).nonzero(as_tuple=True)
+    holds = torch.zeros(characters, rows * (columns + 1), dtype=torch.bool)
+    holds[places[y, x], (y // merge) * (columns + 1) + x // merge] = True
+    return holds
 
 
 def image_ids(size: tuple[int, int]) -> Sequence[int]:

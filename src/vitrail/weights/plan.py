@@ -53,6 +53,7 @@ class Plan:
 
 
 def make_plan(model: nn.Module, checkpoint: Checkpoint, quantization: BitsAndBytesConfig | None) -> Plan:
+    """Where every tensor of `model` comes from, and everything that does not fit; reads headers only."""
     plan = Plan()
     own = {canonical(name): name for name in own_tensors(model)}
     files = _by_canonical_name(checkpoint)
