@@ -7,19 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from vitrail.errors import InputError
 from vitrail.reader import charset
 from vitrail.reader.batches import Batch
 from vitrail.reader.evaluate import edit_distance, labels, score
-from vitrail.reader.network import Reader, config, image_ids, prompts
+from vitrail.reader.network import Reader, config, image_ids, pointer_losses, prompts
 
 
 @pytest.mark.parametrize(
     ("first", "second", "edits"),
-    [("", "", 0), ("abc", "abc", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2), ("a b", "ab", 1)],
+    [
+        ("", "", 0),
+        ("abc", "abc", 0),
+        ("abc", "", 3),
+        ("kitten", "sitting", 3),
+        ("ab", "ba", 2),
+        ("a b", "ab", 1),
+    ],
 )
 def test_edit_distance(first: str, second: str, edits: int) -> None:
     assert edit_distance(first, second) == edits
@@ -62,7 +68,9 @@ def _batch() -> Batch:
     sizes = torch.tensor([[16, 32], [16, 32], [32, 32]])
     patches = int((sizes // 8).prod(dim=1).sum())
     labels = torch.full((patches, 4), charset.encode("a")[0])
-    return Batch(torch.randn(3, 3, 32, 32), sizes, labels, ("ab", "c", "d"), "?")
+    places = torch.full((patches,), -1)
+    places[:2], places[2:4], places[8], places[16] = 0, 1, 0, 0
+    return Batch(torch.randn(3, 3, 32, 32), sizes, labels, places, ("ab", "c", "d"), "?")
 
 
 def test_prompts_ask_for_each_answer_and_its_end() -> None:
@@ -76,13 +84,31 @@ def test_prompts_ask_for_each_answer_and_its_end() -> None:
     assert ids[first + 1] == targets[0]
 
 
-def test_the_reader_learns_both_losses_and_is_small() -> None:
+def test_pointers_are_right_when_heads_look_at_the_character() -> None:
+    batch = _batch()
+    ids, keep, _, lengths = prompts(batch)
+    right = [torch.full((6, n, n), 1e-6) for n in lengths]
+    # "a" lies on the first picture token, "b" on the second; [/INST] (row keep[0]) writes "a", the next row "b".
+    first = int(keep[0])
+    assert ids[2] == charset.IMG
+    right[0][:, first, 2] = right[0][:, first + 1, 3] = 1.0
+    right[1][:, int(keep[3]) - lengths[0], 2] = 1.0
+    right[2][:, int(keep[5]) - lengths[0] - lengths[1], 2] = 1.0
+    wrong = [torch.full_like(weights, 1e-6) for weights in right]
+    assert float(pointer_losses(wrong, right, batch)[1]) == pytest.approx(0.0, abs=1e-3)
+    assert float(pointer_losses(wrong, wrong, batch)[1]) > 5
+    # The earlier layer looks one row later, when the character has been written.
+    late = [torch.roll(weights, 1, dims=1) for weights in right]
+    assert float(pointer_losses(late, wrong, batch)[0]) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_the_reader_learns_all_losses_and_is_small() -> None:
     torch.manual_seed(0)
     reader = Reader()
-    loss, figures = reader.loss(_batch(), patches=1.0, answer=1.0)
+    loss, figures = reader.loss(_batch(), patches=1.0, answer=1.0, pointer=0.3)
     loss.backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in reader.parameters())
-    assert {"here", "before", "after", "answer", "patch_loss", "answer_loss"} <= set(figures)
+    assert {"here", "before", "after", "answer", "patch_loss", "answer_loss", "point_here"} <= set(figures)
     shipped = sum(p.numel() for p in reader.model.parameters())
     assert 2 * shipped < 10_000_000
     assert config().text_config.vocab_size >= len(charset.vocabulary())

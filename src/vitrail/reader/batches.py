@@ -57,6 +57,9 @@ class Batch:
     characters: (
         Tensor  # int64 (patches of all pictures, len(OFFSETS)); PAD where nothing is written, −100 to ignore
     )
+    places: (
+        Tensor  # int64 (patches of all pictures,), index in the picture's text of the character there, or −1
+    )
     texts: tuple[str, ...]
     question: str
 
@@ -117,15 +120,17 @@ def collate(drawings: Sequence[Drawing], question: str) -> Batch:
     sizes = [drawing.pixels.shape[:2] for drawing in drawings]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     pixels = np.zeros((len(drawings), 3, height, width), dtype=np.float32)
-    labels = []
+    labels, places = [], []
     for index, drawing in enumerate(drawings):
         h, w = sizes[index]
         pixels[index, :, :h, :w] = ((drawing.pixels - _MEAN) / _STD).transpose(2, 0, 1)
         labels.append(patch_characters(drawing))
+        places.append(patch_places(drawing))
     return Batch(
         torch.from_numpy(pixels),
         torch.tensor(sizes),
         torch.from_numpy(np.concatenate(labels)),
+        torch.from_numpy(np.concatenate(places)),
         tuple(drawing.block.text for drawing in drawings),
         question,
     )
@@ -137,15 +142,20 @@ def patch_characters(drawing: Drawing) -> np.ndarray[tuple[int, ...], np.dtype[n
     Where no character is: PAD for the character itself, −100 (ignored) for the neighbours. Before the first
     character stands <s>, after the last </s>.
     """
-    height, width = drawing.pixels.shape[:2]
-    y, x = np.meshgrid(np.arange(PATCH / 2, height, PATCH), np.arange(PATCH / 2, width, PATCH), indexing="ij")
-    index = drawing.character_at(x.ravel(), y.ravel())
+    index = patch_places(drawing)
     before = [charset.BOS] * 2
     ids = np.array([*before, *charset.encode(drawing.block.text), charset.EOS, charset.EOS], dtype=np.int64)
     labels = np.stack([ids[np.maximum(index, 0) + len(before) + offset] for offset in OFFSETS], axis=1)
     labels[index < 0] = -100
     labels[index < 0, OFFSETS.index(0)] = charset.PAD
     return labels
+
+
+def patch_places(drawing: Drawing) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Index (rows · cols,) in the text of the character under each patch's middle, or −1."""
+    height, width = drawing.pixels.shape[:2]
+    y, x = np.meshgrid(np.arange(PATCH / 2, height, PATCH), np.arange(PATCH / 2, width, PATCH), indexing="ij")
+    return drawing.character_at(x.ravel(), y.ravel())
 
 
 def dataset(

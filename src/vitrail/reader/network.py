@@ -83,7 +83,9 @@ class Reader(nn.Module):
             raise TypeError("the embedding has no trainable table.")
         return weight
 
-    def loss(self, batch: Batch, *, patches: float, answer: float, pointer: float = 0.0) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, batch: Batch, *, patches: float, answer: float, pointer: float = 0.0
+    ) -> tuple[Tensor, dict[str, float]]:
         """Weighted sum of the losses (any may be 0), and figures to log.
 
         Args:
@@ -101,7 +103,9 @@ class Reader(nn.Module):
             total = total + patches * loss
             figures |= found
         if answer:
-            loss, found = self._answer_loss(self.model.multi_modal_projector([features], grids), batch, pointer)
+            loss, found = self._answer_loss(
+                self.model.multi_modal_projector([features], grids), batch, pointer
+            )
             total = total + answer * loss
             figures |= found
         return total, figures
@@ -172,9 +176,7 @@ def prompts(batch: Batch) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     return torch.tensor(ids), torch.tensor(keep), torch.tensor(targets), lengths
 
 
-def pointer_losses(
-    earlier: Sequence[Tensor], last: Sequence[Tensor], batch: Batch
-) -> tuple[Tensor, Tensor]:
+def pointer_losses(earlier: Sequence[Tensor], last: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
     """How far some heads are from looking at the right picture tokens while an answer is written.
 
     In the layer before the last they should look at the character just written, in the last layer at the one to come.
@@ -193,7 +195,9 @@ def pointer_losses(
         holds = _holders(batch.places[start : start + rows * columns].view(rows, columns), len(text))
         start += rows * columns
         known = holds.any(dim=1)
-        first = 2 + holds.shape[1] + len(batch.question)  # the row of [/INST], which writes the first character
+        first = (
+            2 + holds.shape[1] + len(batch.question)
+        )  # the row of [/INST], which writes the first character
         tokens = slice(2, 2 + holds.shape[1])
         heads = list(_POINTERS)
         ahead = last[number][heads, first : first + len(text), tokens]

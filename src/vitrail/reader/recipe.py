@@ -49,6 +49,7 @@ class Stage:
     count: int  # pictures a step
     patches: float = 1.0  # weight of the loss that names characters under patches
     answer: float = 0.0  # weight of the loss of the answer's text
+    pointer: float = 0.0  # weight of the loss that shows two heads of the decoder where to look
     families: tuple[str, ...] = ()  # () = all
     group: int = 12
     rate: float = 8e-3  # Muon, for matrices
@@ -66,12 +67,43 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "words",
         Look(sizes=(18, 30), characters=(2, 10), lines=(1.0,), wear=0.4, accents=0.04, margin=4.0, plain=0.8),
-        Schedule(steps=2000, warmup=30, save_every=300),
+        Schedule(steps=1040, warmup=30, save_every=300),
         count=20,
         answer=0.5,
         group=5,
         rate=3.5e-3,
         rate_rest=2e-3,
+    ),
+    Stage(
+        "lines",
+        Look(
+            sizes=(18, 36),
+            characters=(3, 18),
+            lines=(0.75, 0.25),
+            wear=0.7,
+            accents=0.05,
+            margin=6.0,
+            plain=0.65,
+        ),
+        Schedule(steps=860, warmup=30, save_every=200),
+        count=10,
+        answer=0.7,
+        pointer=0.3,
+        group=2,
+        rate=3e-3,
+        rate_rest=1.5e-3,
+    ),
+    Stage(
+        "pages",
+        Look(margin=10.0),
+        Schedule(steps=2000, warmup=20, final=0.0, ema=0.997, save_every=150),
+        count=10,
+        patches=0.7,
+        answer=1.0,
+        pointer=0.2,
+        group=1,
+        rate=2.2e-3,
+        rate_rest=1.2e-3,
     ),
 )
 
@@ -150,7 +182,7 @@ def _run(
         )
 
     def loss(batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
-        return reader.loss(batch, patches=stage.patches, answer=stage.answer)
+        return reader.loss(batch, patches=stage.patches, answer=stage.answer, pointer=stage.pointer)
 
     return Run(
         reader, optimizers(reader, stage), loss, data, stage.schedule, folder, name=stage.name, peers=peers
