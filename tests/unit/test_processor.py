@@ -74,6 +74,22 @@ def test_without_any_processor_file_the_model_says(tmp_path: Path) -> None:
         load_processor(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"image_token": 3}, "image_token must be a text"),
+        ({"patch_size": 0}, "patch_size must be a whole number"),
+        ({"spatial_merge_size": "two"}, "spatial_merge_size must be a whole number"),
+        ({"processor_class": "LlavaProcessor"}, "holds a LlavaProcessor"),
+        ({"image_processor": 3}, "settings of an image processor"),
+    ],
+)
+def test_damaged_folders(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    edit(folder(tmp_path) / "processor_config.json", **change)
+    with pytest.raises(CheckpointError, match=said):
+        load_processor(tmp_path)
+
+
 def test_overrides(tmp_path: Path) -> None:
     found = load_processor(folder(tmp_path), use_fast=True, spatial_merge_size=1, padding_side="right")
     assert type(found.image_processor) is PixtralImageProcessorFast
@@ -197,6 +213,8 @@ def test_numbers_must_fit(processor: PixtralProcessor, text: Any, images: Any, s
             lambda p: p.apply_chat_template(chat({"type": "image"}), tokenize=True),
             r"1 \[IMG\] and there are 0",
         ),
+        (lambda p: p.apply_chat_template(chat("a"), padding=True), "padding: needs tokenize=True"),
+        (lambda p: p.apply_chat_template(chat("a"), return_dict=True), "return_dict: needs tokenize=True"),
         (lambda p: p.apply_chat_template([]), "at least one message"),
         (
             lambda p: p.apply_chat_template(chat("a"), return_assistant_tokens_mask=True),

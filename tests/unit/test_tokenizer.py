@@ -182,6 +182,8 @@ def test_max_length_alone_truncates_and_says_so(tokenizer: FastTokenizer) -> Non
         ("tokenizer_config.json", '{"bos_token": 3}', "bos_token must be a text"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": "a"}}', "added_tokens_decoder"),
         ("tokenizer_config.json", '{"chat_template": 3}', "'chat_template' must be"),
+        ("tokenizer_config.json", '{"model_max_length": "long"}', "model_max_length must be int or float"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"7": {"content": "new"}}}', "'new' the id 7"),
         ("chat_template.jinja", b"\xff\xfe", "not UTF-8"),
     ],
 )

@@ -154,10 +154,10 @@ class PixtralProcessor:
         tokenize, return_dict = kwargs.pop("tokenize", False), kwargs.pop("return_dict", False)
         known = self._call_names()
         call_options = {name: kwargs.pop(name) for name in list(kwargs) if name in known}
-        if call_options and not tokenize:
-            call_options = {
-                n: v for n, v in call_options.items() if n not in ("padding", "truncation", "max_length")
-            }
+        if not tokenize and (call_options or return_dict):
+            raise InputError(
+                f"{', '.join(call_options) or 'return_dict'}: needs tokenize=True; a prompt is text"
+            )
         chat = self._render(conversation, chat_template, kwargs)
         if not tokenize:
             return chat.text

@@ -27,8 +27,13 @@ def read_processor(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]
         raise InputError(f"unknown arguments: {', '.join(unknown)}")
     stored = _optional(folder / "processor_config.json")
     config = _optional(folder / "config.json")
+    if stored.get("processor_class", "PixtralProcessor") != "PixtralProcessor":
+        raise CheckpointError(f"{folder} holds a {stored['processor_class']}; PixtralProcessor was expected")
     image_processor = _read_image_processor(folder, config, overrides.get("use_fast"))
     arguments: dict[str, Any] = {name: stored[name] for name in _TOKENS if stored.get(name) is not None}
+    for name, token in arguments.items():
+        if not isinstance(token, str):
+            raise CheckpointError(f"{folder}/processor_config.json: {name} must be a text; got {token!r}")
     arguments["patch_size"] = _side(stored.get("patch_size"), config, image_processor)
     arguments["spatial_merge_size"] = _merge(stored.get("spatial_merge_size"), config)
     template = find_chat_template(folder, read_tokenizer_config(folder))

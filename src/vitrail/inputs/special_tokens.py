@@ -123,6 +123,17 @@ def added_token(value: Any, *, special: bool) -> AddedToken:
     return AddedToken(token_text(value, "a special token"), special=special, **{"normalized": False, **flags})
 
 
+def setting(config: Mapping[str, Any], name: str, kinds: tuple[type, ...], default: Any) -> Any:
+    """An entry of tokenizer_config.json, `default` where it is missing. Raises CheckpointError for another type."""
+    value = config.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise CheckpointError(f"tokenizer_config.json: {name} must be {wanted}; got {value!r}")
+    return value
+
+
 def read_named(config: Mapping[str, Any]) -> dict[str, str]:
     """The special tokens that a tokenizer_config.json names."""
     return {name: token_text(config[name], name) for name in NAMES if config.get(name) is not None}

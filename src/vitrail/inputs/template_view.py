@@ -52,7 +52,7 @@ class View:
             shown["content"] = self.text(message.content)
         elif message.content is not None:
             shown["content"] = [self._part(part) for part in message.content]
-        elif "content" not in message.extra:
+        else:
             shown["content"] = None
         if message.tool_calls:
             calls = [dict(call) for call in message.tool_calls]

@@ -21,7 +21,7 @@ from vitrail.inputs.padding import (
     to_list,
 )
 from vitrail.inputs.prompt import Prompt
-from vitrail.inputs.special_tokens import NAMES, read_additional, read_named
+from vitrail.inputs.special_tokens import NAMES, read_additional, read_named, setting
 from vitrail.inputs.tokenizer_backend import LLAMA_CLASSES, declare_tokens, follow_llama_flags, read_backend
 from vitrail.inputs.tokenizer_files import (
     find_chat_template,
@@ -78,11 +78,12 @@ class FastTokenizer(Vocabulary):
         self.init_kwargs: dict[str, Any] = config
         llama = config.get("tokenizer_class") in LLAMA_CLASSES
         self.chat_template = chat_template if chat_template is not None else config.get("chat_template")
-        self.model_max_length = int(config.get("model_max_length") or VERY_LARGE)
+        self.model_max_length = int(setting(config, "model_max_length", (int, float), VERY_LARGE))
         side = config.get("padding_side") or ("left" if llama else "right")
         self.padding_side = check_side(side, "padding_side")
         self.truncation_side = check_side(config.get("truncation_side") or "right", "truncation_side")
-        self.model_input_names = list(config.get("model_input_names") or ("input_ids", "attention_mask"))
+        names = setting(config, "model_input_names", (list, tuple), ("input_ids", "attention_mask"))
+        self.model_input_names = list(names)
         self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", False))
         self.named_tokens = read_named(config)
         self.additional_special_tokens = read_additional(config)

@@ -36,14 +36,20 @@ def read_backend(file: Path) -> Tokenizer:
 def declare_tokens(backend: Tokenizer, decoder: Mapping[str, Any], special: Iterable[str]) -> None:
     """Add the tokens that a configuration declares (`added_tokens_decoder`, by id) or names and the file lacks."""
     try:
-        declared = [added_token(decoder[index], special=False) for index in sorted(decoder, key=int)]
+        declared = {int(i): added_token(decoder[i], special=False) for i in sorted(decoder, key=int)}
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"added_tokens_decoder must map ids to tokens: {error}") from error
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    for token in declared:
+    for index, token in declared.items():
         if token.content not in known:
             backend.add_tokens([token])
-    missing = dict.fromkeys(name for name in special if name not in known | {t.content for t in declared})
+        if backend.token_to_id(token.content) != index:
+            found = backend.token_to_id(token.content)
+            raise CheckpointError(
+                f"tokenizer_config.json gives {token.content!r} the id {index}, tokenizer.json has {found}"
+            )
+    known |= {token.content for token in declared.values()}
+    missing = dict.fromkeys(name for name in special if name not in known)
     backend.add_special_tokens([added_token(name, special=True) for name in missing])
 
 
