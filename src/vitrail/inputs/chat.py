@@ -8,7 +8,6 @@ from typing import Any
 
 from vitrail.errors import PromptError, UnsupportedError
 from vitrail.inputs.messages import ImagePart, normalize_batch, pictures
-from vitrail.inputs.prompt import Prompt
 from vitrail.inputs.tokenizer_files import ChatTemplate
 
 # For folders without a template whose tokenizer has [INST]: Mistral's turns, in their simplest form.
@@ -35,14 +34,14 @@ DEFAULT_TEMPLATE = """\
 class Chat:
     """Rendered conversations: a prompt and the pictures of each, and whether a list of conversations was given."""
 
-    prompts: list[Prompt]
+    prompts: Sequence[str]
     pictures: list[list[ImagePart]]
     batched: bool
 
     @property
-    def text(self) -> Prompt | list[Prompt]:
+    def text(self) -> str | list[str]:
         """The prompt, or the list of them, as was given."""
-        return self.prompts if self.batched else self.prompts[0]
+        return list(self.prompts) if self.batched else self.prompts[0]
 
 
 def render_chat(

@@ -6,13 +6,17 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vitrail.errors import CheckpointError, InputError, UnsupportedError
+from vitrail.errors import CheckpointError, InputError, PromptError, UnsupportedError
 from vitrail.inputs.batch import BatchFeature, check_tensor_type
+from vitrail.inputs.built_prompts import chat_of_format, encode_built, fit_text, limit_of
+from vitrail.inputs.formats import BuiltPrompt, Format, build_prompt
+from vitrail.inputs.formats.mistral_encoder import MistralEncoder, format_of_file
 from vitrail.inputs.messages import Message, normalize_batch
 from vitrail.inputs.mistral_bridge import explained, open_tokenizer, openai_message, stack_pictures
 from vitrail.inputs.mistral_vocabulary import MistralVocabulary
@@ -28,6 +32,7 @@ from vitrail.inputs.padding import (
 )
 from vitrail.inputs.tokenizer_files import prepare_folder
 
+_NEEDLESS = ("add_generation_prompt", "format")
 _SENTENCEPIECE = re.compile(r".*\.model(\.v\d+(m\d+)?)?")
 
 
@@ -153,7 +158,7 @@ class MistralCommonTokenizer(MistralVocabulary):
         if not isinstance(texts, (list, tuple)):
             raise InputError(f"expected a text, ids, or a list of them; got {type(text).__name__}")
         plan = self._plan(padding, truncation, max_length, pad_to_multiple_of, padding_side)
-        rows = [self._cut(self._ids(item, add_special_tokens), plan.limit) for item in texts]
+        rows = [self._row(item, add_special_tokens, plan) for item in texts]
         columns: dict[str, list[list[int]]] = {"input_ids": rows}
         if return_special_tokens_mask:
             columns["special_tokens_mask"] = [
@@ -281,8 +286,18 @@ class MistralCommonTokenizer(MistralVocabulary):
 
         The dict holds pixel_values (N, 3, H, W) and image_sizes (N, 2), zero-padded where the sizes differ. Raises
         PromptError for conversations that the format refuses.
+        format: the prompt is made by Vitrail's own builder, in the format of that name or, for "auto", of the file
+        (docs/prompts.md); reasoning_effort is then served too, and `tokenize=False` gives a prompt that a
+        PixtralProcessor encodes as it stands.
         """
-        _refuse("apply_chat_template", {k: v for k, v in kwargs.items() if k != "add_generation_prompt"})
+        if kwargs.get("format") is not None:
+            options = {**kwargs, "tools": tools, "continue_final_message": continue_final_message}
+            call = {"padding": padding, "truncation": truncation, "max_length": max_length}
+            call["return_tensors"] = return_tensors
+            return chat_of_format(
+                self, conversation, options, call, tokenize=tokenize, return_dict=return_dict
+            )
+        _refuse("apply_chat_template", {k: v for k, v in kwargs.items() if k not in _NEEDLESS})
         if not isinstance(truncation, bool):
             raise InputError(f"truncation is True or False here; got {truncation!r}")
         conversations, batched = normalize_batch(conversation)
@@ -303,6 +318,22 @@ class MistralCommonTokenizer(MistralVocabulary):
             return out["input_ids"]
         pictures = [np.asarray(picture, np.float32) for one in encoded for picture in one.images]
         return BatchFeature({**out, **stack_pictures(pictures, return_tensors)})
+
+    @cached_property
+    def encoder(self) -> MistralEncoder:
+        """What encodes prompts of the built-in formats."""
+        return MistralEncoder(self._inner)
+
+    @property
+    def picture_config(self) -> Any:
+        """What the file says of pictures (image_patch_size, max_image_size, spatial_merge_size); None for text alone."""
+        instruct = self.tokenizer.instruct_tokenizer
+        encoder = getattr(instruct, "image_encoder", None) or getattr(instruct, "mm_encoder", None)
+        return getattr(encoder, "image_config", None) or getattr(encoder, "mm_config", None)
+
+    def prompt_format(self) -> Format:
+        """The built-in format that the tokenizer's file was made for."""
+        return format_of_file(self.tokenizer)
 
     def save_pretrained(
         self,
@@ -327,6 +358,12 @@ class MistralCommonTokenizer(MistralVocabulary):
         if not target.exists() or not target.samefile(self._tokenizer_path):
             shutil.copyfile(self._tokenizer_path, target)
         return (str(target),)
+
+    def _row(self, item: Any, add_special_tokens: bool, plan: Lengths) -> list[int]:
+        if isinstance(item, BuiltPrompt):
+            fitted = fit_text(item, self.encoder, limit_of(plan))
+            return encode_built(fitted, self.encoder, plan.limit, self.truncation_side)
+        return self._cut(self._ids(item, add_special_tokens), plan.limit)
 
     def _ids(self, item: Any, add_special_tokens: bool) -> list[int]:
         if isinstance(item, str):
@@ -364,9 +401,16 @@ class MistralCommonTokenizer(MistralVocabulary):
         from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
         plain = [openai_message(message) for message in messages]
-        with explained("the format of this tokenizer refuses the conversation"):
-            request = ChatCompletionRequest.from_openai(plain, tools=tools, continue_final_message=continues)
-            return self.tokenizer.encode_chat_completion(request)
+        try:
+            with explained("the format of this tokenizer refuses the conversation"):
+                request = ChatCompletionRequest.from_openai(
+                    plain, tools=tools, continue_final_message=continues
+                )
+                return self.tokenizer.encode_chat_completion(request)
+        except PromptError:
+            # Vitrail's builder refuses the same, and says where the fault is.
+            build_prompt(messages, self.prompt_format(), tools=tools, continue_final_message=continues)
+            raise
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

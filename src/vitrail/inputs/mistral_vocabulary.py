@@ -44,6 +44,12 @@ class MistralVocabulary:
             raise UnsupportedError("token_ids_1 and already_has_special_tokens are not supported")
         return [int(index in self._special_ids) for index in token_ids_0]
 
+    def parse_response(self, ids: Any, **options: Any) -> Response:
+        """The ids of a model's answer → text, reasoning and tool calls; options as `ResponseParser` (docs/tools.md)."""
+        from vitrail.inputs.response import parse_response
+
+        return parse_response(self, ids, **options)
+
     def get_vocab(self) -> dict[str, int]:
         """Token → id. Several ids can share a string where bytes are no whole character: the last one counts."""
         return {token: index for index, token in enumerate(self._inner.vocab())}
@@ -105,6 +111,17 @@ class MistralVocabulary:
     def all_special_tokens(self) -> list[str]:
         """The tokens of `all_special_ids`."""
         return [str(self._inner.id_to_piece(index)) for index in self.all_special_ids]
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """The control tokens that are recognised in a prompt that one person wrote."""
+        return tuple(dict.fromkeys(self.all_special_tokens))
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """Name → text of the special tokens that have a name."""
+        named = {"bos_token": self.bos_token, "eos_token": self.eos_token, "unk_token": self.unk_token}
+        return named if self.pad_token is None else {**named, "pad_token": self.pad_token}
 
     @property
     def _inner(self) -> Any:

@@ -12,15 +12,30 @@ import numpy as np
 
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.inputs.batch import BatchFeature
+from vitrail.inputs.built_prompts import (
+    AUTO,
+    build_chat,
+    choose_format,
+    count_pictures,
+    fit_rows,
+    limit_of,
+    place_pictures,
+    remembered_pictures,
+)
 from vitrail.inputs.chat import Chat, choose_template, refuse_assistant_mask, render_chat
-from vitrail.inputs.grid import image_grid, image_tokens
+from vitrail.inputs.formats import BuiltPrompt
+from vitrail.inputs.formats.pieces import Picture
+from vitrail.inputs.formats.trusted import read_trusted
+from vitrail.inputs.grid import Grid, image_grid, image_tokens
+from vitrail.inputs.mistral_tokenizer import MistralCommonTokenizer
 from vitrail.inputs.padding import to_list
-from vitrail.inputs.prompt import count, substitute
+from vitrail.inputs.prompt import count
 from vitrail.inputs.tokenizer import FastTokenizer
 from vitrail.inputs.tokenizer_files import ChatTemplate, prepare_folder, save_chat_template, write_json
 
 if TYPE_CHECKING:
     from vitrail.inputs.image_processor import PixtralImageProcessor, PixtralImageProcessorFast
+    from vitrail.inputs.response_pieces import Response
 
 # What only the processor decides; the rest of an image processor's and a tokenizer's options may be given to a call.
 _DECIDED = frozenset(
@@ -43,7 +58,7 @@ class PixtralProcessor:
     def __init__(
         self,
         image_processor: PixtralImageProcessor | PixtralImageProcessorFast | None = None,
-        tokenizer: FastTokenizer | None = None,
+        tokenizer: FastTokenizer | MistralCommonTokenizer | None = None,
         patch_size: int = 16,
         spatial_merge_size: int = 1,
         chat_template: ChatTemplate | None = None,
@@ -56,23 +71,24 @@ class PixtralProcessor:
             raise InputError(f"PixtralProcessor has no arguments {', '.join(sorted(kwargs))}")
         if image_processor is None or tokenizer is None:
             raise InputError("PixtralProcessor needs an image_processor and a tokenizer")
-        if not isinstance(tokenizer, FastTokenizer):
+        if not isinstance(tokenizer, (FastTokenizer, MistralCommonTokenizer)):
             raise UnsupportedError(
-                f"PixtralProcessor reads prompts as text, which {type(tokenizer).__name__} does not; "
-                "use that tokenizer's own apply_chat_template, or a folder with a tokenizer.json"
+                f"PixtralProcessor reads prompts as text with Vitrail's own tokenizers; got {type(tokenizer).__name__}"
             )
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self.patch_size = patch_size
         self.spatial_merge_size = spatial_merge_size
-        self.chat_template = tokenizer.chat_template if chat_template is None else chat_template
+        own = getattr(tokenizer, "chat_template", None)  # tokenizers of mistral-common have formats instead
+        self.chat_template: ChatTemplate | None = own if chat_template is None else chat_template
         self.image_token = image_token
         self.image_break_token = image_break_token
         self.image_end_token = image_end_token
         self.image_token_id = self._look_up(image_token)
         self.image_break_token_id = self._look_up(image_break_token)
         self.image_end_token_id = self._look_up(image_end_token)
-        self.image_ids = [self.image_token_id, self.image_break_token_id, self.image_end_token_id]
+        ids = (self.image_token_id, self.image_break_token_id, self.image_end_token_id)
+        self.image_ids = [index for index in ids if index is not None]
 
     @classmethod
     def from_pretrained(
@@ -126,7 +142,8 @@ class PixtralProcessor:
             raise InputError("give text, images or both")
         text_options, image_options, tensors = self._sort_options(kwargs)
         with_types = text_options.pop("return_mm_token_type_ids", False)
-        texts = [] if text is None else _as_texts(text)
+        texts = [] if text is None else self._read(_as_texts(text))
+        images = remembered_pictures(texts) if images is None else images
         vision: Mapping[str, Any] = {}
         if images is not None and _holds_pictures(images):
             vision = self._process_images(images, image_options)
@@ -134,8 +151,9 @@ class PixtralProcessor:
         if text is not None:
             sizes = to_list(vision.get("image_sizes", []))
             self._check_counts(texts, images, len(sizes))
-            expansions = (self._expansion(height, width) for height, width in sizes)
-            prompts = [substitute(prompt, self.image_token, expansions) for prompt in texts]
+            grids = [self._grid(height, width) for height, width in sizes]
+            prompts = place_pictures(texts, self.image_token, grids, self._expansion)
+            prompts, vision = self._fit(prompts, vision, text_options)
         encoded = self._tokenize(prompts, text_options) if text is not None else {}
         if with_types and encoded:
             encoded["mm_token_type_ids"] = [
@@ -148,6 +166,8 @@ class PixtralProcessor:
 
         Keywords: add_generation_prompt, continue_final_message, tools, documents, tokenize, return_dict (False gives the
         ids alone), what `__call__` takes, and what the template reads. Pictures are opened from where the messages say.
+        format: one of Mistral's own prompt formats instead of the template, by name or "auto" (docs/prompts.md); it is
+        the default where there is no template and the tokenizer is mistral-common's.
         Control tokens that stand in a message stay text. Raises PromptError with the place of a fault.
         """
         refuse_assistant_mask(kwargs.pop("return_assistant_tokens_mask", False))
@@ -175,6 +195,10 @@ class PixtralProcessor:
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """The texts of several sequences of ids; arguments as the tokenizer's `batch_decode`."""
         return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def parse_response(self, ids: Any, **options: Any) -> Response:
+        """The new ids that `generate` gave → text, reasoning and tool calls; options as `ResponseParser` (docs/tools.md)."""
+        return self.tokenizer.parse_response(ids, **options)
 
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
@@ -244,6 +268,14 @@ class PixtralProcessor:
         raise UnsupportedError("push_to_hub is not supported; use save_pretrained and the hub's own client")
 
     def _render(self, conversation: Any, chat_template: str | None, options: dict[str, Any]) -> Chat:
+        native = isinstance(self.tokenizer, MistralCommonTokenizer)
+        untold = AUTO if native and self.chat_template is None and chat_template is None else None
+        format = options.pop("format", None) or untold
+        if format is not None:
+            if chat_template is not None:
+                raise InputError("give format or chat_template, not both")
+            form = choose_format(format, self.tokenizer.prompt_format)
+            return build_chat(conversation, form, self.tokenizer.encoder, options)
         given = {name: options.pop(name) for name in _CHAT_OPTIONS if name in options}
         controls = tuple(dict.fromkeys((*self.tokenizer.control_tokens, *self._image_tokens())))
         return render_chat(
@@ -263,7 +295,7 @@ class PixtralProcessor:
 
     def _check_counts(self, texts: Sequence[str], images: Any, pictures: int) -> None:
         """Every picture needs its token and every token its picture: in all, and per text where pictures are nested."""
-        tokens = [count(text, self.image_token) for text in texts]
+        tokens = [count_pictures(text, self.image_token) for text in texts]
         if sum(tokens) != pictures:
             raise InputError(
                 f"the text has {sum(tokens)} {self.image_token} and there are {pictures} pictures; every picture needs one"
@@ -279,8 +311,8 @@ class PixtralProcessor:
                     f"the texts have {tokens} {self.image_token}, but their lists hold {given} pictures"
                 )
 
-    def _expansion(self, height: int, width: int) -> str:
-        """What stands for one picture: a row of image tokens for each row of the grid, each with its end."""
+    def _grid(self, height: int, width: int) -> Grid:
+        """The grid of a prepared picture. Raises InputError unless it is made of whole squares."""
         grid = image_grid(
             height,
             width,
@@ -293,12 +325,47 @@ class PixtralProcessor:
                 f"a picture of {width}×{height} pixels (width×height) is not made of whole squares of "
                 f"{self.patch_size * self.spatial_merge_size}; leave do_resize on"
             )
+        return grid
+
+    def _expansion(self, grid: Grid) -> str:
+        """What stands for one picture: a row of image tokens for each row of the grid, each with its end."""
         row = self.image_token * grid.cols
         return (row + self.image_break_token) * (grid.rows - 1) + row + self.image_end_token
 
+    def _read(self, texts: list[str]) -> list[str]:
+        """Texts as prompts: mistral-common's tokenizers find no control tokens in texts, so they are found here."""
+        if not isinstance(self.tokenizer, MistralCommonTokenizer):
+            return texts
+        controls = self.tokenizer.control_tokens
+        return [
+            t if isinstance(t, BuiltPrompt) else read_trusted(t, controls, self.image_token) for t in texts
+        ]
+
+    def _fit(
+        self, prompts: list[str], vision: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> tuple[list[str], Mapping[str, Any]]:
+        """Prompts of built-in formats without their oldest turns where they are too long, and their pictures."""
+        if not any(isinstance(prompt, BuiltPrompt) and prompt.from_messages for prompt in prompts):
+            return prompts, vision
+        limit = limit_of(
+            self.tokenizer._plan(
+                options.get("padding", False),
+                options.get("truncation"),
+                options.get("max_length"),
+                None,
+                None,
+            )
+        )
+        if limit is None:
+            return prompts, vision
+        prompts, kept = fit_rows(prompts, self.tokenizer.encoder, limit)
+        if not kept:
+            return prompts, {}
+        return prompts, {name: value[kept] for name, value in vision.items()}
+
     def _tokenize(self, prompts: Sequence[str], options: dict[str, Any]) -> BatchFeature:
         encoded = self.tokenizer(list(prompts), **options)
-        wanted = [count(prompt, self.image_token) for prompt in prompts]
+        wanted = [_image_tokens(prompt, self.image_token) for prompt in prompts]
         kept = [list(row).count(self.image_token_id) for row in encoded["input_ids"]]
         if kept != wanted:
             raise InputError(
@@ -315,7 +382,7 @@ class PixtralProcessor:
                     raise InputError(f"{name} is given twice: in {group} and beside it")
                 flat[name] = value
         tensors = flat.pop("return_tensors", "pt")
-        text_names, image_names = _text_names(), self._image_names()
+        text_names, image_names = self._text_names(), self._image_names()
         unknown = sorted(name for name in flat if name not in text_names | image_names)
         if unknown:
             raise InputError(f"unknown arguments: {', '.join(unknown)}")
@@ -327,12 +394,18 @@ class PixtralProcessor:
         return frozenset((own | {"device", "input_data_format"}) - _DECIDED)
 
     def _call_names(self) -> frozenset[str]:
-        return frozenset({*_text_names(), *self._image_names(), *_GROUPS, "return_tensors"})
+        return frozenset({*self._text_names(), *self._image_names(), *_GROUPS, "return_tensors"})
 
     def _image_tokens(self) -> tuple[str, str, str]:
         return self.image_token, self.image_break_token, self.image_end_token
 
-    def _look_up(self, token: str) -> int:
+    def _text_names(self) -> frozenset[str]:
+        parameters = inspect.signature(type(self.tokenizer).__call__).parameters
+        return frozenset({*parameters, "return_mm_token_type_ids"} - _DECIDED)
+
+    def _look_up(self, token: str) -> int | None:
+        if isinstance(self.tokenizer, MistralCommonTokenizer):
+            return self.tokenizer.encoder.find(token)  # some of its files are for text alone
         index = self.tokenizer.convert_tokens_to_ids(token)
         if index is None or (index == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token):
             raise CheckpointError(f"the tokenizer has no {token}; a tokenizer for pictures needs it")
@@ -344,9 +417,11 @@ def load_processor(folder: Path, **overrides: Any) -> PixtralProcessor:
     return PixtralProcessor.from_pretrained(folder, **overrides)
 
 
-def _text_names() -> frozenset[str]:
-    parameters = inspect.signature(FastTokenizer.__call__).parameters
-    return frozenset({*parameters, "return_mm_token_type_ids"} - _DECIDED)
+def _image_tokens(prompt: str, image_token: str) -> int:
+    """How many image tokens a prompt has once its pictures are written out."""
+    if isinstance(prompt, BuiltPrompt):
+        return sum((p.rows or 1) * (p.cols or 1) for p in prompt.pieces if isinstance(p, Picture))
+    return count(prompt, image_token)
 
 
 def _as_texts(text: Any) -> list[str]:

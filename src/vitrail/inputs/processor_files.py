@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import CheckpointError, InputError
 from vitrail.files.json import read_json
+from vitrail.inputs.mistral_tokenizer import MistralCommonTokenizer, tokenizer_files
 from vitrail.inputs.special_tokens import NAMES
 from vitrail.inputs.tokenizer import FastTokenizer
 from vitrail.inputs.tokenizer_files import find_chat_template, read_tokenizer_config
@@ -29,42 +30,87 @@ def read_processor(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]
     config = _optional(folder / "config.json")
     if stored.get("processor_class", "PixtralProcessor") != "PixtralProcessor":
         raise CheckpointError(f"{folder} holds a {stored['processor_class']}; PixtralProcessor was expected")
-    image_processor = _read_image_processor(folder, config, overrides.get("use_fast"))
+    tokenizer = _read_tokenizer(folder, overrides)
+    native = native_pictures(tokenizer) if isinstance(tokenizer, MistralCommonTokenizer) else {}
+    image_processor = _read_image_processor(folder, config, overrides.get("use_fast"), native)
     arguments: dict[str, Any] = {name: stored[name] for name in _TOKENS if stored.get(name) is not None}
     for name, token in arguments.items():
         if not isinstance(token, str):
             raise CheckpointError(f"{folder}/processor_config.json: {name} must be a text; got {token!r}")
     arguments["patch_size"] = _side(stored.get("patch_size"), config, image_processor)
-    arguments["spatial_merge_size"] = _merge(stored.get("spatial_merge_size"), config)
+    merge = stored.get("spatial_merge_size")
+    if merge is None and not config:
+        merge = native.get("spatial_merge_size")
+    arguments["spatial_merge_size"] = _merge(merge, config)
     template = find_chat_template(folder, read_tokenizer_config(folder))
     arguments["chat_template"] = template if template is not None else stored.get("chat_template")
     return {
         **arguments,
         **{name: overrides[name] for name in _OWN if name in overrides},
         "image_processor": image_processor,
-        "tokenizer": _read_tokenizer(folder, overrides),
+        "tokenizer": tokenizer,
     }
 
 
-def _read_tokenizer(folder: Path, overrides: Mapping[str, Any]) -> FastTokenizer:
-    if not (folder / "tokenizer.json").is_file():
+def native_pictures(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
+    """What the file of mistral-common's tokenizer says of pictures: settings of an image processor, and the merge.
+
+    Empty where it is for text alone.
+    """
+    config = tokenizer.picture_config
+    if config is None:
+        return {}
+    side, merge = config.image_patch_size, getattr(config, "spatial_merge_size", 1)
+    settings = {
+        "patch_size": {"height": side, "width": side},
+        "size": {"longest_edge": config.max_image_size},
+        "dialect": "mistral",
+    }
+    return {"settings": settings, "spatial_merge_size": merge}
+
+
+def processor_parts(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
+    """The arguments of `PixtralProcessor` for a tokenizer of mistral-common alone. Raises CheckpointError."""
+    from vitrail.inputs.image_processor import PixtralImageProcessor
+
+    native = native_pictures(tokenizer)
+    if not native:
         raise CheckpointError(
-            f"{folder} has no tokenizer.json, which a processor needs; for tekken.json and *.model.v* files there is "
-            "MistralCommonTokenizer"
+            "this tokenizer's file is for text alone; it does not say how pictures are prepared"
         )
-    return FastTokenizer.from_pretrained(
-        folder, **{n: overrides[n] for n in _TOKENIZER_OPTIONS if n in overrides}
-    )
+    image_processor = PixtralImageProcessor.from_dict(native["settings"])
+    merge = native["spatial_merge_size"]
+    side = native["settings"]["patch_size"]["height"]
+    return {
+        "tokenizer": tokenizer,
+        "image_processor": image_processor,
+        "patch_size": side,
+        "spatial_merge_size": merge,
+    }
+
+
+def _read_tokenizer(folder: Path, overrides: Mapping[str, Any]) -> FastTokenizer | MistralCommonTokenizer:
+    given = {name: overrides[name] for name in _TOKENIZER_OPTIONS if name in overrides}
+    if (folder / "tokenizer.json").is_file():
+        return FastTokenizer.from_pretrained(folder, **given)
+    if not tokenizer_files(folder):
+        raise CheckpointError(
+            f"{folder} has no tokenizer: neither tokenizer.json, which a processor usually has, nor tekken.json nor "
+            "*.model.v*"
+        )
+    return MistralCommonTokenizer.from_pretrained(folder, **given)
 
 
 def _read_image_processor(
-    folder: Path, config: Mapping[str, Any], use_fast: bool | None
+    folder: Path, config: Mapping[str, Any], use_fast: bool | None, native: Mapping[str, Any]
 ) -> PixtralImageProcessor | PixtralImageProcessorFast:
     """As the folder says; where it says nothing, with the vision tower's patch and picture size."""
     from vitrail.inputs.image_processor import PixtralImageProcessor, PixtralImageProcessorFast
 
     vision = config.get("vision_config")
     settings = _image_settings(folder)
+    if settings is None and native and not isinstance(vision, Mapping):
+        settings = native["settings"]
     if settings is None:
         if not isinstance(vision, Mapping) or not isinstance(vision.get("patch_size"), int):
             raise CheckpointError(

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.inputs.batch import BatchFeature, check_tensor_type
-from vitrail.inputs.chat import choose_template, refuse_assistant_mask, render_chat
+from vitrail.inputs.built_prompts import build_chat, choose_format, encode_built, fit_text, limit_of
+from vitrail.inputs.chat import Chat, choose_template, refuse_assistant_mask, render_chat
+from vitrail.inputs.formats import BuiltPrompt, Format
+from vitrail.inputs.formats.json_encoder import JsonEncoder, format_of_controls
 from vitrail.inputs.padding import (
     VERY_LARGE,
     Lengths,
@@ -91,6 +94,7 @@ class FastTokenizer(Vocabulary):
         if llama:
             follow_llama_flags(tokenizer_object, config)
         self._copies: list[TypedControls] = []
+        self._encoder: JsonEncoder | None = None
 
     @classmethod
     def from_pretrained(
@@ -154,6 +158,12 @@ class FastTokenizer(Vocabulary):
         single = isinstance(text, str) or (is_split_into_words and bool(text) and isinstance(text[0], str))
         texts = _batch(text, text_pair, single)
         plan = self._plan(padding, truncation, max_length, pad_to_multiple_of, padding_side)
+        if any(isinstance(text, BuiltPrompt) for text in texts):
+            if return_offsets_mapping:
+                raise UnsupportedError("return_offsets_mapping: prompts of built-in formats have no offsets")
+            texts = [
+                fit_text(t, self.encoder, limit_of(plan)) if isinstance(t, BuiltPrompt) else t for t in texts
+            ]
         encodings = self._encode(texts, add_special_tokens, plan.limit, is_split_into_words)
         names = self.model_input_names
         wanted = {
@@ -260,22 +270,20 @@ class FastTokenizer(Vocabulary):
     ) -> Any:
         """One conversation or a list of them → ids, a dict of them (`return_dict`), or text (`tokenize=False`).
 
-        Other keywords go to the template, which must read them. Control tokens that stand in a message stay text.
+        format: one of Mistral's own prompt formats instead of the template, by name or "auto" (docs/prompts.md). Other
+        keywords go to the template, which must read them. Control tokens that stand in a message stay text.
         """
         refuse_assistant_mask(return_assistant_tokens_mask)
         if return_dict and not tokenize:
             raise InputError("return_dict=True needs tokenize=True: there is no dict of ids to return")
-        chat = render_chat(
-            conversation,
-            self.get_chat_template(chat_template, tools),
-            controls=self.control_tokens,
-            special_tokens=self.special_tokens_map,
-            tools=tools,
-            documents=documents,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            variables=kwargs,
-        )
+        options = {
+            "tools": tools,
+            "documents": documents,
+            "continue_final_message": continue_final_message,
+            **kwargs,
+        }
+        options["add_generation_prompt"] = add_generation_prompt
+        chat = self._chat(conversation, chat_template, options)
         if not tokenize:
             return chat.text
         encoded = self(
@@ -288,6 +296,18 @@ class FastTokenizer(Vocabulary):
             **(tokenizer_kwargs or {}),
         )
         return encoded if return_dict else encoded["input_ids"]
+
+    @property
+    def encoder(self) -> JsonEncoder:
+        """What encodes prompts of the built-in formats: a copy of the tokenizer that reads control tokens as text."""
+        if self._encoder is None:
+            named = {"<s>": self.bos_token or "", "</s>": self.eos_token or ""}
+            self._encoder = JsonEncoder(self._tokenizer, named)
+        return self._encoder
+
+    def prompt_format(self) -> Format:
+        """The built-in format that the control tokens point to. Raises PromptError where they fit several."""
+        return format_of_controls(self.encoder)
 
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
         """The source of the template that would be used. Raises PromptError if there is none."""
@@ -315,8 +335,29 @@ class FastTokenizer(Vocabulary):
         ]
         return tuple(map(str, written))
 
+    def _chat(self, conversation: Any, chat_template: str | None, options: dict[str, Any]) -> Chat:
+        """A conversation or a list of them, through the template or a built-in format."""
+        format = options.pop("format", None)
+        if format is not None:
+            if chat_template is not None:
+                raise InputError("give format or chat_template, not both")
+            return build_chat(conversation, choose_format(format, self.prompt_format), self.encoder, options)
+        given = {
+            n: options.pop(n)
+            for n in ("tools", "documents", "continue_final_message", "add_generation_prompt")
+        }
+        return render_chat(
+            conversation,
+            self.get_chat_template(chat_template, given["tools"]),
+            controls=self.control_tokens,
+            special_tokens=self.special_tokens_map,
+            variables=options,
+            **given,
+        )
+
     def _vocabulary_changed(self) -> None:
         self._copies.clear()
+        self._encoder = None
 
     def _saved_class(self) -> str:
         stored = str(self.init_kwargs.get("tokenizer_class") or "")
@@ -349,20 +390,29 @@ class FastTokenizer(Vocabulary):
         if limit is not None and any(isinstance(text, tuple) for text in texts):
             raise UnsupportedError("truncation of pairs of texts is not supported")
         side = self.truncation_side
+        plain = ["" if isinstance(text, BuiltPrompt) else text for text in texts]
         try:
-            encodings = encode_cut(self._tokenizer, texts, special, limit, side, words)
+            encodings = encode_cut(self._tokenizer, plain, special, limit, side, words)
         except (TypeError, UnicodeEncodeError) as error:  # the library's words for what is no text
             raise InputError(
                 f"expected a text or a list of texts, all of them valid Unicode: {error}"
             ) from error
         rows = [Row.of(encoding) for encoding in encodings]
         for index, text in enumerate(texts):
-            if isinstance(text, Prompt) and (
+            if isinstance(text, BuiltPrompt):
+                rows[index] = self._built_row(encode_built(text, self.encoder, limit, side))
+            elif isinstance(text, Prompt) and (
                 text.holds_typed_controls() or self._reads_more(text, rows[index])
             ):
                 copy = TypedControls.for_prompt(self._tokenizer, text, self._copies)
                 rows[index] = copy.encode(text, special, limit, side)
         return rows
+
+    def _built_row(self, ids: list[int]) -> Row:
+        controls = {index for index, token in self.added_tokens_decoder.items() if token.special}
+        special = [int(index in controls) for index in ids]
+        tokens: list[str] = self.convert_ids_to_tokens(ids)
+        return Row(ids, [0] * len(ids), [1] * len(ids), special, [(0, 0)] * len(ids), tokens)
 
     def _reads_more(self, prompt: Prompt, row: Row) -> bool:
         """Whether the ids hold control tokens that the template did not write (through a lower-casing normaliser, say)."""

@@ -44,6 +44,11 @@ class BuiltPrompt(str):
         return self.sections, self.pictures, self.spaced, self.droppable, self.dropped
 
     @property
+    def from_messages(self) -> bool:
+        """Whether it was made from a conversation, and not read from a text."""
+        return len(self.sections) > 1
+
+    @property
     def pieces(self) -> Iterator[Piece]:
         """All pieces, in order."""
         return (piece for section in self.sections for piece in section.pieces)

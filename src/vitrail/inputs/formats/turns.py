@@ -73,6 +73,8 @@ def _completed(conversation: Any) -> Any:
 
 
 def _complete(message: Any, index: int) -> Any:
+    if isinstance(message, Message):
+        return message
     if not isinstance(message, Mapping):
         if getattr(message, "role", None) == "assistant" and getattr(message, "content", None) is None:
             calls = getattr(message, "tool_calls", None)
