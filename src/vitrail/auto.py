@@ -52,13 +52,17 @@ class AutoConfig(_Auto):
     ) -> "PretrainedConfig":
         """The configuration of a folder, file or hub name; further keywords override its keys.
 
+        `format` "hf" or "mistral" chooses where a folder holds both; without it Hugging Face's comes first.
+
         Raises ConfigError for a model_type that is missing or unknown, CheckpointError for a missing file.
         """
         from vitrail.configs.published import read_config_folder
         from vitrail.configs.read import config_class
 
         _refuse_remote_code(cls.__name__, kwargs)
-        hub = {name: kwargs.pop(name) for name in (*HUB_KEYWORDS, "force_download") if name in kwargs}
+        hub = {
+            name: kwargs.pop(name) for name in (*HUB_KEYWORDS, "force_download", "format") if name in kwargs
+        }
         config_dict = read_config_folder(pretrained_model_name_or_path, **hub)
         kind = config_class(config_dict.get("model_type"), str(pretrained_model_name_or_path))
         config = kind.from_dict(config_dict, **kwargs)
@@ -186,7 +190,7 @@ class _AutoModel(_Auto):
             model_args = tuple(rest)
         config = kwargs.pop("config", None)
         if config is None or isinstance(config, (str, Path)):
-            hub = {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
+            hub = {key: kwargs[key] for key in (*HUB_KEYWORDS, "format") if key in kwargs}
             config = AutoConfig.from_pretrained(name if config is None else config, **hub)
         return cls._class_for(config).from_pretrained(name, *model_args, config=config, **kwargs)
 

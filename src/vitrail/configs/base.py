@@ -8,8 +8,9 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from vitrail.configs.published import CONFIG_NAME, read_config_file, read_config_folder
+from vitrail.configs.published import read_config_file, read_config_folder
 from vitrail.errors import ConfigError, UnsupportedError
+from vitrail.files.layout import CONFIG_NAME
 
 if TYPE_CHECKING:
     import torch
@@ -203,9 +204,13 @@ class PretrainedConfig:
         revision: str = "main",
         **kwargs: Any,
     ) -> Self:
-        """Read config.json from a folder or a hub name; further keywords override its keys."""
+        """Read config.json from a folder or a hub name; further keywords override its keys.
+
+        A folder in Mistral's own format has a params.json instead; `format` "hf" or "mistral" chooses where both are.
+        """
         config_dict = read_config_folder(
             pretrained_model_name_or_path,
+            kwargs.pop("format", None),
             cache_dir=cache_dir,
             force_download=force_download,
             local_files_only=local_files_only,

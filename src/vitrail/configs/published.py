@@ -7,8 +7,7 @@ from typing import Any
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.files.hub import resolve
 from vitrail.files.json import read_json
-
-CONFIG_NAME = "config.json"
+from vitrail.files.layout import CONFIG_NAME, MISTRAL, PARAMS_NAME, choose_format
 
 # What a Llava file with a Pixtral tower means by a key it leaves out; the class defaults are CLIP's.
 PIXTRAL_LLAVA = {
@@ -18,16 +17,25 @@ PIXTRAL_LLAVA = {
 }
 
 
-def read_config_folder(name_or_path: "str | Path", **hub: Any) -> dict[str, Any]:
-    """config.json of a folder (or hub name) as a dict, published mistakes set right."""
+def read_config_folder(name_or_path: "str | Path", format: str | None = None, **hub: Any) -> dict[str, Any]:
+    """config.json of a folder (or hub name) as a dict, published mistakes set right; or its params.json as one.
+
+    `format` chooses where both are there: "hf" (which comes first) or "mistral".
+    """
     path = Path(name_or_path)
     if path.is_file():
         return read_config_file(path)
     if not path.is_dir():
         path = resolve(name_or_path, **hub)
+    chosen = choose_format(path, format)
+    if chosen == MISTRAL and (path / PARAMS_NAME).is_file():
+        from vitrail.configs.params import read_params
+
+        return read_params(path)
     if not (path / CONFIG_NAME).is_file():
         raise CheckpointError(
-            f"{path} has no {CONFIG_NAME}; a checkpoint folder in Hugging Face's format was expected."
+            f"{path} has neither {CONFIG_NAME} (Hugging Face's format) nor {PARAMS_NAME} (Mistral's own); a checkpoint's "
+            "folder was expected."
         )
     return read_config_file(path / CONFIG_NAME)
 

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.configs.base import PretrainedConfig
-from vitrail.configs.published import CONFIG_NAME, read_config_folder
+from vitrail.configs.published import read_config_folder
 from vitrail.configs.text import Ministral3Config, MistralConfig
 from vitrail.configs.vision import PixtralVisionConfig
 from vitrail.configs.vlm import LlavaConfig, Mistral3Config
 from vitrail.errors import ConfigError
+from vitrail.files.layout import CONFIG_NAME
 
 CONFIG_TYPES: dict[str, type[PretrainedConfig]] = {
     "llava": LlavaConfig,
@@ -28,9 +29,9 @@ def config_class(model_type: Any, where: str) -> type[PretrainedConfig]:
     return CONFIG_TYPES[model_type]
 
 
-def read_config(folder: "str | Path", **overrides: Any) -> PretrainedConfig:
-    """The configuration of a checkpoint's folder, its class chosen by model_type."""
-    config_dict = read_config_folder(folder)
+def read_config(folder: "str | Path", format: str | None = None, **overrides: Any) -> PretrainedConfig:
+    """The configuration of a checkpoint's folder, its class chosen by model_type; `format` as in published.py."""
+    config_dict = read_config_folder(folder, format)
     cls = config_class(config_dict.get("model_type"), str(Path(folder) / CONFIG_NAME))
     config = cls.from_dict(config_dict, **overrides)
     config.name_or_path = str(folder)

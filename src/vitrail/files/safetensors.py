@@ -9,7 +9,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -70,6 +70,7 @@ class SafetensorsFile:
             with self.path.open("rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
                 begin, header = _read_header(stream, size, self.path)
+                self.has_metadata = "__metadata__" in header
                 self.metadata = _metadata(header.pop("__metadata__", {}), self.path)
                 self.entries: Mapping[str, TensorEntry] = _check_entries(header, begin, size, self.path)
                 self._map = _map_privately(stream.fileno(), size)
@@ -187,13 +188,47 @@ def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor
             "data_offsets": [position, stop],
         }
         position = stop
+    with Path(path).open("xb") as stream:
+        stream.write(_header_bytes(header))
+        for _, tensor in ordered:
+            _write_values(stream, tensor)
+
+
+def copy_safetensors(
+    path: str | os.PathLike[str],
+    source: SafetensorsFile,
+    names: Mapping[str, str],
+    tensor: Callable[[str], Tensor],
+) -> None:
+    """Write `source` again under other names: same order, types, shapes, offsets and metadata, tensor by tensor.
+
+    names   name in `source` → name in the new file, for each. tensor: the values for a name of `source`, of its type and
+            shape. One tensor is held at a time. The caller sees to it that a failure leaves nothing behind.
+    """
+    begin = min((entry.start for entry in source.entries.values()), default=0)
+    header: dict[str, Any] = {"__metadata__": dict(source.metadata)} if source.has_metadata else {}
+    for name, entry in source.entries.items():
+        header[names[name]] = {
+            "dtype": _NAMES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [entry.start - begin, entry.stop - begin],
+        }
+    with Path(path).open("xb") as stream:
+        stream.write(_header_bytes(header))
+        for name in sorted(source.entries, key=lambda name: source.entries[name].start):
+            values = tensor(name)
+            _write_values(stream, values)
+
+
+def _header_bytes(header: dict[str, Any]) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with Path(path).open("xb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in ordered:
-            plain = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-            stream.write(plain.numpy().data)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_values(stream: BinaryIO, tensor: Tensor) -> None:
+    plain = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+    stream.write(plain.numpy().data)
 
 
 def _rank(name: str, tensor: Tensor) -> int:

@@ -10,6 +10,7 @@ from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import CheckpointError, UnsupportedError
 from vitrail.files.hub import resolve
+from vitrail.inputs.belonging import check_tokenizer
 from vitrail.weights.load import load_into
 from vitrail.weights.save import save
 
@@ -37,21 +38,27 @@ def load_pretrained(
     torch_dtype = options.pop("torch_dtype", None)
     device_map = options.pop("device_map", None)
     quantization = options.pop("quantization_config", None)
+    format = options.pop("format", None)
+    vision = options.pop("vision", True)
     _check_attention(options.pop("attn_implementation", None))
     options.pop("low_cpu_mem_usage", None)  # always so here: tensors are streamed one by one
     if options:
         raise UnsupportedError(f"from_pretrained does not know the argument {', '.join(sorted(options))}.")
     folder = resolve(name_or_path, **hub)
-    chosen = _config_for(cls, folder, config)
+    chosen = _config_for(cls, folder, config, format)
+    check_tokenizer(folder, chosen)
     chosen.name_or_path = str(name_or_path)
     with torch.device("meta"):
         model = cls(chosen)
+    if not vision and isinstance(chosen, VisionLanguageConfig):
+        model.remove_vision()
     loaded = load_into(
         model,
         folder,
         dtype=torch_dtype if dtype is None else dtype,
         device_map=device_map,
         quantization=quantization,
+        format=format,
     )
     chosen.dtype = loaded
     if (folder / GENERATION_CONFIG).is_file():
@@ -67,6 +74,11 @@ def save_pretrained(
     state_dict: "dict[str, Tensor] | None",
 ) -> None:
     """Write a model's configuration and weights; see PreTrainedModel.save_pretrained."""
+    if not model.vision:
+        raise UnsupportedError(
+            f"this {type(model).__name__} was loaded with vision=False, so it is no whole checkpoint; load it with "
+            "its tower, or load and save the language model as MistralForCausalLM."
+        )
     model.config.architectures = [type(model).__name__]
     model.config.dtype = model.dtype
     save(model, folder, max_shard_size=max_shard_size, state_dict=state_dict)
@@ -80,12 +92,13 @@ def _check_attention(name: str | None) -> None:
 
 
 def _config_for(
-    cls: type[Model], folder: Path, config: "PretrainedConfig | str | Path | None"
+    cls: type[Model], folder: Path, config: "PretrainedConfig | str | Path | None", format: str | None
 ) -> PretrainedConfig:
     """The configuration given, or the folder's; of a vision-language folder the part that `cls` is built from."""
-    chosen = (
-        config if isinstance(config, PretrainedConfig) else read_config(folder if config is None else config)
-    )
+    if isinstance(config, PretrainedConfig):
+        chosen = config
+    else:
+        chosen = read_config(folder, format) if config is None else read_config(config)
     if isinstance(chosen, cls.config_class):
         return chosen
     if isinstance(chosen, VisionLanguageConfig):

@@ -93,6 +93,8 @@ class PreTrainedModel(nn.Module):
         Keywords: `dtype` (or `torch_dtype`): a torch.dtype, its name, or "auto" (the configuration's, else the
         files'); default float32, as in transformers. `device_map`: "auto", a device, or a dict of module prefixes.
         `quantization_config`: a BitsAndBytesConfig. `attn_implementation`: "sdpa" or "eager", which are one here.
+        `format`: "hf" or "mistral" where a folder holds both; Hugging Face's comes first. `vision=False`: a
+        vision-language model without its tower and projector, which answers texts and refuses pictures.
 
         Raises:
             CheckpointError: files that are missing, damaged or do not fit (one report names every tensor).
@@ -192,6 +194,15 @@ class PreTrainedModel(nn.Module):
         raise UnsupportedError(
             "prune_heads is not supported; grouped-query heads cannot be pruned one by one."
         )
+
+    @property
+    def vision(self) -> bool:
+        """False for a vision-language model that was loaded without its tower."""
+        return True
+
+    def remove_vision(self) -> None:
+        """Take out tower and projector (`vision=False`). UnsupportedError for a model that has none."""
+        raise UnsupportedError(f"{type(self).__name__} has no separate vision tower; leave vision=False out.")
 
     # --- numbers and places -------------------------------------------------------------------------------
 

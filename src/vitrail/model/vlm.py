@@ -113,6 +113,16 @@ class VisionLanguageModel(CausalModel):
 
     # --- pictures -----------------------------------------------------------------------------------------
 
+    @property
+    def vision(self) -> bool:
+        """False after `remove_vision`."""
+        return getattr(self.model, "vision_tower", None) is not None
+
+    def remove_vision(self) -> None:
+        """Take out tower and projector: texts are answered as before, pictures are refused."""
+        self.model.vision_tower = None  # type: ignore[assignment]
+        self.model.multi_modal_projector = None  # type: ignore[assignment]
+
     def encode_images(
         self,
         pixel_values: Tensor,
@@ -127,6 +137,10 @@ class VisionLanguageModel(CausalModel):
             vision_feature_layer: index into the tower's hidden states (0 is before the first block, −1 after the
                 last), or several, whose features are joined; None: the configuration's.
         """
+        if not self.vision:
+            raise InputError(
+                f"this {type(self).__name__} was loaded with vision=False and reads no pictures; load it without."
+            )
         tower, projector = self.vision_tower, self.multi_modal_projector
         chosen = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         layers = [chosen] if isinstance(chosen, int) else list(chosen)

@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from vitrail.errors import CheckpointError, UnsupportedError
+from vitrail.errors import CheckpointError
 from vitrail.files.json import read_json
 from vitrail.files.listing import listed
 from vitrail.files.safetensors import SafetensorsFile, TensorEntry
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_INDEX = ".safetensors.index.json"
+_NOT_SHARDS = ("consolidated", "adapter_")
+# The beginning, the number and the count in a shard's name.
+_OF = re.compile(r"(.*-)(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
 
 
 class Checkpoint:
     """Names → tensors of a folder with model.safetensors, with shards and an index, or with shards alone.
 
+    stem       "model" in Hugging Face's format; "consolidated" in Mistral's own, which native.py translates.
+    folder     where it lies. files: the open files by name, in order. index: the index's content, if there is one.
+    kind       the model_type that the folder's configuration names, None where there is none.
+
     Opening maps the files and checks their headers; no tensor is read. CheckpointError tells of everything that
     is missing, damaged or contradictory in one message.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    config_name = "config.json"
+
+    def __init__(self, folder: str | os.PathLike[str], *, stem: str = "model") -> None:
         self.folder = Path(folder)
-        index, names = _find(self.folder)
-        self._files = _open_all(self.folder, names)
-        self._where = _locate(self._files) if index is None else _follow(index, self._files)
+        self.index, names = _find(self.folder, stem)
+        self.files = _open_all(self.folder, names)
+        if self.index is None:
+            self._where = _locate(self.files)
+        else:
+            path = self.folder / f"{stem}{_INDEX}"
+            self._where = _follow(_weight_map(self.index, path), self.files, path)
+
+    @property
+    def kind(self) -> str | None:
+        path = self.folder / self.config_name
+        found = read_json(path).get("model_type") if path.is_file() else None
+        return found if isinstance(found, str) else None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
@@ -38,48 +60,74 @@ class Checkpoint:
 
     def entry(self, name: str) -> TensorEntry:
         """Type and shape of a tensor, from its file's header."""
-        return self._files[self._where[name]].entries[name]
+        return self.files[self._where[name]].entries[name]
 
     def tensor(self, name: str) -> Tensor:
         """A tensor on the CPU, mapped from its file: copy it before changing or keeping it."""
-        return self._files[self._where[name]].tensor(name)
+        return self.files[self._where[name]].tensor(name)
 
     def in_file_order(self) -> list[str]:
         """All names, file by file and in each as they lie: the fastest order to read in."""
-        return sorted(self._where, key=lambda name: (self._where[name], self.entry(name).start))
+        return sorted(
+            self._where,
+            key=lambda name: (self._where[name], self.files[self._where[name]].entries[name].start),
+        )
+
+    def shown(self, name: str) -> str:
+        """How a message calls a tensor of the files or of the model."""
+        return name
 
 
-def _find(folder: Path) -> tuple[Mapping[str, str] | None, list[str]]:
-    """The index (tensor → file), if there is one, and the names of the files to open."""
+def _find(folder: Path, stem: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """The index, if there is one, and the names of the files to open."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder; a checkpoint's folder was expected.")
-    if (folder / SINGLE).is_file():
-        return None, [SINGLE]
-    if (folder / INDEX).is_file():
-        index = _read_index(folder / INDEX)
-        return index, sorted(set(index.values()))
+    single, index = f"{stem}.safetensors", folder / f"{stem}{_INDEX}"
+    if (folder / single).is_file():
+        return None, [single]
+    if index.is_file():
+        content = read_json(index)
+        return content, sorted(set(_weight_map(content, index).values()))
     found = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
-    shards = [name for name in found if not name.startswith(("consolidated", "adapter_"))]
-    if shards:
-        return None, shards
-    raise _nothing_to_read(folder, found)
+    native = [name for name in found if name.startswith("consolidated")]
+    shards = native if stem == "consolidated" else [n for n in found if not n.startswith(_NOT_SHARDS)]
+    if not shards:
+        raise _nothing_to_read(folder, stem, native)
+    _check_complete(folder, shards)
+    return None, shards
 
 
-def _nothing_to_read(folder: Path, found: list[str]) -> CheckpointError | UnsupportedError:
-    if any(name.startswith("consolidated") for name in found):
-        return UnsupportedError(
-            f"{folder} holds weights in Mistral's own layout (consolidated*.safetensors) only; this version reads "
-            "Hugging Face's layout. Use the model's converted checkpoint."
+def _nothing_to_read(folder: Path, stem: str, native: list[str]) -> CheckpointError:
+    looked_for = f"{folder} has no {stem}.safetensors, no {stem}{_INDEX} and no other safetensors file"
+    if native:
+        return CheckpointError(
+            f"{looked_for} in Hugging Face's format; there is {native[0]} in Mistral's own format, but no params.json, "
+            "which says what model it is: fetch it too."
         )
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+    if any(path for pattern in ("*.bin", "*.pt*") for path in folder.glob(pattern)):
         return CheckpointError(
             f"{folder} holds pickled weights only; they can run code and are not read. Convert them to safetensors."
         )
-    return CheckpointError(f"{folder} has no {SINGLE}, no {INDEX} and no other safetensors file.")
+    return CheckpointError(f"{looked_for}.")
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    weight_map = read_json(path).get("weight_map")
+def _check_complete(folder: Path, shards: list[str]) -> None:
+    """Without an index the shards' own names tell how many there are."""
+    lost = set()
+    for name in shards:
+        if numbered := _OF.fullmatch(name):
+            count = int(numbered[3])
+            every = (
+                f"{numbered[1]}{n:0{len(numbered[2])}d}-of-{numbered[3]}.safetensors"
+                for n in range(1, count + 1)
+            )
+            lost |= set(every) - set(shards)
+    if lost:
+        raise CheckpointError(f"{folder} lacks {len(lost)} of its shards: {listed(sorted(lost))}.")
+
+
+def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map of tensor names to file names.")
     for name, file in weight_map.items():
@@ -122,13 +170,12 @@ def _locate(files: Mapping[str, SafetensorsFile]) -> dict[str, str]:
     return where
 
 
-def _follow(index: Mapping[str, str], files: Mapping[str, SafetensorsFile]) -> dict[str, str]:
+def _follow(index: Mapping[str, str], files: Mapping[str, SafetensorsFile], path: Path) -> dict[str, str]:
     """`index`, after it has been compared with what the files hold."""
     lost = [name for name, file in index.items() if name not in files[file].entries]
     unlisted = [name for file, opened in files.items() for name in opened if index.get(name) != file]
     faults = [f"lists tensors that its files lack: {listed(lost)}"] if lost else []
     faults += [f"does not list tensors that its files hold: {listed(unlisted)}"] if unlisted else []
     if faults:
-        path = next(iter(files.values())).path.parent / INDEX
         raise CheckpointError(f"{path} {' and '.join(faults)}.")
     return dict(index)

@@ -16,6 +16,7 @@ from vitrail.quant.replace import QuantLinear, quantize, replace
 from vitrail.weights.checkpoint import Checkpoint
 from vitrail.weights.devices import DeviceMap, Placement, join, placement
 from vitrail.weights.names import PROJECTOR_BIASES, canonical
+from vitrail.weights.native import open_checkpoint
 from vitrail.weights.plan import FLOATS, Plan, make_plan
 
 
@@ -26,6 +27,7 @@ def load_into(
     dtype: torch.dtype | str | None = None,
     device_map: DeviceMap = None,
     quantization: BitsAndBytesConfig | Mapping[str, Any] | None = None,
+    format: str | None = None,
 ) -> torch.dtype:
     """Fill `model`, built on the meta device, from the safetensors in `folder`; return the dtype of its floats.
 
@@ -34,6 +36,7 @@ def load_into(
     device_map    see `devices.placement`.
     quantization  how to quantise Linear layers; for a checkpoint that is quantised already, only its
                   compute dtype counts. None: as model.config.quantization_config says.
+    format        "hf" or "mistral" where the folder holds both (native.py); None: what is there, "hf" first.
 
     Every parameter must be in the files with its shape, and nothing else may be; CheckpointError tells of all
     that is amiss at once and leaves the model as it was. Three things are read off the files, not the config,
@@ -41,7 +44,7 @@ def load_into(
     which layers are quantised. When the folder's config.json is of another model_type (a vision-language
     model's, for its language model or tower alone), tensors of parts that `model` does not have are left out.
     """
-    checkpoint = Checkpoint(folder)
+    checkpoint = open_checkpoint(folder, format)
     config = getattr(model, "config", None)
     stored = read_quantization(getattr(config, "quantization_config", None))
     asked = read_quantization(quantization)

@@ -67,6 +67,11 @@ def saved_names(names: Iterable[str]) -> dict[str, str]:
     return {name: _saved(name) if whole else name for name in own}
 
 
+def published(name: str, *, vision: bool) -> str:
+    """A canonical name as published files in Hugging Face's format spell it, of a whole model or of a text model."""
+    return _saved(name) if vision else name.replace("model.language_model.", "model.", 1)
+
+
 def _saved(name: str) -> str:
     for beginning, replacement in _SAVED:
         if name.startswith(beginning):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vitrail.errors import CheckpointError
-from vitrail.files.json import read_json
 from vitrail.files.listing import listed
 from vitrail.ops.weight import PackedWeight
 from vitrail.quant.bitsandbytes import from_state
@@ -39,16 +37,17 @@ class Plan:
 
     def refuse_if_amiss(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         """Raise one CheckpointError that names everything missing, unexpected or unfit."""
+        missing, unexpected = map(checkpoint.shown, self.missing), map(checkpoint.shown, self.unexpected)
         groups = (
-            (len(self.missing), "missing", listed(self.missing)),
-            (len(self.unexpected), "unexpected", listed(self.unexpected)),
+            (len(self.missing), "missing", listed(missing)),
+            (len(self.unexpected), "unexpected", listed(unexpected)),
             (len(self.unfit), "of another shape or type", "; ".join(self.unfit[:200])),
         )
         faults = [f"{count} {word} ({names})" for count, word, names in groups if count]
         if faults:
             raise CheckpointError(
                 f"the tensors in {checkpoint.folder} do not fit {type(model).__name__}: {', '.join(faults)}. "
-                "Check that config.json and the weights belong together and are complete."
+                f"Check that {checkpoint.config_name} and the weights belong together and are complete."
             )
 
 
@@ -59,7 +58,7 @@ def make_plan(model: nn.Module, checkpoint: Checkpoint, quantization: BitsAndByt
     files = _by_canonical_name(checkpoint)
     _plan_packed(model, checkpoint, files, plan)
     parts = {part(name) for name in own}
-    partial = _is_part(model, checkpoint.folder)
+    partial = _is_part(model, checkpoint)
     for name, file_name in files.items():
         if name in own:
             plan.plain[own[name]] = file_name
@@ -152,11 +151,12 @@ def _check_shapes(model: nn.Module, checkpoint: Checkpoint, plan: Plan) -> None:
                 plan.unfit.append(f"{name} is {entry.dtype} in the files, a float was expected")
 
 
-def _is_part(model: nn.Module, folder: Path) -> bool:
-    """Whether the folder's own model is of another type than the one that is loaded from it."""
+def _is_part(model: nn.Module, checkpoint: Checkpoint) -> bool:
+    """Whether parts may be left out: the folder's own model is of another type, or its tower is not wanted."""
+    if getattr(model, "vision", True) is False:
+        return True
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    path = folder / "config.json"
-    return bool(kind) and path.is_file() and read_json(path).get("model_type") not in (None, kind)
+    return bool(kind) and checkpoint.kind not in (None, kind)
 
 
 def _plan_projector_bias(own: Mapping[str, str], files: Mapping[str, str], plan: Plan) -> None:

@@ -1,0 +1,70 @@
+"""`vitrail convert MODEL OUT --to hf|mistral`: its options and what it prints. The work is done in weights/convert.py."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vitrail.cli.screen import waiting
+
+if TYPE_CHECKING:
+    from vitrail.configs import PretrainedConfig
+    from vitrail.weights.checkpoint import Checkpoint
+
+EXAMPLES = """\b
+Examples:
+  vitrail convert ./pixtral-12b-2409 ./pixtral-12b-hf --to hf
+  vitrail convert ./pixtral-12b-hf ./pixtral-12b-2409 --to mistral
+"""
+
+
+@click.command("convert", epilog=EXAMPLES)
+@click.argument("model", metavar="MODEL")
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    required=True,
+    type=click.Choice(["hf", "mistral"]),
+    help="hf: config.json and model*.safetensors; mistral: params.json and consolidated*.safetensors.",
+)
+def convert(model: str, out: Path, to: str) -> None:
+    """Write MODEL, a checkpoint's folder or a name on the hub, into the new folder OUT in the other format.
+
+    The files with weights are converted one by one, so it takes little memory; nothing is rounded. OUT appears when it is
+    complete.
+    """
+    from vitrail.files.hub import resolve
+    from vitrail.files.layout import NAMES
+    from vitrail.weights.convert import convert as write, open_source
+
+    with waiting() as line:
+        line.say(f"reading {model}")
+        folder = resolve(model)
+        _check_fits(*open_source(folder, to))
+        written = write(
+            folder,
+            out,
+            to,
+            progress=lambda file, done, size: line.say(
+                f"{file}: {done * 100 // max(size, 1)} % of {_gb(size)}"
+            ),
+        )
+    files = written.files[0] if len(written.files) == 1 else f"{len(written.files)} files"
+    click.echo(f"{out}: {files}, {_gb(written.size)}, {NAMES[to]}")
+
+
+def _check_fits(config: "PretrainedConfig", checkpoint: "Checkpoint") -> None:
+    """Compare every name and shape with the model that the configuration describes, before anything is written."""
+    import torch
+
+    from vitrail.auto import AutoModelForCausalLM, AutoModelForImageTextToText
+    from vitrail.weights.plan import make_plan
+
+    kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = kind.from_config(config)
+    make_plan(model, checkpoint, None).refuse_if_amiss(model, checkpoint)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 50_000_000 else f"{size / 1e6:.1f} MB"

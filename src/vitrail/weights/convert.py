@@ -1,0 +1,293 @@
+"""A checkpoint from one format into the other, file by file and tensor by tensor. All of it or nothing.
+
+One file becomes one file: same tensors in the same order, other names, rows of q and k in the other order. So there and
+back again is the same file, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
+from vitrail.configs.params_writer import params_from_config, params_text
+from vitrail.errors import CheckpointError, InputError, UnsupportedError
+from vitrail.files.layout import CONFIG_NAME, HF, MISTRAL, NAMES, PARAMS_NAME, choose_format
+from vitrail.files.listing import listed
+from vitrail.files.safetensors import SafetensorsFile, copy_safetensors
+from vitrail.quant.config import read_quantization
+from vitrail.weights.checkpoint import Checkpoint
+from vitrail.weights.mistral_names import from_native, to_native
+from vitrail.weights.names import EMBEDDING, HEAD, PROJECTOR_BIASES, canonical, published
+from vitrail.weights.native import NativeCheckpoint, heads_of
+from vitrail.weights.rotary_rows import Heads, to_halves, to_pairs
+
+Progress = Callable[[str, int, int], None]
+
+_STEMS = {HF: "model", MISTRAL: "consolidated"}
+_CONFIGS = {HF: CONFIG_NAME, MISTRAL: PARAMS_NAME}
+# Tokenizers, templates, settings and licences; nothing that is read as weights.
+_COPIED = re.compile(r"(?!\.).*(\.json|\.jinja|\.md|\.txt|\.model(\.v\d+(m\d+)?)?)|LICENSE.*", re.ASCII)
+_COPY_LIMIT = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What was written: the folder, the names of the files with weights, and the bytes of their tensors."""
+
+    folder: Path
+    files: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """All that is known before the first byte is written."""
+
+    source: Path
+    to: str
+    config: PretrainedConfig
+    checkpoint: Checkpoint
+    names: Mapping[str, str]  # name in the source's files → new name
+    heads: Heads
+
+
+def convert(
+    source: str | os.PathLike[str], out: str | os.PathLike[str], to: str, *, progress: Progress | None = None
+) -> Converted:
+    """Write the checkpoint in the folder `source` into the new folder `out`, in the format `to`: "hf" or "mistral".
+
+    progress  called with a file's name, the bytes written so far, and all bytes, before each tensor.
+
+    Tokenizers and the other files beside the weights are copied; a configuration of the other format that lies there
+    already is taken if it says the same. `out` appears under its name when it is complete; after an error nothing is left
+    of it. Needs the memory of one tensor.
+
+    Raises InputError for `to` or `out`, CheckpointError for files that are damaged, do not fit their configuration or
+    cannot be written, UnsupportedError for what the other format does not hold (quantised weights).
+    """
+    target = Path(out)
+    _check_target(target)
+    job = _prepare(Path(source), to)
+    size = sum(
+        entry.stop - entry.start for file in job.checkpoint.files.values() for entry in file.entries.values()
+    )
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(target.parent, size)
+        scratch.mkdir()
+        _copy_others(job, scratch)
+        _write_config(job, scratch)
+        files = _write_weights(job, scratch, size, progress or _silent)
+        if target.is_dir():
+            target.rmdir()  # checked to be empty
+        scratch.rename(target)
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Converted(target, tuple(files), size)
+
+
+def open_source(source: Path, to: str) -> tuple[PretrainedConfig, Checkpoint]:
+    """Configuration and tensors of what would be converted to the format `to`, with canonical names' checks left out."""
+    if to not in NAMES:
+        raise InputError(f"a format is 'hf' or 'mistral', got {to!r}.")
+    given = MISTRAL if to == HF else HF
+    if not (source / _CONFIGS[given]).is_file():
+        held = (source / _CONFIGS[to]).is_file()
+        already = f"it is in {NAMES[to]} already" if held else "it holds no checkpoint"
+        raise CheckpointError(f"{source} has no {_CONFIGS[given]} to convert from; {already}.")
+    choose_format(source, given)
+    config = read_config(source, given)
+    _refuse_quantised(config)
+    return config, NativeCheckpoint(source) if given == MISTRAL else Checkpoint(source)
+
+
+def _refuse_quantised(config: PretrainedConfig) -> None:
+    """Raise UnsupportedError for a quantised checkpoint."""
+    if read_quantization(getattr(config, "quantization_config", None)) is not None:
+        raise UnsupportedError(
+            "quantised weights have no counterpart in Mistral's own format; convert the original ones."
+        )
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists already; give the name of a new folder.")
+
+
+def _check_room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise CheckpointError(
+            f"{folder} has {free:,} bytes free, and the weights need {size:,}; free some or choose another."
+        )
+
+
+def _prepare(source: Path, to: str) -> _Job:
+    config, checkpoint = open_source(source, to)
+    vision = isinstance(config, VisionLanguageConfig)
+    names, foreign = {}, []
+    for file in checkpoint.files.values():
+        for name in file:
+            new = _renamed(name, to, vision)
+            names[name] = new or name
+            foreign += [name] if new is None else []
+    if foreign:
+        raise CheckpointError(
+            f"{source} holds tensors that have no name in {NAMES[to]}: {listed(foreign)}; a plain checkpoint of this family "
+            "was expected."
+        )
+    if len(set(names.values())) != len(names):
+        raise CheckpointError(f"{source} holds one tensor under two names.")
+    own = {canonical(from_native(name) or name) if to == HF else canonical(name) for name in names}
+    _note(config, own)
+    _note_dtype(config, checkpoint)
+    return _Job(source, to, config, checkpoint, names, heads_of(config.to_dict()))
+
+
+def _renamed(name: str, to: str, vision: bool) -> str | None:
+    if to == MISTRAL:
+        return to_native(canonical(name))
+    own = from_native(name)
+    return None if own is None else published(own, vision=vision)
+
+
+def _note(config: PretrainedConfig, names: set[str]) -> None:
+    """What only the files tell: tying and the projector's biases."""
+    tied = HEAD not in names and EMBEDDING in names
+    config.tie_word_embeddings = tied
+    config.get_text_config().tie_word_embeddings = tied
+    if isinstance(config, VisionLanguageConfig):
+        config.multimodal_projector_bias = PROJECTOR_BIASES[0] in names
+
+
+def _note_dtype(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
+    for file in checkpoint.files.values():
+        for entry in file.entries.values():
+            if config.dtype is None:
+                config.dtype = str(entry.dtype).removeprefix("torch.")
+    if config.architectures is None:
+        kinds = {"llava": "LlavaForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}
+        kind = type(config).model_type
+        config.architectures = [kinds.get(kind, f"{kind.capitalize()}ForCausalLM")]
+
+
+def _write_weights(job: _Job, folder: Path, size: int, progress: Progress) -> list[str]:
+    files, done = _file_names(job), 0
+    for name, opened in job.checkpoint.files.items():
+        new = files[name]
+
+        def read(tensor: str, opened: SafetensorsFile = opened, new: str = new) -> Tensor:
+            nonlocal done
+            progress(new, done, size)
+            done += opened.entries[tensor].stop - opened.entries[tensor].start
+            return _turned(job, tensor, opened.tensor(tensor))
+
+        copy_safetensors(folder / new, opened, job.names, read)
+        progress(new, done, size)
+    if list(files.values()) != [f"{_STEMS[job.to]}.safetensors"]:
+        _write_index(job, folder, files, size)
+    return list(files.values())
+
+
+def _turned(job: _Job, name: str, rows: Tensor) -> Tensor:
+    to_hf = job.to == HF
+    heads = job.heads.of(canonical((from_native(name) or name) if to_hf else name))
+    if heads is None:
+        return rows
+    return to_halves(rows, heads, name) if to_hf else to_pairs(rows, heads, name)
+
+
+def _file_names(job: _Job) -> dict[str, str]:
+    """File of the source → new file: numbered as published ones are, a single one without a number."""
+    stem, count = _STEMS[job.to], len(job.checkpoint.files)
+    if count == 1 and job.checkpoint.index is None:
+        return dict.fromkeys(job.checkpoint.files, f"{stem}.safetensors")
+    return {
+        name: f"{stem}-{number:05d}-of-{count:05d}.safetensors"
+        for number, name in enumerate(sorted(job.checkpoint.files), start=1)
+    }
+
+
+def _write_index(job: _Job, folder: Path, files: Mapping[str, str], size: int) -> None:
+    """The index with the source's own metadata, where it has one."""
+    index = job.checkpoint.index or {"metadata": {"total_size": size}}
+    where = {job.names[name]: files[file] for file, opened in job.checkpoint.files.items() for name in opened}
+    text = json.dumps({**index, "weight_map": where}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / f"{_STEMS[job.to]}.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _write_config(job: _Job, folder: Path) -> None:
+    """The new format's configuration, unless one that says the same was copied."""
+    path = folder / _CONFIGS[job.to]
+    if path.is_file():
+        other = read_config(folder, job.to)
+        if _geometry(other) == _geometry(job.config):
+            return
+        raise CheckpointError(
+            f"{job.source} holds a {CONFIG_NAME} and a {PARAMS_NAME} that describe different models; remove the one that "
+            "is wrong."
+        )
+    if job.to == HF:
+        path.write_text(job.config.to_json_string(), encoding="utf-8")
+        _write_settings(job.config, folder)
+    else:
+        path.write_text(params_text(params_from_config(job.config)), encoding="utf-8")
+
+
+def _geometry(config: PretrainedConfig) -> dict[str, object]:
+    """What two configurations of one model must share; the rest is told in one format alone or read off the files."""
+    params = params_from_config(config)
+    loose = ("max_position_embeddings", "tied_embeddings", "vision_encoder")
+    shared = {name: value for name, value in params.items() if name not in loose}
+    vision = params.get("vision_encoder", {})
+    told = ("image_break_token_id", "image_end_token_id", "adapter_bias", "max_image_size")
+    return {**shared, "vision_encoder": {name: value for name, value in vision.items() if name not in told}}
+
+
+def _write_settings(config: PretrainedConfig, folder: Path) -> None:
+    """What Hugging Face's format says of pictures in files of their own."""
+    if not isinstance(config, VisionLanguageConfig):
+        return
+    tower = config.vision_config
+    side = {"height": tower.patch_size, "width": tower.patch_size}
+    pictures = {
+        "image_processor_type": "PixtralImageProcessor",
+        "processor_class": "PixtralProcessor",
+        "patch_size": side,
+        "size": {"longest_edge": tower.image_size},
+    }
+    processor = {
+        "processor_class": "PixtralProcessor",
+        "patch_size": tower.patch_size,
+        "spatial_merge_size": getattr(config, "spatial_merge_size", 1),
+    }
+    for name, content in (("preprocessor_config.json", pictures), ("processor_config.json", processor)):
+        if not (folder / name).is_file():
+            (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _copy_others(job: _Job, folder: Path) -> None:
+    for path in sorted(job.source.iterdir()):
+        weights = path.name.endswith(".index.json")
+        if (
+            path.is_file()
+            and not weights
+            and _COPIED.fullmatch(path.name)
+            and path.stat().st_size <= _COPY_LIMIT
+        ):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _silent(file: str, done: int, size: int) -> None:
+    """Progress that nobody watches."""

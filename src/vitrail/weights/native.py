@@ -1,0 +1,85 @@
+"""Checkpoints in Mistral's own format seen as any other: canonical names, rows of q and k in halves. Knows no model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from vitrail.configs.params import read_params
+from vitrail.errors import CheckpointError, UnsupportedError
+from vitrail.files.layout import MISTRAL, PARAMS_NAME, choose_format
+from vitrail.files.listing import listed
+from vitrail.files.safetensors import TensorEntry
+from vitrail.weights.checkpoint import Checkpoint
+from vitrail.weights.mistral_names import from_native, to_native
+from vitrail.weights.names import canonical
+from vitrail.weights.rotary_rows import Heads, to_halves
+
+
+def open_checkpoint(folder: str | os.PathLike[str], format: str | None = None) -> Checkpoint:
+    """The tensors of a folder in either format; `format` chooses where both are there (layout.choose_format)."""
+    path = Path(folder)
+    return NativeCheckpoint(path) if choose_format(path, format) == MISTRAL else Checkpoint(path)
+
+
+class NativeCheckpoint(Checkpoint):
+    """The tensors of consolidated*.safetensors under canonical names, each as Hugging Face's format has it.
+
+    Rows of q and k are put into halves when a tensor is read, which copies that one tensor. Names that are not of this
+    family stay as they are. Raises UnsupportedError for a quantised (fp8) file, else as Checkpoint.
+    """
+
+    config_name = PARAMS_NAME
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        super().__init__(folder, stem="consolidated")
+        config = read_params(self.folder)
+        self._kind: str = config["model_type"]
+        self.heads = heads_of(config)
+        self._native = {from_native(name) or name: name for name in self._where}
+        self._refuse_quantised()
+
+    @property
+    def kind(self) -> str | None:
+        return self._kind
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._native)
+
+    def entry(self, name: str) -> TensorEntry:
+        return super().entry(self._native[name])
+
+    def tensor(self, name: str) -> Tensor:
+        native = self._native[name]
+        rows = super().tensor(native)
+        heads = self.heads.of(name)
+        return rows if heads is None else to_halves(rows, heads, native)
+
+    def in_file_order(self) -> list[str]:
+        return [from_native(name) or name for name in super().in_file_order()]
+
+    def shown(self, name: str) -> str:
+        return to_native(canonical(name)) or name
+
+    def _refuse_quantised(self) -> None:
+        scales = [name for name in self._where if name.rpartition(".")[2] in ("qscale_weight", "qscale_act")]
+        if scales:
+            raise UnsupportedError(
+                f"{self.folder} holds fp8 weights in Mistral's own format ({len(scales)} scales: {listed(scales, most=3)}), "
+                "which this version does not read. Use the model's bf16 checkpoint."
+            )
+
+
+def heads_of(config: dict[str, object]) -> Heads:
+    """How many heads the rows of q and k belong to, from the dict of a config.json (whole or text alone)."""
+    text, vision = config.get("text_config", config), config.get("vision_config", {})
+    if not isinstance(text, dict) or not isinstance(vision, dict):
+        raise CheckpointError("text_config and vision_config must be objects of keys.")
+    return Heads(
+        query=text["num_attention_heads"],
+        key=text["num_key_value_heads"],
+        vision=vision.get("num_attention_heads", 1),
+    )
