@@ -6,6 +6,7 @@ product is computed, equality is exact.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def test_chunks_equal_the_whole(family: str, cuts: set[int]) -> None:
     sequence = cache.open(room=len(ids))
     found, used = [], 0
     bounds = sorted({0, len(ids), *cuts})
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         chunk = ids[start:stop]
         count = int((chunk == IMAGE).sum())
         rows = model(family).embed(chunk, features[used : used + count])

@@ -50,10 +50,8 @@ def test_one_attention() -> None:
 
 
 def test_a_cache_is_never_concatenated() -> None:
-    assert (
-        files_with(r"\b(cat|concat|concatenate|stack) \( [\[(][^\])]*\b(k|v|key|keys|value|values|past)\b")
-        == set()
-    )
+    keys = r"\btorch \. (cat|concat|concatenate|hstack) \( [\[(][^\])]*\b(k|v|key|keys|value|values|past)\b"
+    assert files_with(keys) == set()
 
 
 def test_no_other_engine_and_no_code_from_data() -> None:
@@ -74,12 +72,12 @@ def test_a_file_is_short_and_says_what_it_holds(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_bare_except_no_print_no_assert(name: str) -> None:
+def test_no_bare_except_no_assert_and_print_in_the_command_line_only(name: str) -> None:
     for node in ast.walk(ast.parse(source(name))):
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"bare except in line {node.lineno}"
         assert not isinstance(node, ast.Assert), f"assert in line {getattr(node, 'lineno', 0)}"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not name.startswith("cli/"):
             assert node.func.id != "print", f"print in line {node.lineno}"
 
 
