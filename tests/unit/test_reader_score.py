@@ -105,10 +105,19 @@ def test_pointers_are_right_when_heads_look_at_the_character() -> None:
 def test_the_reader_learns_all_losses_and_is_small() -> None:
     torch.manual_seed(0)
     reader = Reader()
-    loss, figures = reader.loss(_batch(), patches=1.0, answer=1.0, pointer=0.3)
+    loss, figures = reader.loss(_batch(), patches=1.0, answer=1.0, pointer=0.3, order=0.3)
     loss.backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in reader.parameters())
-    assert {"here", "before", "after", "answer", "patch_loss", "answer_loss", "point_here"} <= set(figures)
+    assert {
+        "here",
+        "before",
+        "after",
+        "answer",
+        "patch_loss",
+        "answer_loss",
+        "point_here",
+        "order_loss",
+    } <= set(figures)
     shipped = sum(p.numel() for p in reader.model.parameters())
     assert 2 * shipped < 10_000_000
     assert config().text_config.vocab_size >= len(charset.vocabulary())

@@ -65,13 +65,33 @@ def test_old_checkpoints_go_and_half_written_ones_are_never_seen(tmp_path: Path)
     run = _run(tmp_path, 12)
     (tmp_path / ".checkpoint-00000099.part").mkdir(parents=True)
     run.run()
-    assert [path.name for path in state.checkpoints(tmp_path)] == ["checkpoint-00000008", "checkpoint-00000012"]
+    assert [path.name for path in state.checkpoints(tmp_path)] == [
+        "checkpoint-00000008",
+        "checkpoint-00000012",
+    ]
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     _run(tmp_path, 4).run()
     with pytest.raises(CheckpointError, match=r"0\.weight"):
         _run(tmp_path, 4, width=5).run()
+
+
+def test_a_stage_begins_from_another_with_weights_only(tmp_path: Path) -> None:
+    first = _run(tmp_path / "first", 4)
+    first.run()
+    second = _run(tmp_path / "second", 4)
+    state.begin_from(second, tmp_path / "first")
+    for (name, a), b in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        assert torch.equal(first.average[name], second.average[name]), name
+    assert second.step == 0
+    assert not second.optimizers[0].state
+    assert state.finished(tmp_path / "first", 4)
+    assert not state.finished(tmp_path / "first", 5)
+    assert not state.finished(tmp_path / "second", 1)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        state.begin_from(second, tmp_path / "nowhere")
 
 
 def test_rate_rises_then_falls_in_a_straight_line() -> None:

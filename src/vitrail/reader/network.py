@@ -17,6 +17,8 @@ from ..ops.step import Step
 from . import batches, charset, start
 from .batches import Batch
 
+ORDER = 64
+"""Places in the reading order that the training heads tell apart; the last one stands for all beyond."""
 _POINTERS = (0, 3)  # heads that learn to point: the first of each key/value head
 
 
@@ -57,7 +59,11 @@ def config() -> Mistral3Config:
 
 
 class Reader(nn.Module):
-    """The model in training. `heads` name the character under each patch and its neighbours; they are not shipped."""
+    """The model in training, with heads that are not shipped.
+
+    `heads` name the character under each patch and its neighbours, `order` its place in the reading order, `count`
+    how many characters of the answer are written.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,8 +78,11 @@ class Reader(nn.Module):
         nn.init.normal_(self.table, std=0.05)
         self.norm = nn.RMSNorm(width, eps=1e-5)
         self.heads = nn.Linear(width, len(batches.OFFSETS) * charset.VOCAB_SIZE)
-        nn.init.zeros_(self.heads.weight)
-        nn.init.zeros_(self.heads.bias)
+        self.order = nn.Linear(width, ORDER)
+        self.count = nn.Linear(self.table.shape[1], ORDER)
+        for head in (self.heads, self.order, self.count):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
 
     @property
     def table(self) -> nn.Parameter:
@@ -84,7 +93,7 @@ class Reader(nn.Module):
         return weight
 
     def loss(
-        self, batch: Batch, *, patches: float, answer: float, pointer: float = 0.0
+        self, batch: Batch, *, patches: float, answer: float, pointer: float = 0.0, order: float = 0.0
     ) -> tuple[Tensor, dict[str, float]]:
         """Weighted sum of the losses (any may be 0), and figures to log.
 
@@ -92,6 +101,7 @@ class Reader(nn.Module):
             patches: weight of naming the characters under each patch and beside it.
             answer: weight of the answer's next character.
             pointer: weight of looking at the right place while answering; without an answer it has no effect.
+            order: weight of knowing places, of patches in the reading order and of the decoder in its answer.
         """
         tower = self.model.vision_tower
         grids = tower.grids(batch.pixel_values, batch.image_sizes)
@@ -102,10 +112,15 @@ class Reader(nn.Module):
             loss, found = self._patch_loss(features, batch.characters)
             total = total + patches * loss
             figures |= found
+        if order:
+            written = (batch.places >= 0).nonzero().squeeze(1)
+            place = self.order(self.norm(features[written]))
+            loss = F.cross_entropy(place, batch.places[written].clamp(max=ORDER - 1))
+            total = total + order * loss
+            figures["order_loss"] = float(loss.detach())
         if answer:
-            loss, found = self._answer_loss(
-                self.model.multi_modal_projector([features], grids), batch, pointer
-            )
+            rows = self.model.multi_modal_projector([features], grids)
+            loss, found = self._answer_loss(rows, batch, pointer, order)
             total = total + answer * loss
             figures |= found
         return total, figures
@@ -127,11 +142,13 @@ class Reader(nn.Module):
         names = ("before2", "before", "here", "after")
         return loss, {"patch_loss": float(loss.detach()), **dict(zip(names, right, strict=True))}
 
-    def _answer_loss(self, rows: Tensor, batch: Batch, pointer: float) -> tuple[Tensor, dict[str, float]]:
+    def _answer_loss(
+        self, rows: Tensor, batch: Batch, pointer: float, order: float
+    ) -> tuple[Tensor, dict[str, float]]:
         ids, keep, targets, lengths = prompts(batch)
         hidden = self.model.embed(ids, rows)
         positions = torch.cat([torch.arange(n) for n in lengths])
-        record = Record(weights=pointer > 0)
+        record = Record(weights=pointer > 0, hidden=order > 0)
         logits = self.model.step(hidden, Step(positions, Segments.new(lengths), (), keep), None, record)
         loss = F.cross_entropy(logits, targets)
         right = float((logits.argmax(dim=1) == targets).float().mean())
@@ -140,6 +157,12 @@ class Reader(nn.Module):
             here, following = pointer_losses(record.attentions[-2], record.attentions[-1], batch)
             loss = loss + pointer * (here + following)
             figures |= {"point_here": float(here.detach()), "point_next": float(following.detach())}
+        if order:
+            # After the first layer, so that the next ones can look where the count says.
+            written = torch.cat([torch.arange(len(text) + 1) for text in batch.texts]).clamp(max=ORDER - 1)
+            counted = F.cross_entropy(self.count(record.hidden_states[1][keep]), written)
+            loss = loss + order * counted
+            figures["count_loss"] = float(counted.detach())
         return loss, figures
 
 

@@ -50,6 +50,7 @@ class Stage:
     patches: float = 1.0  # weight of the loss that names characters under patches
     answer: float = 0.0  # weight of the loss of the answer's text
     pointer: float = 0.0  # weight of the loss that shows two heads of the decoder where to look
+    order: float = 0.0  # weight of the loss that teaches tower and decoder to count characters
     families: tuple[str, ...] = ()  # () = all
     group: int = 12
     rate: float = 8e-3  # Muon, for matrices
@@ -96,13 +97,26 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "pages",
         Look(margin=10.0),
-        Schedule(steps=2000, warmup=20, final=0.0, ema=0.997, save_every=150),
+        Schedule(steps=700, warmup=20, final=0.65, ema=0.997, save_every=150),
         count=10,
         patches=0.7,
         answer=1.0,
         pointer=0.2,
         group=1,
         rate=2.2e-3,
+        rate_rest=1.2e-3,
+    ),
+    Stage(
+        "order",
+        Look(margin=10.0),
+        Schedule(steps=1270, warmup=20, final=0.0, ema=0.997, save_every=150),
+        count=10,
+        patches=0.7,
+        answer=1.0,
+        pointer=0.2,
+        order=0.3,
+        group=1,
+        rate=1.7e-3,
         rate_rest=1.2e-3,
     ),
 )
@@ -113,7 +127,11 @@ def optimizers(reader: Reader, stage: Stage) -> list[Optimizer]:
     matrices: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
     for name, parameter in reader.named_parameters():
-        hidden = parameter.ndim == 2 and parameter is not reader.table and not name.startswith("heads")
+        hidden = (
+            parameter.ndim == 2
+            and parameter is not reader.table
+            and not name.startswith(("heads", "order", "count"))
+        )
         (matrices if hidden else rest).append(parameter)
     return [
         Muon(matrices, lr=stage.rate, weight_decay=0.01),
@@ -137,6 +155,9 @@ def train(
     previous: Path | None = None
     for number, stage in enumerate(stages):
         folder = out / f"{number:02d}-{stage.name}"
+        if state.finished(folder, stage.schedule.steps):
+            previous = folder
+            continue
         chosen = {
             name: faces for name, faces in families.items() if not stage.families or name in stage.families
         }
@@ -149,7 +170,7 @@ def train(
         )
         run = _run(reader, stage, pictures, folder, workers, peers or Peers())
         if not state.checkpoints(folder) and previous is not None:
-            _take_over(run, previous)
+            state.begin_from(run, previous)
         _log.info("stage %s: %d families, %d steps", stage.name, len(chosen), stage.schedule.steps)
         if not run.run(_report):
             return False
@@ -182,19 +203,13 @@ def _run(
         )
 
     def loss(batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
-        return reader.loss(batch, patches=stage.patches, answer=stage.answer, pointer=stage.pointer)
+        return reader.loss(
+            batch, patches=stage.patches, answer=stage.answer, pointer=stage.pointer, order=stage.order
+        )
 
     return Run(
         reader, optimizers(reader, stage), loss, data, stage.schedule, folder, name=stage.name, peers=peers
     )
-
-
-def _take_over(run: Run[Batch], previous: Path) -> None:
-    """Begin a stage with the weights, averages and optimisers that the one before ended with."""
-    folder = run.folder
-    run.folder = previous
-    state.restore(run)
-    run.folder, run.step = folder, 0
 
 
 def _report(record: dict[str, Any]) -> None:

@@ -72,6 +72,27 @@ def restore(run: Run[Any]) -> bool:
     return True
 
 
+def begin_from(run: Run[Any], folder: Path) -> None:
+    """Take the weights of another run's newest checkpoint, average included; optimisers and step begin anew.
+
+    Parameters that the other run did not have keep their fresh values.
+    """
+    found = checkpoints(folder)
+    if not found:
+        raise CheckpointError(f"{folder} has no checkpoint to begin from.")
+    for name, target in (("model", dict(run.model.named_parameters())), ("average", run.average)):
+        tensors = load_file(found[-1] / f"{name}.safetensors")
+        with torch.no_grad():
+            for key in sorted(set(tensors) & set(target)):
+                target[key].copy_(tensors[key])
+
+
+def finished(folder: Path, steps: int) -> bool:
+    """Whether a run's newest checkpoint is at or beyond a number of steps."""
+    found = checkpoints(folder)
+    return bool(found) and int(found[-1].name.removeprefix(_NAME)) >= steps
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, oldest first."""
     return sorted(folder.glob(_NAME + "*"))
