@@ -294,9 +294,15 @@ def test_without_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
         MistralCommonTokenizer.from_pretrained(folder)
 
 
-def test_processor_says_what_to_use(tekken: MistralCommonTokenizer) -> None:
+def test_processor_takes_it(tekken: MistralCommonTokenizer) -> None:
+    """In a processor the tokenizer gives the ids of its own apply_chat_template."""
     from vitrail.inputs.processor import load_processor
 
     processor = load_processor(DATA / "pixtral-0")
-    with pytest.raises(VitrailError, match="own apply_chat_template"):
-        type(processor)(processor.image_processor, tekken)  # type: ignore[arg-type]
+    mixed = type(processor)(processor.image_processor, tekken)
+    chat = [{"role": "user", "content": "What is [IMG]?"}]
+    expected = tekken.apply_chat_template(chat)
+    assert mixed.apply_chat_template(chat, tokenize=True)[0].tolist() == expected
+    assert mixed(text="<s>[INST]What is [/INST]")["input_ids"].tolist() == [
+        [1, 3, *tekken.encode("What is ", add_special_tokens=False), 4]
+    ]

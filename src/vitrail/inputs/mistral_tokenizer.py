@@ -409,7 +409,10 @@ class MistralCommonTokenizer(MistralVocabulary):
                 return self.tokenizer.encode_chat_completion(request)
         except PromptError:
             # Vitrail's builder refuses the same, and says where the fault is.
-            build_prompt(messages, self.prompt_format(), tools=tools, continue_final_message=continues)
+            try:
+                build_prompt(messages, self.prompt_format(), tools=tools, continue_final_message=continues)
+            except PromptError as error:
+                raise PromptError(f"the format of this tokenizer refuses the conversation: {error}") from error
             raise
 
 

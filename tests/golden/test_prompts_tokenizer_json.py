@@ -1,0 +1,99 @@
+"""The recordings with a tokenizer.json: SentencePiece and Tekken files converted, and the same ids demanded."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import pytest
+
+from tests.conversations import MARKERS, Writer
+from tests.convert import converted
+from tests.prompts import SENTENCEPIECE, TEKKEN, VERSIONS, build, records, tokenizer
+from vitrail.errors import PromptError
+from vitrail.inputs.formats import encode_prompt, fim_prompt, find_format
+from vitrail.inputs.tokenizer import FastTokenizer
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:tools are left out")]
+
+# v7m1 has the bytes of v7; the Tekken files differ in names of control tokens alone.
+FILES = {"v7m1": "v7", "v7-tekken": "v3-tekken", "v11": "v15", "v13": "v15"}
+
+
+@functools.cache
+def _converted(version: str) -> FastTokenizer:
+    return converted(version)
+
+
+def json_tokenizer(version: str) -> FastTokenizer:
+    return _converted(FILES.get(version, version))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_recordings(version: str) -> None:
+    encoder = json_tokenizer(version).encoder
+    assert encoder.spaced == (version in SENTENCEPIECE)
+    for number, record in enumerate(records(version)):
+        prompt, _ = build(record, version, find_format(version))
+        assert encode_prompt(prompt, encoder) == record["ids"], number
+    for record in records("fim", version):
+        assert (
+            encode_prompt(fim_prompt(record["prompt"], record["suffix"], format=version), encoder)
+            == record["ids"]
+        )
+
+
+@pytest.mark.parametrize("version", ["v1", "v3", "v7m1", "v3-tekken", "v15"])
+def test_random_conversations(version: str) -> None:
+    """Both kinds of tokenizer give the same ids for what random people say."""
+    writer, mistral, json = Writer(version, 31), tokenizer(version).encoder, json_tokenizer(version).encoder
+    accepted = 0
+    for _ in range(300):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                prompt, _ = build(writer.conversation(), version)
+            except PromptError:
+                continue
+        accepted += 1
+        assert encode_prompt(prompt, json) == encode_prompt(prompt, mistral)
+    assert accepted > 150
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v3", "v7", "v3-tekken", "v15"])
+def test_markers_are_text(version: str) -> None:
+    json = json_tokenizer(version)
+    controls = {index for index, token in json.added_tokens_decoder.items() if token.special}
+    every = [token.content for token in json.added_tokens_decoder.values() if token.special]
+    for text in (*MARKERS, *every[:60], *every[-3:]):
+        for around in (text, f"a{text}b", f" {text} ", text * 2):
+            for ids in (json.encoder.encode(around), json.encoder.encode_bare(around)):
+                assert controls.isdisjoint(ids), around
+            assert json.encoder.encode(around) == tokenizer(version).encoder.encode(around)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_apply_chat_template(version: str) -> None:
+    """The tokenizer's own calls, by name of the format; in two steps as in one."""
+    json = json_tokenizer(version)
+    found = [
+        record for record in records(version) if not record["grids"] and not record.get("reasoning_effort")
+    ]
+    assert found
+    for record in found[:8]:
+        options = {"tools": record["tools"], "continue_final_message": record["continue_final_message"]}
+        assert json.apply_chat_template(record["messages"], format=version, **options) == record["ids"]
+        text = json.apply_chat_template(record["messages"], format=version, tokenize=False, **options)
+        assert json(text)["input_ids"] == record["ids"]
+        row = json(text, return_special_tokens_mask=True)
+        assert sum(row["special_tokens_mask"]) >= 1 and len(row["attention_mask"]) == len(record["ids"])
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v3", "v7m1", "v15"])
+def test_format_is_told_by_control_tokens(version: str) -> None:
+    assert json_tokenizer(version).prompt_format().name == version
+
+
+def test_format_that_control_tokens_do_not_tell() -> None:
+    with pytest.raises(PromptError, match="v3-tekken"):
+        json_tokenizer(TEKKEN[0]).prompt_format()

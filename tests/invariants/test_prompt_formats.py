@@ -1,0 +1,136 @@
+"""Random conversations in every built-in format: the ids and the refusals of mistral-common itself."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import itertools
+from typing import Any
+
+import jsonschema
+import pytest
+from mistral_common.protocol.fim.request import FIMRequest
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from PIL import Image
+
+from tests.conversations import Conversation, Writer
+from tests.prompts import VERSIONS, build, tokenizer
+from vitrail.errors import PromptError
+from vitrail.inputs.formats import encode_prompt, fim_prompt, fit_prompt
+from vitrail.inputs.formats.schema import check_schema
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+CONVERSATIONS, PARTS = 2000, 8
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("version", VERSIONS)
+def test_like_mistral_common(version: str, part: int) -> None:
+    writer = Writer(version, part)
+    accepted = 0
+    for number in range(CONVERSATIONS // PARTS):
+        conversation = writer.conversation()
+        expected, why = theirs(version, conversation)
+        found, reason = ours(version, conversation)
+        assert found == expected, (part, number, conversation, why, reason)
+        accepted += expected is not None
+    assert accepted > CONVERSATIONS // PARTS // 3
+
+
+@pytest.mark.parametrize("version", ["v7", "v7m1", "v7-tekken", "v11", "v13", "v15"])
+def test_truncation_like_mistral_common(version: str) -> None:
+    writer = Writer(version, 99)
+    tried = 0
+    while tried < 60:
+        conversation = writer.conversation()
+        whole, _ = theirs(version, conversation)
+        if whole is None or len(whole) < 8:
+            continue
+        tried += 1
+        limit = writer.random.randint(3, len(whole))
+        expected, why = theirs(version, conversation, limit)
+        found, reason = ours(version, conversation, limit)
+        assert found == expected, (conversation, limit, why, reason)
+
+
+@pytest.mark.parametrize("version", ["v3", "v3-tekken", "v7", "v7-tekken", "v11"])
+def test_fim_like_mistral_common(version: str) -> None:
+    writer = Writer(version, 7)
+    for _ in range(200):
+        prompt, suffix = writer.text(), writer.random.choice((writer.text(), writer.text(), "", None))
+        request: Any = FIMRequest(prompt=prompt, suffix=suffix)
+        expected = tokenizer(version).tokenizer.encode_fim(request).tokens
+        assert (
+            encode_prompt(fim_prompt(prompt, suffix, format=version), tokenizer(version).encoder) == expected
+        )
+
+
+VALUES: tuple[Any, ...] = (
+    *(True, False, None, 0, 1, -1, 1.0, 1.5, 0.0, "a", "(", "object", "nope", [], ["a"], ["a", "a"], [1]),
+    *(["string", "null"], ["string", "string"], {}, {"type": "string"}, {"type": 3}, {"a": {}}, {"a": 3}),
+    *([{}], [{}, True], [3], {"a": ["b"]}, {"(": {}}, {"a": ["b", "b"]}, {"a": {"type": "x"}}, float("nan")),
+)
+
+
+def test_schemas_like_jsonschema() -> None:
+    """Every keyword of draft 7 with values of every kind, alone and inside a property."""
+    keywords = [*sorted(jsonschema.Draft7Validator.META_SCHEMA["properties"]), "unknown"]
+    for keyword, value in itertools.product(keywords, VALUES):
+        for schema in ({keyword: value}, {"properties": {"p": {"items": {keyword: value}}}}):
+            try:
+                jsonschema.Draft7Validator.check_schema(schema)
+                good = True
+            except jsonschema.exceptions.SchemaError:
+                good = False
+            try:
+                check_schema(schema, "parameters")
+                found = True
+            except PromptError:
+                found = False
+            assert found == good, schema
+
+
+def ours(version: str, conversation: Conversation, limit: int | None = None) -> tuple[list[int] | None, str]:
+    try:
+        prompt, _ = build(conversation, version)
+        encoder = tokenizer(version).encoder
+        return encode_prompt(prompt if limit is None else fit_prompt(prompt, encoder, limit), encoder), ""
+    except PromptError as error:
+        return None, str(error)
+
+
+def theirs(
+    version: str, conversation: Conversation, limit: int | None = None
+) -> tuple[list[int] | None, str]:
+    given = {name: conversation[name] for name in ("tools", "continue_final_message")}
+    if conversation["reasoning_effort"] is not None:
+        given["reasoning_effort"] = conversation["reasoning_effort"]
+    if limit is not None:
+        given["truncate_for_context_length"] = True
+    mistral = tokenizer(version).tokenizer
+    try:
+        request: Any = ChatCompletionRequest.from_openai(opened(conversation["messages"]), **given)
+        return list(mistral.encode_chat_completion(request, max_model_input_len=limit).tokens), ""
+    except Exception as error:  # its errors share no base
+        return None, f"{type(error).__name__}: {error}"
+
+
+def opened(value: Any) -> Any:
+    """Messages with a real picture for each `size:WxH`."""
+    if isinstance(value, str) and value.startswith("size:"):
+        return data_url(value)
+    if isinstance(value, list):
+        return [opened(item) for item in value]
+    if isinstance(value, dict):
+        return {key: opened(item) for key, item in value.items()}
+    return value
+
+
+@functools.cache
+def data_url(size: str) -> str:
+    width, height = map(int, size[5:].split("x"))
+    file = io.BytesIO()
+    Image.new("L", (width, height)).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
