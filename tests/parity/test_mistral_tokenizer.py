@@ -74,6 +74,8 @@ METHODS = (
         "tokenize",
         "pad",
         "apply_chat_template",
+        "prepare_for_model",
+        "truncate_sequences",
     ),
     *("convert_ids_to_tokens", "convert_tokens_to_ids", "get_special_tokens_mask", "get_vocab"),
     *("from_pretrained", "save_pretrained"),
@@ -306,3 +308,28 @@ def test_processor_takes_it(tekken: MistralCommonTokenizer) -> None:
     assert mixed(text="<s>[INST]What is [/INST]")["input_ids"].tolist() == [
         [1, 3, *tekken.encode("What is ", add_special_tokens=False), 4]
     ]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows(
+    tekken: MistralCommonTokenizer, reference: Any, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = list(range(1000, 1020))
+    for owner in (tekken, reference):
+        monkeypatch.setattr(owner, "truncation_side", side)
+    for options in (
+        {},
+        {"truncation": True, "max_length": 7, "return_overflowing_tokens": True, "stride": 2},
+        {"padding": "max_length", "max_length": 25, "return_special_tokens_mask": True, "padding_side": side},
+        {"add_special_tokens": False, "return_special_tokens_mask": True, "return_length": True},
+    ):
+        assert dict(tekken.prepare_for_model(ids, **options)) == dict(
+            reference.prepare_for_model(ids, **options)
+        )
+    made = tekken.prepare_for_model(ids, return_tensors="pt", prepend_batch_axis=True)
+    assert made["input_ids"].shape == (1, 20)
+    for remove, stride in ((0, 0), (5, 0), (5, 3), (19, 9)):
+        cut = {"num_tokens_to_remove": remove, "stride": stride}
+        assert tekken.truncate_sequences(ids, **cut) == reference.truncate_sequences(ids, **cut)
+    with pytest.raises(InputError, match="cannot be removed"):
+        tekken.truncate_sequences(ids, num_tokens_to_remove=20)

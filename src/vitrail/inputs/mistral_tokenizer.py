@@ -19,7 +19,7 @@ from vitrail.inputs.formats import BuiltPrompt, Format, build_prompt
 from vitrail.inputs.formats.mistral_encoder import MistralEncoder, format_of_file
 from vitrail.inputs.messages import Message, normalize_batch
 from vitrail.inputs.mistral_bridge import explained, open_tokenizer, openai_message, stack_pictures
-from vitrail.inputs.mistral_vocabulary import MistralVocabulary
+from vitrail.inputs.mistral_rows import MistralRows
 from vitrail.inputs.padding import (
     VERY_LARGE,
     Lengths,
@@ -36,7 +36,7 @@ _NEEDLESS = ("add_generation_prompt", "format")
 _SENTENCEPIECE = re.compile(r".*\.model(\.v\d+(m\d+)?)?")
 
 
-class MistralCommonTokenizer(MistralVocabulary):
+class MistralCommonTokenizer(MistralRows):
     """Mistral's own tokenizers and chat formats, with the methods of transformers' class of this name.
 
     Text is never scanned for control tokens: a typed "[INST]" is text. Where it differs from transformers':
