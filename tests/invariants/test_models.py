@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tests import tiny
 from vitrail.generate.cache import KVCache
+from vitrail.model import vision
 from vitrail.ops.segments import Segments
 from vitrail.ops.step import Step
 
@@ -84,6 +85,34 @@ def test_packed_pictures_equal_one_by_one(grids: list[tuple[int, int]], family: 
     assert [len(features) for features in together] == [h * w for h, w in grids]
     for image, features in zip(images, together, strict=True):
         near(features, model(family).encode_images(image[None])[0])
+
+
+@pytest.mark.parametrize("rows", [1, 12, 40])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_in_groups_equal_pictures_at_once(
+    family: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features, hidden states and attentions, however few patches go through the blocks together."""
+    given = packed(pictures(family, [(2, 3), (1, 1), (1, 2), (3, 3), (1, 1)]))
+    tower = model(family).vision_tower
+    wanted = {"output_hidden_states": True, "output_attentions": True}
+    at_once = tower(**given, **wanted)
+    monkeypatch.setitem(vision.ROWS, "cpu", rows)
+    grouped = tower(**given, **wanted)
+    near(grouped.last_hidden_state, at_once.last_hidden_state)
+    for name in ("hidden_states", "attentions"):
+        assert len(grouped[name]) == len(at_once[name])
+        for a, b in zip(grouped[name], at_once[name], strict=True):
+            near(a, b, name)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=12), st.integers(1, 60))
+def test_groups_are_neighbours_and_small(grids: list[tuple[int, int]], rows: int) -> None:
+    groups = vision._groups(grids, rows)
+    assert [i for group in groups for i in range(group.start, group.stop)] == list(range(len(grids)))
+    for group in groups:
+        together = sum(h * w for h, w in grids[group])
+        assert together <= rows or group.stop - group.start == 1
 
 
 @pytest.mark.parametrize("filler", [5.0, float("nan"), float("inf")])

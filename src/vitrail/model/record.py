@@ -1,7 +1,9 @@
 """Record: what output_hidden_states and output_attentions collect on the way. Scattering to (B, …) happens elsewhere."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -24,3 +26,11 @@ class Record:
         """Keep one layer's rows, where they are wanted."""
         if self.hidden:
             self.hidden_states.append(hidden)
+
+    def join(self, groups: "Sequence[Record]") -> None:
+        """Append what groups of rows have recorded on their ways through the same layers."""
+        self.hidden_states += [
+            torch.cat(rows) for rows in zip(*(g.hidden_states for g in groups), strict=True)
+        ]
+        for layer in zip(*(g.attentions for g in groups), strict=True):
+            self.attentions.append([weights for segments in layer for weights in segments])

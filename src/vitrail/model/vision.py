@@ -24,6 +24,11 @@ from vitrail.ops.segments import Segments
 
 NORM_EPS = 1e-5  # of every norm of the tower; not in any configuration
 
+# Patches that go through the blocks together, by kind of device (measured: benchmarks/RESULTS.md). More of them made
+# a CPU a third slower per picture; other devices want large products.
+ROWS = {"cpu": 1024}
+OTHER_ROWS = 32768
+
 
 class PixtralAttention(nn.Module):
     """Multi-head attention within each picture, two-dimensional rotary embedding."""
@@ -147,6 +152,8 @@ class PixtralVisionModel(PreTrainedModel):
                 f"got {tuple(pixel_values.shape)}."
             )
         count, _, height, width = pixel_values.shape
+        if not count:
+            raise InputError("pixel_values holds no picture; leave it out for text alone.")
         sizes = (
             [(height, width)] * count
             if image_sizes is None
@@ -169,8 +176,22 @@ class PixtralVisionModel(PreTrainedModel):
         record: Record | None = None,
         depth: int | None = None,
     ) -> Tensor:
-        """Packed features (L, Dv) after `depth` blocks (default all) of pictures with the given grids."""
+        """Packed features (L, Dv) after `depth` blocks (default all) of pictures with the given grids.
+
+        Pictures go through the blocks in groups: a group's activations stay in the cache of a CPU, and memory does
+        not grow with the number of pictures.
+        """
         record = Record() if record is None else record
+        parts, records = [], []
+        for group in _groups(grids, ROWS.get(self.patch_conv.weight.device.type, OTHER_ROWS)):
+            records.append(Record(record.hidden, record.weights))
+            parts.append(self._encode(pixel_values[group], grids[group], records[-1], depth))
+        record.join(records)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _encode(
+        self, pixel_values: Tensor, grids: Sequence[tuple[int, int]], record: Record, depth: int | None
+    ) -> Tensor:
         weight = self.patch_conv.weight
         patches = torch.cat(
             [_patches(p, grid, self.patch_size) for p, grid in zip(pixel_values, grids, strict=True)]
@@ -191,6 +212,20 @@ class PixtralVisionModel(PreTrainedModel):
         place = torch.cat(places).to(like.device)
         inv_freq = rope.frequencies(self.config.head_dim, self.config.rope_theta, like.device)
         return rope.cos_sin(rope.grid_angles(place[:, 0], place[:, 1], inv_freq), like.dtype)
+
+
+def _groups(grids: Sequence[tuple[int, int]], rows: int) -> list[slice]:
+    """Neighbouring pictures of at most `rows` patches together; a larger picture is a group of its own."""
+    groups: list[slice] = []
+    room = 0
+    for number, (h, w) in enumerate(grids):
+        if groups and h * w <= room:
+            groups[-1] = slice(groups[-1].start, number + 1)
+        else:
+            groups.append(slice(number, number + 1))
+            room = rows
+        room -= h * w
+    return groups
 
 
 def _host(sizes: "Tensor | Sequence[Sequence[int]]") -> "Sequence[Sequence[int]]":
