@@ -33,6 +33,7 @@ CALL_KEYWORDS = (
     "skip_special_tokens",
     "stop_sequence",
     "timeout",
+    "tools",
 )
 
 
@@ -136,7 +137,8 @@ class ImageTextToTextPipeline:
     lists, with `images` and `text` one list with a record per text. A record holds `input_text` and
     `generated_text` (or `generated_token_ids` with return_tensors=True): the new text alone with
     return_full_text=False, else the conversation with the answer as its last message, or the prompt
-    followed by the answer.
+    followed by the answer. Reasoning and calls of tools are never part of that text: where a model writes
+    them, the record has `reasoning`, `tool_calls` (in OpenAI's shape) and `faults` as well.
     """
 
     task = TASK
@@ -174,8 +176,8 @@ class ImageTextToTextPipeline:
 
         Keywords: max_new_tokens, generate_kwargs (anything generate() takes), return_full_text,
         return_tensors, continue_final_message, skip_special_tokens, clean_up_tokenization_spaces,
-        stop_sequence, timeout (seconds per picture fetched), max_image_tokens. Raises InputError for a
-        keyword that it does not know.
+        stop_sequence, timeout (seconds per picture fetched), max_image_tokens, tools. Raises InputError for
+        a keyword that it does not know.
         """
         options = {**self._defaults, **_known(kwargs)}
         if images is None and text is None:
@@ -211,16 +213,20 @@ class ImageTextToTextPipeline:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
+            **({} if options.get("tools") is None else {"tools": options["tools"]}),
             **_processing(options),
         )
         (record,) = self._generate(inputs, [messages], options)
         if _wants_full(options):
-            record["generated_text"] = _conversation(messages, record["generated_text"], continued)
+            told = {name: record[name] for name in ("reasoning", "tool_calls") if record.get(name)}
+            record["generated_text"] = _conversation(messages, record["generated_text"], continued, told)
         return [record]
 
     def _answer_prompts(self, images: Any, text: Any, options: dict[str, Any]) -> list[Record]:
         if text is None:
             raise InputError("the pipeline needs text beside the pictures.")
+        if options.get("tools") is not None:
+            raise InputError("tools belong to messages; a prompt has its tools written in it already.")
         prompts = [text] if isinstance(text, str) else list(text)
         processing = _processing(options)
         if len(prompts) > 1:
@@ -247,7 +253,27 @@ class ImageTextToTextPipeline:
         prompts = self.processor.batch_decode(inputs["input_ids"], **decoding)
         # Cut off as text: some tokenizers write a space before the answer only where a prompt precedes it.
         answers = [text[len(prompt) :] for text, prompt in zip(whole, prompts, strict=True)]
-        return [{"input_text": a, "generated_text": b} for a, b in zip(asked, answers, strict=True)]
+        records: list[Record] = [
+            {"input_text": a, "generated_text": b} for a, b in zip(asked, answers, strict=True)
+        ]
+        if decoding["skip_special_tokens"]:
+            for record, row, prompt_ids in zip(records, ids, inputs["input_ids"], strict=True):
+                record |= self._structure(row[len(prompt_ids) :].tolist(), prompt_ids.tolist())
+        return records
+
+    def _structure(self, ids: list[int], prompt: list[int]) -> Record:
+        """What a record has besides plain text: nothing where the model neither reasons nor calls tools."""
+        from vitrail.inputs.response import is_structured
+
+        if not is_structured(self.tokenizer, ids, prompt):
+            return {}
+        response = self.processor.parse_response(ids, prompt=prompt)
+        return {
+            "generated_text": response.text,
+            "reasoning": response.reasoning,
+            "tool_calls": [call.as_openai() for call in response.tool_calls],
+            "faults": list(response.faults),
+        }
 
     def _generate_kwargs(self, options: dict[str, Any]) -> dict[str, Any]:
         given = dict(options.get("generate_kwargs") or {})
@@ -342,11 +368,14 @@ def _has_source(part: Mapping[str, Any]) -> bool:
     return any(part.get(key) is not None for key in ("image", "url", "path", "base64"))
 
 
-def _conversation(messages: Messages, answer: str, continued: bool) -> Messages:
-    """The conversation with the answer as its last message, or at the end of the one that was continued."""
+def _conversation(messages: Messages, answer: str, continued: bool, told: Record) -> Messages:
+    """The conversation with the answer as its last message, or at the end of the one that was continued.
+
+    told: the answer's reasoning and calls, where it has any.
+    """
     if not continued:
-        return [*messages, {"role": "assistant", "content": answer}]
-    last = dict(messages[-1])
+        return [*messages, {"role": "assistant", "content": answer, **told}]
+    last = {**messages[-1], **told}
     if isinstance(last["content"], str):
         last["content"] = last["content"] + answer
     else:

@@ -156,13 +156,13 @@ def test_text_is_streamed_while_it_is_made(tiny_llava: Path, sign: str) -> None:
     """The first piece is there before the last one is made: stdout is flushed piece by piece."""
     code = f"""
 import sys, time
-import vitrail.generate.stream as stream
-whole = stream.TextStreamer.put
+import vitrail.cli.answer as answer
+whole = answer._Pieces.put
 def slowly(self, value):
     whole(self, value)
     print("put", file=sys.stderr, flush=True)
     sys.stdin.readline()
-stream.TextStreamer.put = slowly
+answer._Pieces.put = slowly
 from vitrail.cli.main import main
 main(["ask", {sign!r}, "Read.", "--model", {str(tiny_llava)!r}, "--max-new-tokens", "8"])
 """

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.auto import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 from vitrail.configs import PretrainedConfig
-from vitrail.generate.stream import TextStreamer
+from vitrail.inputs.response import ResponseParser
+from vitrail.inputs.response_pieces import Piece, Response
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,6 +23,7 @@ class Question:
     model: str
     config: PretrainedConfig
     system: str | None = None
+    tools: list[Any] | None = None
     max_image_tokens: int | None = None
     max_new_tokens: int = 512
     temperature: float = 0.0
@@ -34,9 +36,9 @@ class Question:
 
 @dataclass
 class Answer:
-    """The text, what it cost in tokens, and the seconds of each stage."""
+    """What was answered, what it cost in tokens, and the seconds of each stage."""
 
-    text: str = ""
+    response: Response = field(default_factory=Response)
     prompt_tokens: int = 0
     picture_tokens: list[int] = field(default_factory=list)
     completion_tokens: int = 0
@@ -46,7 +48,10 @@ class Answer:
     def as_json(self, model: str) -> dict[str, Any]:
         """The record that `--json` prints."""
         return {
-            "text": self.text,
+            "text": self.response.text,
+            "reasoning": self.response.reasoning,
+            "tool_calls": [call.as_openai() for call in self.response.tool_calls],
+            "faults": list(self.response.faults),
             "model": model,
             "tokens": {
                 "prompt": self.prompt_tokens,
@@ -58,30 +63,38 @@ class Answer:
         }
 
 
-class _Pieces(TextStreamer):
-    """Keeps each piece of text and hands it on, and notes when the first id came."""
+class _Pieces:
+    """A streamer for generate(): reads the answer as it comes, hands pieces on, and notes when the first id came."""
 
-    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    def __init__(self, tokenizer: Any, hear: Callable[[Piece], None]) -> None:
         self.first: float | None = None
-        self.pieces: list[str] = []
-        self._puts = 0
-        self._write = write
+        self._tokenizer = tokenizer
+        self._parser: ResponseParser | None = None
+        self._hear = hear
 
     def put(self, value: Any) -> None:
-        self._puts += 1
-        if self._puts == 2:  # the first one was the prompt
-            self.first = time.perf_counter()
-        super().put(value)
+        """Take the prompt, and then the new ids."""
+        ids = value.flatten().tolist()
+        if self._parser is None:
+            self._parser = ResponseParser(self._tokenizer, prompt=ids)
+            return
+        self.first = self.first or time.perf_counter()
+        for piece in self._parser.feed(ids):
+            self._hear(piece)
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self.pieces.append(text)
-            self._write(text)
+    def end(self) -> None:
+        """The answer is complete."""
+        for piece in self._parser.finish() if self._parser else ():
+            self._hear(piece)
+
+    @property
+    def response(self) -> Response:
+        """The answer so far."""
+        return Response() if self._parser is None else self._parser.response
 
 
-def answer(question: Question, *, say: Callable[[str], None], write: Callable[[str], None]) -> Answer:
-    """Load the model, read the pictures, answer; `say` hears what is being done, `write` each piece of text.
+def answer(question: Question, *, say: Callable[[str], None], hear: Callable[[Piece], None]) -> Answer:
+    """Load the model, read the pictures, answer; `say` hears what is being done, `hear` each piece of the answer.
 
     Raises VitrailError for every mistake in the question, the pictures or the checkpoint.
     """
@@ -95,7 +108,7 @@ def answer(question: Question, *, say: Callable[[str], None], write: Callable[[s
     reading = f"reading {_counted(question.pictures, result.prompt_tokens)}"
     say(reading)
     prepared = time.perf_counter()
-    streamer = _Pieces(getattr(processor, "tokenizer", processor), write)
+    streamer = _Pieces(processor, hear)
     ids = model.generate(
         **inputs,
         **_drawing(question),
@@ -104,7 +117,7 @@ def answer(question: Question, *, say: Callable[[str], None], write: Callable[[s
     )
     done = time.perf_counter()
     new = ids[0, result.prompt_tokens :].tolist()
-    result.text = "".join(streamer.pieces)
+    result.response = streamer.response
     result.completion_tokens = len(new)
     result.stopped_by = "length" if len(new) >= question.max_new_tokens and not _ends(model, new) else "stop"
     result.seconds = {
@@ -134,7 +147,7 @@ def _prepare(question: Question, processor: Any, model: Any) -> Any:
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if question.system is not None:
         messages.insert(0, {"role": "system", "content": question.system})
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if question.tools is None else {"tools": question.tools}
     if question.pictures and question.max_image_tokens is not None:
         options["max_image_tokens"] = question.max_image_tokens
     inputs = processor.apply_chat_template(

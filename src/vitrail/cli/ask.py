@@ -1,10 +1,12 @@
 """`vitrail ask PICTURE… QUESTION`: its options and what it prints. The work is done in cli/answer.py."""
 
 import json
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitrail.cli.files import read_tools
 from vitrail.cli.pictures import open_picture, split_words
 from vitrail.cli.screen import Printer, waiting
 from vitrail.errors import InputError
@@ -34,6 +36,9 @@ Exit status: 0 answered, 2 something was wrong with the question, a picture or t
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: text, token counts, timings.")
 @click.option("--system", metavar="TEXT", help="A system prompt.")
+@click.option(
+    "--tools", metavar="FILE", help="A JSON list of tools that the model may call; none is run here."
+)
 @click.option(
     "--max-image-tokens",
     type=click.IntRange(min=2),
@@ -70,14 +75,21 @@ Exit status: 0 answered, 2 something was wrong with the question, a picture or t
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda.")
 def ask(
-    words: tuple[str, ...], model: str | None, as_json: bool, dtype: str | None, **options: object
+    words: tuple[str, ...],
+    model: str | None,
+    as_json: bool,
+    tools: str | None,
+    dtype: str | None,
+    **options: object,
 ) -> None:
     """Answer QUESTION about each PICTURE, on this machine.
 
-    A PICTURE is a file or a URL; '-' reads one from standard input. The text appears as it is made.
+    A PICTURE is a file or a URL; '-' reads one from standard input. The text appears as it is made; calls of tools
+    follow it, one on a line. Reasoning goes to standard error.
     """
     names, text = split_words(words)
     _refuse_idle(options)
+    given = None if tools is None else read_tools(tools)
     if not names and model is None:
         raise InputError(
             'the embedded reader needs a picture; write: vitrail ask PICTURE "What does it say?"'
@@ -95,23 +107,33 @@ def ask(
             pictures=pictures,
             model=folder,
             config=config,
+            tools=given,
             dtype=dtype or ("float32" if model is None else "auto"),
             **options,  # type: ignore[arg-type]  # click has checked them
         )
 
-        def write(piece: str) -> None:
+        def hear(piece: Any) -> None:
             line.stop()
             if not as_json:
-                printer.write(piece)
+                printer.hear(piece)
 
         try:
-            result = answer(question, say=line.say, write=write)
+            result = answer(question, say=line.say, hear=hear)
         finally:
             printer.close()
     if as_json:
         name = "embedded" if model is None else model
         click.echo(json.dumps(result.as_json(name), ensure_ascii=False))
-    elif not result.text:
+        return
+    response = result.response
+    if (
+        given is not None or response.tool_calls or response.rest
+    ):  # a stray control token in plain text is no news
+        for fault in response.faults:
+            warnings.warn(f"the answer: {fault}", stacklevel=2)
+    for call in response.tool_calls:
+        printer.write(f"{call.name}({call.arguments})\n")
+    if not (response.text or response.tool_calls):
         click.echo()
 
 

@@ -14,6 +14,7 @@ import click
 from vitrail import __version__
 from vitrail.cli.ask import ask
 from vitrail.cli.convert import convert
+from vitrail.cli.prompt import prompt
 from vitrail.cli.tokens import tokens
 from vitrail.errors import VitrailError
 
@@ -41,6 +42,7 @@ def app(context: click.Context) -> None:
 app.add_command(ask)
 app.add_command(convert)
 app.add_command(tokens)
+app.add_command(prompt)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

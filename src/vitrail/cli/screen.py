@@ -5,8 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from rich.status import Status
+
+    from vitrail.inputs.response_pieces import Piece
 
 
 class Waiting:
@@ -47,6 +51,7 @@ class Printer:
     def __init__(self) -> None:
         self._terminal = sys.stdout.isatty()
         self._open = False
+        self._thinking = False
 
     def write(self, piece: str) -> None:
         """Write and flush; on a terminal without the control characters a picture's text could smuggle in."""
@@ -56,8 +61,28 @@ class Printer:
         sys.stdout.write(piece)
         sys.stdout.flush()
 
+    def hear(self, piece: "Piece") -> None:
+        """Show a piece of an answer: its text, and on stderr its reasoning, dimmed. Calls are shown when complete."""
+        from vitrail.inputs.response_pieces import ReasoningDelta, TextDelta
+
+        if isinstance(piece, TextDelta):
+            self._end_thought()
+            self.write(piece.text)
+        elif isinstance(piece, ReasoningDelta) and piece.text:
+            self._thinking = True
+            text = piece.text
+            if sys.stderr.isatty():
+                text = "".join(c for c in text if c.isprintable() or c in "\n\t")
+            click.echo(click.style(text, dim=True), err=True, nl=False)
+
+    def _end_thought(self) -> None:
+        if self._thinking:
+            self._thinking = False
+            click.echo(err=True)
+
     def close(self) -> None:
         """End the line."""
+        self._end_thought()
         if self._open:
             self._open = False
             sys.stdout.write("\n")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.inputs.padding import to_ids
+
+if TYPE_CHECKING:
+    from vitrail.inputs.response_pieces import Response
 
 
 class MistralVocabulary:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from vitrail.errors import InputError
 from vitrail.generate.stream import TextPieces
 from vitrail.inputs.call_reader import ARGS, CALL_ID, END_CALLS, CallReader, new_call_id
+from vitrail.inputs.control_names import control_names
 from vitrail.inputs.padding import to_ids
 from vitrail.inputs.response_pieces import (
     ArgumentsDelta,
@@ -48,7 +49,7 @@ class ResponseParser:
         if ids not in ("model", "fresh"):
             raise InputError(f'ids is "model" or "fresh"; got {ids!r}')
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer) if _is_processor(tokenizer) else tokenizer
-        self._controls = control_names(tokenizer)
+        self._controls = control_names(tokenizer, _NAMES)
         self._end = tokenizer.eos_token_id
         self._pad = tokenizer.pad_token_id
         self._builder = ResponseBuilder()
@@ -56,7 +57,7 @@ class ResponseParser:
         self._decoder = TextPieces(tokenizer, skip_special_tokens=True)
         self._calls = CallReader(self._pieces_append, new_id, fresh=ids == "fresh")
         self._take: Callable[[str], None] = self._text
-        if prompt is not None and self._thinks(to_ids(prompt)):
+        if prompt is not None and is_structured(tokenizer, (), prompt):
             self._take = self._reasoning
         self._ended_by: str | None = None
         self._rest: list[int] = []
@@ -154,10 +155,6 @@ class ResponseParser:
         if text:
             self._pieces.append(ReasoningDelta(text))
 
-    def _thinks(self, prompt: Sequence[int]) -> bool:
-        """Whether the prompt's last control token is [THINK]."""
-        return next((self._controls[i] for i in reversed(prompt) if i in self._controls), None) == THINK
-
 
 def parse_response(tokenizer: Any, ids: Any, **options: Any) -> Response:
     """The ids of one whole answer, without its prompt → text, reasoning and tool calls.
@@ -171,16 +168,11 @@ def parse_response(tokenizer: Any, ids: Any, **options: Any) -> Response:
     return parser.response
 
 
-def control_names(tokenizer: Any) -> dict[int, str]:
-    """Id → name of every control token, and of those that answers are made of even where they are not marked so."""
-    if hasattr(tokenizer, "added_tokens_decoder"):
-        names = {
-            i: str(token.content) for i, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
-        known = ((tokenizer.convert_tokens_to_ids(name), name) for name in _NAMES)
-        found = {i: name for i, name in known if i is not None and tokenizer.convert_ids_to_tokens(i) == name}
-        return {**found, **names}
-    return dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+def is_structured(tokenizer: Any, ids: Any, prompt: Any = ()) -> bool:
+    """Whether an answer is more than plain text: it calls tools or reasons, or its prompt ends inside [THINK]."""
+    names = control_names(tokenizer, _NAMES)
+    last = next((names[i] for i in reversed(to_ids(prompt)) if i in names), None)
+    return last == THINK or any(names.get(i) in (CALLS, THINK, END_THINK) for i in to_ids(ids))
 
 
 def _is_processor(value: Any) -> bool:
