@@ -1,5 +1,6 @@
 """The Auto classes: from a checkpoint's folder to the right class. They read config files, never weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,13 @@ def _folder(name_or_path: "str | Path", kwargs: dict[str, Any]) -> Path:
 
     hub = {name: kwargs.pop(name) for name in HUB_KEYWORDS if name in kwargs}
     return resolve(name_or_path, **hub)
+
+
+def _config_dict(folder: Path, format: str | None) -> Mapping[str, Any]:
+    """What the folder's configuration says, {} where it has none."""
+    from vitrail.configs.params import config_dict_of
+
+    return config_dict_of(folder, format)
 
 
 def _refuse_unknown(owner: str, kwargs: dict[str, Any]) -> None:
@@ -82,8 +90,11 @@ class AutoTokenizer(_Auto):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: "str | Path", *inputs: Any, **kwargs: Any) -> Any:
-        """The tokenizer of a folder or hub name; keywords such as `padding_side` override the files."""
-        from vitrail.inputs.tokenizer import FastTokenizer, load_tokenizer
+        """The tokenizer of a folder or hub name; keywords such as `padding_side` override the files.
+
+        tekken.json and *.model.v* come before tokenizer.json; `tokenizer_mode="hf"` turns that round.
+        """
+        from vitrail.inputs.tokenizer_choice import check_tokenizer, open_tokenizer_of
 
         _refuse_remote_code(cls.__name__, kwargs)
         if inputs:
@@ -91,10 +102,9 @@ class AutoTokenizer(_Auto):
         if kwargs.pop("use_fast", True) is False:
             raise UnsupportedError(f"{cls.__name__}: use_fast=False is not supported; leave it out.")
         folder = _folder(pretrained_model_name_or_path, kwargs)
-        if (folder / "tokenizer.json").is_file():
-            return FastTokenizer.from_pretrained(folder, **kwargs)
-        _refuse_unknown(f"{cls.__name__} of a tokenizer in Mistral's format", kwargs)
-        return load_tokenizer(folder)
+        mode = kwargs.pop("tokenizer_mode", "auto")
+        check_tokenizer(folder, _config_dict(folder, kwargs.pop("format", None)), mode)
+        return open_tokenizer_of(folder, mode, **kwargs)
 
 
 class AutoImageProcessor(_Auto):
@@ -154,13 +164,17 @@ class AutoProcessor(_Auto):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: "str | Path", **kwargs: Any) -> Any:
-        """The PixtralProcessor of a folder or hub name; the tokenizer of one that reads text only."""
+        """The PixtralProcessor of a folder or hub name; the tokenizer of one that reads text only.
+
+        `tokenizer_mode` and `format` as in AutoTokenizer and the models; other keywords as PixtralProcessor's.
+        """
         from vitrail.inputs.processor import load_processor
 
         _refuse_remote_code(cls.__name__, kwargs)
         folder = _folder(pretrained_model_name_or_path, kwargs)
         pictures = ("preprocessor_config.json", "processor_config.json")
-        if not any((folder / name).is_file() for name in pictures):
+        sees = "vision_config" in _config_dict(folder, kwargs.get("format"))
+        if not sees and not any((folder / name).is_file() for name in pictures):
             return AutoTokenizer.from_pretrained(folder, **kwargs)
         return load_processor(folder, **kwargs)
 

@@ -13,7 +13,7 @@ from typing import Any
 from vitrail.configs.base import check_field
 from vitrail.errors import ConfigError, UnsupportedError
 from vitrail.files.json import read_json
-from vitrail.files.layout import PARAMS_NAME
+from vitrail.files.layout import CONFIG_NAME, MISTRAL, PARAMS_NAME, choose_format
 from vitrail.files.token_ids import read_token_ids, tokenizer_file
 
 POSITIONS = 128_000  # where the file names none
@@ -40,6 +40,14 @@ def read_params(folder: Path) -> dict[str, Any]:
     """
     path = folder / PARAMS_NAME
     return config_from_params(read_json(path), str(path), folder)
+
+
+def config_dict_of(folder: Path, format: str | None = None) -> dict[str, Any]:
+    """The dict of a folder's config.json as it stands, or of its params.json; {} where the folder has neither."""
+    if choose_format(folder, format) == MISTRAL and (folder / PARAMS_NAME).is_file():
+        return read_params(folder)
+    path = folder / CONFIG_NAME
+    return read_json(path) if path.is_file() else {}
 
 
 def config_from_params(params: Mapping[str, Any], where: str, folder: Path | None = None) -> dict[str, Any]:

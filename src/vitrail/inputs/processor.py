@@ -103,9 +103,11 @@ class PixtralProcessor:
     ) -> PixtralProcessor:
         """The processor of a folder or of a model on the hub, in the layout of transformers 4.x or 5.x.
 
-        use_fast=True takes the image processor for tensors, False the one for PIL; without it the folder decides. Other
-        keywords override the processor's arguments and the tokenizer's configuration. Raises CheckpointError for what is
-        missing, InputError for unknown keywords.
+        use_fast=True takes the image processor for tensors, False the one for PIL; without it the folder decides.
+        tekken.json and *.model.v* come before tokenizer.json; tokenizer_mode="hf" turns that round. A folder in Mistral's
+        own format (format="mistral" where it holds both) prepares pictures in the "mistral" dialect unless its
+        preprocessor_config.json names another. Other keywords override the processor's arguments and the tokenizer's
+        configuration. Raises CheckpointError for what is missing or does not belong, InputError for unknown keywords.
         """
         from vitrail.files.hub import resolve
         from vitrail.inputs.processor_files import read_processor

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrail.configs.params import config_dict_of
 from vitrail.errors import CheckpointError, InputError
 from vitrail.files.json import read_json
-from vitrail.inputs.mistral_tokenizer import MistralCommonTokenizer, tokenizer_files
+from vitrail.files.layout import MISTRAL, choose_format
+from vitrail.inputs.mistral_tokenizer import MistralCommonTokenizer
 from vitrail.inputs.special_tokens import NAMES
 from vitrail.inputs.tokenizer import FastTokenizer
+from vitrail.inputs.tokenizer_choice import check_tokenizer, open_tokenizer_of
 from vitrail.inputs.tokenizer_files import find_chat_template, read_tokenizer_config
 
 if TYPE_CHECKING:
@@ -23,16 +26,22 @@ _TOKENIZER_OPTIONS = ("padding_side", "truncation_side", "model_max_length", "mo
 
 def read_processor(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `PixtralProcessor` for a folder. Raises CheckpointError, and InputError for unknown overrides."""
-    known = (*_OWN, *_TOKENIZER_OPTIONS, "use_fast")
+    known = (*_OWN, *_TOKENIZER_OPTIONS, "use_fast", "format", "tokenizer_mode")
     if unknown := sorted(set(overrides) - set(known)):
         raise InputError(f"unknown arguments: {', '.join(unknown)}")
     stored = _optional(folder / "processor_config.json")
-    config = _optional(folder / "config.json")
+    config = config_dict_of(folder, overrides.get("format"))
     if stored.get("processor_class", "PixtralProcessor") != "PixtralProcessor":
         raise CheckpointError(f"{folder} holds a {stored['processor_class']}; PixtralProcessor was expected")
-    tokenizer = _read_tokenizer(folder, overrides)
+    mode = overrides.get("tokenizer_mode", "auto")
+    check_tokenizer(folder, config, mode)
+    given = {name: overrides[name] for name in _TOKENIZER_OPTIONS if name in overrides}
+    tokenizer = open_tokenizer_of(folder, mode, **given)
     native = native_pictures(tokenizer) if isinstance(tokenizer, MistralCommonTokenizer) else {}
-    image_processor = _read_image_processor(folder, config, overrides.get("use_fast"), native)
+    own_format = choose_format(folder, overrides.get("format")) == MISTRAL
+    image_processor = _read_image_processor(
+        folder, config, overrides.get("use_fast"), native, own_format=own_format
+    )
     arguments: dict[str, Any] = {name: stored[name] for name in _TOKENS if stored.get(name) is not None}
     for name, token in arguments.items():
         if not isinstance(token, str):
@@ -42,8 +51,9 @@ def read_processor(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]
     if merge is None and not config:
         merge = native.get("spatial_merge_size")
     arguments["spatial_merge_size"] = _merge(merge, config)
-    template = find_chat_template(folder, read_tokenizer_config(folder))
-    arguments["chat_template"] = template if template is not None else stored.get("chat_template")
+    if isinstance(tokenizer, FastTokenizer):  # the others make prompts in the format of their own file
+        template = find_chat_template(folder, read_tokenizer_config(folder))
+        arguments["chat_template"] = template if template is not None else stored.get("chat_template")
     return {
         **arguments,
         **{name: overrides[name] for name in _OWN if name in overrides},
@@ -89,27 +99,20 @@ def processor_parts(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
     }
 
 
-def _read_tokenizer(folder: Path, overrides: Mapping[str, Any]) -> FastTokenizer | MistralCommonTokenizer:
-    given = {name: overrides[name] for name in _TOKENIZER_OPTIONS if name in overrides}
-    if (folder / "tokenizer.json").is_file():
-        return FastTokenizer.from_pretrained(folder, **given)
-    if not tokenizer_files(folder):
-        raise CheckpointError(
-            f"{folder} has no tokenizer: neither tokenizer.json, which a processor usually has, nor tekken.json nor "
-            "*.model.v*"
-        )
-    return MistralCommonTokenizer.from_pretrained(folder, **given)
-
-
 def _read_image_processor(
-    folder: Path, config: Mapping[str, Any], use_fast: bool | None, native: Mapping[str, Any]
+    folder: Path,
+    config: Mapping[str, Any],
+    use_fast: bool | None,
+    native: Mapping[str, Any],
+    *,
+    own_format: bool,
 ) -> PixtralImageProcessor | PixtralImageProcessorFast:
     """As the folder says; where it says nothing, with the vision tower's patch and picture size."""
     from vitrail.inputs.image_processor import PixtralImageProcessor, PixtralImageProcessorFast
 
     vision = config.get("vision_config")
     settings = _image_settings(folder)
-    if settings is None and native and not isinstance(vision, Mapping):
+    if settings is None and native and (own_format or not isinstance(vision, Mapping)):
         settings = native["settings"]
     if settings is None:
         if not isinstance(vision, Mapping) or not isinstance(vision.get("patch_size"), int):
@@ -119,6 +122,8 @@ def _read_image_processor(
             )
         side, edge = vision["patch_size"], vision.get("image_size", 1024)
         settings = {"patch_size": {"height": side, "width": side}, "size": {"longest_edge": edge}}
+    if own_format:  # whose own reader prepares pictures in this way
+        settings = {"dialect": "mistral", **settings}
     named_fast = settings.get("image_processor_type") == "PixtralImageProcessorFast"
     fast = named_fast if use_fast is None else use_fast
     made: PixtralImageProcessor | PixtralImageProcessorFast

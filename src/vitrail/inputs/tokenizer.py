@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from vitrail.errors import CheckpointError, InputError, UnsupportedError
+from vitrail.errors import InputError, UnsupportedError
 from vitrail.inputs.batch import BatchFeature, check_tensor_type
 from vitrail.inputs.built_prompts import build_chat, choose_format, encode_built, fit_text, limit_of
 from vitrail.inputs.chat import Chat, choose_template, refuse_assistant_mask, render_chat
@@ -426,16 +426,10 @@ class FastTokenizer(Vocabulary):
 
 
 def load_tokenizer(folder: Path) -> FastTokenizer | MistralCommonTokenizer:
-    """The tokenizer of a folder: tokenizer.json, else tekken.json or *.model.v* through mistral-common."""
-    if (folder / "tokenizer.json").is_file():
-        return FastTokenizer.from_pretrained(folder)
-    from vitrail.inputs.mistral_tokenizer import MistralCommonTokenizer, tokenizer_files
+    """The tokenizer of a folder: tekken.json or *.model.v* through mistral-common, else tokenizer.json."""
+    from vitrail.inputs.tokenizer_choice import open_tokenizer_of
 
-    if not tokenizer_files(folder):
-        raise CheckpointError(
-            f"{folder} has no tokenizer: neither tokenizer.json, tekken.json nor *.model.v*"
-        )
-    return MistralCommonTokenizer.from_pretrained(folder)
+    return open_tokenizer_of(folder)
 
 
 def clean_up(text: str) -> str:

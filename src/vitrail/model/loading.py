@@ -10,7 +10,7 @@ from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import CheckpointError, UnsupportedError
 from vitrail.files.hub import resolve
-from vitrail.inputs.belonging import check_tokenizer
+from vitrail.inputs.tokenizer_choice import check_tokenizer
 from vitrail.weights.load import load_into
 from vitrail.weights.save import save
 
