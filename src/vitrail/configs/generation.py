@@ -91,7 +91,7 @@ class GenerationConfig:
         found: dict[str, Any] = {}
         for part in (model_config.get_text_config(), model_config):
             # `output_attentions` and the like are options of forward() there, not of generation.
-            held = {name: value for name, value in part.to_dict().items() if not name.startswith("output_")}
+            held = {name: value for name, value in vars(part).items() if not name.startswith("output_")}
             found |= {name: value for name, value in held.items() if name in KNOWN and value is not None}
         return cls.from_dict({**found, "_from_model_config": True})
 
