@@ -86,7 +86,9 @@ def grid_of(version: str, height: int, width: int) -> Grid:
     )
 
 
-def build(record: Record, version: str, format: Format | None = None) -> tuple[BuiltPrompt, list[Grid]]:
+def build(
+    record: Record, version: str, format: Format | None = None, mode: str = "test"
+) -> tuple[BuiltPrompt, list[Grid]]:
     """A record's prompt in Vitrail's builder, with its pictures' grids."""
     prompt = build_prompt(
         record["messages"],
@@ -94,6 +96,7 @@ def build(record: Record, version: str, format: Format | None = None) -> tuple[B
         tools=record["tools"],
         continue_final_message=record["continue_final_message"],
         reasoning_effort=record.get("reasoning_effort"),
+        mode=mode,
     )
     return lay_out(prompt, functools.partial(grid_of, version), placeholders=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import functools
 import io
 import itertools
@@ -12,6 +13,7 @@ import jsonschema
 import pytest
 from mistral_common.protocol.fim.request import FIMRequest
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
 from PIL import Image
 
 from tests.conversations import Conversation, Writer
@@ -55,6 +57,24 @@ def test_truncation_like_mistral_common(version: str) -> None:
         assert found == expected, (conversation, limit, why, reason)
 
 
+@pytest.mark.parametrize("mode", ["finetuning", "agnostic"])
+@pytest.mark.parametrize("version", ["v1", "v2", "v3", "v7", "v11", "v13", "v15"])
+def test_modes_like_mistral_common(version: str, mode: str) -> None:
+    """Conversations that end with an answer, as in training; calls of the last message may have no id."""
+    writer = Writer(version, 41)
+    for _ in range(150):
+        conversation = writer.conversation()
+        if conversation["messages"] and writer.random.random() < 0.7:
+            conversation["messages"].append({"role": "assistant", "content": writer.text()})
+            conversation["continue_final_message"] = False
+        last = conversation["messages"][-1:]
+        if last and last[0].get("tool_calls") and writer.random.random() < 0.5:
+            last[0]["tool_calls"][-1].pop("id", None)
+        expected, why = theirs(version, conversation, mode=mode)
+        found, reason = ours(version, conversation, mode=mode)
+        assert found == expected, (conversation, why, reason)
+
+
 @pytest.mark.parametrize("version", ["v3", "v3-tekken", "v7", "v7-tekken", "v11"])
 def test_fim_like_mistral_common(version: str) -> None:
     writer = Writer(version, 7)
@@ -92,9 +112,11 @@ def test_schemas_like_jsonschema() -> None:
             assert found == good, schema
 
 
-def ours(version: str, conversation: Conversation, limit: int | None = None) -> tuple[list[int] | None, str]:
+def ours(
+    version: str, conversation: Conversation, limit: int | None = None, mode: str = "test"
+) -> tuple[list[int] | None, str]:
     try:
-        prompt, _ = build(conversation, version)
+        prompt, _ = build(conversation, version, mode=mode)
         encoder = tokenizer(version).encoder
         return encode_prompt(prompt if limit is None else fit_prompt(prompt, encoder, limit), encoder), ""
     except PromptError as error:
@@ -102,7 +124,7 @@ def ours(version: str, conversation: Conversation, limit: int | None = None) -> 
 
 
 def theirs(
-    version: str, conversation: Conversation, limit: int | None = None
+    version: str, conversation: Conversation, limit: int | None = None, mode: str = "test"
 ) -> tuple[list[int] | None, str]:
     given = {name: conversation[name] for name in ("tools", "continue_final_message")}
     if conversation["reasoning_effort"] is not None:
@@ -110,6 +132,10 @@ def theirs(
     if limit is not None:
         given["truncate_for_context_length"] = True
     mistral = tokenizer(version).tokenizer
+    if mode != "test":
+        mistral = copy.copy(mistral)
+        number = mistral.instruct_tokenizer.tokenizer.version
+        mistral._chat_completion_request_validator = get_validator(number, ValidationMode(mode))
     try:
         request: Any = ChatCompletionRequest.from_openai(opened(conversation["messages"]), **given)
         return list(mistral.encode_chat_completion(request, max_model_input_len=limit).tokens), ""

@@ -63,6 +63,7 @@ class MistralCommonTokenizer(MistralRows):
         _refuse("MistralCommonTokenizer", kwargs)
         self._tokenizer_path = Path(tokenizer_path)
         self.tokenizer = open_tokenizer(self._tokenizer_path, mode)
+        self.mode = str(getattr(mode, "value", mode))
         self.model_max_length = model_max_length
         self.padding_side = check_side(padding_side, "padding_side")
         self.truncation_side = check_side(truncation_side, "truncation_side")
@@ -410,9 +411,17 @@ class MistralCommonTokenizer(MistralRows):
         except PromptError:
             # Vitrail's builder refuses the same, and says where the fault is.
             try:
-                build_prompt(messages, self.prompt_format(), tools=tools, continue_final_message=continues)
+                build_prompt(
+                    messages,
+                    self.prompt_format(),
+                    tools=tools,
+                    continue_final_message=continues,
+                    mode=self.mode,
+                )
             except PromptError as error:
-                raise PromptError(f"the format of this tokenizer refuses the conversation: {error}") from error
+                raise PromptError(
+                    f"the format of this tokenizer refuses the conversation: {error}"
+                ) from error
             raise
 
 

@@ -277,6 +277,7 @@ class PixtralProcessor:
             if chat_template is not None:
                 raise InputError("give format or chat_template, not both")
             form = choose_format(format, self.tokenizer.prompt_format)
+            options.setdefault("mode", getattr(self.tokenizer, "mode", "test"))
             return build_chat(conversation, form, self.tokenizer.encoder, options)
         given = {name: options.pop(name) for name in _CHAT_OPTIONS if name in options}
         controls = tuple(dict.fromkeys((*self.tokenizer.control_tokens, *self._image_tokens())))

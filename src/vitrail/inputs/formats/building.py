@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from vitrail.errors import PromptError
@@ -14,7 +13,7 @@ from vitrail.inputs.formats.description import Format
 from vitrail.inputs.formats.pieces import BOS, Control, Section, Text
 from vitrail.inputs.formats.tools import read_tools
 from vitrail.inputs.formats.turns import Turn, read_turns
-from vitrail.inputs.formats.validation import Mode, Refused, check_turns
+from vitrail.inputs.formats.validation import Mode, Refused, check_mode, check_turns
 from vitrail.inputs.formats.versions import FORMATS, find_format
 from vitrail.inputs.formats.writing import write_sections
 
@@ -26,7 +25,7 @@ def build_prompt(
     tools: Any = None,
     continue_final_message: bool = False,
     reasoning_effort: str | None = None,
-    mode: Mode = "test",
+    mode: str = "test",
     spaced: bool = False,
 ) -> BuiltPrompt:
     """One conversation → its prompt, in the format of that name.
@@ -40,11 +39,11 @@ def build_prompt(
     if hasattr(conversation, "messages") and tools is None:
         tools = getattr(conversation, "tools", None)  # a request of mistral-common carries its tools
     turns, pictures = read_turns(conversation, continue_final_message)
-    shown = read_tools(tools)
+    shown, purpose = read_tools(tools), check_mode(mode)
     try:
-        sections = _sections(turns, shown, reasoning_effort, form, mode)
+        sections = _sections(turns, shown, reasoning_effort, form, purpose)
     except Refused as error:
-        names = [name for name in FORMATS if _accepts(name, turns, shown, reasoning_effort, mode)]
+        names = [name for name in FORMATS if _accepts(name, turns, shown, reasoning_effort, purpose)]
         hint = f"; accepted by format {' or '.join(repr(name) for name in names)}" if names else ""
         raise PromptError(f"{error}{hint}") from error
     _tell_of_lost_tools(shown, sections, form)
@@ -66,11 +65,6 @@ def fim_prompt(
     after = (Text(suffix, "infill"),) if suffix else ()
     pieces = (Control(BOS), Control("[SUFFIX]"), *after, Control("[PREFIX]"), Text(prompt))
     return BuiltPrompt((Section("begin", pieces),), (), spaced)
-
-
-def without_settings(format: Format) -> Format:
-    """A format whose tokenizer file says nothing about settings: it refuses every conversation, as mistral-common does."""
-    return replace(format, efforts=None)
 
 
 def _sections(

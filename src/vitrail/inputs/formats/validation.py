@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 from vitrail.errors import InputError, PromptError
 from vitrail.inputs.formats.description import Format
@@ -14,7 +14,7 @@ from vitrail.inputs.formats.tools import check_name
 from vitrail.inputs.formats.turns import NO_ID, Turn
 from vitrail.inputs.messages import ThinkPart
 
-Mode: TypeAlias = Literal["test", "serving", "finetuning"]
+Mode: TypeAlias = Literal["test", "serving", "finetuning", "agnostic"]
 
 _NINE = re.compile(r"^[a-zA-Z0-9]{9}$")  # with `$`, as mistral-common has it: one newline may follow
 _FOLLOWERS = {
@@ -31,8 +31,6 @@ class Refused(PromptError):
 
 def check_turns(turns: Sequence[Turn], format: Format, mode: Mode) -> None:
     """Raise Refused, which names the message and the field, for what mistral-common refuses in `mode`."""
-    if mode not in get_args(Mode):
-        raise InputError(f"mode is one of {', '.join(get_args(Mode))}; got {mode!r}")
     if format.ordered:
         _check_order(turns)
         _check_end(turns, mode)
@@ -43,6 +41,14 @@ def check_turns(turns: Sequence[Turn], format: Format, mode: Mode) -> None:
             _check_assistant(turn, format, mode, turn is turns[-1])
         elif turn.role == "tool":
             _check_result(turn, format)
+
+
+def check_mode(mode: str) -> Mode:
+    """`mode` itself if it is the name of one; else InputError."""
+    for known in get_args(Mode):
+        if mode == known:
+            return cast(Mode, known)
+    raise InputError(f"mode is one of {', '.join(get_args(Mode))}; got {mode!r}")
 
 
 def _check_order(turns: Sequence[Turn]) -> None:
@@ -65,7 +71,7 @@ def _check_end(turns: Sequence[Turn], mode: Mode) -> None:
             raise Refused(
                 f"{last.place}.role: in mode 'finetuning' the last message is an assistant's, and complete"
             )
-    elif len(turns) > 1 and last.role == "assistant" and not last.prefix:
+    elif mode != "agnostic" and len(turns) > 1 and last.role == "assistant" and not last.prefix:
         raise Refused(
             f"{last.place}.role: the last message is an assistant's; a user or a tool speaks last, or give "
             "continue_final_message=True"
@@ -142,7 +148,8 @@ def _check_assistant(turn: Turn, format: Format, mode: Mode, is_last: bool) -> N
     for number, call in enumerate(turn.calls):
         place = f"{turn.place}.tool_calls[{number}]"
         _refused(check_name, call.name, f"{place}.function.name")
-        unnamed = call.id == NO_ID and mode == "finetuning" and is_last and format.ids == "nine"
+        open_end = mode in ("finetuning", "agnostic") and is_last
+        unnamed = call.id == NO_ID and open_end and format.ids == "nine"
         if not unnamed:
             _check_id(call.id, f"{place}.id", format)
 
