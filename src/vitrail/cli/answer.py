@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+LONGEST = 512  # new tokens, where neither the caller nor generation_config.json says
+
+
 @dataclass(frozen=True)
 class Question:
     """What is asked of which model, and how the answer is drawn (temperature 0: the likeliest id)."""
@@ -25,7 +28,7 @@ class Question:
     system: str | None = None
     tools: list[Any] | None = None
     max_image_tokens: int | None = None
-    max_new_tokens: int = 512
+    max_new_tokens: int | None = None  # None: what the checkpoint says, else LONGEST
     temperature: float = 0.0
     top_p: float | None = None
     top_k: int | None = None
@@ -109,8 +112,10 @@ def answer(question: Question, *, say: Callable[[str], None], hear: Callable[[Pi
     say(reading)
     prepared = time.perf_counter()
     streamer = _Pieces(processor, hear)
+    longest = question.max_new_tokens or model.generation_config.max_new_tokens or LONGEST
     ids = model.generate(
         **inputs,
+        max_new_tokens=longest,
         **_drawing(question),
         streamer=streamer,
         progress=lambda done, all_: say(f"{reading}: {done * 100 // all_} %"),
@@ -119,7 +124,7 @@ def answer(question: Question, *, say: Callable[[str], None], hear: Callable[[Pi
     new = ids[0, result.prompt_tokens :].tolist()
     result.response = streamer.response
     result.completion_tokens = len(new)
-    result.stopped_by = "length" if len(new) >= question.max_new_tokens and not _ends(model, new) else "stop"
+    result.stopped_by = "length" if len(new) >= longest and not _ends(model, new) else "stop"
     result.seconds = {
         "load": loaded - began,
         "prepare": prepared - loaded,
@@ -158,7 +163,7 @@ def _prepare(question: Question, processor: Any, model: Any) -> Any:
 
 def _drawing(question: Question) -> dict[str, Any]:
     """Keywords of generate(); where nothing was asked, generation_config.json of the checkpoint decides."""
-    chosen: dict[str, Any] = {"max_new_tokens": question.max_new_tokens}
+    chosen: dict[str, Any] = {}
     if question.temperature > 0:
         chosen |= {"do_sample": True, "temperature": question.temperature}
         chosen |= {"top_p": question.top_p} if question.top_p is not None else {}

@@ -48,10 +48,8 @@ Exit status: 0 answered, 2 something was wrong with the question, a picture or t
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(min=1),
-    default=512,
-    show_default=True,
     metavar="N",
-    help="Longest answer.",
+    help="Longest answer. [default: the checkpoint's, else 512]",
 )
 @click.option(
     "--temperature",

@@ -86,12 +86,12 @@ def labels(folder: Path) -> list[tuple[Path, str]]:
         ) from problem
 
 
-def evaluate(folder: Path, model: Path | None = None, limit: int = 160) -> Score:
+def evaluate(folder: Path, model: Path | None = None, limit: int | None = None) -> Score:
     """Read every labelled picture of a folder, greedily and one by one, as `vitrail ask` does.
 
     Args:
         model: a checkpoint's folder; None: the embedded one.
-        limit: most characters read of one picture.
+        limit: most characters read of one picture; None: as generation_config.json says.
     """
     from ..auto import AutoModelForImageTextToText, AutoProcessor
 
@@ -109,7 +109,9 @@ def evaluate(folder: Path, model: Path | None = None, limit: int = 160) -> Score
             return_dict=True,
             return_tensors="pt",
         )
-        ids = network.generate(**inputs, max_new_tokens=limit, do_sample=False)
+        ids = network.generate(
+            **inputs, do_sample=False, **({} if limit is None else {"max_new_tokens": limit})
+        )
         read = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         pairs.append((path.name, text, read))
     return score(pairs, time.perf_counter() - begun)

@@ -27,6 +27,9 @@ TEMPLATE = (
 """Format v7 on characters. Pictures stand before the question wherever the user put them: so the reader learned it."""
 
 
+LONGEST_ANSWER = 96  # three lines of thirty characters: the longest texts in training
+
+
 def tokenizer_json() -> dict[str, Any]:
     """A `tokenizers` file: one token per character, control tokens apart, an unknown character becomes <unk>."""
     added = [
@@ -109,7 +112,12 @@ def write_assets(folder: Path) -> None:
     )
     _write(
         folder / "generation_config.json",
-        {"bos_token_id": charset.BOS, "eos_token_id": charset.EOS, "pad_token_id": charset.PAD},
+        {
+            "bos_token_id": charset.BOS,
+            "eos_token_id": charset.EOS,
+            "max_new_tokens": LONGEST_ANSWER,
+            "pad_token_id": charset.PAD,
+        },
     )
     (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
 
