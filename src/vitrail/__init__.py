@@ -56,6 +56,11 @@ if TYPE_CHECKING:
     )
     from vitrail.inputs.mistral_tokenizer import MistralCommonTokenizer as MistralCommonTokenizer
     from vitrail.inputs.processor import PixtralProcessor as PixtralProcessor
+    from vitrail.inputs.response import ResponseParser as ResponseParser
+    from vitrail.inputs.response_pieces import (
+        Response as Response,
+        ToolCall as ToolCall,
+    )
     from vitrail.model.causal import MistralForCausalLM as MistralForCausalLM
     from vitrail.model.decoder import MistralModel as MistralModel
     from vitrail.model.outputs import (
@@ -134,6 +139,11 @@ _HOMES: dict[str, tuple[str, ...]] = {
     ),
     "inputs.mistral_tokenizer": ("MistralCommonTokenizer",),
     "inputs.processor": ("PixtralProcessor",),
+    "inputs.response": ("ResponseParser",),
+    "inputs.response_pieces": (
+        "Response",
+        "ToolCall",
+    ),
     "model.causal": ("MistralForCausalLM",),
     "model.decoder": ("MistralModel",),
     "model.outputs": (
