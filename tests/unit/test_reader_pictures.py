@@ -122,6 +122,8 @@ def test_batches_have_the_sizes_that_the_processor_would_give(face: fonts.Face) 
         "Old Standard TT",
         "Quattrocento Sans",
         "Courier Prime",
+        "Arimo",
+        "Tinos",
     ],
 )
 def test_reserved_families_are_known(family: str) -> None:

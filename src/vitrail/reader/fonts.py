@@ -27,6 +27,10 @@ RESERVED: tuple[str, ...] = (
     "Old Standard",
     "Quattrocento",
     "Courier Prime",
+    # The outlines of Liberation 2 under other names.
+    "Arimo",
+    "Tinos",
+    "Cousine",
 )
 """Families kept for evaluation: never drawn in training, never used to choose a model."""
 

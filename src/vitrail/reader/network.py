@@ -92,6 +92,14 @@ class Reader(nn.Module):
             raise TypeError("the embedding has no trainable table.")
         return weight
 
+    def freeze(self, layers: int) -> None:
+        """Stop training the convolution and the lowest `layers` of the tower; 0 trains everything."""
+        tower = self.model.vision_tower
+        lower = [tower.patch_conv, tower.ln_pre, *list(tower.transformer.layers)[:layers]] if layers else []
+        self.requires_grad_(True)
+        for module in lower:
+            module.requires_grad_(False)
+
     def loss(
         self, batch: Batch, *, patches: float, answer: float, pointer: float = 0.0, order: float = 0.0
     ) -> tuple[Tensor, dict[str, float]]:

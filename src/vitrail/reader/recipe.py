@@ -35,7 +35,7 @@ from .text import Words
 
 _log = logging.getLogger(__name__)
 
-STARTERS = ("DejaVu Sans", "FreeSans", "Noto Sans", "DejaVu Serif", "Tinos", "Clear", "Caladea", "Open")
+STARTERS = ("DejaVu Sans", "FreeSans", "Noto Sans", "DejaVu Serif", "Clear", "Caladea", "Open")
 """Families of the first stage: few and ordinary, so that shapes of letters are found soon."""
 
 
@@ -51,6 +51,7 @@ class Stage:
     answer: float = 0.0  # weight of the loss of the answer's text
     pointer: float = 0.0  # weight of the loss that shows two heads of the decoder where to look
     order: float = 0.0  # weight of the loss that teaches tower and decoder to count characters
+    frozen: int = 0  # lowest layers of the tower that stay as they are
     families: tuple[str, ...] = ()  # () = all
     group: int = 12
     rate: float = 8e-3  # Muon, for matrices
@@ -108,8 +109,8 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "order",
-        Look(margin=10.0),
-        Schedule(steps=1270, warmup=20, final=0.0, ema=0.997, save_every=150),
+        Look(margin=6.0, wear=0.85, accents=0.06, plain=0.6),
+        Schedule(steps=840, warmup=20, final=0.5, ema=0.997, save_every=150),
         count=10,
         patches=0.7,
         answer=1.0,
@@ -118,6 +119,20 @@ STAGES: tuple[Stage, ...] = (
         group=1,
         rate=1.7e-3,
         rate_rest=1.2e-3,
+    ),
+    Stage(
+        "places",
+        Look(margin=6.0, wear=0.85, accents=0.06, plain=0.6),
+        Schedule(steps=1000, warmup=10, final=0.0, ema=0.995, save_every=200),
+        count=10,
+        patches=0.5,
+        answer=1.0,
+        pointer=0.3,
+        order=0.5,
+        frozen=3,
+        group=1,
+        rate=1.2e-3,
+        rate_rest=1.0e-3,
     ),
 )
 
@@ -168,6 +183,7 @@ def train(
         pictures = Pictures(
             chosen, words, stage.look, count=stage.count, seed=1000 + number, group=stage.group
         )
+        reader.freeze(stage.frozen)
         run = _run(reader, stage, pictures, folder, workers, peers or Peers())
         if not state.checkpoints(folder) and previous is not None:
             state.begin_from(run, previous)
