@@ -15,7 +15,7 @@ from vitrail.generate.loop import generate as draw
 from vitrail.model.decoder import MistralModel
 from vitrail.model.layers import Linear
 from vitrail.model.outputs import CausalLMOutputWithPast
-from vitrail.model.packing import Packed, next_token_loss, pack
+from vitrail.model.packing import Packed, check_keep, check_labels, next_token_loss, pack
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
 from vitrail.ops.step import Step
@@ -116,7 +116,12 @@ class CausalModel(PreTrainedModel):
             )
         if labels is not None and (isinstance(logits_to_keep, Tensor) or logits_to_keep):
             raise InputError("labels need the logits of every position; leave logits_to_keep at 0.")
-        batch, new = hidden.shape[:2]
+        batch, new, width = hidden.shape
+        if width != self.text_config.hidden_size:
+            raise InputError(f"inputs_embeds are {width} wide, the model {self.text_config.hidden_size}.")
+        check_keep(logits_to_keep, new)
+        if labels is not None:
+            check_labels(labels, (batch, new), self.text_config.vocab_size)
         packed = pack(
             batch,
             new,

@@ -64,10 +64,6 @@ class Packed:
         """
         columns = torch.arange(self.new, device=self.index.device)
         if isinstance(logits_to_keep, Tensor):
-            if logits_to_keep.dim() != 1:
-                raise InputError(
-                    f"logits_to_keep must be a number or a 1-D tensor, got {logits_to_keep.dim()} dimensions."
-                )
             columns = columns[logits_to_keep.to(columns.device)]
         elif logits_to_keep:
             columns = columns[-logits_to_keep:]
@@ -111,6 +107,8 @@ def pack(
     seen = torch.zeros(batch, 0, dtype=torch.bool) if cache is None else cache.kept().cpu()
     kept = _new_mask(attention_mask, seen, batch, new).to(device)
     past_lengths = [0] * batch if cache is None else [cache.length(s) for s in cache.sequences]
+    if not bool(kept.any()):
+        raise InputError("attention_mask leaves no position; give every conversation some text.")
     segments, index = Segments.from_mask(kept, past_lengths, device=device)
     longest = max(segments.kv_host, default=0)
     if longest > config.max_position_embeddings:
@@ -145,7 +143,7 @@ def _open_cache(
     if not isinstance(past, KVCache):
         try:
             positions = past[0][0].shape[2]
-        except (TypeError, IndexError, AttributeError):
+        except (TypeError, IndexError, KeyError, AttributeError):
             raise InputError(
                 "past_key_values must be the cache that forward() returned or a tuple of (key, value) per layer, "
                 f"got {type(past).__name__}."
@@ -214,18 +212,40 @@ def _reserve(cache: KVCache, segments: Segments) -> None:
         cache.reserve(sequence, segments.query_length(number))
 
 
+def check_keep(logits_to_keep: "int | Tensor", new: int) -> None:
+    """Raise InputError unless `logits_to_keep` is a number or names positions of T new ones."""
+    if not isinstance(logits_to_keep, Tensor):
+        return
+    if logits_to_keep.dim() != 1 or logits_to_keep.is_floating_point():
+        raise InputError(
+            f"logits_to_keep must be a number or a 1-D tensor of positions, got {logits_to_keep.dtype} of "
+            f"{logits_to_keep.dim()} dimensions."
+        )
+    if logits_to_keep.dtype == torch.bool:
+        if len(logits_to_keep) != new:
+            raise InputError(f"logits_to_keep marks {len(logits_to_keep)} positions, there are {new}.")
+    elif len(logits_to_keep) and not (int(logits_to_keep.min()) >= -new and int(logits_to_keep.max()) < new):
+        raise InputError(
+            f"logits_to_keep {logits_to_keep.tolist()} names a position outside the {new} new ones."
+        )
+
+
+def check_labels(labels: Tensor, shape: tuple[int, int], vocabulary: int) -> None:
+    """Raise InputError or ContextError unless labels have the shape (B, T) and are ids or −100."""
+    if tuple(labels.shape) != shape:
+        raise InputError(f"labels have the shape {tuple(labels.shape)}, expected {shape}.")
+    asked = labels[labels != IGNORED]
+    if len(asked) and not (int(asked.min()) >= 0 and int(asked.max()) < vocabulary):
+        raise ContextError(
+            f"labels go from {int(asked.min())} to {int(asked.max())}; the vocabulary has {vocabulary} ids."
+        )
+
+
 def next_token_loss(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
     """Mean cross-entropy of each label given the position before it, in float32.
 
     Args:
         logits: (B, T, V). labels: (B, T), −100 where nothing is asked. kept: bool (B, T), no padding.
     """
-    if labels.shape != logits.shape[:2]:
-        raise InputError(f"labels have the shape {tuple(labels.shape)}, expected {tuple(logits.shape[:2])}.")
-    asked = labels[labels != IGNORED]
-    if len(asked) and not (int(asked.min()) >= 0 and int(asked.max()) < logits.shape[-1]):
-        raise ContextError(
-            f"labels go from {int(asked.min())} to {int(asked.max())}; the vocabulary has {logits.shape[-1]} ids."
-        )
     targets = labels[:, 1:].to(logits.device).masked_fill(~kept[:, :-1], IGNORED)
     return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)

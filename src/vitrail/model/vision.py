@@ -230,8 +230,9 @@ def _groups(grids: Sequence[tuple[int, int]], rows: int) -> list[slice]:
 
 def _host(sizes: "Tensor | Sequence[Sequence[int]]") -> "Sequence[Sequence[int]]":
     if isinstance(sizes, Tensor):
-        listed: list[list[int]] = sizes.tolist()
-        return listed
+        sizes = sizes.tolist()
+    if not all(isinstance(pair, (list, tuple, Tensor)) and len(pair) == 2 for pair in sizes):
+        raise InputError(f"image_sizes must be pairs (height, width), one per picture, got {sizes!r:.200}.")
     return sizes
 
 

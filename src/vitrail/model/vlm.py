@@ -3,7 +3,7 @@
 Letters: B conversations · T new positions · S cached + new · N pictures · D text width · V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -33,11 +33,11 @@ class VisionLanguageParts(PreTrainedModel):
     def __init__(
         self,
         config: VisionLanguageConfig,
-        projector: "LlavaMultiModalProjector | Mistral3MultiModalProjector",
+        projector: "Callable[[Any], LlavaMultiModalProjector | Mistral3MultiModalProjector]",
     ) -> None:
         super().__init__(config)
         self.vision_tower = PixtralVisionModel(config.vision_config)
-        self.multi_modal_projector = projector
+        self.multi_modal_projector = projector(config)
         self.language_model = MistralModel(config.text_config)
         self.post_init()
 
@@ -56,7 +56,7 @@ class LlavaModel(VisionLanguageParts):
     config_class: ClassVar[type[LlavaConfig]] = LlavaConfig
 
     def __init__(self, config: LlavaConfig) -> None:
-        super().__init__(config, LlavaMultiModalProjector(config))
+        super().__init__(config, LlavaMultiModalProjector)
 
 
 class Mistral3Model(VisionLanguageParts):
@@ -65,7 +65,7 @@ class Mistral3Model(VisionLanguageParts):
     config_class: ClassVar[type[Mistral3Config]] = Mistral3Config
 
     def __init__(self, config: Mistral3Config) -> None:
-        super().__init__(config, Mistral3MultiModalProjector(config))
+        super().__init__(config, Mistral3MultiModalProjector)
 
 
 class VisionLanguageModel(CausalModel):
