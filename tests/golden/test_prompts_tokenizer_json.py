@@ -9,9 +9,11 @@ import pytest
 
 from tests.conversations import MARKERS, Writer
 from tests.convert import converted
-from tests.prompts import SENTENCEPIECE, TEKKEN, VERSIONS, build, records, tokenizer
-from vitrail.errors import PromptError
+from tests.prompts import SENTENCEPIECE, TEKKEN, VERSIONS, build, records, tokenizer, with_pictures
+from vitrail.errors import PromptError, UnsupportedError
 from vitrail.inputs.formats import encode_prompt, fim_prompt, find_format
+from vitrail.inputs.processor import PixtralProcessor
+from vitrail.inputs.processor_files import processor_parts
 from vitrail.inputs.tokenizer import FastTokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:tools are left out")]
@@ -97,3 +99,39 @@ def test_format_is_told_by_control_tokens(version: str) -> None:
 def test_format_that_control_tokens_do_not_tell() -> None:
     with pytest.raises(PromptError, match="v3-tekken"):
         json_tokenizer(TEKKEN[0]).prompt_format()
+
+
+@pytest.mark.parametrize("version", ["v7m1", "v3-tekken", "v15"])
+def test_processor(version: str) -> None:
+    """A processor over a tokenizer.json, by name of the format: pictures and ids of the recordings, in both ways."""
+    parts = processor_parts(tokenizer(version))
+    processor = PixtralProcessor(**{**parts, "tokenizer": json_tokenizer(version)})
+    for record in records(version)[1::12]:
+        options = {name: record[name] for name in ("tools", "continue_final_message")}
+        if record.get("reasoning_effort"):
+            options["reasoning_effort"] = record["reasoning_effort"]
+        messages = with_pictures(record["messages"])
+        out = processor.apply_chat_template(
+            messages, format=version, tokenize=True, return_dict=True, **options
+        )
+        assert out["input_ids"].tolist() == [record["ids"]]
+        text = processor.apply_chat_template(messages, format=version, **options)
+        assert processor(text=text)["input_ids"].tolist() == [record["ids"]]
+
+
+def test_one_turn_at_a_time() -> None:
+    """Padding, truncation and masks of a batch in a built-in format."""
+    json = json_tokenizer("v7")
+    json.pad_token = "<unk>"
+    chats = [[{"role": "user", "content": "one"}], [{"role": "user", "content": "one two three"}]]
+    out = json.apply_chat_template(chats, format="v7", padding=True, return_dict=True, return_tensors="pt")
+    assert out["input_ids"].shape == out["attention_mask"].shape
+    assert out["attention_mask"].sum(1).tolist() == [
+        len(json.apply_chat_template(c, format="v7")) for c in chats
+    ]
+    long = [*chats[1], {"role": "assistant", "content": "four"}, *chats[0]]
+    with pytest.warns(UserWarning, match="messages 0, 1 are left out"):
+        short = json.apply_chat_template(long, format="v7", truncation=True, max_length=4)
+    assert short == json.apply_chat_template(chats[0], format="v7")
+    with pytest.raises(UnsupportedError, match="offsets"):
+        json(json.apply_chat_template(long, format="v7", tokenize=False), return_offsets_mapping=True)

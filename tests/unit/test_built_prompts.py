@@ -157,3 +157,20 @@ def test_files_that_are_no_tokenizers(tmp_path: Path) -> None:
         file.truncate(1000)
     with pytest.raises(CheckpointError, match=r"tokenizer.model.v3"):
         MistralCommonTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.slow
+def test_reasoning_effort() -> None:
+    """v15's settings; without a format named, too."""
+    model = tokenizer("v15")
+    shown = {}
+    for effort in ("none", "high"):
+        ids = model.apply_chat_template([{"role": "user", "content": "a"}], reasoning_effort=effort)
+        shown[effort] = model.decode(ids)
+    assert (
+        shown["high"].replace("high", "none")
+        == shown["none"]
+        == model.decode(model.apply_chat_template([{"role": "user", "content": "a"}]))
+    )
+    with pytest.raises(PromptError, match="reasoning_effort: expected one of none, high"):
+        model.apply_chat_template([{"role": "user", "content": "a"}], reasoning_effort="huge")

@@ -148,7 +148,7 @@ def chat_of_format(
     return_dict: bool,
 ) -> Any:
     """`MistralCommonTokenizer.apply_chat_template` with format=. options: `build_chat`'s; call: the tokenizer's."""
-    form = choose_format(options.pop("format"), tokenizer.prompt_format)
+    form = choose_format(options.pop("format", None) or AUTO, tokenizer.prompt_format)
     options.setdefault("mode", tokenizer.mode)
     chat = build_chat(conversation, form, tokenizer.encoder, options)
     if not tokenize:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.errors import CheckpointError, InputError, PromptError, UnsupportedError
+from vitrail.files.token_ids import version_of
 from vitrail.inputs.batch import BatchFeature, check_tensor_type
 from vitrail.inputs.built_prompts import chat_of_format, encode_built, fit_text, limit_of
 from vitrail.inputs.formats import BuiltPrompt, Format, build_prompt
@@ -32,7 +33,7 @@ from vitrail.inputs.padding import (
 )
 from vitrail.inputs.tokenizer_files import prepare_folder
 
-_NEEDLESS = ("add_generation_prompt", "format")
+_NEEDLESS = ("add_generation_prompt", "format", "reasoning_effort")
 _SENTENCEPIECE = re.compile(r".*\.model(\.v\d+(m\d+)?)?")
 
 
@@ -288,10 +289,10 @@ class MistralCommonTokenizer(MistralRows):
         The dict holds pixel_values (N, 3, H, W) and image_sizes (N, 2), zero-padded where the sizes differ. Raises
         PromptError for conversations that the format refuses.
         format: the prompt is made by Vitrail's own builder, in the format of that name or, for "auto", of the file
-        (docs/prompts.md); reasoning_effort is then served too, and `tokenize=False` gives a prompt that a
+        (docs/prompts.md), which also serves reasoning_effort; `tokenize=False` then gives a prompt that a
         PixtralProcessor encodes as it stands.
         """
-        if kwargs.get("format") is not None:
+        if kwargs.get("format") is not None or kwargs.get("reasoning_effort") is not None:
             options = {**kwargs, "tools": tools, "continue_final_message": continue_final_message}
             call = {"padding": padding, "truncation": truncation, "max_length": max_length}
             call["return_tensors"] = return_tensors
@@ -430,7 +431,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
     names = [
         file for file in folder.iterdir() if _SENTENCEPIECE.fullmatch(file.name) or file.name == "tekken.json"
     ]
-    return sorted(names, key=lambda file: (file.name == "tekken.json", file.name))
+    return sorted(names, key=lambda file: (file.name == "tekken.json", version_of(file.name), file.name))
 
 
 def _refuse(owner: str, kwargs: Mapping[str, Any]) -> None:

@@ -35,7 +35,8 @@ class JsonEncoder:
         self._forbidden = set(self._controls.values()) - {self._unknown}
         self._cut = _alternatives(self._words)
         self._carrier = len(self._raw(CARRIER))
-        self.spaced = self._raw("a") != self._raw(CARRIER + "a")[self._carrier :]
+        first = self._copy.encode("a", add_special_tokens=False).tokens[:1]
+        self.spaced = bool(first) and first[0].startswith(_SPACES)
 
     def find(self, name: str) -> int | None:
         """Id of a control token; None if there is none of this name."""
@@ -120,6 +121,7 @@ _NEWEST_FIRST: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("v3", ("[IMG]",)),
     ("v2", ("[INST]",)),
 )
+_SPACES = ("▁", "Ġ")  # how SentencePiece and byte-level vocabularies write a space
 _TELLING = frozenset(token for _, tokens in _NEWEST_FIRST for token in tokens)
 _TEKKEN = ("v15", "v13", "v11")
 
