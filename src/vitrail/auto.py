@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import CheckpointError, ConfigError, InputError, UnsupportedError
+from vitrail.files.layout import MISTRAL, choose_format
 
 if TYPE_CHECKING:
     from vitrail.configs import PretrainedConfig
@@ -122,6 +123,13 @@ class AutoImageProcessor(_Auto):
         if inputs:
             raise InputError(f"{cls.__name__}.from_pretrained takes one positional argument, the checkpoint.")
         folder = _folder(pretrained_model_name_or_path, kwargs)
+        if choose_format(folder, format := kwargs.pop("format", None)) == MISTRAL:
+            from vitrail.inputs.processor_files import image_processor_of
+
+            own = image_processor_of(
+                folder, _config_dict(folder, format), kwargs.pop("use_fast", None), own_format=True
+            )
+            return type(own).from_dict(own.to_dict(), **kwargs)
         named = _image_processor_type(folder)
         if named.removesuffix("Fast") != "PixtralImageProcessor":
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Loading needs the model, its largest tensor and 300 MB of anonymous memory, and no more."""
+"""Loading needs the model, its largest tensor and 300 MB of anonymous memory, converting the tensor and 300 MB; no more."""
 
 from __future__ import annotations
 
@@ -45,6 +45,12 @@ watcher.join()
 packed = sum(t.nbytes for m in model.modules() if hasattr(m, "packed") for t in m.packed.tensors.values())
 print(peak - before, packed + sum(p.nbytes for p in model.parameters()))
 """
+# Converting instead: everything up to the load is the same.
+CONVERT = LOAD.replace(
+    LOAD[LOAD.index("model = vitrail.Mistral") : LOAD.index("done.set()")],
+    "from vitrail.weights.convert import convert\nwritten = convert(sys.argv[1], sys.argv[3], sys.argv[2])\n",
+)
+CONVERT = CONVERT[: CONVERT.index("packed =")] + "print(peak - before, written.size)\n"
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +89,24 @@ def test_peak_anonymous_memory(folder: Path, form: str) -> None:
     largest = 32768 * 2048 * (4 if form == "fp32" else 2)
     assert peak <= model + largest + 300 * MB
     assert model > (150 if form == "nf4" else 600) * MB
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="counts anonymous memory as Linux tells it"
+)
+def test_peak_anonymous_memory_of_a_conversion(folder: Path, tmp_path: Path) -> None:
+    source = folder
+    for to in ("mistral", "hf"):
+        target = tmp_path / to
+        result = subprocess.run(
+            [sys.executable, "-c", CONVERT, str(source), to, str(target)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+        )
+        peak, size = (int(word) for word in result.stdout.split())
+        assert size > 600 * MB
+        assert peak <= 32768 * 2048 * 2 + 300 * MB
+        source = target

@@ -176,3 +176,13 @@ def test_a_named_dialect_stays(native: Path, tmp_path: Path) -> None:
     assert vitrail.AutoProcessor.from_pretrained(folder).image_processor.dialect == "mistral"
     (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "dialect": "hf"}))
     assert vitrail.AutoProcessor.from_pretrained(folder).image_processor.dialect == "hf"
+
+
+def test_the_image_processor_alone(native: Path) -> None:
+    processor = vitrail.AutoImageProcessor.from_pretrained(native, max_image_tokens=100)
+    assert (processor.dialect, processor.size, processor.max_image_tokens) == (
+        "mistral",
+        {"longest_edge": 1024},
+        100,
+    )
+    assert vitrail.AutoImageProcessor.from_pretrained(native, use_fast=True).is_fast

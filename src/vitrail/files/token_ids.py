@@ -45,14 +45,15 @@ def tokenizer_file(folder: Path, mode: str = "auto") -> Path | None:
     if mode not in MODES:
         raise InputError(f"tokenizer_mode must be one of {', '.join(MODES)}; got {mode!r}.")
     versioned = [path for path in folder.glob("*.model.v*") if _VERSIONED.fullmatch(path.name)]
-    versioned.sort(key=lambda path: (_version(path.name), path.name), reverse=True)
+    versioned.sort(key=lambda path: (version_of(path.name), path.name), reverse=True)
     native = [folder / TEKKEN, *versioned]
     other = [] if mode == "mistral" else [folder / TOKENIZER_JSON]
     ordered = [*other, *native] if mode == "hf" else [*native, *other]
     return next((path for path in [*ordered, *sorted(folder.glob("*.model"))] if path.is_file()), None)
 
 
-def _version(name: str) -> tuple[int, int]:
+def version_of(name: str) -> tuple[int, int]:
+    """Version and picture version in the name of a *.model.v* file; (0, 0) where there is none."""
     found = _VERSIONED.fullmatch(name)
     return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 

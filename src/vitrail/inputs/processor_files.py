@@ -39,7 +39,7 @@ def read_processor(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]
     tokenizer = open_tokenizer_of(folder, mode, **given)
     native = native_pictures(tokenizer) if isinstance(tokenizer, MistralCommonTokenizer) else {}
     own_format = choose_format(folder, overrides.get("format")) == MISTRAL
-    image_processor = _read_image_processor(
+    image_processor = image_processor_of(
         folder, config, overrides.get("use_fast"), native, own_format=own_format
     )
     arguments: dict[str, Any] = {name: stored[name] for name in _TOKENS if stored.get(name) is not None}
@@ -99,15 +99,19 @@ def processor_parts(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
     }
 
 
-def _read_image_processor(
+def image_processor_of(
     folder: Path,
     config: Mapping[str, Any],
     use_fast: bool | None,
-    native: Mapping[str, Any],
+    native: Mapping[str, Any] | None = None,
     *,
     own_format: bool,
 ) -> PixtralImageProcessor | PixtralImageProcessorFast:
-    """As the folder says; where it says nothing, with the vision tower's patch and picture size."""
+    """As the folder says; where it says nothing, with the vision tower's patch and picture size.
+
+    native: what the tokenizer's file says of pictures. own_format: the folder is in Mistral's own format, whose dialect is
+    then the default.
+    """
     from vitrail.inputs.image_processor import PixtralImageProcessor, PixtralImageProcessorFast
 
     vision = config.get("vision_config")

@@ -35,7 +35,6 @@ _STEMS = {HF: "model", MISTRAL: "consolidated"}
 _CONFIGS = {HF: CONFIG_NAME, MISTRAL: PARAMS_NAME}
 # Tokenizers, templates, settings and licences; nothing that is read as weights.
 _COPIED = re.compile(r"(?!\.).*(\.json|\.jinja|\.md|\.txt|\.model(\.v\d+(m\d+)?)?)|LICENSE.*", re.ASCII)
-_COPY_LIMIT = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ def convert(
 
 
 def open_source(source: Path, to: str) -> tuple[PretrainedConfig, Checkpoint]:
-    """Configuration and tensors of what would be converted to the format `to`, with canonical names' checks left out."""
+    """Configuration and tensors of what would be converted to the format `to`; errors as `convert`."""
     if to not in NAMES:
         raise InputError(f"a format is 'hf' or 'mistral', got {to!r}.")
     given = MISTRAL if to == HF else HF
@@ -151,7 +150,7 @@ def _prepare(source: Path, to: str) -> _Job:
         raise CheckpointError(f"{source} holds one tensor under two names.")
     own = {canonical(from_native(name) or name) if to == HF else canonical(name) for name in names}
     _note(config, own)
-    _note_dtype(config, checkpoint)
+    _note_kind(config, checkpoint)
     return _Job(source, to, config, checkpoint, names, heads_of(config.to_dict()))
 
 
@@ -171,11 +170,10 @@ def _note(config: PretrainedConfig, names: set[str]) -> None:
         config.multimodal_projector_bias = PROJECTOR_BIASES[0] in names
 
 
-def _note_dtype(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
-    for file in checkpoint.files.values():
-        for entry in file.entries.values():
-            if config.dtype is None:
-                config.dtype = str(entry.dtype).removeprefix("torch.")
+def _note_kind(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
+    if config.dtype is None:
+        first = next((entry for file in checkpoint.files.values() for entry in file.entries.values()), None)
+        config.dtype = None if first is None else str(first.dtype).removeprefix("torch.")
     if config.architectures is None:
         kinds = {"llava": "LlavaForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}
         kind = type(config).model_type
@@ -279,13 +277,8 @@ def _write_settings(config: PretrainedConfig, folder: Path) -> None:
 
 def _copy_others(job: _Job, folder: Path) -> None:
     for path in sorted(job.source.iterdir()):
-        weights = path.name.endswith(".index.json")
-        if (
-            path.is_file()
-            and not weights
-            and _COPIED.fullmatch(path.name)
-            and path.stat().st_size <= _COPY_LIMIT
-        ):
+        index = path.name.endswith(".index.json")
+        if path.is_file() and not index and _COPIED.fullmatch(path.name):
             shutil.copyfile(path, folder / path.name)
 
 
