@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from vitrail.errors import InputError
+from vitrail.inputs.call_reader import CallReader
 from vitrail.inputs.response import ResponseParser, parse_response
 from vitrail.inputs.response_pieces import (
     ArgumentsDelta,
@@ -456,3 +458,25 @@ def test_mistakes_are_told() -> None:
     parser.finish()
     with pytest.raises(InputError, match="finished"):
         parser.feed([5])
+
+
+def test_long_answers_take_time_in_proportion() -> None:
+    """Floods of what a scanner could look at again and again: a quarter of a million characters each."""
+    size = 250_000
+    for flood in (
+        '[{"name": "f"}]' + " " * size,
+        '[{"name": "f", "arguments": ' + "[" * size,
+        '[{"name": "f", "arguments": "' + "\\\\" * size,
+        "[" + " " * size,
+        "[" + '{"name": "f"},' * (size // 14),
+        "f" * size,
+    ):
+        pieces: list[Piece] = []
+        reader = CallReader(pieces.append, counter(), fresh=False)
+        began = time.process_time()
+        reader.enter()
+        for start in range(0, len(flood), 5):
+            reader.take(flood[start : start + 5])
+        reader.leave(cut=True)
+        assert time.process_time() - began < 20  # a thousand times that, were it quadratic
+        assert pieces

@@ -43,6 +43,7 @@ class CallReader:
         self._take: Callable[[str], None] = self._plain
         self._list = CallList(self)
         self._held = ""  # the name, the id or what may be the end mark
+        self._spaces: list[str] = []  # between a list and its end mark
         self._name = ""
         self._arguments: list[str] = []
 
@@ -86,8 +87,8 @@ class CallReader:
             self._leave_arguments(cut)
         elif self._take == self._in_list:
             self._list.finish()
-        elif self._held.strip(SPACES):
-            self._emit(TextDelta(self._held))
+        elif self._held:
+            self._emit(TextDelta("".join(self._spaces) + self._held))
         self._take, self._held = self._plain, ""
 
     def begin(self, name: str, id_: str | None) -> None:
@@ -163,23 +164,25 @@ class CallReader:
     def _in_list(self, text: str) -> None:
         taken = self._list.take(text)
         if self._list.closed:
-            self._take, self._held = self._tail, ""
+            self._take, self._held, self._spaces = self._tail, "", []
             self.take(text[taken:])
 
     def _tail(self, text: str) -> None:
         """After a list: the card's textual end mark, or more of the answer."""
         for position, c in enumerate(text):
-            held = self._held + c
-            mark = held.lstrip(SPACES)
-            if mark == END_CALLS:
+            if c in SPACES and not self._held:
+                self._spaces.append(c)
+                continue
+            self._held += c
+            if self._held == END_CALLS:
                 self._take, self._held = self._plain, ""
                 self.take(text[position + 1 :])
                 return
-            if not END_CALLS.startswith(mark):
-                self._take, self._held = self._plain, ""
+            if not END_CALLS.startswith(self._held):
+                held, self._held = "".join(self._spaces) + self._held, ""
+                self._take = self._plain
                 self._plain(held + text[position + 1 :])
                 return
-            self._held = held
 
     def _begin_arguments(self, name: str, id_: str | None) -> None:
         self.begin(name, id_ or self._new_id())
