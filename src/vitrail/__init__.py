@@ -54,7 +54,10 @@ if TYPE_CHECKING:
         ImageLimits as ImageLimits,
         load_image as load_image,
     )
-    from vitrail.inputs.mistral_tokenizer import MistralCommonTokenizer as MistralCommonTokenizer
+    from vitrail.inputs.mistral_tokenizer import (
+        MistralCommonBackend as MistralCommonBackend,
+        MistralCommonTokenizer as MistralCommonTokenizer,
+    )
     from vitrail.inputs.processor import PixtralProcessor as PixtralProcessor
     from vitrail.inputs.response import ResponseParser as ResponseParser
     from vitrail.inputs.response_pieces import (
@@ -137,7 +140,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "ImageLimits",
         "load_image",
     ),
-    "inputs.mistral_tokenizer": ("MistralCommonTokenizer",),
+    "inputs.mistral_tokenizer": ("MistralCommonBackend", "MistralCommonTokenizer"),
     "inputs.processor": ("PixtralProcessor",),
     "inputs.response": ("ResponseParser",),
     "inputs.response_pieces": (

@@ -426,6 +426,9 @@ class MistralCommonTokenizer(MistralRows):
             raise
 
 
+MistralCommonBackend = MistralCommonTokenizer  # its name in transformers 5
+
+
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of mistral-common in a folder, the one to take last."""
     names = [
