@@ -23,6 +23,7 @@ from tests import tiny
 from vitrail import errors
 from vitrail.cli.ask import ask
 from vitrail.cli.main import main
+from vitrail.cli.prompt import prompt
 from vitrail.cli.tokens import tokens
 
 ROOT = Path(__file__).parents[2]
@@ -67,10 +68,10 @@ def blocks(page: str) -> list[Block]:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with the examples' pictures where the pages expect them."""
+    """An empty folder to work in, with the examples' pictures and files where the pages expect them."""
     (tmp_path / "examples").mkdir()
-    for picture in (ROOT / "examples").glob("*.png"):
-        shutil.copy(picture, tmp_path / "examples")
+    for file in [*(ROOT / "examples").glob("*.png"), *(ROOT / "examples").glob("*.json")]:
+        shutil.copy(file, tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -192,7 +193,7 @@ def test_every_error_is_documented() -> None:
     assert [name for name in kinds if f"| `{name}` |" not in page] == []
 
 
-@pytest.mark.parametrize("command", [ask, tokens], ids=["ask", "tokens"])
+@pytest.mark.parametrize("command", [ask, prompt, tokens], ids=["ask", "prompt", "tokens"])
 def test_every_option_is_documented(command: Any) -> None:
     """docs/cli.md names each option."""
     page = (ROOT / "docs/cli.md").read_text("utf-8")
