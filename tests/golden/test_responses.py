@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.prompts import Record, records, tokenizer
+from vitrail.inputs.formats import build_prompt, encode_prompt
 from vitrail.inputs.formats.json_text import read_json_or_text
 from vitrail.inputs.response import ResponseParser, control_names, parse_response
 from vitrail.inputs.response_pieces import Response
@@ -127,6 +128,25 @@ def shape(response: Response, calls: list[tuple[str, str, str | None]]) -> tuple
         (c.name, repr(json.loads(c.arguments)), known[n] and c.id) for n, c in enumerate(response.tool_calls)
     ]
     return chunks, found
+
+
+@pytest.mark.parametrize("version", ["v7m1", "v7-tekken", "v11", "v13"])
+def test_messages_go_back_as_the_same_ids(version: str) -> None:
+    """What was answered, put into a conversation as `as_message`, is the ids that were read."""
+    form = tokenizer(version).prompt_format()
+    read = 0
+    for record in records(version)[::5]:
+        for ids, _ in turns(record, version):
+            if len(ids) < 2 or record["continue_final_message"]:
+                continue
+            response = parse_response(tokenizer(version), ids)
+            if response.text.endswith(" "):
+                continue  # somebody typed U+2581, which SentencePiece reads back as a space, and formats cut
+            message = response.as_message()
+            prompt = build_prompt([{"role": "user", "content": "a"}, message], form, mode="finetuning")
+            assert encode_prompt(prompt, tokenizer(version).encoder)[-len(ids) :] == ids
+            read += 1
+    assert read > 2
 
 
 @pytest.mark.parametrize("version", ["v2", "v3", "v7", "v7m1", "v3-tekken", "v7-tekken", "v11", "v13", "v15"])
