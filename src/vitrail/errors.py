@@ -1,16 +1,16 @@
 """The tree of errors that a person can meet. No logic lives here.
 
-    VitrailError
-    ├── InputError            a question, picture, message or argument that cannot be used
-    │   ├── ImageError        a picture that cannot be opened, is too large, too small or damaged
-    │   ├── PromptError       messages or templates that cannot become a prompt
-    │   └── ContextError      more positions than the model has, or an id beyond the vocabulary
-    ├── ConfigError           a configuration with a missing, ill-typed or unknown value
-    ├── CheckpointError       files of a checkpoint that are missing, damaged, foreign or do not fit
-    ├── UnsupportedError      a thing that the documents name and Vitrail does not do
-    ├── MissingPackageError   an optional package is needed; the message names the extra
-    ├── CacheFull             a key/value cache has no block left; nothing was changed
-    └── OutOfMemory           the work needs more memory than there is
+VitrailError
+├── InputError            a question, picture, message or argument that cannot be used
+│   ├── ImageError        a picture that cannot be opened, is too large, too small or damaged
+│   ├── PromptError       messages or templates that cannot become a prompt
+│   └── ContextError      more positions than the model has, or an id beyond the vocabulary
+├── ConfigError           a configuration with a missing, ill-typed or unknown value
+├── CheckpointError       files of a checkpoint that are missing, damaged, foreign or do not fit
+├── UnsupportedError      a thing that the documents name and Vitrail does not do
+├── MissingPackageError   an optional package is needed; the message names the extra
+├── CacheFull             a key/value cache has no block left; nothing was changed
+└── OutOfMemory           the work needs more memory than there is
 """
 
 

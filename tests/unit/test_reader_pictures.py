@@ -32,9 +32,7 @@ def _renamed(path: Path, family: bytes) -> Path:
     old = b"Aileron"
     assert len(family) == len(old)
     wide = family.decode().encode("utf-16-be")
-    path.write_bytes(
-        _font_bytes().replace(old, family).replace(old.decode().encode("utf-16-be"), wide)
-    )
+    path.write_bytes(_font_bytes().replace(old, family).replace(old.decode().encode("utf-16-be"), wide))
     return path
 
 
@@ -130,7 +128,9 @@ def test_reserved_families_are_known(family: str) -> None:
     assert fonts.is_reserved(family)
 
 
-@pytest.mark.parametrize("family", ["Latin Modern Roman", "DejaVu Sans", "Courier 10 Pitch", "Libris ADF Std"])
+@pytest.mark.parametrize(
+    "family", ["Latin Modern Roman", "DejaVu Sans", "Courier 10 Pitch", "Libris ADF Std"]
+)
 def test_other_families_are_not_reserved(family: str) -> None:
     assert not fonts.is_reserved(family)
 

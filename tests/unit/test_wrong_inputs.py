@@ -65,7 +65,12 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("keep-float", {"logits_to_keep": torch.tensor([0.5])}, InputError, "logits_to_keep"),
     ("cache-layers", {"past_key_values": CACHE[:2]}, InputError, "2 layers, the model 3"),
     ("cache-kind", {"past_key_values": {"a": 1}}, InputError, "past_key_values"),
-    ("cache-batch", {"past_key_values": tuple((k.repeat(2, 1, 1, 1),) * 2 for k, _ in CACHE)}, InputError, "past_key_values"),
+    (
+        "cache-batch",
+        {"past_key_values": tuple((k.repeat(2, 1, 1, 1),) * 2 for k, _ in CACHE)},
+        InputError,
+        "past_key_values",
+    ),
     ("layer", {"vision_feature_layer": 5}, InputError, "outside the tower's 2 layers"),
     ("layers", {"vision_feature_layer": [-1, -2]}, InputError, "names 2 layers of 64"),
     ("layers-none", {"vision_feature_layer": []}, InputError, "vision_feature_layer"),
