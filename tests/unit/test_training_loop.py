@@ -49,7 +49,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path) -> 
 
     def stop(record: dict[str, object]) -> None:
         if record["step"] == 7:
-            part.stopped = True
+            part.asked = True
 
     assert not part.run(stop)
     torch.manual_seed(99)  # another process would have another state

@@ -123,7 +123,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "places",
         Look(margin=6.0, wear=0.85, accents=0.06, plain=0.6),
-        Schedule(steps=1000, warmup=10, final=0.0, ema=0.995, save_every=200),
+        Schedule(steps=940, warmup=10, final=0.0, ema=0.995, save_every=200),
         count=10,
         patches=0.5,
         answer=1.0,

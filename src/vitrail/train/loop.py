@@ -66,7 +66,8 @@ class Run(Generic[Item]):
     step: int = 0
     average: dict[str, Tensor] = field(default_factory=dict)
     peers: Peers = field(default_factory=lambda: Peers())
-    stopped: bool = False
+    asked: bool = False  # this process was asked to stop
+    stopped: bool = False  # all peers agreed to, after the same step
     _rates: list[list[float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -121,7 +122,7 @@ class Run(Generic[Item]):
         with torch.autocast(device, torch.bfloat16, enabled=self.schedule.bf16):
             loss, figures = self.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.stopped = self.peers.average(self.model.parameters(), self.stopped)
+        self.stopped = self.peers.average(self.model.parameters(), self.asked)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip)
         if torch.isfinite(norm):
             for optimizer in self.optimizers:
@@ -155,10 +156,10 @@ class _stop_on_signal:  # noqa: N801  # reads as a statement where it is used
         self._before: dict[int, Any] = {}
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._run.stopped = True
+        self._run.asked = True
 
     def __enter__(self) -> None:
-        self._run.stopped = False
+        self._run.asked = self._run.stopped = False
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._stop)
 
