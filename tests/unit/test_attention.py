@@ -286,7 +286,9 @@ def test_sequences_without_new_rows_are_passed_over() -> None:
     tables = (kv.tables[0], (), kv.tables[1])
     kv = LayerKV(kv.keys, kv.values, kv.slots, kv.block_table[[0, 0, 1]], tables)
     with torch.no_grad():
-        found = attention(made.new(made.q), made.new(made.k), made.new(made.v), between, scale=made.scale, kv=kv)
+        found = attention(
+            made.new(made.q), made.new(made.k), made.new(made.v), between, scale=made.scale, kv=kv
+        )
     assert_near(found, made.expected())
 
 

@@ -167,7 +167,7 @@ def _keys(
     if at[0] >= past:
         return k[at[0] - past : at[1] - past], v[at[0] - past : at[1] - past]
     keys, values = _cached(kv, past).read(index, at[0], at[1])
-    if torch.is_grad_enabled():  # a later step writes into the cache that this one's backward pass still needs
+    if torch.is_grad_enabled():  # a later step overwrites what this one's backward pass still needs
         return keys.clone(), values.clone()
     return keys, values
 
