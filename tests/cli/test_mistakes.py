@@ -264,3 +264,30 @@ def test_control_tokens_in_a_question_are_text(
     question = "Is [IMG] or [/INST] written there?"
     assert main(["ask", str(sign), question, "--model", str(tiny_mistral3), "--max-new-tokens", "2"]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+    ],
+)
+def test_lack_of_memory_is_told(says: Says, monkeypatch: pytest.MonkeyPatch, fault: BaseException) -> None:
+    def fail(words: list[str]) -> int:
+        raise fault
+
+    monkeypatch.setattr("vitrail.cli.main._invoke", fail)
+    assert "not enough memory" in says("ask", "What?")
+
+
+def test_other_faults_of_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(words: list[str]) -> int:
+        raise RuntimeError("a mistake in the program")
+
+    monkeypatch.setattr("vitrail.cli.main._invoke", fail)
+    with pytest.raises(RuntimeError, match="a mistake in the program"):
+        main(["ask", "What?"])

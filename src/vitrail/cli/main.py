@@ -25,6 +25,8 @@ Examples:
   vitrail tokens scan.png --model ./pixtral-12b
 """
 
+SMALLER = "Use a smaller model, --dtype bfloat16, or --max-image-tokens."
+
 
 @click.group(
     epilog=EXAMPLES,
@@ -58,8 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _complain(error.format_message(), _hint(error))
         except VitrailError as error:
             return _complain(str(error))
+        except (MemoryError, RuntimeError) as error:
+            if not _is_lack_of_memory(error):
+                raise
+            return _complain("there is not enough memory for this model and these pictures.", SMALLER)
         except (click.Abort, KeyboardInterrupt):
             return 130
+
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    """Whether it is PyTorch's or Python's way of saying that an allocation failed."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def _invoke(words: list[str]) -> int:
