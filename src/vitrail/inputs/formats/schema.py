@@ -45,7 +45,7 @@ _number = _kind("a number", int, float)
 
 def _above_zero(value: Any, place: str) -> None:
     _number(value, place)
-    if not value > 0:
+    if value <= 0:
         raise _fault(place, "a number above 0", value)
 
 
