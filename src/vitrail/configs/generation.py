@@ -28,6 +28,7 @@ class GenerationConfig:
         do_sample: draw from the probabilities (True) or take the most probable id (False).
         seed: whole number below 2**64 that fixes the draws of every row; None takes torch's generator.
         temperature, top_k, top_p, min_p, repetition_penalty: shape the probabilities, in transformers' order.
+        no_repeat_ngram_size: no run of so many ids stands twice in a row, prompt included; 0 is none.
         num_return_sequences: completions per prompt.
         prefill_chunk_size: positions of the prompt per step (at most 2048, which is also the default).
         eos_token_id: the id, or ids, that end a row. pad_token_id fills rows that ended early.
@@ -54,6 +55,7 @@ class GenerationConfig:
     top_p: float | None
     min_p: float | None
     repetition_penalty: float | None
+    no_repeat_ngram_size: int | None
     num_return_sequences: int
     output_scores: bool
     output_logits: bool | None
@@ -204,6 +206,7 @@ class GenerationConfig:
             ("min_length", 0),
             ("min_new_tokens", 0),
             ("top_k", 0),
+            ("no_repeat_ngram_size", 0),
             ("prefill_chunk_size", 1),
         ):
             self._check(name, (int, none), minimum)

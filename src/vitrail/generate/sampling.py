@@ -42,8 +42,8 @@ def uniform(seed: int, stream: int, step: int) -> float:
 class SamplingParameters:
     """How one row is drawn. None, or the default, switches a rule off.
 
-    `min_new_tokens` ids are drawn before any of `eos_token_ids` may be. All but `repetition_penalty` and
-    `min_new_tokens` only matter when `do_sample`.
+    `min_new_tokens` ids are drawn before any of `eos_token_ids` may be. All but `repetition_penalty`,
+    `no_repeat_ngram_size` and `min_new_tokens` only matter when `do_sample`.
     """
 
     do_sample: bool = False
@@ -52,6 +52,7 @@ class SamplingParameters:
     top_p: float = 1.0
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
     min_new_tokens: int = 0
     eos_token_ids: tuple[int, ...] = ()
 
@@ -74,6 +75,7 @@ class SamplingParameters:
             top_p=1.0 if config.top_p is None else float(config.top_p),
             min_p=config.min_p,
             repetition_penalty=1.0 if config.repetition_penalty is None else float(config.repetition_penalty),
+            no_repeat_ngram_size=config.no_repeat_ngram_size or 0,
             min_new_tokens=max(config.min_new_tokens or 0, (config.min_length or 0) - width),
             eos_token_ids=config.eos_token_ids,
         )
@@ -98,6 +100,7 @@ class SamplingState:
     drawn: int = 0
     allowed: Tensor | None = None
     _seen: Tensor | None = None
+    _followers: dict[tuple[int, ...], set[int]] | None = None
 
     def add(self, token: int) -> None:
         """Append a drawn id."""
@@ -105,6 +108,26 @@ class SamplingState:
         self.drawn += 1
         if self._seen is not None:
             self._seen[token] = True
+        if self._followers is not None:
+            self._note(len(self.history))
+
+    def repeats(self) -> set[int]:
+        """Ids that would make the newest no_repeat_ngram_size ids a run that the history has already."""
+        size = self.parameters.no_repeat_ngram_size
+        if size <= 0:
+            return set()
+        if self._followers is None:
+            self._followers = {}
+            for end in range(size, len(self.history) + 1):
+                self._note(end)
+        return self._followers.get(tuple(self.history[len(self.history) - size + 1 :]), set())
+
+    def _note(self, end: int) -> None:
+        """Remember which id ends the run that stops at position `end`."""
+        start = end - self.parameters.no_repeat_ngram_size
+        if start >= 0 and self._followers is not None:
+            run = self.history[start:end]
+            self._followers.setdefault(tuple(run[:-1]), set()).add(run[-1])
 
     def seen(self, vocabulary: int, device: torch.device) -> Tensor:
         """bool (V,): the ids of the history."""
@@ -143,17 +166,17 @@ class Sampler:
 
 
 def penalise(scores: Tensor, rows: Rows) -> Tensor:
-    """Repetition penalty, then ends that come too early, then ids that are not allowed."""
+    """Repetition penalty, then runs that would repeat, ends that come too early, ids that are not allowed."""
     penalties = [row.parameters.repetition_penalty for row in rows]
     if any(penalty != 1.0 for penalty in penalties):
         vocabulary = scores.shape[-1]
         seen = torch.stack([row.seen(vocabulary, scores.device) for row in rows])
         penalty = _column(penalties, scores)
         scores = torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
-    early = [(n, id_) for n, row in enumerate(rows) for id_ in _forbidden_ends(row, scores.shape[-1])]
-    if early:
+    banned = [(n, id_) for n, row in enumerate(rows) for id_ in _banned(row, scores.shape[-1])]
+    if banned:
         scores = scores.clone()
-        scores[[n for n, _ in early], [id_ for _, id_ in early]] = -torch.inf
+        scores[[n for n, _ in banned], [id_ for _, id_ in banned]] = -torch.inf
     if any(row.allowed is not None for row in rows):
         everything = torch.ones(scores.shape[-1], dtype=torch.bool, device=scores.device)
         allowed = torch.stack([everything if row.allowed is None else row.allowed for row in rows])
@@ -215,10 +238,10 @@ def _top_p(scores: Tensor, masses: Sequence[float]) -> Tensor:
     return scores.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
 
 
-def _forbidden_ends(row: SamplingState, vocabulary: int) -> list[int]:
-    if row.drawn >= row.parameters.min_new_tokens:
-        return []
-    return [id_ for id_ in row.parameters.eos_token_ids if 0 <= id_ < vocabulary]
+def _banned(row: SamplingState, vocabulary: int) -> list[int]:
+    early = row.drawn < row.parameters.min_new_tokens
+    ends = [id_ for id_ in row.parameters.eos_token_ids if 0 <= id_ < vocabulary] if early else []
+    return [*ends, *row.repeats()]
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:

@@ -28,6 +28,9 @@ TEMPLATE = (
 
 
 LONGEST_ANSWER = 96  # three lines of thirty characters: the longest texts in training
+LONGEST_REPEAT = (
+    7  # characters that may stand twice; the decoder copies, and sometimes goes round in a circle
+)
 
 
 def tokenizer_json() -> dict[str, Any]:
@@ -116,6 +119,7 @@ def write_assets(folder: Path) -> None:
             "bos_token_id": charset.BOS,
             "eos_token_id": charset.EOS,
             "max_new_tokens": LONGEST_ANSWER,
+            "no_repeat_ngram_size": LONGEST_REPEAT + 1,
             "pad_token_id": charset.PAD,
         },
     )
