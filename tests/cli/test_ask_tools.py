@@ -26,7 +26,7 @@ class Scripted:
     """A model that answers with given ids."""
 
     device, dtype = torch.device("cpu"), torch.float32
-    generation_config = SimpleNamespace(eos_token_id=2)
+    generation_config = SimpleNamespace(eos_token_id=2, max_new_tokens=None)
 
     def __init__(self, ids: list[int]) -> None:
         self.ids = ids
