@@ -30,6 +30,7 @@ OPTIONAL = (
     "hypothesis",
     "matplotlib",
     "mistral_common",
+    "pypdfium2",
     "pytest",
     "requests",
     "torchvision",

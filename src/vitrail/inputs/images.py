@@ -11,7 +11,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -88,10 +88,7 @@ def load_image(
     if isinstance(source, str):
         return _open_named(source, timeout, limits, policy)
     if callable(getattr(source, "read", None)):
-        content = source.read(limits.max_bytes + 1)
-        if not isinstance(content, bytes):
-            raise ImageError("A file object of a picture is opened in binary mode, as by open(path, 'rb').")
-        return _decode(content, "This file object holds", limits)
+        return _decode(_read_binary(source, limits), "This file object holds", limits)
     raise ImageError(
         "A picture is a path, URL, data URL, bytes, PIL picture, numpy array or tensor; "
         f"got {type(source).__name__}."
@@ -151,17 +148,70 @@ def _open_named(text: str, timeout: float | None, limits: ImageLimits, policy: F
     if scheme.startswith("data:"):
         return _decode(_data_url(text, limits), "This data URL holds", limits)
     if scheme.startswith("file:"):
-        parts = urlsplit(text)
-        if parts.netloc not in ("", "localhost"):
-            raise ImageError("A file: URL names a file of this machine, as in file:///home/me/sign.png.")
-        return _open_file(Path(url2pathname(parts.path)), limits, policy)
+        return _open_file(_local(text), limits, policy)
     if text.startswith(_BASE64_STARTS) and len(text) > 64 and not _exists(text):
         return _decode(_base64(text, "This text", limits), "This base64 text holds", limits)
     return _open_file(Path(text), limits, policy)
 
 
+def read_source(
+    source: Any, timeout: float | None = None, *, max_bytes: int, policy: FetchPolicy = POLICY
+) -> tuple[bytes, str]:
+    """The bytes of a file of at most `max_bytes` in any form that `load_image` takes, and how errors call it.
+
+    Raises ImageError where there is no such file, it is empty or too large, or the policy excludes it.
+    """
+    limits = replace(LIMITS, max_bytes=max_bytes)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data, name = bytes(source), "this file"
+    elif callable(getattr(source, "read", None)):
+        data, name = _read_binary(source, limits), "this file"
+    elif isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
+        data, name = fetch(source, policy.within(timeout)), "the file of this URL"
+    elif isinstance(source, str) and source[:5].lower() == "data:":
+        data, name = (
+            _data_url(source, limits, ("image/", "application/pdf", "application/x-pdf")),
+            "this file",
+        )
+    else:
+        path = _local(source) if isinstance(source, str) else Path(source)
+        with _opened(path, limits, policy) as file:
+            data, name = file.read(max_bytes + 1), shown_path(path)
+    _check_bytes(len(data), limits)
+    return data, name
+
+
+def shown_path(path: Path) -> str:
+    """A path as errors show it: in quotes, and not endless."""
+    return repr(str(path) if len(str(path)) <= 160 else f"{str(path)[:157]}…")
+
+
+def _read_binary(file: Any, limits: ImageLimits) -> bytes:
+    content = file.read(limits.max_bytes + 1)
+    if not isinstance(content, bytes):
+        raise ImageError("A file object of a picture is opened in binary mode, as by open(path, 'rb').")
+    return content
+
+
+def _local(text: str) -> Path:
+    """A path, also as a file: URL."""
+    if text[:5].lower() != "file:":
+        return Path(text)
+    parts = urlsplit(text)
+    if parts.netloc not in ("", "localhost"):
+        raise ImageError("A file: URL names a file of this machine, as in file:///home/me/sign.png.")
+    return Path(url2pathname(parts.path))
+
+
 def _open_file(path: Path, limits: ImageLimits, policy: FetchPolicy) -> Image.Image:
-    shown = repr(str(path) if len(str(path)) <= 160 else f"{str(path)[:157]}…")
+    with _opened(path, limits, policy) as file:
+        return _decode_file(file, f"{shown_path(path)} is", limits)
+
+
+@contextmanager
+def _opened(path: Path, limits: ImageLimits, policy: FetchPolicy) -> Iterator[IO[bytes]]:
+    """A regular file, within the limit of bytes; ImageError for whatever keeps it from being read."""
+    shown = shown_path(path)
     if not policy.allow_files:
         raise ImageError("Local files are not opened here; send the picture as a data URL.")
     try:
@@ -171,7 +221,7 @@ def _open_file(path: Path, limits: ImageLimits, policy: FetchPolicy) -> Image.Im
             raise ImageError(f"{shown} is {kind}; a picture file was expected.")
         _check_bytes(found.st_size, limits)
         with path.open("rb") as file:
-            return _decode_file(file, f"{shown} is", limits)
+            yield file
     except FileNotFoundError as error:
         raise ImageError(f"There is no file {shown}.") from error
     except (OSError, ValueError) as error:
@@ -188,6 +238,12 @@ def _decode(encoded: bytes, subject: str, limits: ImageLimits) -> Image.Image:
 
 def _decode_file(file: IO[bytes], subject: str, limits: ImageLimits) -> Image.Image:
     """Header, limits, pixels of the first frame, then upright and RGB. The caller closes the file."""
+    if file.read(5) == b"%PDF-":
+        raise ImageError(
+            f"{subject} a PDF, and its pages are pictures of their own: open it with vitrail.load_pages, or name it in "
+            'a message as {"type": "file", "path": …}.'
+        )
+    file.seek(0)
     with _decoding(subject, limits):
         picture: Image.Image = Image.open(file, formats=limits.formats)
     check_size(picture.height, picture.width, limits)
@@ -255,13 +311,13 @@ def _check_bytes(size: int, limits: ImageLimits) -> None:
         )
 
 
-def _data_url(text: str, limits: ImageLimits) -> bytes:
-    """The bytes of data:[type][;base64],… (RFC 2397)."""
+def _data_url(text: str, limits: ImageLimits, kinds: tuple[str, ...] = ("image/",)) -> bytes:
+    """The bytes of data:[type][;base64],… (RFC 2397); `kinds`: what the type may begin with."""
     head, comma, body = text[5:].partition(",")
     if not comma:
         raise ImageError("A data URL looks like data:image/png;base64,…; this one has no comma.")
     media, *options = head.split(";")
-    if media.strip() and not media.strip().lower().startswith(("image/", "application/octet-stream")):
+    if media.strip() and not media.strip().lower().startswith((*kinds, "application/octet-stream")):
         raise ImageError(f"A data URL of a picture has the type image/…; got {media[:40]!r}.")
     if any(option.strip().lower() == "base64" for option in options):
         return _base64(body, "The data URL", limits)

@@ -1,7 +1,7 @@
-"""What a conversation says: one `Message` form for all spellings. No templates; opens no picture."""
+"""What a conversation says: one `Message` form for all spellings. No templates; opens no picture but PDFs."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeAlias
 
@@ -10,9 +10,11 @@ from vitrail.errors import PromptError
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _IMAGE_TYPES = ("image", "image_url", "input_image")
+_FILE_TYPES = ("file", "input_file", "document_url")
 _SOURCE_KEYS = ("image", "url", "path", "base64", "image_url")
+_FILE_KEYS = ("path", "url", "file_url", "file_data", "document_url")
 _MESSAGE_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name")
-_SEEN_PARTS = "text, image, image_url and thinking"
+_SEEN_PARTS = "text, image, image_url, file and thinking"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +27,14 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """A picture inside a message. `source`: what `load_image` opens; None where it is handed over beside."""
+    """A picture inside a message. `source`: what `load_image` opens; None where it is handed over beside.
+
+    is_file: given as a file, whatever its name says: a PDF, which stands for all its pages, or a picture.
+    """
 
     source: Any = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    is_file: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,8 @@ def normalize(conversation: Any) -> list[Message]:
 
     Takes a list of messages, one message, a plain string (a user's question) or an object with `.messages`.
     Messages and parts are mappings in Hugging Face's or OpenAI's spelling, or mistral-common's objects.
-    Raises PromptError, which says where the fault is.
+    A PDF becomes its pages, one part for each, within `PdfLimits` (other limits: open it with `load_pages`).
+    Raises PromptError, which says where the fault is, and ImageError for a PDF that cannot be opened.
     """
     if hasattr(conversation, "messages"):
         conversation = conversation.messages
@@ -79,9 +86,24 @@ def normalize(conversation: Any) -> list[Message]:
     if not conversation:
         raise PromptError("messages: expected at least one message, got an empty list")
     return [
-        message if isinstance(message, Message) else _message(message, f"messages[{index}]")
+        open_files(message if isinstance(message, Message) else _message(message, f"messages[{index}]"))
         for index, message in enumerate(conversation)
     ]
+
+
+def open_files(message: Message, pages: Callable[[Any], list[Any]] | None = None) -> Message:
+    """The message with each PDF replaced by its pages; `pages` opens a file, `load_pages` if it is None."""
+    from vitrail.inputs.pdf import load_pages, names_pdf
+
+    if not any(part.is_file or names_pdf(part.source) for part in message.images):
+        return message
+    opened: list[Part] = []
+    for part in message.content or ():
+        if isinstance(part, ImagePart) and (part.is_file or names_pdf(part.source)):
+            opened.extend(ImagePart(page, part.extra) for page in (pages or load_pages)(part.source))
+        elif not isinstance(part, str):
+            opened.append(part)
+    return replace(message, content=tuple(opened))
 
 
 def normalize_batch(conversations: Any) -> tuple[list[list[Message]], bool]:
@@ -153,6 +175,8 @@ def _part(raw: Any, place: str) -> Part:
         return _text_part(raw, place)
     if kind in _IMAGE_TYPES:
         return _image_part(raw, kind, place)
+    if kind in _FILE_TYPES:
+        return _file_part(raw, place)
     if kind == "thinking":
         closed = _read(raw, "closed") is not False
         return ThinkPart(_thinking(_read(raw, "thinking"), place), closed, _rest(raw, "thinking", "closed"))
@@ -190,6 +214,24 @@ def _image_part(raw: Any, kind: str, place: str) -> ImagePart:
             raise PromptError(f"{place}.base64: expected a text, got {_describe(source)}")
         source = source if source.startswith("data:") else f"data:image/png;base64,{source}"
     return ImagePart(source, _rest(raw, *_SOURCE_KEYS))
+
+
+def _file_part(raw: Any, place: str) -> ImagePart:
+    """A file in OpenAI's spellings ({"file": {"file_data": …}}, {"file_url": …}), Mistral's, or with a path or url."""
+    inner = _read(raw, "file")
+    fields = raw if inner is None else inner
+    given = {key: _read(fields, key) for key in _FILE_KEYS if _read(fields, key) is not None}
+    if len(given) != 1:
+        had = f"got {', '.join(given)}" if given else "a file_id names nothing here"
+        raise PromptError(f"{place}: a file needs one of {', '.join(_FILE_KEYS)}; {had}")
+    key, source = next(iter(given.items()))
+    if key == "document_url" and not isinstance(source, str):
+        source = _read(source, "url")
+    if key != "path" and not isinstance(source, str):
+        raise PromptError(f"{place}.{key}: expected a text, got {_describe(source)}")
+    if key == "file_data" and not source.startswith("data:"):
+        source = f"data:application/pdf;base64,{source}"
+    return ImagePart(source, _rest(raw, "file", "document_name", *_FILE_KEYS), is_file=True)
 
 
 def _thinking(raw: Any, place: str) -> Any:

@@ -1,0 +1,198 @@
+"""PDFs: their pages in order, the limits, and one clear sentence for each kind of file that cannot be read."""
+
+from __future__ import annotations
+
+import base64
+import sys
+import time
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests import pdfs, tiny
+from tests.pdfs import BLUE, GREEN, RED
+from vitrail.errors import ImageError, MissingPackageError, PromptError
+from vitrail.inputs.images import load_image
+from vitrail.inputs.messages import normalize, pictures
+from vitrail.inputs.pdf import PDF_LIMITS, load_pages, names_pdf
+
+THREE = pdfs.pdf((72, 144, RED), (144, 72, GREEN), (72, 72, BLUE))
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """A file with three pages: red and tall, green and wide, blue and square."""
+    path = tmp_path / "three.pdf"
+    path.write_bytes(THREE)
+    return path
+
+
+def colours(pages: list[Any]) -> list[Any]:
+    """The colour in the middle of each picture."""
+    return [page.getpixel((page.width // 2, page.height // 2)) for page in pages]
+
+
+def test_pages_come_in_order_at_the_resolution(three: Path) -> None:
+    """150 pixels per inch: a point is 1/72 inch."""
+    told: list[tuple[int, int]] = []
+    pages = load_pages(three, progress=lambda done, total: told.append((done, total)))
+    assert [page.size for page in pages] == [(150, 300), (300, 150), (150, 150)]
+    assert colours(pages) == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    assert {page.mode for page in pages} == {"RGB"}
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.fixture
+def painted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rendering is left out (it starts a process): the file with three pages gives three colours."""
+
+    def render(data: bytes, *_: Any) -> list[Any]:
+        assert data == THREE
+        return [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+
+    monkeypatch.setattr("vitrail.inputs.pdf._render", render)
+
+
+@pytest.mark.usefixtures("painted")
+def test_every_form_of_source_is_read_and_its_content_decides(three: Path, tmp_path: Path) -> None:
+    """Bytes, a data: URL, a binary file, a name that says nothing; a picture stays one picture."""
+    nameless = tmp_path / "scan"
+    nameless.write_bytes(THREE)
+    url = "data:application/pdf;base64," + base64.b64encode(THREE).decode()
+    for source in (THREE, url, BytesIO(THREE), str(nameless), three.as_uri()):
+        assert len(load_pages(source)) == 3
+    tiny.picture(20, 30).save(tmp_path / "sign.png")
+    (sign,) = load_pages(tmp_path / "sign.png")
+    assert sign.size == (30, 20)
+    assert load_pages(sign)[0] is sign
+    assert len(load_pages((tmp_path / "sign.png").read_bytes())) == 1
+
+
+def test_names_of_pdfs() -> None:
+    """A message's source is opened as a PDF by its name or its first bytes, without being read."""
+    for source in (
+        "a.PDF",
+        Path("x/b.pdf"),
+        "https://x.org/a.pdf?v=1",
+        "data:application/pdf;base64,",
+        THREE,
+    ):
+        assert names_pdf(source)
+    for other in ("a.png", "https://x.org/a.png?b=.pdf", "pdf", b"\x89PNG", None, 3, "http://[bad.pdf"):
+        assert not names_pdf(other)
+
+
+def test_a_large_page_is_rendered_coarser_before_it_is_rendered() -> None:
+    """An A0 sheet and a page of 200 inches stay within the pixels of one page."""
+    limits = replace(PDF_LIMITS, max_pixels=100_000)
+    large, huge = load_pages(pdfs.pdf((2384, 3370, RED), (14400, 14400, BLUE)), limits=limits)
+    for page, ratio in ((large, 3370 / 2384), (huge, 1.0)):
+        assert 90_000 < page.width * page.height <= 100_000
+        assert page.height / page.width == pytest.approx(ratio, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("data", "limits", "words"),
+    [
+        (pdfs.pdf((72, 72, RED), encrypted=True), {}, ["encrypted", "password"]),
+        (THREE[:90], {}, ["damaged"]),
+        (b"no PDF at all", {}, ["does not begin with %PDF-"]),
+        (pdfs.pdf(), {}, ["PDF without pages"]),
+        (pdfs.pdf(*[(9, 9, RED)] * 10_000), {}, ["10,000 pages", "at most 50"]),
+        (THREE, {"max_pages": 2}, ["3 pages", "at most 2"]),
+        (pdfs.pdf((72, 72, RED), (5000, 2, RED)), {}, ["page 2", "5000.0 × 2.0 points", "200 times"]),
+        (THREE + b" " * 2_000_000, {"max_bytes": 1 << 20}, ["has 1 MiB", "at most 1 MiB"]),
+    ],
+    ids=[
+        "encrypted",
+        "truncated",
+        "foreign",
+        "empty",
+        "ten thousand pages",
+        "too long",
+        "too narrow",
+        "too large",
+    ],
+)
+def test_a_file_that_cannot_be_read(data: bytes, limits: Any, words: list[str], tmp_path: Path) -> None:
+    """One sentence, with the file's name and the limit."""
+    path = tmp_path / "scan.pdf"
+    path.write_bytes(data)
+    with pytest.raises(ImageError) as caught:
+        load_pages(path, limits=replace(PDF_LIMITS, **limits))
+    text = str(caught.value)
+    assert "scan.pdf" in text and "\n" not in text
+    assert [word for word in words if word not in text] == []
+
+
+def test_a_file_that_would_never_end_is_stopped(tmp_path: Path) -> None:
+    """A page of two kilobytes that asks for 10 ** 12 drawings: PDFium is busy in one call, and is killed."""
+    path = tmp_path / "bomb.pdf"
+    path.write_bytes(pdfs.endless())
+    began = time.monotonic()
+    with pytest.raises(ImageError, match=r"bomb\.pdf.* after 1\.5 s, the limit; 0 of its pages"):
+        load_pages(path, limits=replace(PDF_LIMITS, max_seconds=1.5))
+    assert time.monotonic() - began < 30
+
+
+def test_memory_is_bounded() -> None:
+    """The rendering process gets no more than it may have, and its end is told as what it may be."""
+    pytest.importorskip("resource")
+    limits = replace(PDF_LIMITS, max_memory=128 << 20, max_pixels=90_000_000)
+    with pytest.raises(ImageError, match=r"needs more than 128 MiB .* page 1"):
+        load_pages(pdfs.pdf((14400, 14400, RED)), limits=limits)
+
+
+def test_the_missing_package_is_named_with_its_extra(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are read without it; PDFs say what to install."""
+    monkeypatch.setitem(sys.modules, "pypdfium2", None)
+    with pytest.raises(MissingPackageError, match=r"three\.pdf.*pip install 'vitrail\[pdf\]'"):
+        load_pages(three)
+    assert len(load_pages(tiny.picture(9, 9))) == 1
+
+
+@pytest.mark.usefixtures("painted")
+def test_a_pdf_in_a_message_stands_for_its_pages(three: Path) -> None:
+    """In every spelling, between what stands before and after it."""
+    data = base64.b64encode(THREE).decode()
+    spellings: list[dict[str, Any]] = [
+        {"type": "image", "path": str(three)},
+        {"type": "image", "image": THREE},
+        {"type": "image_url", "image_url": {"url": "data:application/pdf;base64," + data}},
+        {
+            "type": "file",
+            "file": {"filename": "three.pdf", "file_data": "data:application/pdf;base64," + data},
+        },
+        {"type": "input_file", "file_data": data},
+        {"type": "document_url", "document_url": three.as_uri()},
+        {"type": "file", "path": three},
+    ]
+    sign = tiny.picture(8, 8)
+    for part in spellings:
+        content = [{"type": "image", "image": sign}, part, {"type": "text", "text": "Read."}]
+        messages = normalize([{"role": "user", "content": content}])
+        found = [image.source for image in pictures(messages)]
+        assert found[0] is sign
+        assert colours(found[1:]) == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+        assert len(messages[0].content or ()) == 5
+
+
+def test_a_picture_may_come_as_a_file(tmp_path: Path) -> None:
+    """What a file holds decides; a file that names nothing is refused with its place."""
+    tiny.picture(20, 30).save(tmp_path / "sign.png")
+    part = {"type": "file", "path": str(tmp_path / "sign.png")}
+    ((picture,),) = ([p.source for p in m.images] for m in normalize([{"role": "user", "content": [part]}]))
+    assert picture.size == (30, 20)
+    with pytest.raises(PromptError, match=r"messages\[0\]\.content\[0\]: a file needs one of .*file_id"):
+        normalize([{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}])
+
+
+def test_where_one_picture_is_wanted_a_pdf_says_what_to_do(three: Path) -> None:
+    """`load_image` opens one picture."""
+    for source in (three, THREE, str(three)):
+        with pytest.raises(ImageError, match="load_pages"):
+            load_image(source)
