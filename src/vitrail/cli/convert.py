@@ -35,6 +35,7 @@ def convert(model: str, out: Path, to: str) -> None:
     """
     from vitrail.files.hub import resolve
     from vitrail.files.layout import NAMES
+    from vitrail.files.size import in_words
     from vitrail.weights.convert import convert as write, open_source
 
     with waiting() as line:
@@ -46,11 +47,11 @@ def convert(model: str, out: Path, to: str) -> None:
             out,
             to,
             progress=lambda file, done, size: line.say(
-                f"{file}: {done * 100 // max(size, 1)} % of {_gb(size)}"
+                f"{file}: {done * 100 // max(size, 1)} % of {in_words(size)}"
             ),
         )
     files = written.files[0] if len(written.files) == 1 else f"{len(written.files)} files"
-    click.echo(f"{out}: {files}, {_gb(written.size)}, {NAMES[to]}")
+    click.echo(f"{out}: {files}, {in_words(written.size)}, {NAMES[to]}")
 
 
 def _check_fits(config: "PretrainedConfig", checkpoint: "Checkpoint") -> None:
@@ -64,7 +65,3 @@ def _check_fits(config: "PretrainedConfig", checkpoint: "Checkpoint") -> None:
     with torch.device("meta"):
         model = kind.from_config(config)
     make_plan(model, checkpoint, None).refuse_if_amiss(model, checkpoint)
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 50_000_000 else f"{size / 1e6:.1f} MB"

@@ -66,6 +66,10 @@ class Checkpoint:
         """A tensor on the CPU, mapped from its file: copy it before changing or keeping it."""
         return self.files[self._where[name]].tensor(name)
 
+    def copies(self, name: str) -> bool:
+        """Whether `tensor` makes a copy, which then takes memory of its own."""
+        return False
+
     def in_file_order(self) -> list[str]:
         """All names, file by file and in each as they lie: the fastest order to read in."""
         return sorted(

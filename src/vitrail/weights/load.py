@@ -15,6 +15,7 @@ from vitrail.quant.config import BitsAndBytesConfig, read_quantization
 from vitrail.quant.replace import QuantLinear, quantize, replace
 from vitrail.weights.checkpoint import Checkpoint
 from vitrail.weights.devices import DeviceMap, Placement, join, placement
+from vitrail.weights.memory import Form, refuse_if_too_large
 from vitrail.weights.names import PROJECTOR_BIASES, canonical
 from vitrail.weights.native import open_checkpoint
 from vitrail.weights.plan import FLOATS, Plan, make_plan
@@ -39,7 +40,8 @@ def load_into(
     format        "hf" or "mistral" where the folder holds both (native.py); None: what is there, "hf" first.
 
     Every parameter must be in the files with its shape, and nothing else may be; CheckpointError tells of all
-    that is amiss at once and leaves the model as it was. Three things are read off the files, not the config,
+    that is amiss at once and leaves the model as it was; so does OutOfMemory, where a device has less memory free
+    than the weights need (memory.py). Three things are read off the files, not the config,
     and noted in model.config: a missing lm_head is tied to the embeddings, the projector has biases or not, and
     which layers are quantised. When the folder's config.json is of another model_type (a vision-language
     model's, for its language model or tower alone), tensors of parts that `model` does not have are left out.
@@ -52,6 +54,8 @@ def load_into(
     plan.refuse_if_amiss(model, checkpoint)
     target = resolve_dtype(dtype, config, checkpoint, quantised=bool(plan.to_quantise))
     where = placement(model, device_map)
+    form = Form(target, asked if stored is None else None)
+    refuse_if_too_large(model, checkpoint, plan, form, where)
     _fit_projector_bias(model, plan)
     _fill(model, checkpoint, plan, target, where, asked or stored)
     if plan.tied:

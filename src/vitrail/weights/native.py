@@ -58,6 +58,9 @@ class NativeCheckpoint(Checkpoint):
         heads = self.heads.of(name)
         return rows if heads is None else to_halves(rows, heads, native)
 
+    def copies(self, name: str) -> bool:
+        return self.heads.of(name) is not None
+
     def in_file_order(self) -> list[str]:
         return [from_native(name) or name for name in super().in_file_order()]
 

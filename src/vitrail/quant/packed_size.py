@@ -1,0 +1,33 @@
+"""How many bytes a quantised matrix takes, and how many are at work while it is made. Quantises nothing."""
+
+from __future__ import annotations
+
+import torch
+
+from vitrail.ops.weight import NESTED_GROUP
+from vitrail.quant.bitsandbytes import GROUP
+from vitrail.quant.config import BitsAndBytesConfig
+
+_MAP = 16 * 4  # float32 values of the 4-bit codes
+_NESTED_MAP = 256 * 4
+_CHUNK_WORK = 40_000_000  # intermediates of one chunk of bitsandbytes.quantize_4bit
+
+
+def packed_bytes(rows: int, columns: int, config: BitsAndBytesConfig) -> int:
+    """What `replace.quantize` makes of a matrix (rows, columns): codes, scales and maps."""
+    count = rows * columns
+    if config.load_in_8bit:
+        return count + 4 * rows
+    groups = -(-count // GROUP)
+    codes = (count + 1) // 2 + _MAP
+    if not config.bnb_4bit_use_double_quant:
+        return codes + 4 * groups
+    return codes + groups + 4 * -(-groups // NESTED_GROUP) + _NESTED_MAP + 4
+
+
+def packing_bytes(rows: int, columns: int, dtype: torch.dtype, config: BitsAndBytesConfig) -> int:
+    """What is at work beside the result: the matrix itself, in `dtype`, and intermediates."""
+    count = rows * columns
+    if config.load_in_8bit:  # in float16 if it is not, and three times in float32
+        return count * (dtype.itemsize + (0 if dtype == torch.float16 else 2) + 3 * 4)
+    return count * dtype.itemsize + packed_bytes(rows, columns, config) + min(_CHUNK_WORK, count * 40)

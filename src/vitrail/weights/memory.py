@@ -1,0 +1,157 @@
+"""What a model's weights will take in memory, told from the headers of its files, and the refusal of what cannot fit."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vitrail.errors import OutOfMemory
+from vitrail.files.size import in_words
+from vitrail.quant.config import BitsAndBytesConfig
+from vitrail.quant.packed_size import packed_bytes, packing_bytes
+from vitrail.quant.replace import quantized_names
+from vitrail.weights.checkpoint import Checkpoint
+from vitrail.weights.devices import Placement
+from vitrail.weights.free_memory import free_memory
+from vitrail.weights.plan import FLOATS, Plan
+
+SWITCH = "VITRAIL_MEMORY_CHECK"  # "off": load whatever is asked for
+CPU = torch.device("cpu")
+INT8 = BitsAndBytesConfig(load_in_8bit=True)
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How weights are to lie in memory: the type of plain floats, and how Linear layers are quantised, if at all."""
+
+    dtype: torch.dtype
+    quantization: BitsAndBytesConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One tensor's (or packed layer's) loading: bytes that stay, and that are there only meanwhile."""
+
+    name: str  # of the model's own tensor
+    kept: int
+    meanwhile: int = 0
+    meanwhile_on_cpu: int = 0  # whatever device it goes to
+
+
+def kept_bytes(model: nn.Module, checkpoint: Checkpoint, plan: Plan, form: Form) -> dict[str, int]:
+    """Own tensor's name → the bytes that it takes once loaded in `form`. A head that is tied takes none."""
+    return {step.name: step.kept for step in _steps(model, checkpoint, plan, form)}
+
+
+def peak_bytes(
+    model: nn.Module, checkpoint: Checkpoint, plan: Plan, form: Form, where: Placement
+) -> dict[torch.device, int]:
+    """Device → the most bytes that loading takes there at once: what is loaded, and what is at work meanwhile.
+
+    Mapped files count as nothing, for the system takes their pages back when it needs them.
+    """
+    held: dict[torch.device, int] = defaultdict(int)
+    most: dict[torch.device, int] = defaultdict(int)
+    for step in _steps(model, checkpoint, plan, form):
+        device = where.of(step.name)
+        most[device] = max(most[device], held[device] + step.kept + step.meanwhile)
+        held[device] += step.kept
+        most[CPU] = max(most[CPU], held[CPU] + step.meanwhile_on_cpu)
+    return dict(most)
+
+
+def refuse_if_too_large(
+    model: nn.Module, checkpoint: Checkpoint, plan: Plan, form: Form, where: Placement
+) -> None:
+    """Raise OutOfMemory, which names a form that would fit, where the weights need more than a device has free.
+
+    Nothing is refused where the free memory is unknown, nor with VITRAIL_MEMORY_CHECK=off in the environment.
+    """
+    if os.environ.get(SWITCH, "").strip().lower() in ("off", "0", "no", "false"):
+        return
+    need = peak_bytes(model, checkpoint, plan, form, where)
+    free = {device: free_memory(device) for device in need}
+    for device, room in free.items():
+        if room is not None and need[device] > room:
+            advice = _advice(
+                lambda other: peak_bytes(model, checkpoint, plan, other, where), free, form, plan
+            )
+            raise OutOfMemory(
+                f"the weights of {checkpoint.folder} need {in_words(need[device])} of memory on {device} as "
+                f"{_called(form)}, and {in_words(room)} is free; {advice}. {SWITCH}=off in the environment loads them "
+                "all the same."
+            )
+
+
+def _advice(
+    need_of: Callable[[Form], Mapping[torch.device, int]],
+    free: Mapping[torch.device, int | None],
+    form: Form,
+    plan: Plan,
+) -> str:
+    """The first form that fits, as the words to write; or that none does."""
+    smaller = ""
+    for other, words in _smaller_forms(form, plan):
+        need = need_of(other)
+        smaller = f"as {_called(other)} they need {in_words(sum(need.values()))}"
+        if all(room is None or need.get(device, 0) <= room for device, room in free.items()):
+            return f"{smaller}: pass {words}"
+    if smaller:
+        return f"even {smaller}: free some memory, or use a smaller model or a larger machine"
+    return "free some memory, or use a smaller model or a larger machine"
+
+
+def _smaller_forms(form: Form, plan: Plan) -> Iterator[tuple[Form, str]]:
+    """Forms that take less, the most exact first, with the keywords of from_pretrained for each."""
+    half = torch.float16 if form.dtype == torch.float16 else torch.bfloat16
+    if form.dtype.itemsize > 2:
+        yield Form(half, form.quantization), f"dtype={half}"
+    if plan.packed:  # quantised in the files already
+        return
+    if form.quantization is None:
+        yield (
+            Form(half, INT8),
+            f"dtype={half}, quantization_config=BitsAndBytesConfig(load_in_8bit=True)",
+        )
+    if form.quantization is None or form.quantization.load_in_8bit:
+        yield (
+            Form(half, NF4),
+            f'dtype={half}, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")',
+        )
+
+
+def _called(form: Form) -> str:
+    dtype = str(form.dtype).removeprefix("torch.")
+    if form.quantization is None or not form.quantization.is_quantizable():
+        return dtype
+    if form.quantization.load_in_8bit:
+        return f"int8 (the rest {dtype})"
+    return f"{form.quantization.bnb_4bit_quant_type.upper()} (the rest {dtype})"
+
+
+def _steps(model: nn.Module, checkpoint: Checkpoint, plan: Plan, form: Form) -> Iterator[_Step]:
+    """What load.py does, tensor by tensor and in its order."""
+    for path, packed in plan.packed.items():
+        yield _Step(f"{path}.weight", sum(tensor.nbytes for tensor in packed.tensors.values()))
+    quantised: set[str] = set()
+    if form.quantization is not None:
+        quantised = quantized_names(model, form.quantization, plan.tied or ()) - plan.packed.keys()
+    for name, file_name in plan.plain.items():
+        entry = checkpoint.entry(file_name)
+        dtype = form.dtype if entry.dtype in FLOATS else entry.dtype
+        count, size = math.prod(entry.shape), dtype.itemsize
+        on_cpu = count * entry.dtype.itemsize if checkpoint.copies(file_name) else 0
+        path, _, leaf = name.rpartition(".")
+        if leaf == "weight" and path in quantised and form.quantization is not None:
+            rows, columns = entry.shape
+            meanwhile = packing_bytes(rows, columns, dtype, form.quantization)
+            yield _Step(name, packed_bytes(rows, columns, form.quantization), meanwhile, on_cpu)
+        else:
+            yield _Step(name, count * size, 0, on_cpu)
