@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 
 import pytest
 
 from tests.conversations import MARKERS, Writer
-from tests.convert import converted
+from tests.convert import json_tokenizer
 from tests.prompts import SENTENCEPIECE, TEKKEN, VERSIONS, build, records, tokenizer, with_pictures
 from vitrail.errors import PromptError, UnsupportedError
 from vitrail.inputs.formats import encode_prompt, fim_prompt, find_format
 from vitrail.inputs.processor import PixtralProcessor
 from vitrail.inputs.processor_files import processor_parts
-from vitrail.inputs.tokenizer import FastTokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:tools are left out")]
-
-# v7m1 has the bytes of v7; the Tekken files differ in names of control tokens alone.
-FILES = {"v7m1": "v7", "v7-tekken": "v3-tekken", "v11": "v15", "v13": "v15"}
-
-
-@functools.cache
-def _converted(version: str) -> FastTokenizer:
-    return converted(version)
-
-
-def json_tokenizer(version: str) -> FastTokenizer:
-    return _converted(FILES.get(version, version))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
