@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitrail.adapters.config import LoraConfig as LoraConfig
     from vitrail.auto import (
         AutoConfig as AutoConfig,
         AutoImageProcessor as AutoImageProcessor,
@@ -90,6 +91,7 @@ __version__ = "0.1.0"
 # One table, home → names. `import vitrail` reads it and imports nothing of it; type checkers
 # read the imports above, and a test holds the two together.
 _HOMES: dict[str, tuple[str, ...]] = {
+    "adapters.config": ("LoraConfig",),
     "auto": (
         "AutoConfig",
         "AutoImageProcessor",

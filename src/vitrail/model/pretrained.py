@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitrail.configs import PretrainedConfig
 from vitrail.errors import InputError, UnsupportedError
+from vitrail.model.adapted import AdapterMethods
 
 if TYPE_CHECKING:
     from vitrail.configs.generation import GenerationConfig
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="PreTrainedModel")
 
 
-class PreTrainedModel(nn.Module):
+class PreTrainedModel(AdapterMethods, nn.Module):
     """Base of all models. Method names and arguments follow transformers 4.57."""
 
     config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig

@@ -139,7 +139,7 @@ def _skipped(name: str, skip: Iterable[str]) -> bool:
     return any(name.rpartition(".")[2] == key or name == key or f"{key}." in name for key in skip)
 
 
-def replace(model: nn.Module, name: str, layer: QuantLinear) -> None:
+def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
     """Put `layer` where the module at the path `name` is."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, layer)

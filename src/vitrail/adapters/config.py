@@ -1,0 +1,169 @@
+"""LoraConfig: what an adapter_config.json says, with PEFT's names and defaults. Finds and makes no layers."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from vitrail.adapters.pattern import Pattern
+from vitrail.errors import ConfigError, UnsupportedError
+
+ALL_LINEAR = "all-linear"
+_INITS = (True, False, "gaussian")
+# What PEFT writes for functions that Vitrail does not have: harmless while it says nothing.
+_NOT_HERE = (
+    "alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config", "layer_replication",
+    "lora_bias", "lora_ga_config", "loftq_config", "monteclora_config", "target_parameters", "trainable_token_indices",
+    "use_bdlora", "use_qalora", "velora_config", "fan_in_fan_out",
+)  # fmt: skip
+# Notes that change nothing about the layers.
+_NOTES = (
+    "auto_mapping", "ensure_weight_tying", "inference_mode", "megatron_config", "megatron_core", "peft_version",
+    "qalora_group_size", "revision", "runtime_config", "task_type",
+)  # fmt: skip
+
+
+@dataclass
+class LoraConfig:
+    """An adapter of low rank: W + s·B·A with A (r, in), B (out, r), s = lora_alpha / r (arXiv 2106.09685).
+
+    Arguments, defaults and meanings are PEFT's:
+
+    r, lora_alpha        rank and scale. rank_pattern, alpha_pattern: other values for modules whose name ends with a
+                         key (a pattern). use_rslora: s = lora_alpha / √r.
+    target_modules       a list of endings of module names, one pattern for whole names, or "all-linear": every linear
+                         layer but the head. exclude_modules likewise; layers_to_transform, layers_pattern: only these
+                         numbered layers.
+    lora_dropout         share of the input that the adapter does not see while training.
+    use_dora             train each row's length too (arXiv 2402.09353).
+    modules_to_save      modules that are trained and saved whole.
+    init_lora_weights    True: the adapter begins as nothing; "gaussian": the same with a normal A; False: B is random.
+    bias                 "none" is what there is.
+
+    Raises ConfigError for values that mean nothing, UnsupportedError for what PEFT has and Vitrail has not.
+    """
+
+    r: int = 8
+    lora_alpha: float = 8
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    lora_dropout: float = 0.0
+    bias: str = "none"
+    use_rslora: bool = False
+    use_dora: bool = False
+    modules_to_save: list[str] | None = None
+    init_lora_weights: bool | str = True
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    base_model_name_or_path: str | None = None
+
+    def __post_init__(self) -> None:
+        _whole("r", self.r)
+        _positive("lora_alpha", self.lora_alpha)
+        if not isinstance(self.lora_dropout, (int, float)) or not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout!r}.")
+        if self.bias != "none":
+            raise UnsupportedError(f"bias={self.bias!r} is not supported; adapters here train no biases.")
+        if self.init_lora_weights not in _INITS:
+            raise UnsupportedError(
+                f"init_lora_weights={self.init_lora_weights!r} is not supported: such an adapter belongs to changed base "
+                "weights; convert it with PEFT, or use True, False or 'gaussian'."
+            )
+        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
+            setattr(self, name, _names(name, getattr(self, name), one=name != "modules_to_save"))
+        for name, check in (("rank_pattern", _whole), ("alpha_pattern", _positive)):
+            table = getattr(self, name) or {}
+            if not isinstance(table, Mapping):
+                raise ConfigError(f"{name} must map patterns to numbers, got {table!r:.100}.")
+            for key, value in table.items():
+                check(f"{name}[{key!r}]", value)
+            setattr(self, name, dict(table))
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        layers = self.layers_to_transform
+        numbers = [layers] if isinstance(layers, int) else layers
+        if numbers is None:
+            return
+        if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+            raise ConfigError(f"layers_to_transform must be numbers of layers, got {layers!r:.100}.")
+        if not isinstance(self.target_modules, list):
+            raise ConfigError("layers_to_transform needs target_modules to be a list of names.")
+
+    def rank(self, name: str) -> int:
+        """r for the module `name`."""
+        return int(_lookup(self.rank_pattern, name, self.r))
+
+    def alpha(self, name: str) -> float:
+        """lora_alpha for the module `name`."""
+        return float(_lookup(self.alpha_pattern, name, self.lora_alpha))
+
+    def scaling(self, name: str, rank: int) -> float:
+        """s: what B·A is multiplied by."""
+        return self.alpha(name) / (rank**0.5 if self.use_rslora else rank)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LoraConfig:
+        """From the content of an adapter_config.json. Errors as the class."""
+        kind = values.get("peft_type", "LORA")
+        if kind != "LORA":
+            raise UnsupportedError(f"peft_type {kind!r} is not supported; Vitrail reads LORA adapters.")
+        for name in _NOT_HERE:
+            if values.get(name):
+                raise UnsupportedError(
+                    f"{name}={values[name]!r:.100} in adapter_config.json is not supported."
+                )
+        own = {entry.name for entry in fields(cls)}
+        unknown = [
+            name for name in values if values[name] and name not in {*own, *_NOT_HERE, *_NOTES, "peft_type"}
+        ]
+        if unknown:
+            warnings.warn(f"adapter_config.json: {', '.join(unknown)} is not read", stacklevel=2)
+        given = {name: value for name, value in values.items() if name in own and value is not None}
+        return cls(**given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What PEFT writes into adapter_config.json, as far as it says something."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        values |= {"peft_type": "LORA", "inference_mode": True, "task_type": None, "fan_in_fan_out": False}
+        if isinstance(self.target_modules, list):
+            values["target_modules"] = sorted(self.target_modules)
+        return values
+
+    def to_json(self) -> str:
+        """The text of an adapter_config.json."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def _lookup(table: Mapping[str, Any], name: str, default: Any) -> Any:
+    """The value of the first pattern that is the name or an ending of it after a dot."""
+    for key, value in table.items():
+        if Pattern.parse(rf"(?:.*\.)?(?:{key})").fullmatch(name):
+            return value
+    return default
+
+
+def _whole(name: str, value: Any) -> None:
+    if type(value) is not int or not 0 < value <= 65536:
+        raise ConfigError(f"{name} must be a whole number from 1 to 65536, got {value!r}.")
+
+
+def _positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
+        raise ConfigError(f"{name} must be a number above 0, got {value!r}.")
+
+
+def _names(name: str, value: Any, *, one: bool) -> list[str] | str | None:
+    """A text where one is allowed, or a list of texts."""
+    if value is None or (one and isinstance(value, str)):
+        return value
+    if isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, str):
+        found = sorted(value) if isinstance(value, (set, frozenset)) else list(value)
+        if all(isinstance(item, str) and item for item in found):
+            return found
+    raise ConfigError(f"{name} must be {'a text or ' if one else ''}a list of names, got {value!r:.100}.")

@@ -1,0 +1,242 @@
+"""Adapters on disk, under PEFT's file and key names: adapter_config.json, adapter_model.safetensors. Trains nothing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.adapters.config import LoraConfig
+from vitrail.adapters.layers import Lora, LoraTable
+from vitrail.adapters.model import (
+    DEFAULT,
+    adapted,
+    attach,
+    check_name,
+    configs,
+    finish,
+    plain,
+    retrain,
+)
+from vitrail.adapters.targets import plain_modules
+from vitrail.errors import CheckpointError, ConfigError, InputError
+from vitrail.files.json import read_json
+from vitrail.files.listing import listed
+from vitrail.files.safetensors import SafetensorsFile, write_safetensors
+from vitrail.quant.replace import replace
+from vitrail.weights.names import canonical
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_PARTS = {
+    "lora_A.weight": "lora_A",
+    "lora_B.weight": "lora_B",
+    "lora_magnitude_vector": "lora_magnitude_vector",
+    "lora_magnitude_vector.weight": "lora_magnitude_vector",
+    "lora_embedding_A": "lora_embedding_A",
+    "lora_embedding_B": "lora_embedding_B",
+}
+_LIMIT = 1 << 22  # bytes of an adapter_config.json
+
+
+@dataclass
+class _Contents:
+    """What a file holds: matrices by module and part, whole tensors of retrained modules, copies of base weights.
+
+    Modules are named as the model names them; `spelled` has the name that the file uses.
+    """
+
+    matrices: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    whole: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    base: dict[str, Tensor] = field(default_factory=dict)
+    spelled: dict[str, str] = field(default_factory=dict)
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """The adapter_config.json of a folder. CheckpointError, ConfigError or UnsupportedError, naming the file."""
+    values = read_json(folder / CONFIG, limit=_LIMIT)
+    try:
+        return LoraConfig.from_dict(values)
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"{folder / CONFIG}: {error}") from error
+
+
+def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = DEFAULT) -> LoraConfig:
+    """Put the adapter of a folder on the model under `name` and make it the active one.
+
+    Every tensor of the file must belong to a module and fit it, and every matrix must have its partner; else
+    CheckpointError tells of all that is amiss and the model is as it was.
+    """
+    place = Path(folder)
+    config = read_config(place)
+    check_name(model, name)
+    source = SafetensorsFile(place / WEIGHTS)
+    contents = _sort(model, source)
+    _check_pairs(contents, config, source.path)
+    try:
+        _fill(model, contents, config, name, source.path)
+    except Exception:
+        _remove_half(model, name)
+        raise
+    finish(model, name, config)
+    return config
+
+
+def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str | None = None) -> None:
+    """Write an adapter (default: the only one, or the active one) so that PEFT and Vitrail load it.
+
+    The configuration is written last and an older one is removed first: a folder that was left half-written does
+    not load. CheckpointError for what the disk refuses.
+    """
+    chosen = which(model, name)
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as scratch:
+            write_safetensors(Path(scratch) / WEIGHTS, adapter_state(model, chosen))
+            (Path(scratch) / CONFIG).write_text(configs(model)[chosen].to_json(), encoding="utf-8")
+            (target / CONFIG).unlink(missing_ok=True)
+            os.replace(Path(scratch) / WEIGHTS, target / WEIGHTS)
+            os.replace(Path(scratch) / CONFIG, target / CONFIG)
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def adapter_state(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """PEFT's key → tensor, for one adapter."""
+    state: dict[str, Tensor] = {}
+    for path, layer in adapted(model):
+        if name not in layer.adapters:
+            continue
+        part = layer.adapters[name]
+        matrices = isinstance(part, (Lora, LoraTable))
+        for key, tensor in part.state_dict().items():
+            suffix = f"{key}.weight" if matrices and key in ("lora_A", "lora_B") else key
+            state[f"{_PREFIX}{path}.{suffix}"] = tensor
+    return state
+
+
+def which(model: nn.Module, name: str | None) -> str:
+    """The adapter of that name; for None the only one, or the one that is set. InputError where that says nothing."""
+    known = list(configs(model))
+    active = getattr(model, "_active_adapters", [])
+    if name is None and len(known) == 1:
+        return known[0]
+    if name is None and len(active) == 1:
+        return str(active[0])
+    if name is not None and name in known:
+        return name
+    raise InputError(f"say which adapter to save; there are {', '.join(known) or 'none'}, got {name!r}.")
+
+
+def _sort(model: nn.Module, source: SafetensorsFile) -> _Contents:
+    """The tensors of a file, by the modules that they belong to."""
+    modules = {canonical(f"{path}."): path for path, _ in plain_modules(model) if path}
+    contents = _Contents()
+    strange = []
+    for key in source:
+        bare = key.removeprefix(_PREFIX)
+        module, part = _split(bare)
+        path = modules.get(canonical(f"{module}."))
+        if not key.startswith(_PREFIX) or path is None:
+            strange.append(key)
+            continue
+        contents.spelled[path] = module
+        if part in _PARTS:
+            contents.matrices.setdefault(path, {})[_PARTS[part]] = source.tensor(key)
+        elif part == "base_layer.weight":
+            contents.base[path] = source.tensor(key)
+        else:
+            contents.whole.setdefault(path, {})[part] = source.tensor(key)
+    if strange:
+        raise CheckpointError(
+            f"{source.path} belongs to another model: {type(model).__name__} has no module for {listed(strange, most=20)}."
+        )
+    if not contents.matrices and not contents.whole:
+        raise CheckpointError(f"{source.path} holds no adapter.")
+    return contents
+
+
+def _split(key: str) -> tuple[str, str]:
+    """A key without its prefix → module and part."""
+    for part in (*_PARTS, "base_layer.weight"):
+        if key.endswith(f".{part}"):
+            return key[: -len(part) - 1], part
+    module, _, part = key.rpartition(".")
+    return module, part
+
+
+def _check_pairs(contents: _Contents, config: LoraConfig, path: Path) -> None:
+    """Each module has both matrices, of the rank that the configuration says, and DoRA's lengths where it has them."""
+    wrong = []
+    for module, parts in contents.matrices.items():
+        given = set(parts) - {"lora_magnitude_vector"}
+        if given not in ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"}):
+            wrong.append(f"{module} has {', '.join(sorted(parts))}")
+            continue
+        if "lora_A" in given and config.use_dora != ("lora_magnitude_vector" in parts):
+            wrong.append(f"{module} has {'no ' if config.use_dora else ''}lora_magnitude_vector")
+        first, rank = parts[min(given)], config.rank(contents.spelled[module])
+        if first.dim() != 2 or first.shape[0] != rank:
+            wrong.append(f"{module} has {min(given)} of shape {tuple(first.shape)} where r is {rank}")
+    saved = config.modules_to_save or []
+    for module in contents.whole:
+        if not any(module == name or module.endswith(f".{name}") for name in saved):
+            wrong.append(f"{module} is saved whole, but modules_to_save does not name it")
+    if wrong:
+        raise CheckpointError(f"{path} does not fit its {CONFIG}: {'; '.join(wrong[:20])}.")
+
+
+def _fill(model: nn.Module, contents: _Contents, config: LoraConfig, name: str, path: Path) -> None:
+    for module, given in contents.base.items():
+        _check_base(plain(model, module), given, module, path)
+    for module, parts in contents.matrices.items():
+        part: Any = attach(model, module, name, config, config.rank(contents.spelled[module]))
+        if "lora_magnitude_vector" in parts:
+            part.lora_magnitude_vector = nn.Parameter(torch.zeros_like(part.lora_B[:, 0]))
+        _copy(dict(part.named_parameters()), parts, module, path)
+    for module, tensors in contents.whole.items():
+        part = retrain(model, module, name)
+        _copy(dict(part.named_parameters()), tensors, module, path)
+
+
+@torch.no_grad()
+def _copy(own: Mapping[str, Tensor], given: Mapping[str, Tensor], module: str, path: Path) -> None:
+    if own.keys() != given.keys():
+        raise CheckpointError(f"{path}: {module} has {', '.join(given)}; expected {', '.join(own)}.")
+    for key, tensor in given.items():
+        if own[key].shape != tensor.shape:
+            raise CheckpointError(
+                f"{path}: {module} {key} has the shape {tuple(tensor.shape)}, this model needs {tuple(own[key].shape)}; "
+                "the adapter belongs to another model."
+            )
+        own[key].copy_(tensor)
+
+
+def _check_base(base: Any, given: Tensor, module: str, path: Path) -> None:
+    """PEFT stores the unchanged weight of an adapted embedding or head: it must be this model's."""
+    weight = base.weight
+    if not isinstance(weight, Tensor):
+        return
+    same = weight.shape == given.shape and torch.equal(weight.cpu(), given.to(weight.dtype))
+    if not same:
+        raise CheckpointError(
+            f"{path} brings a weight for {module} that is not this model's; the adapter was trained on another "
+            "checkpoint, or on one with more tokens."
+        )
+
+
+def _remove_half(model: nn.Module, name: str) -> None:
+    """Take away what was attached before a fault."""
+    for path, layer in list(adapted(model)):
+        if name in layer.adapters:
+            del layer.adapters[name]
+        if not len(layer.adapters):
+            replace(model, path, layer.base_layer)

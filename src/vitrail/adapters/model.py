@@ -1,0 +1,258 @@
+"""Adapters on a model: put on, chosen, switched off, taken away, merged. Reads and writes no files."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.adapters.config import LoraConfig
+from vitrail.adapters.layers import Adapted, Lora, LoraEmbedding, LoraLinear, LoraTable, Retrained
+from vitrail.adapters.targets import find_saved, find_targets, is_linear
+from vitrail.errors import InputError, UnsupportedError
+from vitrail.ops.weight import dequantize
+from vitrail.quant.replace import QuantLinear, replace
+
+DEFAULT = "default"
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+
+
+def add_adapter(model: nn.Module, config: LoraConfig, name: str = DEFAULT) -> list[str]:
+    """Put a fresh adapter on the model, make it the active one, and give the names of the modules that it is on.
+
+    Only the adapter's own tensors are trainable afterwards. Raises InputError for a name that is taken or unfit.
+    """
+    check_name(model, name)
+    targets, saved = find_targets(model, config), find_saved(model, config)
+    for path in targets:
+        base = plain(model, path)
+        rank = config.rank(path)
+        attach(model, path, name, config, rank).draw(config.init_lora_weights)
+        if config.use_dora:
+            _lengths(adapter_at(model, path, name), base)
+    for path in saved:
+        retrain(model, path, name)
+    _register(model, name, config)
+    return [*targets, *saved]
+
+
+def check_name(model: nn.Module, name: str) -> None:
+    """Raise InputError unless an adapter of this name can be put on the model."""
+    if not _NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
+        raise InputError(f"an adapter's name is made of letters, digits, '_' and '-', got {name!r:.120}.")
+    if name in configs(model):
+        raise InputError(
+            f"there is an adapter {name!r} already; choose another adapter_name or delete it first."
+        )
+
+
+def attach(model: nn.Module, path: str, name: str, config: LoraConfig, rank: int) -> Any:
+    """Empty matrices for the module at `path`: a Lora or a LoraTable."""
+    base = plain(model, path)
+    where = _where(base)
+    scaling = config.scaling(path, rank)
+    part: nn.Module
+    if isinstance(base, nn.Embedding):
+        if config.use_dora:
+            raise UnsupportedError(f"use_dora is not supported on embeddings, and {path} is one.")
+        part = LoraTable(base.num_embeddings, base.embedding_dim, rank, scaling, **where)
+    elif is_linear(base):
+        width, height = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
+        part = Lora(width, height, rank, scaling, config.lora_dropout, **where)
+    else:
+        raise UnsupportedError(
+            f"adapters go on linear layers and embeddings; {path} is a {type(base).__name__}."
+        )
+    _put(model, path, name, part)
+    return part
+
+
+def retrain(model: nn.Module, path: str, name: str) -> nn.Module:
+    """A copy of the module at `path` that belongs to the adapter `name`, trained in float32 at least."""
+    base = plain(model, path)
+    if isinstance(base, QuantLinear):
+        raise UnsupportedError(f"modules_to_save: {path} is quantised; leave it out when quantising.")
+    part = copy.deepcopy(base)
+    if part.weight.is_floating_point():  # type: ignore[operator]
+        part = part.to(torch.promote_types(part.weight.dtype, torch.float32))  # type: ignore[arg-type]
+    part.requires_grad_(True)
+    _put(model, path, name, part)
+    return part
+
+
+def finish(model: nn.Module, name: str, config: LoraConfig) -> None:
+    """Note an adapter whose matrices have been attached and filled, and make it the active one."""
+    for path, layer in adapted(model):
+        if name in layer.adapters and config.use_dora and isinstance(layer, LoraLinear):
+            lora: Any = layer.adapters[name]
+            if lora.lora_magnitude_vector is None:
+                _lengths(lora, plain(model, path))
+    _register(model, name, config)
+
+
+def adapted(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
+    """Every module with adapters and its name."""
+    for name, module in model.named_modules():
+        if isinstance(module, Adapted):
+            yield name, module
+
+
+def configs(model: nn.Module) -> dict[str, LoraConfig]:
+    """The adapters on the model by name."""
+    found: dict[str, LoraConfig] = getattr(model, "peft_config", {})
+    return found
+
+
+def active(model: nn.Module) -> list[str]:
+    """The names of the adapters that are chosen, whether or not they are switched off."""
+    return list(getattr(model, "_active_adapters", []))
+
+
+def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
+    """Choose which adapters count; several are added up. They are switched on, and only they are trainable."""
+    chosen = [names] if isinstance(names, str) else list(names)
+    _check_known(model, chosen)
+    model._active_adapters = chosen  # type: ignore[assignment]
+    _switch(model, chosen)
+    for _, layer in adapted(model):
+        layer.base_layer.requires_grad_(False)
+        for name, part in layer.adapters.items():
+            part.requires_grad_(name in chosen)
+
+
+def switch(model: nn.Module, on: bool) -> None:
+    """Switch the chosen adapters on, or off: the model then answers as if it had none."""
+    if not configs(model):
+        raise InputError(f"{type(model).__name__} has no adapter; load_adapter loads one.")
+    _switch(model, active(model) if on else [])
+
+
+def delete_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
+    """Take adapters away; a module without any is again what it was."""
+    gone = [names] if isinstance(names, str) else list(names)
+    _check_known(model, gone)
+    for path, layer in list(adapted(model)):
+        for name in gone:
+            if name in layer.adapters:
+                del layer.adapters[name]
+        layer.active = tuple(name for name in layer.active if name not in gone)
+        if not len(layer.adapters):
+            replace(model, path, layer.base_layer)
+    for name in gone:
+        del configs(model)[name]
+    model._active_adapters = [name for name in active(model) if name not in gone]  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def merge(model: nn.Module, names: Sequence[str] | None = None, linear: type[nn.Linear] = nn.Linear) -> None:
+    """Work the adapters `names` (default: the chosen ones) into the weights and take all adapters away.
+
+    A packed layer becomes one of the kind `linear`, in its decoded type: packing it again would round the adapter away.
+    """
+    chosen = active(model) if names is None else list(names)
+    _check_known(model, chosen)
+    for path, layer in list(adapted(model)):
+        layer.active = tuple(chosen)
+        dtype = layer.base_layer.weight.dtype
+        base: Any = layer.foundation
+        if base is not layer.base_layer:
+            base = base.to(dtype)
+        if layer.current:
+            base = _merged(base, layer.current, linear)
+        replace(model, path, base)
+    for name in list(configs(model)):
+        del configs(model)[name]
+    model._active_adapters = []  # type: ignore[assignment]
+    _note_merge(model)
+
+
+def _merged(base: Any, parts: Sequence[Any], linear: type[nn.Linear]) -> nn.Module:
+    """`base` with a new weight, so that a table which shared the old one keeps it."""
+    if isinstance(base, QuantLinear):
+        packed = base.packed
+        weight = dequantize(packed, packed.dtype)
+        with torch.device("meta"):
+            layer: Any = linear(base.in_features, base.out_features, bias=False)
+        layer.bias = base.bias
+        layer.train(base.training)
+    else:
+        layer, weight = base, base.weight
+    dtype = weight.dtype
+    for part in parts:
+        weight = part.merged(weight)
+    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=True)
+    return layer  # type: ignore[no-any-return]
+
+
+def _note_merge(model: nn.Module) -> None:
+    """Set the configuration right: a head that differs from the embeddings, a model that is packed no more."""
+    config: Any = getattr(model, "config", None)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if config is None or head is None:
+        return
+    tied = head.weight is model.get_input_embeddings().weight  # type: ignore[operator]
+    for part in (config, getattr(config, "text_config", None)):
+        if part is not None and getattr(part, "tie_word_embeddings", False):
+            part.tie_word_embeddings = tied
+    if not any(isinstance(module, QuantLinear) for module in model.modules()):
+        config.__dict__.pop("quantization_config", None)
+
+
+def plain(model: nn.Module, path: str) -> nn.Module:
+    """The module at `path` without its adapters."""
+    module = model.get_submodule(path)
+    return module.base_layer if isinstance(module, Adapted) else module
+
+
+def adapter_at(model: nn.Module, path: str, name: str) -> Any:
+    """The part of the adapter `name` at `path`."""
+    layer: Any = model.get_submodule(path)
+    return layer.adapters[name]
+
+
+def _put(model: nn.Module, path: str, name: str, part: nn.Module) -> None:
+    """Add a part of the adapter `name` to the module at `path`, which becomes an Adapted one if it is none yet."""
+    holder = model.get_submodule(path)
+    if not isinstance(holder, Adapted):
+        embeds = isinstance(holder, nn.Embedding)
+        kind = LoraEmbedding if embeds else LoraLinear if is_linear(holder) else Retrained
+        holder = kind(holder)
+        replace(model, path, holder)
+    part.train(holder.training)
+    holder.adapters[name] = part
+
+
+def _where(base: nn.Module) -> dict[str, Any]:
+    """Device of a layer, and the type to train in: its own, in float32 at least (as PEFT)."""
+    weight: Any = base.weight
+    dtype = weight.dtype if isinstance(weight, Tensor) else torch.float32
+    return {"device": weight.device, "dtype": torch.promote_types(dtype, torch.float32)}
+
+
+def _lengths(lora: Any, base: Any) -> None:
+    if isinstance(lora, Lora):
+        lora.learn_lengths(dequantize(base.weight, torch.float32))
+
+
+def _register(model: nn.Module, name: str, config: LoraConfig) -> None:
+    if not configs(model):
+        model.peft_config = {}  # type: ignore[assignment]
+    configs(model)[name] = config
+    model.requires_grad_(False)
+    set_adapter(model, name)
+
+
+def _switch(model: nn.Module, names: Sequence[str]) -> None:
+    for _, layer in adapted(model):
+        layer.active = tuple(names)
+
+
+def _check_known(model: nn.Module, names: Sequence[str]) -> None:
+    known = configs(model)
+    if not names or any(name not in known for name in names):
+        there = ", ".join(known) or "none"
+        raise InputError(f"adapters on this model: {there}; got {', '.join(map(str, names)) or 'no name'}.")

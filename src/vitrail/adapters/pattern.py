@@ -1,0 +1,254 @@
+"""Regular expressions from files, matched without backtracking: the time is bounded whatever the pattern. No modules.
+
+A pattern becomes a program of small steps, and all ways through it are followed at once (Thompson 1968). Look-ahead,
+classes, groups and counted repetition are known; what needs memory of the text (back references) is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vitrail.errors import ConfigError
+
+LIMIT = 10_000  # characters of a pattern
+_STEPS = 20_000  # steps of a program
+_REPEATS = 1_000
+_DEPTH = 50  # groups within groups
+
+_Step = tuple[str, Any, Any]
+_CLASSES: dict[str, Callable[[str], bool]] = {
+    "d": str.isdecimal,
+    "w": lambda c: c.isalnum() or c == "_",
+    "s": str.isspace,
+}
+_CONTROLS = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A parsed regular expression in Python's spelling."""
+
+    source: str
+    steps: tuple[_Step, ...]
+
+    @classmethod
+    def parse(cls, source: str) -> Pattern:
+        """Raises ConfigError for what is no pattern, or one that is too long or needs backtracking."""
+        if len(source) > LIMIT:
+            raise ConfigError(f"a pattern may have {LIMIT:,} characters, got {len(source):,}.")
+        parser = _Parser(source)
+        steps = parser.alternatives(0)
+        if parser.place < len(source):
+            raise parser.fault("a ')' without its '('")
+        return cls(source, (*steps, ("match", None, None)))
+
+    def fullmatch(self, text: str) -> bool:
+        """Whether the whole of `text` matches, as re.fullmatch finds it."""
+        return _run(self.steps, text, 0, whole=True)
+
+    def match(self, text: str) -> bool:
+        """Whether a beginning of `text` matches, as re.match finds it."""
+        return _run(self.steps, text, 0, whole=False)
+
+
+class _Parser:
+    """One pass over the source, from left to right; every method leaves `place` behind what it has read."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.place = 0
+        self.ahead = False  # inside of a look-ahead
+
+    def fault(self, text: str) -> ConfigError:
+        return ConfigError(
+            f"the pattern {self.source[:200]!r} cannot be used: {text} at character {self.place}."
+        )
+
+    def alternatives(self, depth: int) -> list[_Step]:
+        if depth > _DEPTH:
+            raise self.fault("too many groups within groups")
+        found = self._sequence(depth)
+        while self._take("|"):
+            other = self._sequence(depth)
+            found = [("split", 1, len(found) + 2), *found, ("jump", len(other) + 1, None), *other]
+        if len(found) > _STEPS:
+            raise self.fault("it is too large")
+        return found
+
+    def _sequence(self, depth: int) -> list[_Step]:
+        found: list[_Step] = []
+        while self.place < len(self.source) and self.source[self.place] not in "|)":
+            found += self._repeated(self._atom(depth))
+            if len(found) > _STEPS:
+                raise self.fault("it is too large")
+        return found
+
+    def _take(self, text: str) -> bool:
+        if self.source.startswith(text, self.place):
+            self.place += len(text)
+            return True
+        return False
+
+    def _next(self) -> str:
+        if self.place >= len(self.source):
+            raise self.fault("it ends too early")
+        self.place += 1
+        return self.source[self.place - 1]
+
+    def _atom(self, depth: int) -> list[_Step]:
+        char = self._next()
+        if char == "(":
+            return self._group(depth)
+        if char == "[":
+            return [("char", self._class(), None)]
+        if char == ".":
+            return [("char", lambda c: c != "\n", None)]
+        if char in "^$":
+            return [("at", char, None)]
+        if char in "*+?{":
+            raise self.fault(f"{char!r} has nothing to repeat")
+        if char != "\\":
+            return [("char", char.__eq__, None)]
+        return self._escaped()
+
+    def _escaped(self) -> list[_Step]:
+        char = self._next()
+        if char in "AZbB":
+            return [("at", char, None)]
+        if char.lower() in _CLASSES:
+            return [("char", _class_of(char), None)]
+        if char.isalnum() and char not in _CONTROLS:
+            raise self.fault(f"\\{char} is not supported")
+        return [("char", _CONTROLS.get(char, char).__eq__, None)]
+
+    def _group(self, depth: int) -> list[_Step]:
+        ahead = ""
+        if self._take("?"):
+            if self._take("=") or self._take("!"):
+                ahead = self.source[self.place - 1]
+                if self.ahead:
+                    raise self.fault("a look-ahead within a look-ahead is not supported")
+            elif self._take("P<"):
+                while self._next() != ">":
+                    pass
+            elif not self._take(":"):
+                raise self.fault("this kind of group is not supported")
+        self.ahead = self.ahead or bool(ahead)
+        inner = self.alternatives(depth + 1)
+        if not self._take(")"):
+            raise self.fault("a '(' is not closed")
+        if not ahead:
+            return inner
+        self.ahead = False
+        return [("ahead", (*inner, ("match", None, None)), ahead == "=")]
+
+    def _class(self) -> Callable[[str], bool]:
+        negated = self._take("^")
+        tests: list[Callable[[str], bool]] = []
+        first = True
+        while first or not self._take("]"):
+            first = False
+            low = self._next()
+            if low == "\\":
+                low = self._next()
+                if low.lower() in _CLASSES:
+                    tests.append(_class_of(low))
+                    continue
+                low = _CONTROLS.get(low, low)
+            if self.source.startswith("-", self.place) and not self.source.startswith("-]", self.place):
+                self.place += 1
+                high = self._next()
+                high = self._next() if high == "\\" else high
+                if high < low:
+                    raise self.fault(f"the range {low}-{high} is upside down")
+                tests.append(lambda c, low=low, high=high: low <= c <= high)  # type: ignore[misc]
+            else:
+                tests.append(low.__eq__)
+        return lambda c: any(test(c) for test in tests) != negated
+
+    def _repeated(self, inner: list[_Step]) -> list[_Step]:
+        while self.place < len(self.source) and self.source[self.place] in "*+?{":
+            low, high = self._bounds()
+            self._take("?")  # lazy or greedy: the same texts match
+            if self._take("+"):
+                raise self.fault("possessive repetition is not supported")
+            if len(inner) * max(low, high or 0, 1) > _STEPS:
+                raise self.fault("it is too large")
+            many = inner * low
+            if high is None:
+                many = [*many, ("split", 1, len(inner) + 2), *inner, ("jump", -len(inner) - 1, None)]
+            else:
+                for _ in range(high - low):
+                    many += [("split", 1, len(inner) + 1), *inner]
+            inner = many
+        return inner
+
+    def _bounds(self) -> tuple[int, int | None]:
+        char = self._next()
+        if char != "{":
+            return {"*": (0, None), "+": (1, None), "?": (0, 1)}[char]
+        end = self.source.find("}", self.place)
+        low, comma, high = self.source[self.place : max(end, self.place)].partition(",")
+        if end < 0 or not all(part.isdecimal() and len(part) < 5 for part in (low or "0", high or "0")):
+            raise self.fault("expected {n}, {n,} or {n,m}")
+        self.place = end + 1
+        least = int(low or 0)
+        most = least if not comma else int(high) if high else None
+        if max(least, most or 0) > _REPEATS or (most is not None and most < least):
+            raise self.fault(f"repetition goes up to {_REPEATS}, the smaller number first")
+        return least, most
+
+
+def _class_of(letter: str) -> Callable[[str], bool]:
+    test = _CLASSES[letter.lower()]
+    return test if letter.islower() else lambda c: not test(c)
+
+
+def _run(steps: Sequence[_Step], text: str, start: int, *, whole: bool) -> bool:
+    """Follow all ways through the program at once, one character after the other."""
+    ways = {0}
+    for place in range(start, len(text) + 1):
+        reached = _closure(steps, ways, text, place)
+        done = len(steps) - 1 in reached
+        if done and (not whole or place == len(text)):
+            return True
+        if place == len(text):
+            return False
+        ways = {way + 1 for way in reached if steps[way][0] == "char" and steps[way][1](text[place])}
+        if not ways:
+            return False
+    return False
+
+
+def _closure(steps: Sequence[_Step], ways: set[int], text: str, place: int) -> set[int]:
+    """Every step that is reached from `ways` without reading a character."""
+    seen: set[int] = set()
+    waiting = list(ways)
+    while waiting:
+        way = waiting.pop()
+        if way in seen:
+            continue
+        seen.add(way)
+        kind, first, second = steps[way]
+        if kind == "split":
+            waiting += [way + first, way + second]
+        elif kind == "jump":
+            waiting.append(way + first)
+        elif (kind == "at" and _holds(first, text, place)) or (
+            kind == "ahead" and _run(first, text, place, whole=False) == second
+        ):
+            waiting.append(way + 1)
+    return seen
+
+
+def _holds(kind: str, text: str, place: int) -> bool:
+    if kind in "^A":
+        return place == 0
+    if kind in "$Z":
+        return place == len(text) or (kind == "$" and text[place:] == "\n")
+    word = _CLASSES["w"]
+    before = place > 0 and word(text[place - 1])
+    after = place < len(text) and word(text[place])
+    return (before != after) == (kind == "b")

@@ -1,0 +1,97 @@
+"""What every model can do with adapters, as methods under the names of transformers and PEFT. The work: vitrail.adapters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vitrail.adapters.config import LoraConfig
+
+Self = TypeVar("Self", bound="AdapterMethods")
+
+
+class AdapterMethods:
+    """Low-rank adapters (PEFT's LoRA and DoRA) on a model. Several may be loaded; those that are set are added up."""
+
+    def load_adapter(
+        self, peft_model_id: str | os.PathLike[str], adapter_name: str | None = None, **kwargs: Any
+    ) -> None:
+        """Load an adapter that PEFT or Vitrail saved, and set it.
+
+        peft_model_id: a folder, or a name on the hub; revision, token, cache_dir, local_files_only as in
+        from_pretrained. adapter_name: how to call it here, "default" unless given.
+        Raises CheckpointError for files that are damaged or belong to another model, UnsupportedError for kinds of
+        adapters that Vitrail does not have.
+        """
+        from vitrail.adapters.files import load_adapter
+        from vitrail.adapters.model import DEFAULT
+        from vitrail.files.hub import resolve
+
+        load_adapter(self._module, resolve(str(peft_model_id), **kwargs), adapter_name or DEFAULT)
+
+    def add_adapter(self, adapter_config: LoraConfig, adapter_name: str | None = None) -> list[str]:
+        """Put a fresh adapter on the model, freeze everything else, and give the names of the adapted modules."""
+        from vitrail.adapters.model import DEFAULT, add_adapter
+
+        return add_adapter(self._module, adapter_config, adapter_name or DEFAULT)
+
+    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """Choose which adapters count, and switch them on. InputError for a name that is not loaded."""
+        from vitrail.adapters.model import set_adapter
+
+        set_adapter(self._module, adapter_name)
+
+    def active_adapters(self) -> list[str]:
+        """The names of the adapters that are set."""
+        from vitrail.adapters.model import active
+
+        return active(self._module)
+
+    def disable_adapters(self) -> None:
+        """Answer without adapters until `enable_adapters` or `set_adapter`."""
+        from vitrail.adapters.model import switch
+
+        switch(self._module, False)
+
+    def enable_adapters(self) -> None:
+        """Answer with the adapters that are set."""
+        from vitrail.adapters.model import switch
+
+        switch(self._module, True)
+
+    def delete_adapter(self, adapter_names: str | Sequence[str]) -> None:
+        """Take adapters away from the model."""
+        from vitrail.adapters.model import delete_adapter
+
+        delete_adapter(self._module, adapter_names)
+
+    def get_adapter_state_dict(self, adapter_name: str | None = None) -> dict[str, Tensor]:
+        """PEFT's key → tensor, of the adapter of that name or the only one."""
+        from vitrail.adapters.files import adapter_state, which
+
+        return adapter_state(self._module, which(self._module, adapter_name))
+
+    def save_adapter(self, save_directory: str | os.PathLike[str], adapter_name: str | None = None) -> None:
+        """Write adapter_config.json and adapter_model.safetensors, for Vitrail and PEFT."""
+        from vitrail.adapters.files import save_adapter
+
+        save_adapter(self._module, save_directory, adapter_name)
+
+    def merge_and_unload(self: Self, adapter_names: Sequence[str] | None = None) -> Self:
+        """Work adapters (default: those that are set) into the weights, take all away, and give the model.
+
+        Quantised layers that an adapter is on become plain ones: quantising again would round the adapter away.
+        """
+        from vitrail.adapters.model import merge
+        from vitrail.model.layers import Linear
+
+        merge(self._module, adapter_names, Linear)
+        return self
+
+    @property
+    def _module(self) -> nn.Module:
+        return self  # type: ignore[return-value]  # every user of this class is a module
