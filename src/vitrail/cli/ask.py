@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitrail.cli.files import read_tools
-from vitrail.cli.pictures import open_picture, split_words
+from vitrail.cli.options import drawing_options, pdf_options, refuse_idle, take_pdf_limits
+from vitrail.cli.pictures import open_pages, split_words
 from vitrail.cli.screen import Printer, waiting
 from vitrail.errors import InputError
 
@@ -51,48 +52,37 @@ Exit status: 0 answered, 2 something was wrong with the question, a picture or t
     metavar="N",
     help="Longest answer. [default: the checkpoint's, else 512]",
 )
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    metavar="T",
-    help="Draw from the probabilities at this temperature. [default: 0, always the likeliest]",
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(min=0, max=1, min_open=True),
-    metavar="P",
-    help="Draw from the likeliest tokens that make up P.",
-)
-@click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Draw from the K likeliest tokens.")
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Same seed, same draw.")
+@drawing_options
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     help="Numbers to compute with. [default: the checkpoint's; float32 for the embedded reader]",
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda.")
+@pdf_options
 def ask(
     words: tuple[str, ...],
     model: str | None,
     as_json: bool,
     tools: str | None,
     dtype: str | None,
-    **options: object,
+    **options: Any,
 ) -> None:
     """Answer QUESTION about each PICTURE, on this machine.
 
-    A PICTURE is a file or a URL; '-' reads one from standard input. The text appears as it is made; calls of tools
-    follow it, one on a line. Reasoning goes to standard error.
+    A PICTURE is a file or a URL; '-' reads one from standard input, and a PDF counts as its pages. The text appears as
+    it is made; calls of tools follow it, one on a line. Reasoning goes to standard error.
     """
     names, text = split_words(words)
-    _refuse_idle(options)
+    refuse_idle(options)
+    limits = take_pdf_limits(options)
     given = None if tools is None else read_tools(tools)
     if not names and model is None:
         raise InputError(
             'the embedded reader needs a picture; write: vitrail ask PICTURE "What does it say?"'
         )
-    pictures = [open_picture(name) for name in names]
+    with waiting() as line:
+        pictures = [page for name in names for page in open_pages(name, limits, line.say)]
     folder = embedded() if model is None else model
     config = read_model(folder, with_pictures=bool(pictures))
     printer = Printer()
@@ -107,7 +97,7 @@ def ask(
             config=config,
             tools=given,
             dtype=dtype or ("float32" if model is None else "auto"),
-            **options,  # type: ignore[arg-type]  # click has checked them
+            **options,
         )
 
         def hear(piece: Any) -> None:
@@ -133,16 +123,6 @@ def ask(
         printer.write(f"{call.name}({call.arguments})\n")
     if not (response.text or response.tool_calls):
         click.echo()
-
-
-def _refuse_idle(options: dict[str, object]) -> None:
-    """Options that shape a draw do nothing without one, so they are refused rather than ignored."""
-    idle = [name for name in ("top_p", "top_k", "seed") if options[name] is not None]
-    if idle and not options["temperature"]:
-        flag = "--" + idle[0].replace("_", "-")
-        raise InputError(
-            f"{flag} needs --temperature above 0; without it the likeliest token is always taken"
-        )
 
 
 def read_model(folder: str, *, with_pictures: bool) -> "PretrainedConfig":

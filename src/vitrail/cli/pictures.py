@@ -1,6 +1,7 @@
-"""Pictures named on the command line, opened and checked before a model is loaded; '-' is standard input."""
+"""Pictures and PDFs named on the command line, opened and checked before a model is loaded; '-' is standard input."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,8 @@ from vitrail.errors import ImageError, InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from vitrail.inputs.pdf import PdfLimits
 
 STDIN = "-"
 
@@ -28,16 +31,35 @@ def split_words(words: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
 
 def open_picture(name: str) -> "Image":
     """The picture at a path or URL, or on standard input; ImageError says what is wrong with it."""
-    from vitrail.inputs.images import LIMITS, load_image
+    from vitrail.inputs.images import load_image
 
-    if name != STDIN:
-        return load_image(name)
+    return load_image(_standard_input() if name == STDIN else name)
+
+
+def open_pages(
+    name: str, limits: "PdfLimits | None" = None, say: Callable[[str], None] | None = None
+) -> "list[Image]":
+    """The same for a file that may be a PDF: its pages, else the one picture. `say` hears which page is rendered."""
+    from vitrail.inputs.pdf import PDF_LIMITS, load_pages
+
+    def progress(done: int, total: int) -> None:
+        if say is not None:
+            say(f"rendering page {done} of {total}")
+
+    source = _standard_input() if name == STDIN else name
+    return load_pages(source, limits=limits or PDF_LIMITS, progress=progress)
+
+
+def _standard_input() -> bytes:
+    """All of it, as far as a picture may go, and one byte more, which is refused later."""
+    from vitrail.inputs.images import LIMITS
+
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError("'-' reads a picture from standard input, which is a terminal; pipe one in")
     data = sys.stdin.buffer.read(LIMITS.max_bytes + 1)
     if not data:
         raise ImageError("standard input is empty; pipe a picture in")
-    return load_image(data)  # which refuses the one byte too many
+    return data
 
 
 def _names_a_file(word: str) -> bool:

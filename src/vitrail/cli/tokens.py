@@ -1,8 +1,11 @@
 """`vitrail tokens PICTURE…`: what pictures cost in tokens. Reads sizes and settings; loads no model."""
 
+from typing import Any
+
 import click
 
-from vitrail.cli.pictures import open_picture
+from vitrail.cli.options import pdf_options, take_pdf_limits
+from vitrail.cli.pictures import open_pages
 
 
 @click.command("tokens")
@@ -16,13 +19,15 @@ from vitrail.cli.pictures import open_picture
 @click.option(
     "--max-image-tokens", type=click.IntRange(min=2), metavar="N", help="As `vitrail ask` would shrink it."
 )
-def tokens(pictures: tuple[str, ...], model: str | None, max_image_tokens: int | None) -> None:
-    """Say what each PICTURE costs in tokens, and the size it is read at (width×height)."""
+@pdf_options
+def tokens(pictures: tuple[str, ...], model: str | None, max_image_tokens: int | None, **limits: Any) -> None:
+    """Say what each PICTURE costs in tokens, and the size it is read at (width×height); of a PDF, each page."""
     from vitrail.auto import AutoProcessor
     from vitrail.cli.ask import embedded
     from vitrail.inputs.grid import image_grid
 
-    opened = [(name, open_picture(name)) for name in pictures]
+    pdf_limits = take_pdf_limits(limits)
+    opened = [(name, page) for name in pictures for page in open_pages(name, pdf_limits)]
     processor = AutoProcessor.from_pretrained(model or embedded())
     for name, picture in opened:
         grid = image_grid(
