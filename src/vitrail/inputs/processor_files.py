@@ -62,6 +62,21 @@ def read_processor(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
+def picture_settings(folder: Path, format: str | None = None) -> dict[str, Any]:
+    """How pictures are prepared in a folder, as keywords of `grid.image_grid`; no tokenizer is opened."""
+    config = config_dict_of(folder, format)
+    own_format = choose_format(folder, format) == MISTRAL
+    image_processor = image_processor_of(folder, config, None, own_format=own_format)
+    stored = _optional(folder / "processor_config.json")
+    settings = image_processor.settings({})
+    return {
+        "patch_size": _side(stored.get("patch_size"), config, image_processor),
+        "merge": _merge(stored.get("spatial_merge_size"), config),
+        "longest_edge": settings.box,
+        "dialect": settings.dialect,
+    }
+
+
 def native_pictures(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
     """What the file of mistral-common's tokenizer says of pictures: settings of an image processor, and the merge.
 

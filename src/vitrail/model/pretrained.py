@@ -99,6 +99,8 @@ class PreTrainedModel(AdapterMethods, nn.Module):
 
         Raises:
             CheckpointError: files that are missing, damaged or do not fit (one report names every tensor).
+            OutOfMemory: weights that need more memory than is free, told before any is allocated; VITRAIL_MEMORY_CHECK=off
+                in the environment loads them all the same.
             UnsupportedError: an argument that Vitrail does not have.
         """
         from vitrail.model.loading import load_pretrained

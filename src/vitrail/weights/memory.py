@@ -7,11 +7,13 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from vitrail.errors import OutOfMemory
+from vitrail.files.safetensors import TensorEntry
 from vitrail.files.size import in_words
 from vitrail.quant.config import BitsAndBytesConfig
 from vitrail.quant.packed_size import packed_bytes, packing_bytes
@@ -35,6 +37,14 @@ class Form:
     quantization: BitsAndBytesConfig | None = None
 
 
+class Headers(Protocol):
+    """What is asked of a checkpoint: types and shapes, no values."""
+
+    def entry(self, name: str) -> TensorEntry: ...
+
+    def copies(self, name: str) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Step:
     """One tensor's (or packed layer's) loading: bytes that stay, and that are there only meanwhile."""
@@ -45,13 +55,13 @@ class _Step:
     meanwhile_on_cpu: int = 0  # whatever device it goes to
 
 
-def kept_bytes(model: nn.Module, checkpoint: Checkpoint, plan: Plan, form: Form) -> dict[str, int]:
+def kept_bytes(model: nn.Module, checkpoint: Headers, plan: Plan, form: Form) -> dict[str, int]:
     """Own tensor's name → the bytes that it takes once loaded in `form`. A head that is tied takes none."""
     return {step.name: step.kept for step in _steps(model, checkpoint, plan, form)}
 
 
 def peak_bytes(
-    model: nn.Module, checkpoint: Checkpoint, plan: Plan, form: Form, where: Placement
+    model: nn.Module, checkpoint: Headers, plan: Plan, form: Form, where: Placement
 ) -> dict[torch.device, int]:
     """Device → the most bytes that loading takes there at once: what is loaded, and what is at work meanwhile.
 
@@ -136,7 +146,7 @@ def _called(form: Form) -> str:
     return f"{form.quantization.bnb_4bit_quant_type.upper()} (the rest {dtype})"
 
 
-def _steps(model: nn.Module, checkpoint: Checkpoint, plan: Plan, form: Form) -> Iterator[_Step]:
+def _steps(model: nn.Module, checkpoint: Headers, plan: Plan, form: Form) -> Iterator[_Step]:
     """What load.py does, tensor by tensor and in its order."""
     for path, packed in plan.packed.items():
         yield _Step(f"{path}.weight", sum(tensor.nbytes for tensor in packed.tensors.values()))
