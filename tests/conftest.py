@@ -1,19 +1,31 @@
-"""What every test has: no network, no home of the user, one thread, and tiny checkpoints to try things on."""
+"""What every test has: no network, no home of the user, one thread, and tiny checkpoints to try things on.
+
+The tests run in several processes (pyproject.toml); `pytest -n 0` runs them in one, for a debugger.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub client
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and before anything imports torch
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 from PIL import Image
 
-from tests import tiny
+from tests import hub_server, tiny
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one tokenizer's version run in one process, which then reads its large file once."""
+    for item in items:
+        version = getattr(item, "callspec", None) and item.callspec.params.get("version")
+        if isinstance(version, str):
+            item.add_marker(pytest.mark.xdist_group(version))
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +59,10 @@ def tiny_ministral3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def picture() -> Callable[..., Image.Image]:
     """picture(height, width, seed=0, mode="RGB") → a PIL picture that is always the same."""
     return tiny.picture
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[hub_server.HubServer]:
+    """A hub of this test's own, which the real client asks; it keeps what it fetches in tmp_path / "cache"."""
+    with hub_server.serving() as hub, hub_server.client_of(hub, tmp_path / "cache"):
+        yield hub

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import CheckpointError, ConfigError, InputError, UnsupportedError
+from vitrail.files.hub import KEYWORDS as HUB_KEYWORDS, resolve
 from vitrail.files.layout import MISTRAL, choose_format
 
 if TYPE_CHECKING:
     from vitrail.configs import PretrainedConfig
-
-HUB_KEYWORDS = ("cache_dir", "local_files_only", "revision", "token")
 
 
 def _refuse_remote_code(owner: str, kwargs: dict[str, Any]) -> None:
@@ -24,10 +23,8 @@ def _refuse_remote_code(owner: str, kwargs: dict[str, Any]) -> None:
 
 def _folder(name_or_path: "str | Path", kwargs: dict[str, Any]) -> Path:
     """The folder of a checkpoint, given as such or by hub name; takes the hub's keywords out of `kwargs`."""
-    from vitrail.files.hub import resolve
-
     hub = {name: kwargs.pop(name) for name in HUB_KEYWORDS if name in kwargs}
-    return resolve(name_or_path, **hub)
+    return resolve(name_or_path, **hub, format=kwargs.get("format"))
 
 
 def _config_dict(folder: Path, format: str | None) -> Mapping[str, Any]:
@@ -69,9 +66,7 @@ class AutoConfig(_Auto):
         from vitrail.configs.read import config_class
 
         _refuse_remote_code(cls.__name__, kwargs)
-        hub = {
-            name: kwargs.pop(name) for name in (*HUB_KEYWORDS, "force_download", "format") if name in kwargs
-        }
+        hub = {name: kwargs.pop(name) for name in (*HUB_KEYWORDS, "format") if name in kwargs}
         config_dict = read_config_folder(pretrained_model_name_or_path, **hub)
         kind = config_class(config_dict.get("model_type"), str(pretrained_model_name_or_path))
         config = kind.from_dict(config_dict, **kwargs)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import InputError, UnsupportedError
+from vitrail.files.hub import KEYWORDS as HUB_KEYWORDS
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,8 @@ def pipeline(
     """A callable from messages and pictures to text.
 
     `model` is a folder, a hub name or a loaded model; `processor` (folder, name or object) defaults to the
-    one beside the model. Without `device` and `device_map` an accelerator is used if there is one. Other
+    one beside the model; what `model_kwargs` say of the hub (cache_dir, local_files_only) and of the `format` counts for
+    it too. Without `device` and `device_map` an accelerator is used if there is one. Other
     keywords become defaults of the calls. Raises UnsupportedError for other tasks and for what Vitrail does
     not have.
     """
@@ -95,7 +97,9 @@ def pipeline(
     }
     source = _source_of(model)
     if isinstance(model, (str, Path)):
-        settings = {"dtype": kwargs.pop("torch_dtype", dtype), **(model_kwargs or {}), **hub}
+        given = dict(model_kwargs or {})
+        settings = {"dtype": kwargs.pop("torch_dtype", dtype), **given, **hub}
+        hub = {**{name: given[name] for name in (*HUB_KEYWORDS, "format") if name in given}, **hub}
         if config is not None:
             settings["config"] = config
         if device is None:

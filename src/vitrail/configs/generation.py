@@ -9,6 +9,7 @@ from typing import Any
 from vitrail.configs.base import PretrainedConfig, check_field
 from vitrail.configs.generation_options import KNOWN, REFUSED, SAME_CACHES, refuse_unknown
 from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
+from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
@@ -109,16 +110,17 @@ class GenerationConfig:
         revision: str = "main",
         **kwargs: Any,
     ) -> "GenerationConfig":
-        """Read generation_config.json of a folder or hub name; without one, the special ids of config.json.
+        """Read generation_config.json of a folder or hub name; without one, the special ids of its configuration.
+
+        `format` "hf" or "mistral" chooses the configuration where both are there.
 
         Raises:
             CheckpointError: a file that was named is not there, or neither file is.
             ConfigError: a value out of its range.
         """
         folder = Path(pretrained_model_name)
+        format = kwargs.pop("format", None)
         if not folder.is_dir():
-            if force_download:
-                raise UnsupportedError("force_download is not supported; remove the cached copy instead.")
             from vitrail.files.hub import resolve
 
             folder = resolve(
@@ -127,19 +129,23 @@ class GenerationConfig:
                 token=token,
                 cache_dir=cache_dir,
                 local_files_only=local_files_only,
+                force_download=force_download,
+                format=format,
             )
         path = folder / (config_file_name or GENERATION_CONFIG_NAME)
         if path.is_file():
             from vitrail.files.json import read_json
 
             return cls.from_dict(read_json(path), **kwargs)
-        if config_file_name is not None or not (folder / "config.json").is_file():
+        if config_file_name is not None or not any(
+            (folder / name).is_file() for name in (CONFIG_NAME, PARAMS_NAME)
+        ):
             raise CheckpointError(
-                f"{path} is not there, and neither is a config.json with the special ids to use."
+                f"{path} is not there, and neither is a config.json or params.json with the special ids to use."
             )
         from vitrail.configs.read import read_config
 
-        return cls.from_dict(cls.from_model_config(read_config(folder)).to_dict(), **kwargs)
+        return cls.from_dict(cls.from_model_config(read_config(folder, format)).to_dict(), **kwargs)
 
     def save_pretrained(
         self,

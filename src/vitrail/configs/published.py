@@ -26,7 +26,7 @@ def read_config_folder(name_or_path: "str | Path", format: str | None = None, **
     if path.is_file():
         return read_config_file(path)
     if not path.is_dir():
-        path = resolve(name_or_path, **hub)
+        path = resolve(name_or_path, **hub, format=format)
     chosen = choose_format(path, format)
     if chosen == MISTRAL and (path / PARAMS_NAME).is_file():
         from vitrail.configs.params import read_params

@@ -1,17 +1,28 @@
-"""From a name or a path to a folder on this disk. Only this file talks to the Hugging Face hub's client."""
+"""From a name or a path to a folder on this disk: what of a repository is fetched, and when nothing is."""
 
 from __future__ import annotations
 
 import os
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from vitrail.errors import CheckpointError, MissingPackageError
+from vitrail.errors import CheckpointError, InputError
+from vitrail.files import hub_client
+from vitrail.files.download import Download, free_bytes, listener, told
+from vitrail.files.hub_cache import HubCache
+from vitrail.files.hub_client import HubUnreachableError, silent_bars
+from vitrail.files.layout import NAMES, formats_of
+from vitrail.files.listing import listed
+from vitrail.files.repository import Repository
+from vitrail.files.size import in_words
+from vitrail.files.wanted import MODEL, SETTINGS, Wanted
 
-# Weights, configurations, tokenizers and templates; never pickles, and not the second copy of the weights
-# that some repositories carry in Mistral's own layout.
-_WANTED = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model*")
-_UNWANTED = ("consolidated*", "*/*")
+KEYWORDS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 _REPOSITORY = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
 
@@ -23,23 +34,48 @@ def resolve(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
+    format: str | None = None,
+    part: str = SETTINGS,
 ) -> Path:
-    """The folder of a checkpoint: `name_or_path` itself when it is one, else a snapshot from the hub.
+    """The folder of a checkpoint: `name_or_path` itself when it is one, else the hub's repository of that name.
 
-    `revision`, `token`, `cache_dir`, `local_files_only` and `force_download` mean what they mean to
-    huggingface_hub. Raises CheckpointError that says what was looked for, and where.
+    Of a repository one format is fetched: `format`, "hf" or "mistral", else as layout.choose_format chooses; and of that
+    the `part` that is needed (wanted.py): settings, the model with them, or an adapter. What is here already is not
+    fetched again; for a commit that is here whole, and with `local_files_only` or HF_HUB_OFFLINE, nothing is asked
+    either. The other keywords are the hub's.
+
+    Raises CheckpointError that says what was looked for and what to do, InputError for an argument.
     """
-    folder = Path(name_or_path).expanduser()
+    name = os.fspath(name_or_path)
+    if not name.strip():
+        raise CheckpointError("the checkpoint's name is empty; give a folder or a name like 'owner/model'.")
+    if format is not None and format not in NAMES:
+        raise InputError(f"format must be 'hf' or 'mistral', got {format!r}.")
+    folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
         raise CheckpointError(f"{folder} is a file; a checkpoint is a folder with a config.json.")
-    name = os.fspath(name_or_path)
     if not _is_repository(name):
         raise CheckpointError(
             f"there is no folder {name!r}; give a checkpoint's folder or a name like 'owner/model'."
         )
-    return _snapshot(name, revision, token, cache_dir, local_files_only, force_download)
+    root = hub_client.cache_root() if cache_dir is None else Path(cache_dir).expanduser()
+    cache = HubCache(root, name)
+    asked = _Asked(cache, revision or "main", token, format, part, force_download)
+    if local_files_only or hub_client.is_offline():
+        return asked.kept("local_files_only" if local_files_only else "HF_HUB_OFFLINE")
+    return asked.fetched()
+
+
+def with_weights(settings: Path, name_or_path: str | os.PathLike[str], **keywords: Any) -> Path:
+    """The folder again that `resolve` gave for the settings of `name_or_path`, now with the model's weights.
+
+    They are of the same commit, even if the branch has moved since. Keywords and errors are those of `resolve`.
+    """
+    if settings == Path(name_or_path).expanduser():
+        return settings
+    return resolve(name_or_path, **{**keywords, "revision": settings.name, "part": MODEL})
 
 
 def _is_repository(name: str) -> bool:
@@ -47,36 +83,134 @@ def _is_repository(name: str) -> bool:
     return not looks_local and _REPOSITORY.fullmatch(name) is not None
 
 
-def _snapshot(
-    name: str,
-    revision: str | None,
-    token: str | bool | None,
-    cache_dir: str | os.PathLike[str] | None,
-    local_files_only: bool,
-    force_download: bool,
-) -> Path:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise MissingPackageError(
-            f"{name!r} is no folder here, and the hub needs a package: pip install huggingface_hub."
-        ) from error
-    try:
-        found = huggingface_hub.snapshot_download(
-            name,
-            revision=revision,
-            token=token,
-            cache_dir=None if cache_dir is None else Path(cache_dir),
-            local_files_only=local_files_only,
-            force_download=force_download,
-            allow_patterns=list(_WANTED),
-            ignore_patterns=list(_UNWANTED),
+@dataclass(frozen=True)
+class _Asked:
+    """One question for a repository's folder."""
+
+    cache: HubCache
+    revision: str
+    token: str | bool | None
+    format: str | None
+    part: str
+    anew: bool
+
+    def kept(self, forbids: str) -> Path:
+        """The folder out of the cache alone; no connection is made."""
+        if self.anew:
+            raise InputError(f"force_download asks for what {forbids} forbids; leave one of them out.")
+        where = f"{self.cache.name} (revision {self.revision})"
+        commit = self._commit_here()
+        if commit is None:
+            raise CheckpointError(
+                f"there is no folder {self.cache.name!r}, {where} is not in the cache {self.cache.root} either, and "
+                f"{forbids} forbids to fetch it."
+            )
+        if missing := self._missing(commit):
+            repository = self.cache.repository(commit)
+            size = 0 if repository is None else repository.size(missing)
+            raise CheckpointError(
+                f"{where} is in the cache {self.cache.root} only in part, without {listed(missing, most=6)} "
+                f"({in_words(size)}), and {forbids} forbids to fetch the rest.{self._other_format(commit)}"
+            )
+        return self.cache.snapshot(commit)
+
+    def fetched(self) -> Path:
+        """The folder, after what was missing has come."""
+        commit = self._commit_here()
+        known = commit == self.revision and self.cache.repository(commit) is not None
+        if known and not self.anew and not self._missing(self.revision):
+            return self.cache.snapshot(self.revision)
+        try:
+            repository = hub_client.look_up(self.cache.name, self.revision, self.token)
+        except HubUnreachableError as error:
+            if commit is None or self.anew or self._missing(commit):
+                raise CheckpointError(
+                    f"there is no folder {self.cache.name!r} and no whole copy in the cache {self.cache.root}, and {error}."
+                ) from error
+            warnings.warn(f"{error}; the copy in the cache (commit {commit[:12]}) is used.", stacklevel=4)
+            return self.cache.snapshot(commit)
+        return self._bring(repository)
+
+    def _commit_here(self) -> str | None:
+        """The commit that the revision meant last, if anything of it is in the cache."""
+        commit = self.cache.commit_of(self.revision)
+        return commit if commit is not None and self.cache.snapshot(commit).is_dir() else None
+
+    def _missing(self, commit: str) -> list[str]:
+        """What a commit in the cache lacks. Nothing where another program fetched it: readers say what they miss."""
+        repository = self.cache.repository(commit)
+        if repository is None:
+            return []
+        wanted = Wanted.of(repository, self.format, self.part)
+        return self.cache.missing(repository, wanted.names)
+
+    def _other_format(self, commit: str) -> str:
+        """A hint where the cache has the format that was not asked for."""
+        repository = self.cache.repository(commit)
+        if repository is None or self.format is not None:
+            return ""
+        chosen = Wanted.of(repository, None, self.part).format
+        for format in formats_of(repository.files):
+            if format != chosen and not replace(self, format=format)._missing(commit):
+                return f" It is here in {NAMES[format]}: say format={format!r}."
+        return ""
+
+    def _bring(self, repository: Repository) -> Path:
+        """Fetch what a commit lacks here. Raises before the first byte where it does not fit on the disk."""
+        wanted = Wanted.of(repository, self.format, self.part)
+        missing = wanted.names if self.anew else self.cache.missing(repository, wanted.names)
+        download = self._download(repository, wanted, missing)
+        download.check_room()
+        with (
+            silent_bars(listener() is not None),
+            told(download, lambda: self._here(repository, missing)),
+            self._explained(repository, missing),
+        ):
+            self._fetch(repository, wanted, missing)
+        if rest := self.cache.missing(repository, wanted.names):
+            raise CheckpointError(
+                f"{listed(rest)} of {repository.name} came in another size than the hub says."
+            )
+        return self.cache.snapshot(repository.commit)
+
+    @contextmanager
+    def _explained(self, repository: Repository, missing: list[str]) -> Iterator[None]:
+        """Errors on the way tell how far it came."""
+        try:
+            yield
+        except HubUnreachableError as error:
+            here, size = in_words(self._here(repository, missing)), in_words(repository.size(missing))
+            raise HubUnreachableError(
+                f"{error} and run this again: {here} of {size} are here, and it goes on from there."
+            ) from error
+        except OSError as error:
+            if missing:  # else it was a note for the next call, which a cache that is only read does without
+                reason = error.strerror or error
+                raise CheckpointError(f"the cache {self.cache.root} cannot be written: {reason}.") from error
+
+    def _fetch(self, repository: Repository, wanted: Wanted, missing: list[str]) -> None:
+        """File by file, small ones first; the list of files is written after the first, the branch after the small ones."""
+        for names in (wanted.small, wanted.weights):
+            for name in names:
+                if name in missing:
+                    anew = self.anew or self.cache.discard(repository, name)
+                    hub_client.fetch(repository, name, self.cache.root, self.token, anew=anew)
+                    self.cache.keep(repository)
+            self.cache.keep(repository)
+            self.cache.remember(self.revision, repository)
+
+    def _download(self, repository: Repository, wanted: Wanted, missing: list[str]) -> Download:
+        return Download(
+            name=repository.name,
+            commit=repository.commit,
+            format=wanted.format,
+            weights=any(name in missing for name in wanted.weights),
+            files=len(missing),
+            size=repository.size(missing),
+            done=self._here(repository, missing),
+            folder=self.cache.root,
+            free=free_bytes(self.cache.root),
         )
-    except Exception as error:  # the client's own errors, its HTTP library's and the system's share no base
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        where = "in the local cache" if local_files_only else "on the hub or in the local cache"
-        raise CheckpointError(
-            f"there is no folder {name!r}, and no model of that name could be had {where} "
-            f"(revision {revision or 'main'}): {reason[0]}"
-        ) from error
-    return Path(found)
+
+    def _here(self, repository: Repository, names: list[str]) -> int:
+        return 0 if self.anew else self.cache.bytes_here(repository, names)

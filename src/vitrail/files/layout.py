@@ -1,11 +1,14 @@
-"""Which of the two formats a checkpoint's folder is in, told by the names of its files. Reads none of them."""
+"""Which of the two formats a checkpoint is in, and which files belong to each, told by names. Reads no content."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from vitrail.errors import CheckpointError, InputError
+from vitrail.files.hub_cache import repository_of
 
 HF: Final = "hf"
 MISTRAL: Final = "mistral"
@@ -13,6 +16,15 @@ CONFIG_NAME: Final = "config.json"
 PARAMS_NAME: Final = "params.json"
 NAMES: Final = {HF: "Hugging Face's format", MISTRAL: "Mistral's own format"}
 _CONFIGS: Final = {HF: CONFIG_NAME, MISTRAL: PARAMS_NAME}
+_STEMS: Final = {HF: "model", MISTRAL: "consolidated"}
+# What both formats share: whichever tokenizer and settings are there, for a tokenizer of Mistral's own comes first.
+_SHARED: Final = re.compile(
+    r"(generation|preprocessor|processor|tokenizer)_config\.json"
+    r"|tokenizer\.json|tekken\.json|special_tokens_map\.json|added_tokens\.json"
+    r"|chat_template\.jinja|chat_template\.json|additional_chat_templates/[\w.-]+\.jinja"
+    r"|[\w.-]+\.model(\.v\d{1,3}(m\d{1,3})?)?",
+    re.ASCII,
+)
 
 
 def choose_format(folder: Path, wanted: str | None = None) -> str:
@@ -20,23 +32,68 @@ def choose_format(folder: Path, wanted: str | None = None) -> str:
 
     Where both are complete, Hugging Face's comes first; else the one whose configuration and weights are both
     there; else the one whose configuration is. A folder with neither counts as "hf": its reader says what it lacks.
+    Of a folder in the hub's cache, which may hold the half of a repository, the whole repository counts.
 
     Raises InputError for another word, CheckpointError where the folder does not hold the wanted format.
     """
+    here = [path.name for path in folder.glob("*") if path.is_file()]
+    repository = repository_of(folder)
+    rest = [] if repository is None else [name for name in repository.files if name not in _CONFIGS.values()]
+    return choose_among([*here, *rest], wanted, str(folder))
+
+
+def choose_among(names: Iterable[str], wanted: str | None, where: str) -> str:
+    """The same by the names of the files in `where`, a folder or a repository."""
     if wanted is not None and wanted not in NAMES:
         raise InputError(f"format must be 'hf' or 'mistral', got {wanted!r}.")
-    configured = [name for name, file in _CONFIGS.items() if (folder / file).is_file()]
+    present = set(names)
+    configured = formats_of(present)
     if wanted is not None:
-        if folder.is_dir() and wanted not in configured and configured:
+        if wanted not in configured and configured:
             raise CheckpointError(
-                f"{folder} has no {_CONFIGS[wanted]}, so it is not in {NAMES[wanted]}; it is in {NAMES[configured[0]]}: "
+                f"{where} has no {_CONFIGS[wanted]}, so it is not in {NAMES[wanted]}; it is in {NAMES[configured[0]]}: "
                 f"leave format out or say format={configured[0]!r}."
             )
         return wanted
-    complete = [name for name in configured if _has_weights(folder, name)]
+    complete = [name for name in configured if _weights(present, name)]
     return next(iter(complete or configured), HF)
 
 
-def _has_weights(folder: Path, name: str) -> bool:
-    names = [path.name for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_")]
-    return (name == MISTRAL) in [file.startswith("consolidated") for file in names]
+def formats_of(names: Iterable[str]) -> list[str]:
+    """The formats whose configuration is among `names`, Hugging Face's first."""
+    present = set(names)
+    return [name for name, file in _CONFIGS.items() if file in present]
+
+
+def small_files(names: Iterable[str], format: str) -> list[str]:
+    """Of `names` those that are read without a model: tokenizers, settings, and last the configuration of one format."""
+    present = sorted(names)
+    config = _CONFIGS[format]
+    return [
+        *(name for name in present if _SHARED.fullmatch(name)),
+        *(name for name in present if name == config),
+    ]
+
+
+def weight_files(names: Iterable[str], format: str) -> list[str]:
+    """Of `names` the weights of one format: the single file, else the shards with their index; never pickles.
+
+    Other safetensors files count in Hugging Face's format where none has a usual name, as they do in a folder.
+    """
+    stem = _STEMS[format]
+    found = sorted(_weights(names, format))
+    single = f"{stem}.safetensors"
+    if single in found:
+        return [single]
+    shard = re.compile(rf"{stem}-\d{{5}}-of-\d{{5}}\.safetensors", re.ASCII)
+    index = [name for name in names if name == f"{stem}.safetensors.index.json"]
+    return [*index, *([name for name in found if shard.fullmatch(name)] or found)]
+
+
+def _weights(names: Iterable[str], format: str) -> list[str]:
+    files = (name for name in names if name.endswith(".safetensors") and "/" not in name)
+    return [
+        name
+        for name in files
+        if not name.startswith("adapter_") and name.startswith("consolidated") == (format == MISTRAL)
+    ]

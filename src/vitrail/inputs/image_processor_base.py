@@ -92,10 +92,12 @@ class BaseImageProcessor:
         """Read preprocessor_config.json, or the image_processor part of processor_config.json.
 
         pretrained_model_name_or_path: a folder, one of the files itself, or a name on the hub; `subfolder=`
-        a folder within it. Further keywords override options. Raises CheckpointError for missing files and
+        a folder within it; `format=` "hf" or "mistral" chooses where a repository has both. Further keywords
+        override options. Raises CheckpointError for missing files and
         for one of another kind of image processor; UnsupportedError for unknown keywords.
         """
         place = Path(pretrained_model_name_or_path)
+        format = kwargs.pop("format", None)
         if not place.is_file():
             from vitrail.files.hub import resolve
 
@@ -106,6 +108,7 @@ class BaseImageProcessor:
                 cache_dir=cache_dir,
                 local_files_only=local_files_only,
                 force_download=force_download,
+                format=format,
             )
             place = place / kwargs.pop("subfolder", "")
         return cls.from_dict(read_image_processor_dict(place), **kwargs)

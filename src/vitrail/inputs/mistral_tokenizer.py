@@ -92,9 +92,13 @@ class MistralCommonTokenizer(MistralRows):
         clean_up_tokenization_spaces: bool = False,
         **kwargs: Any,
     ) -> MistralCommonTokenizer:
-        """The tokenizer of a folder or of a model on the hub: tekken.json, else the latest *.model.v* file."""
+        """The tokenizer of a folder or of a model on the hub: tekken.json, else the latest *.model.v* file.
+
+        format="hf" or "mistral": of which of a repository's two formats the configuration beside it is fetched.
+        """
         from vitrail.files.hub import resolve
 
+        format = kwargs.pop("format", None)
         _refuse("from_pretrained", {**kwargs, **({"init_inputs": init_inputs} if init_inputs else {})})
         folder = resolve(
             pretrained_model_name_or_path,
@@ -103,6 +107,7 @@ class MistralCommonTokenizer(MistralRows):
             local_files_only=local_files_only,
             token=token,
             revision=revision,
+            format=format,
         )
         found = tokenizer_files(folder)
         if not found:

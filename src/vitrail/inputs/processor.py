@@ -119,6 +119,7 @@ class PixtralProcessor:
             local_files_only=local_files_only,
             token=token,
             revision=revision,
+            format=kwargs.get("format"),
         )
         return cls(**read_processor(folder, kwargs))
 

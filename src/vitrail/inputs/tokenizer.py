@@ -106,9 +106,13 @@ class FastTokenizer(Vocabulary):
         local_files_only: bool = False,
         token: str | bool | None = None,
         revision: str = "main",
+        format: str | None = None,
         **config: Any,
     ) -> FastTokenizer:
-        """The tokenizer of a folder or of a model on the hub; `config` overrides its tokenizer_config.json."""
+        """The tokenizer of a folder or of a model on the hub; `config` overrides its tokenizer_config.json.
+
+        format: of which of a repository's two formats the configuration beside it is fetched; see AutoConfig.
+        """
         from vitrail.files.hub import resolve
 
         folder = resolve(
@@ -118,6 +122,7 @@ class FastTokenizer(Vocabulary):
             local_files_only=local_files_only,
             token=token,
             revision=revision,
+            format=format,
         )
         stored = read_tokenizer_config(folder)
         template = config.pop("chat_template", None) or find_chat_template(folder, stored)

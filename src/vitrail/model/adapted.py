@@ -30,8 +30,10 @@ class AdapterMethods:
         from vitrail.adapters.files import load_adapter
         from vitrail.adapters.model import DEFAULT
         from vitrail.files.hub import resolve
+        from vitrail.files.wanted import ADAPTER
 
-        load_adapter(self._module, resolve(str(peft_model_id), **kwargs), adapter_name or DEFAULT)
+        folder = resolve(str(peft_model_id), **{**kwargs, "part": ADAPTER})
+        load_adapter(self._module, folder, adapter_name or DEFAULT)
 
     def add_adapter(self, adapter_config: LoraConfig, adapter_name: str | None = None) -> list[str]:
         """Put a fresh adapter on the model, freeze everything else, and give the names of the adapted modules."""

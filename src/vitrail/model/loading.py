@@ -9,7 +9,7 @@ from torch import Tensor
 from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import CheckpointError, UnsupportedError
-from vitrail.files.hub import resolve
+from vitrail.files.hub import resolve, with_weights
 from vitrail.inputs.tokenizer_choice import check_tokenizer
 from vitrail.weights.load import load_into
 from vitrail.weights.save import save
@@ -44,9 +44,12 @@ def load_pretrained(
     options.pop("low_cpu_mem_usage", None)  # always so here: tensors are streamed one by one
     if options:
         raise UnsupportedError(f"from_pretrained does not know the argument {', '.join(sorted(options))}.")
-    folder = resolve(name_or_path, **hub)
+    folder = resolve(name_or_path, **hub, format=format)
     chosen = _config_for(cls, folder, config, format)
     check_tokenizer(folder, chosen)
+    folder = with_weights(
+        folder, name_or_path, **hub, format=format
+    )  # after what is cheap was found to be right
     chosen.name_or_path = str(name_or_path)
     with torch.device("meta"):
         model = cls(chosen)

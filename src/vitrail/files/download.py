@@ -1,0 +1,98 @@
+"""A download as others may watch it, and whether it fits on the disk. Fetches nothing and prints nothing."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+from vitrail.errors import CheckpointError
+from vitrail.files.size import in_words
+
+INTERVAL = 0.25  # seconds between two looks at how much has come
+
+
+@dataclass(frozen=True)
+class Download:
+    """What is being fetched, and how far it is. Sizes are in bytes.
+
+    name, commit   the repository. format: "hf" or "mistral". weights: whether a model's weights are among the files
+    files, size    how many files are fetched, and their size. done: how much of it is on the disk
+    folder, free   where it goes, and what was free there before
+    """
+
+    name: str
+    commit: str
+    format: str
+    weights: bool
+    files: int
+    size: int
+    done: int
+    folder: Path
+    free: int
+
+    def check_room(self) -> None:
+        """Raise CheckpointError where the rest does not fit on the disk."""
+        needed = self.size - self.done
+        if needed > self.free:
+            raise CheckpointError(
+                f"{self.name} needs {in_words(needed)} more, and {self.folder} has {in_words(self.free)} free; nothing "
+                "was fetched. Free some, or choose another disk with cache_dir= or HF_HOME."
+            )
+
+
+Listener: TypeAlias = Callable[[Download], None]
+_LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def watching(listener: Listener) -> Iterator[None]:
+    """Within this block `listener` hears of every download: before its first byte, several times a second, at its end.
+
+    It is called from another thread while bytes come. The bars of the hub's own client are off meanwhile.
+    """
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
+
+
+def listener() -> Listener | None:
+    """Who is watching."""
+    return _LISTENER.get()
+
+
+@contextmanager
+def told(download: Download, done: Callable[[], int]) -> Iterator[None]:
+    """Tell the listener of `download` while the block runs, unless it is of no files; `done` looks how much has come."""
+    hear = listener()
+    if hear is None or not download.files:
+        yield
+        return
+    hear(download)
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(INTERVAL):
+            hear(replace(download, done=done()))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    hear(replace(download, done=download.size))
+
+
+def free_bytes(folder: Path) -> int:
+    """What is free on the disk on which `folder` lies or would lie."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(place).free

@@ -1,0 +1,158 @@
+"""The Hugging Face hub's own client, wrapped: what lies there, one file of it, and its errors in our words.
+
+Only this file imports it, and nothing else in the library connects to anything but the picture URLs of a question.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vitrail.errors import CheckpointError, MissingPackageError, VitrailError
+from vitrail.files.repository import RemoteFile, Repository
+
+_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_HTTP = (
+    "requests",
+    "urllib3",
+    "httpx",
+    "httpcore",
+)  # the libraries that versions of the client speak through
+_BARS = "huggingface_hub"  # the group of its progress bars
+
+
+class HubUnreachableError(CheckpointError):
+    """The hub did not answer, or broke off: trying again later may do."""
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids every connection."""
+    return bool(_client("the hub's cache").constants.HF_HUB_OFFLINE)
+
+
+def cache_root() -> Path:
+    """The folder in which the client keeps all models (HF_HUB_CACHE, HF_HOME)."""
+    return Path(_client("the hub's cache").constants.HF_HUB_CACHE)
+
+
+def look_up(name: str, revision: str, token: str | bool | None) -> Repository:
+    """What lies under a name at a revision; one request.
+
+    Raises CheckpointError for what is not there or may not be seen, HubUnreachableError.
+    """
+    client = _client(name)
+    try:
+        found = client.HfApi().model_info(name, revision=revision, files_metadata=True, token=token)
+        files = {one.rfilename: _remote_file(one) for one in found.siblings or ()}
+        return Repository(name, str(found.sha), files)
+    except Exception as error:  # the client's errors, its HTTP library's and the system's share no base
+        raise _in_our_words(error, client, name, revision) from error
+
+
+def fetch(
+    repository: Repository, file: str, root: Path, token: str | bool | None, *, anew: bool = False
+) -> None:
+    """Bring one file into the cache; what an earlier try left unfinished is continued, unless `anew`.
+
+    Raises CheckpointError where it may not be read or cannot be written, HubUnreachableError.
+    """
+    client = _client(repository.name)
+    try:
+        client.hf_hub_download(
+            repository.name,
+            file,
+            revision=repository.commit,
+            cache_dir=root,
+            token=token,
+            force_download=anew,
+            library_name="vitrail",
+        )
+    except Exception as error:  # as above
+        raise _in_our_words(error, client, repository.name, repository.commit) from error
+
+
+@contextmanager
+def silent_bars(silent: bool) -> Iterator[None]:
+    """Within this block the client draws no bars (it draws them on terminals only)."""
+    utils = _client("the hub's cache").utils
+    if not silent or utils.are_progress_bars_disabled(_BARS):
+        yield
+        return
+    utils.disable_progress_bars(_BARS)
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars(_BARS)
+
+
+def _client(name: str) -> ModuleType:
+    try:
+        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{name!r} is no folder here, and the hub needs a package: pip install huggingface_hub."
+        ) from error
+    return huggingface_hub
+
+
+def _remote_file(one: Any) -> RemoteFile:
+    """Large files are kept under their SHA-256, others under git's name of their content."""
+    large = one.lfs
+    blob = str((large and large.sha256) or one.blob_id)
+    size = one.size if one.size is not None else large and large.size
+    return RemoteFile(size, blob if _BLOB.fullmatch(blob) else "")
+
+
+def _in_our_words(error: Exception, client: ModuleType, name: str, revision: str) -> BaseException:
+    kinds = client.errors
+    while isinstance(error, kinds.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # why the client went and looked in its cache instead
+    if isinstance(error, (VitrailError, MemoryError)):
+        return error
+    if isinstance(error, kinds.HfHubHTTPError):
+        return _refused(error, kinds, name, revision, client.constants.ENDPOINT)
+    speaks_http = type(error).__module__.partition(".")[0] in _HTTP
+    if speaks_http or isinstance(error, (ConnectionError, TimeoutError)):
+        return HubUnreachableError(
+            f"the hub could not be reached for {name!r}, or broke off ({_first_line(error)}); check the connection"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CheckpointError(
+            f"the disk became full while {name} was fetched. Free some and run this again: what has come is kept and "
+            "continued, and never taken for whole."
+        )
+    return CheckpointError(f"{name} (revision {revision}) could not be fetched: {_first_line(error)}")
+
+
+def _refused(error: Any, kinds: ModuleType, name: str, revision: str, endpoint: str) -> CheckpointError:
+    """What the hub's refusal means."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    login = "log in with `hf auth login`, set HF_TOKEN, or pass token="
+    if isinstance(error, kinds.GatedRepoError):
+        known = "this account has not been let in yet" if status == 403 else f"then {login}"
+        return CheckpointError(
+            f"{name} is gated: accept its licence at {endpoint}/{name} with your account; {known}."
+        )
+    if isinstance(error, kinds.RevisionNotFoundError):
+        return CheckpointError(f"{name} has no revision {revision!r} on the hub.")
+    if isinstance(error, kinds.RepositoryNotFoundError):
+        return CheckpointError(
+            f"there is no folder {name!r}, and no model of that name on the hub; if it is a private one, {login}."
+        )
+    if status == 401:
+        return CheckpointError(f"the hub refuses the token that was sent for {name}; {login} anew.")
+    if status == 429 or (status is not None and status >= 500):
+        return HubUnreachableError(f"the hub answered with status {status} for {name!r}; try again later")
+    return CheckpointError(f"the hub refused {name} (revision {revision}): {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]

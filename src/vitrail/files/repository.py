@@ -1,0 +1,54 @@
+"""A repository of the hub at one commit: its files and their sizes. Fetches nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vitrail.errors import CheckpointError
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file: its bytes (None where the hub did not say), and the name under which the client keeps its content."""
+
+    size: int | None
+    blob: str
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository at one commit. files: name → RemoteFile, everything that lies in it."""
+
+    name: str
+    commit: str
+    files: Mapping[str, RemoteFile]
+
+    def __post_init__(self) -> None:
+        if COMMIT.fullmatch(self.commit) is None:
+            raise CheckpointError(
+                f"the hub's answer names no commit of {self.name} ({self.commit[:60]!r}); is HF_ENDPOINT set to another "
+                "kind of server?"
+            )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Repository:
+        """What `as_json` gave. Raises ValueError, TypeError or KeyError for anything else."""
+        files = {
+            str(name): RemoteFile(None if size is None else int(size), str(blob))
+            for name, (size, blob) in dict(data["files"]).items()
+        }
+        return cls(str(data["name"]), str(data["commit"]), files)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, in a form that JSON can hold."""
+        files = {name: [file.size, file.blob] for name, file in self.files.items()}
+        return {"name": self.name, "commit": self.commit, "files": files}
+
+    def size(self, names: Iterable[str]) -> int:
+        """Bytes of the named files."""
+        return sum(self.files[name].size or 0 for name in names)
