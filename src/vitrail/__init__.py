@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         PretrainedConfig as PretrainedConfig,
     )
     from vitrail.configs.generation import GenerationConfig as GenerationConfig
+    from vitrail.dialogue import Dialogue as Dialogue, Turn as Turn
     from vitrail.errors import (
         CacheFull as CacheFull,
         CheckpointError as CheckpointError,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         MistralCommonBackend as MistralCommonBackend,
         MistralCommonTokenizer as MistralCommonTokenizer,
     )
+    from vitrail.inputs.pdf import PdfLimits as PdfLimits, load_pages as load_pages
     from vitrail.inputs.processor import PixtralProcessor as PixtralProcessor
     from vitrail.inputs.response import ResponseParser as ResponseParser
     from vitrail.inputs.response_pieces import (
@@ -109,6 +111,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "PretrainedConfig",
     ),
     "configs.generation": ("GenerationConfig",),
+    "dialogue": ("Dialogue", "Turn"),
     "errors": (
         "CacheFull",
         "CheckpointError",
@@ -143,6 +146,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "load_image",
     ),
     "inputs.mistral_tokenizer": ("MistralCommonBackend", "MistralCommonTokenizer"),
+    "inputs.pdf": ("PdfLimits", "load_pages"),
     "inputs.processor": ("PixtralProcessor",),
     "inputs.response": ("ResponseParser",),
     "inputs.response_pieces": (

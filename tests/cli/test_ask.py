@@ -157,12 +157,12 @@ def test_text_is_streamed_while_it_is_made(tiny_llava: Path, sign: str) -> None:
     code = f"""
 import sys, time
 import vitrail.cli.answer as answer
-whole = answer._Pieces.put
+whole = answer.ResponseStream.put
 def slowly(self, value):
     whole(self, value)
     print("put", file=sys.stderr, flush=True)
     sys.stdin.readline()
-answer._Pieces.put = slowly
+answer.ResponseStream.put = slowly
 from vitrail.cli.main import main
 main(["ask", {sign!r}, "Read.", "--model", {str(tiny_llava)!r}, "--max-new-tokens", "8"])
 """

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.auto import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 from vitrail.configs import PretrainedConfig
-from vitrail.inputs.response import ResponseParser
 from vitrail.inputs.response_pieces import Piece, Response
+from vitrail.inputs.response_stream import ResponseStream
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,36 +66,6 @@ class Answer:
         }
 
 
-class _Pieces:
-    """A streamer for generate(): reads the answer as it comes, hands pieces on, and notes when the first id came."""
-
-    def __init__(self, tokenizer: Any, hear: Callable[[Piece], None]) -> None:
-        self.first: float | None = None
-        self._tokenizer = tokenizer
-        self._parser: ResponseParser | None = None
-        self._hear = hear
-
-    def put(self, value: Any) -> None:
-        """Take the prompt, and then the new ids."""
-        ids = value.flatten().tolist()
-        if self._parser is None:
-            self._parser = ResponseParser(self._tokenizer, prompt=ids)
-            return
-        self.first = self.first or time.perf_counter()
-        for piece in self._parser.feed(ids):
-            self._hear(piece)
-
-    def end(self) -> None:
-        """The answer is complete."""
-        for piece in self._parser.finish() if self._parser else ():
-            self._hear(piece)
-
-    @property
-    def response(self) -> Response:
-        """The answer so far."""
-        return Response() if self._parser is None else self._parser.response
-
-
 def answer(question: Question, *, say: Callable[[str], None], hear: Callable[[Piece], None]) -> Answer:
     """Load the model, read the pictures, answer; `say` hears what is being done, `hear` each piece of the answer.
 
@@ -111,7 +81,7 @@ def answer(question: Question, *, say: Callable[[str], None], hear: Callable[[Pi
     reading = f"reading {_counted(question.pictures, result.prompt_tokens)}"
     say(reading)
     prepared = time.perf_counter()
-    streamer = _Pieces(processor, hear)
+    streamer = ResponseStream(processor, hear)
     longest = question.max_new_tokens or model.generation_config.max_new_tokens or LONGEST
     ids = model.generate(
         **inputs,

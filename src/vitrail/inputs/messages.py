@@ -67,12 +67,12 @@ class Message:
         return tuple(part for part in parts if isinstance(part, ImagePart))
 
 
-def normalize(conversation: Any) -> list[Message]:
+def normalize(conversation: Any, pages: Callable[[Any], list[Any]] | None = None) -> list[Message]:
     """One conversation in any spelling → messages.
 
     Takes a list of messages, one message, a plain string (a user's question) or an object with `.messages`.
     Messages and parts are mappings in Hugging Face's or OpenAI's spelling, or mistral-common's objects.
-    A PDF becomes its pages, one part for each, within `PdfLimits` (other limits: open it with `load_pages`).
+    A PDF becomes its pages, one part for each, as `pages` opens it: `load_pages` with its own limits if that is None.
     Raises PromptError, which says where the fault is, and ImageError for a PDF that cannot be opened.
     """
     if hasattr(conversation, "messages"):
@@ -86,13 +86,15 @@ def normalize(conversation: Any) -> list[Message]:
     if not conversation:
         raise PromptError("messages: expected at least one message, got an empty list")
     return [
-        open_files(message if isinstance(message, Message) else _message(message, f"messages[{index}]"))
+        _open_files(
+            message if isinstance(message, Message) else _message(message, f"messages[{index}]"), pages
+        )
         for index, message in enumerate(conversation)
     ]
 
 
-def open_files(message: Message, pages: Callable[[Any], list[Any]] | None = None) -> Message:
-    """The message with each PDF replaced by its pages; `pages` opens a file, `load_pages` if it is None."""
+def _open_files(message: Message, pages: Callable[[Any], list[Any]] | None) -> Message:
+    """The message with each PDF replaced by its pages."""
     from vitrail.inputs.pdf import load_pages, names_pdf
 
     if not any(part.is_file or names_pdf(part.source) for part in message.images):

@@ -1,0 +1,287 @@
+"""Dialogue: a conversation with a model that computes every position once. Shows nothing; files are cli/transcript.py's.
+
+It joins processor and model as pipelines.py does, and keeps what a pipeline forgets: the cache, and the pictures' features.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vitrail.errors import InputError, PromptError
+from vitrail.generate.reuse import Continuation, PromptMemory, PromptPicture
+from vitrail.inputs.laid_out import PreparedPicture, lay_out
+from vitrail.inputs.messages import ImagePart, Message, Part, normalize
+from vitrail.inputs.processor import PixtralProcessor
+from vitrail.inputs.response_pieces import Piece, Response
+from vitrail.inputs.response_stream import ResponseStream
+
+LONGEST = 512  # new tokens, where neither the caller nor generation_config.json says
+
+Raw = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question's answer and what it cost.
+
+    prompt_tokens: of the whole conversation; reused: those that were cached; computed: those that were not.
+    picture_tokens: what each picture of the conversation costs. pictures_encoded: those that went through the vision
+    tower now. completion_tokens: new ids. stopped_by: "stop", "length" or "interrupted". seconds: of each stage.
+    """
+
+    response: Response
+    prompt_tokens: int
+    reused: int
+    computed: int
+    picture_tokens: tuple[int, ...]
+    pictures_encoded: int
+    completion_tokens: int
+    stopped_by: str
+    seconds: Mapping[str, float]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was said; the question is then no part of the conversation either."""
+        return not (self.response.text or self.response.reasoning or self.response.tool_calls)
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A file that was opened for a message before there is one. raw: its part; pictures: prepared, a PDF's pages."""
+
+    raw: Raw
+    pictures: tuple[ImagePart, ...]
+
+    @property
+    def tokens(self) -> int:
+        """What its pictures cost."""
+        return sum(part.source.tokens for part in self.pictures)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A message as it was given, and as the prompt's makers read it, its pictures prepared."""
+
+    raw: Raw
+    message: Message
+
+
+class Dialogue:
+    """A conversation that grows turn by turn.
+
+    Every prompt is built from all messages, so it is the prompt that a fresh start would have; the ids that it begins
+    with and that are in the cache, the model's own answers included, are not computed again. A picture goes through the
+    image processor and the vision tower once, whatever happens to the text around it.
+
+    Args:
+        model: one of Vitrail's, loaded.
+        processor: a PixtralProcessor, or the tokenizer of a checkpoint that reads text only.
+        messages: to go on from, in any spelling; see `messages`.
+        max_image_tokens: the most that a picture may cost.
+        pages: opens files in messages, `load_pages` with other limits than its own.
+        prompt_options: what apply_chat_template takes to shape prompts: tools, format, chat_template, …
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        messages: Sequence[Raw] = (),
+        *,
+        max_image_tokens: int | None = None,
+        pages: Callable[[Any], list[Any]] | None = None,
+        **prompt_options: Any,
+    ) -> None:
+        self.model, self.processor = model, processor
+        self._options, self._pages = prompt_options, pages
+        self._image_options = {} if max_image_tokens is None else {"max_image_tokens": max_image_tokens}
+        self._memory = PromptMemory(model)
+        self._entries: list[_Entry] = []
+        self.load(messages)
+
+    @property
+    def messages(self) -> list[Raw]:
+        """The conversation as it was given, answers included, as apply_chat_template takes it."""
+        return [dict(entry.raw) for entry in self._entries]
+
+    @property
+    def cached(self) -> int:
+        """Positions in the cache."""
+        return self._memory.length
+
+    @property
+    def pictures_encoded(self) -> int:
+        """Pictures that went through the vision tower since the beginning."""
+        return self._memory.encoded
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt at the beginning, if it is a text. Setting it keeps all other messages; None removes it."""
+        first = self._entries[0].raw if self._entries else {}
+        content = first.get("content") if first.get("role") == "system" else None
+        return content if isinstance(content, str) else None
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        rest = (
+            self._entries[1:]
+            if self._entries and self._entries[0].raw.get("role") == "system"
+            else self._entries
+        )
+        first = [] if text is None else self._read([{"role": "system", "content": text}])
+        self._entries = [*first, *rest]
+
+    def load(self, messages: Sequence[Raw]) -> None:
+        """Go on from other messages. Raises PromptError or ImageError, and then has changed nothing."""
+        self._entries = self._read(messages)
+
+    def clear(self) -> None:
+        """Forget everything but the system prompt."""
+        self._entries = [entry for entry in self._entries[:1] if entry.raw.get("role") == "system"]
+        self._memory.forget()
+
+    def attach(self, part: Raw) -> Attachment:
+        """Open a picture or a file for a coming message, in whose content it may stand. Errors as `load`."""
+        (entry,) = self._read([{"role": "user", "content": [part]}])
+        return Attachment(part, entry.message.images)
+
+    def prompt_ids(self) -> list[int]:
+        """The ids of the prompt that the conversation has now."""
+        return lay_out(self.processor, [entry.message for entry in self._entries], **self._options)[0]
+
+    def ask(
+        self,
+        content: str | Sequence[Raw | Attachment],
+        *,
+        hear: Callable[[Piece], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> Turn:
+        """Say something as the user, and let the model answer; both become part of the conversation.
+
+        Where anything goes wrong, or the answer is empty, the conversation is as it was before.
+
+        Args:
+            content: a text, or parts: texts, pictures and attachments. A PDF counts as its pages.
+            hear: hears each piece of the answer as it comes.
+            stop: asked after every id; True ends the answer there, and what there is of it is kept.
+            progress: of reading the prompt, (positions done, positions in all).
+            options: of generate(). max_new_tokens is cut to what the context has left.
+        """
+        return self._answer(
+            [*self._entries, *self._read([{"role": "user", "content": content}])],
+            hear,
+            stop,
+            progress,
+            options,
+        )
+
+    def retry(
+        self,
+        *,
+        hear: Callable[[Piece], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> Turn:
+        """Answer the last question again; the new answer takes the place of the old one. Arguments as `ask`."""
+        asked = [number for number, entry in enumerate(self._entries) if entry.raw.get("role") == "user"]
+        if not asked:
+            raise InputError("nothing was asked yet that could be answered again")
+        return self._answer(self._entries[: asked[-1] + 1], hear, stop, progress, options)
+
+    def _answer(
+        self,
+        entries: list[_Entry],
+        hear: Callable[[Piece], None] | None,
+        stop: Callable[[], bool] | None,
+        progress: Callable[[int, int], None] | None,
+        options: dict[str, Any],
+    ) -> Turn:
+        began = time.perf_counter()
+        ids, pictures = lay_out(self.processor, [entry.message for entry in entries], **self._options)
+        stream = ResponseStream(self.processor, hear or _ignore)
+        prepared = time.perf_counter()
+        if stop is not None:
+            options["stopping_criteria"] = lambda *_: stop()
+        options["max_new_tokens"] = self._longest(len(ids), options.get("max_new_tokens"))
+        shown = [PromptPicture(p.key, p.image_tokens, p.pixels) for p in pictures]
+        found = self._memory.go_on(ids, shown, streamer=stream, progress=progress, **options)
+        done = time.perf_counter()
+        response = stream.response
+        turn = Turn(
+            response=response,
+            prompt_tokens=len(ids),
+            reused=found.reused,
+            computed=found.computed,
+            picture_tokens=tuple(picture.tokens for picture in pictures),
+            pictures_encoded=found.encoded,
+            completion_tokens=len(found.ids),
+            stopped_by=_stopped_by(found),
+            seconds={
+                "prepare": prepared - began,
+                "first_token": (stream.first or done) - prepared,
+                "total": done - began,
+            },
+        )
+        if not turn.empty:
+            self._entries = [*entries, *self._read([response.as_message()])]
+        return turn
+
+    def _longest(self, prompt: int, wanted: int | None) -> int:
+        """How many ids to draw at most: what was asked for, cut to what the context has left."""
+        longest = int(wanted or self.model.generation_config.max_new_tokens or LONGEST)
+        limit = self.model.text_config.max_position_embeddings
+        # Where not even one fits, generate() says so with both numbers.
+        return longest if limit is None else max(1, min(longest, limit - prompt + 1))
+
+    def _read(self, messages: Sequence[Raw]) -> list[_Entry]:
+        """Messages with their pictures opened and prepared."""
+        spread = [{**message, "content": _spread(message.get("content"))} for message in messages]
+        read = normalize(spread, self._pages) if spread else []
+        entries = []
+        for raw, message in zip(messages, read, strict=True):
+            if message.images:
+                parts = (part for part in message.content or () if not isinstance(part, str))
+                message = replace(message, content=tuple(self._prepare(part) for part in parts))
+            entries.append(_Entry(_as_given(raw), message))
+        return entries
+
+    def _prepare(self, part: Part) -> Part:
+        if not isinstance(part, ImagePart):
+            return part
+        if isinstance(part.source, PreparedPicture):
+            return part
+        if not isinstance(self.processor, PixtralProcessor):
+            raise PromptError("this checkpoint reads text only; it cannot be shown pictures")
+        if part.source is None:
+            raise PromptError("a picture has no source; a conversation's pictures stand in its messages")
+        return ImagePart(PreparedPicture(self.processor, part.source, self._image_options), part.extra)
+
+
+def _spread(content: Any) -> Any:
+    """A message's content with the pictures of its attachments in their place."""
+    if not isinstance(content, (list, tuple)):
+        return content
+    parts: list[Any] = []
+    for part in content:
+        parts.extend(part.pictures if isinstance(part, Attachment) else [part])
+    return parts
+
+
+def _as_given(raw: Raw) -> Raw:
+    """The message with its attachments as the parts that they were made from."""
+    content = raw.get("content")
+    if not isinstance(content, (list, tuple)):
+        return raw
+    return {**raw, "content": [part.raw if isinstance(part, Attachment) else part for part in content]}
+
+
+def _ignore(_: Piece) -> None:
+    """Nobody listens."""
+
+
+def _stopped_by(found: Continuation) -> str:
+    return {"length": "length", "criteria": "interrupted"}.get(found.reason, "stop")

@@ -1,0 +1,256 @@
+"""PromptMemory: what a growing prompt left in the cache, so that the next one computes its own positions only.
+
+It knows ids and prepared pictures; messages and texts are dialogue.py's. Letters: L positions of a prompt · N pictures.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from vitrail.configs.base import PretrainedConfig
+from vitrail.configs.generation import GenerationConfig
+from vitrail.configs.text import MistralConfig
+from vitrail.errors import InputError
+from vitrail.generate.cache import KVCache
+from vitrail.generate.context import AHEAD
+from vitrail.generate.loop import generate
+from vitrail.generate.outputs import GenerateOutput
+from vitrail.generate.protocol import GeneratingModel
+from vitrail.ops.step import Step
+
+FEATURE_BYTES = 1 << 30  # of pictures' features that are remembered; the oldest are forgotten first
+
+
+@dataclass(frozen=True)
+class PromptPicture:
+    """A picture of a prompt. key: `fingerprint` of its pixels; tokens: its image tokens; pixels: gives them, (3, H, W)."""
+
+    key: bytes
+    tokens: int
+    pixels: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What came of one prompt.
+
+    ids: the new ones. reused, computed: positions of the prompt that were cached, and that went through the decoder.
+    encoded: pictures that went through the vision tower. reason: why it ended ("eos", "length", "criteria", …).
+    """
+
+    ids: tuple[int, ...]
+    reused: int
+    computed: int
+    encoded: int
+    reason: str
+
+
+def fingerprint(pixels: Tensor) -> bytes:
+    """What tells a prepared picture (3, H, W) from every other: its size, its kind of numbers, and all of them."""
+    plain = pixels.detach().to("cpu").contiguous()
+    name = hashlib.sha256(f"{tuple(plain.shape)} {plain.dtype} ".encode("ascii"))
+    name.update(plain.view(torch.uint8).numpy().tobytes())
+    return name.digest()
+
+
+class PromptMemory:
+    """The keys and values of one prompt, and the features of its pictures.
+
+    The next prompt may differ from the last one in any way. What both begin with, ids and contents of pictures alike, is
+    reused; the rest is dropped and computed. Results are those of a fresh start, within what the split of a prompt into
+    steps changes in the last bits.
+    """
+
+    def __init__(self, model: GeneratingModel, *, feature_bytes: int = FEATURE_BYTES) -> None:
+        self.model = model
+        self._tower = _RememberingModel(model, feature_bytes)
+        self._cache: KVCache | None = None
+        self._sequence = 0
+        self._ids: list[int] = []
+        self._pictures: list[tuple[int, bytes]] = []  # where each begins, and its key
+
+    @property
+    def length(self) -> int:
+        """Positions that are cached."""
+        return len(self._ids)
+
+    @property
+    def encoded(self) -> int:
+        """Pictures that went through the vision tower, ever."""
+        return self._tower.encoded
+
+    def forget(self) -> None:
+        """Give the cache and the features back."""
+        self._cache = None
+        self._ids, self._pictures = [], []
+        self._tower.forget()
+
+    def go_on(
+        self, ids: Sequence[int], pictures: Sequence[PromptPicture] = (), **options: Any
+    ) -> Continuation:
+        """Draw a completion of the prompt `ids` (L,), in which `pictures` stand in order.
+
+        options: of generate(), stopping_criteria, streamer and progress included. However it ends, what is remembered
+        and what is cached agree; an exception takes back what this call cached.
+
+        Raises InputError where pictures and image tokens do not fit, and what generate() raises.
+        """
+        spans = self._spans(ids, pictures)
+        reused = self._common(ids, pictures, spans)
+        fresh = [picture for picture, (start, _) in zip(pictures, spans, strict=True) if start >= reused]
+        cache = self._cut(reused, room=len(ids) + AHEAD)
+        whole, before, reason = list(ids), self.encoded, ""
+        try:
+            output = generate(
+                self._tower,
+                torch.tensor([whole], device=self.model.device),
+                attention_mask=torch.ones(1, len(whole), dtype=torch.long),
+                past_key_values=cache,
+                return_dict_in_generate=True,
+                **_batch(fresh),
+                **options,
+            )
+            if isinstance(output, GenerateOutput):
+                whole = output.sequences[0].tolist()
+                reason = (output.finish_reasons or ("",))[0]
+        finally:
+            self._ids = whole[: cache.length(self._sequence)]
+            self._pictures = [
+                (start, picture.key)
+                for picture, (start, stop) in zip(pictures, spans, strict=True)
+                if stop <= len(self._ids)
+            ]
+        return Continuation(
+            ids=tuple(whole[len(ids) :]),
+            reused=reused,
+            computed=len(ids) - reused,
+            encoded=self.encoded - before,
+            reason=reason,
+        )
+
+    def _spans(self, ids: Sequence[int], pictures: Sequence[PromptPicture]) -> list[tuple[int, int]]:
+        """(start, stop) of each picture among the ids, from its first image token past its last."""
+        image = self.model.image_token_id
+        places = [] if image is None else [place for place, index in enumerate(ids) if index == image]
+        wanted = sum(picture.tokens for picture in pictures)
+        if wanted != len(places):
+            raise InputError(
+                f"the prompt has {len(places)} image tokens, its {len(pictures)} pictures need {wanted}; lay them out "
+                "with the processor of this checkpoint."
+            )
+        spans, begin = [], 0
+        for picture in pictures:
+            spans.append((places[begin], places[begin + picture.tokens - 1] + 1))
+            begin += picture.tokens
+        return spans
+
+    def _common(
+        self, ids: Sequence[int], pictures: Sequence[PromptPicture], spans: Sequence[tuple[int, int]]
+    ) -> int:
+        """Positions that the prompt begins with and that are cached; never a part of a picture, never all."""
+        common = 0
+        limit = min(len(self._ids), len(ids) - 1)  # the last position is read anew: its logits are needed
+        while common < limit and self._ids[common] == ids[common]:
+            common += 1
+        known = dict(self._pictures)
+        for picture, (start, stop) in zip(pictures, spans, strict=True):
+            if start < common and (stop > common or known.get(start) != picture.key):
+                return start
+        return common
+
+    def _cut(self, length: int, *, room: int) -> KVCache:
+        """The cache with one sequence of `length` positions."""
+        if self._cache is None:
+            config = self.model.text_config
+            self._cache = KVCache.sized(config, [room], dtype=self.model.dtype, device=self.model.device)
+            self._sequence = self._cache.open()
+        self._cache.truncate(self._sequence, length)
+        self._ids = self._ids[:length]
+        return self._cache
+
+
+class _RememberingModel:
+    """A model as generate() sees it, whose vision tower reads each picture once. features: at most `most` bytes of them."""
+
+    def __init__(self, model: GeneratingModel, most: int) -> None:
+        self._model, self._most = model, most
+        self._features: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.encoded = 0
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        return self._model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        self._model.generation_config = value
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self._model.config
+
+    @property
+    def text_config(self) -> MistralConfig:
+        return self._model.text_config
+
+    @property
+    def image_token_id(self) -> int | None:
+        return self._model.image_token_id
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.device
+
+    def embed(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
+        return self._model.embed(ids, features)
+
+    def step(self, hidden: Tensor, step: Step, cache: KVCache | None, record: Any = None) -> Tensor:
+        return self._model.step(hidden, step, cache, record)
+
+    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None) -> Sequence[Tensor]:
+        """Per picture its features, (tokens, D); the tower reads those that are not remembered."""
+        if image_sizes is None:
+            return self._model.encode_images(pixel_values, None)
+        sizes = image_sizes.tolist()
+        keys = [fingerprint(p[:, :h, :w]) for p, (h, w) in zip(pixel_values, sizes, strict=True)]
+        missing = [n for n, key in enumerate(keys) if key not in self._features and key not in keys[:n]]
+        found = dict(self._features)
+        if missing:
+            new = self._model.encode_images(pixel_values[missing], image_sizes[missing])
+            self.encoded += len(missing)
+            found.update({keys[n]: features for n, features in zip(missing, new, strict=True)})
+        for key in keys:
+            self._features[key] = found[key]
+            self._features.move_to_end(key)
+        self._shrink()
+        return [found[key] for key in keys]
+
+    def forget(self) -> None:
+        self._features.clear()
+
+    def _shrink(self) -> None:
+        held = sum(features.nbytes for features in self._features.values())
+        while held > self._most and self._features:
+            _, oldest = self._features.popitem(last=False)
+            held -= oldest.nbytes
+
+
+def _batch(pictures: Sequence[PromptPicture]) -> dict[str, Any]:
+    """pixel_values (N, 3, H, W), padded at the right and the bottom, and image_sizes (N, 2); {} without pictures."""
+    if not pictures:
+        return {}
+    pixels = [picture.pixels() for picture in pictures]
+    height, width = (max(p.shape[axis] for p in pixels) for axis in (1, 2))
+    padded = [pad(p, (0, width - p.shape[2], 0, height - p.shape[1])) for p in pixels]
+    sizes = torch.tensor([[p.shape[1], p.shape[2]] for p in pixels])
+    return {"pixel_values": torch.stack(padded), "image_sizes": sizes}
