@@ -21,6 +21,7 @@ import vitrail
 from tests import tiny
 from vitrail import errors
 from vitrail.cli.ask import ask
+from vitrail.cli.info import info
 from vitrail.cli.main import main
 from vitrail.cli.prompt import prompt
 from vitrail.cli.tokens import tokens
@@ -195,7 +196,7 @@ def test_every_error_is_documented() -> None:
     assert [name for name in kinds if f"| `{name}` |" not in page] == []
 
 
-@pytest.mark.parametrize("command", [ask, prompt, tokens], ids=["ask", "prompt", "tokens"])
+@pytest.mark.parametrize("command", [ask, info, prompt, tokens], ids=["ask", "info", "prompt", "tokens"])
 def test_every_option_is_documented(command: Any) -> None:
     """docs/cli.md names each option."""
     page = (ROOT / "docs/cli.md").read_text("utf-8")

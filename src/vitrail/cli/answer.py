@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vitrail.auto import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from vitrail.cli.estimate import Estimate, estimate
 from vitrail.configs import PretrainedConfig
 from vitrail.inputs.response_pieces import Piece, Response
 from vitrail.inputs.response_stream import ResponseStream
@@ -46,6 +47,7 @@ class Answer:
     picture_tokens: list[int] = field(default_factory=list)
     completion_tokens: int = 0
     stopped_by: str = ""
+    estimate: Estimate | None = None  # made before the prompt was read; None where that is quick
     seconds: dict[str, float] = field(default_factory=dict)
 
     def as_json(self, model: str) -> dict[str, Any]:
@@ -61,13 +63,23 @@ class Answer:
                 "pictures": self.picture_tokens,
                 "completion": self.completion_tokens,
             },
+            "estimate": None if self.estimate is None else self.estimate.as_json(),
             "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
             "stopped_by": self.stopped_by,
         }
 
 
-def answer(question: Question, *, say: Callable[[str], None], hear: Callable[[Piece], None]) -> Answer:
-    """Load the model, read the pictures, answer; `say` hears what is being done, `hear` each piece of the answer.
+def answer(
+    question: Question,
+    *,
+    say: Callable[[str], None],
+    tell: Callable[[str], None],
+    hear: Callable[[Piece], None],
+) -> Answer:
+    """Load the model, read the pictures, answer.
+
+    `say` hears what is being done, `tell` what it will cost where that is more than a few seconds, `hear` each piece of
+    the answer.
 
     Raises VitrailError for every mistake in the question, the pictures or the checkpoint.
     """
@@ -78,6 +90,10 @@ def answer(question: Question, *, say: Callable[[str], None], hear: Callable[[Pi
     inputs = _prepare(question, processor, model)
     result = Answer(prompt_tokens=inputs["input_ids"].shape[1])
     result.picture_tokens = _picture_tokens(processor, inputs)
+    sizes = inputs["image_sizes"].tolist() if "image_sizes" in inputs else ()
+    result.estimate = estimate(model, result.prompt_tokens, sizes)
+    if result.estimate is not None and result.estimate.noticeable:
+        tell(f"{_cost(result)}; {result.estimate.in_words()}")
     reading = f"reading {_counted(question.pictures, result.prompt_tokens)}"
     say(reading)
     prepared = time.perf_counter()
@@ -151,6 +167,14 @@ def _picture_tokens(processor: Any, inputs: Any) -> list[int]:
     step = processor.patch_size * processor.spatial_merge_size
     sizes = inputs["image_sizes"].tolist()
     return [(height // step) * (width // step + 1) for height, width in sizes]
+
+
+def _cost(result: Answer) -> str:
+    if not result.picture_tokens:
+        return f"{result.prompt_tokens:,} tokens"
+    number = len(result.picture_tokens)
+    word = "the picture costs" if number == 1 else f"{number} pictures cost"
+    return f"{word} {sum(result.picture_tokens):,} of {result.prompt_tokens:,} tokens"
 
 
 def _counted(pictures: Sequence["Image"], tokens: int) -> str:

@@ -105,8 +105,13 @@ def ask(
             if not as_json:
                 printer.hear(piece)
 
+        def tell(cost: str) -> None:
+            line.stop()
+            if not as_json:
+                click.echo(f"vitrail: {cost}", err=True)
+
         try:
-            result = answer(question, say=line.say, hear=hear)
+            result = answer(question, say=line.say, tell=tell, hear=hear)
         finally:
             printer.close()
     if as_json:

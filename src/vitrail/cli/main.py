@@ -14,6 +14,7 @@ import click
 from vitrail import __version__
 from vitrail.cli.ask import ask
 from vitrail.cli.convert import convert
+from vitrail.cli.info import info
 from vitrail.cli.prompt import prompt
 from vitrail.cli.tokens import tokens
 from vitrail.errors import VitrailError
@@ -44,6 +45,7 @@ def app(context: click.Context) -> None:
 app.add_command(ask)
 app.add_command(convert)
 app.add_command(tokens)
+app.add_command(info)
 app.add_command(prompt)
 
 

@@ -1,0 +1,147 @@
+"""How long an answer will take, from a few products with the model's own weights. Imported when needed; prints nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch import nn
+
+BUDGET = 0.25  # seconds that measuring may take, about
+QUICK = 5e9  # multiplications that any machine does in a few seconds: not worth measuring
+NOTICEABLE = 5.0  # seconds from which on a person is told
+TYPICAL = 64  # ids of an answer, in deciding whether it is worth telling
+_ROWS = (16, 512)  # fewest and most rows of a measured product
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds until the first id of the answer, and for every id after it."""
+
+    first_token: float
+    per_token: float
+
+    @property
+    def noticeable(self) -> bool:
+        """Whether the answer takes more than a few seconds."""
+        return self.first_token + TYPICAL * self.per_token > NOTICEABLE
+
+    def as_json(self) -> dict[str, float]:
+        """For `--json`."""
+        return {"first_token": round(self.first_token, 2), "per_token": round(self.per_token, 4)}
+
+    def in_words(self) -> str:
+        """ "the answer begins in about 40 s, then about 0.5 s a token"."""
+        return f"the answer begins in about {_about(self.first_token)}, then about {_about(self.per_token)} a token"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Multiplications: to read the prompt with its pictures, and for one more id."""
+
+    prompt: int
+    token: int
+
+
+def estimate(model: Any, prompt: int, sizes: Sequence[Sequence[int]] = ()) -> Estimate | None:
+    """How long `prompt` ids with pictures of `sizes` (height, width in pixels) take; None where that is quick anyway.
+
+    A few of the decoder's layers are multiplied with rows of zeros, each once, for a quarter of a second.
+    """
+    work = work_of(model, prompt, sizes)
+    if work.prompt + TYPICAL * work.token < QUICK:
+        return None
+    many, one = measure(model, prompt)
+    return Estimate(work.prompt * many, work.token * one)
+
+
+def work_of(model: Any, prompt: int, sizes: Sequence[Sequence[int]] = ()) -> Work:
+    """The products of every part, and those of attention, which grow with the square of what is attended to."""
+    text = model.text_config
+    layers = _weights(model.decoder.layers)
+    head = text.vocab_size * text.hidden_size
+    attended = text.num_hidden_layers * 2 * text.num_attention_heads * text.head_dim
+    work = prompt * layers + head + attended * prompt * prompt // 2
+    for height, width in sizes:
+        work += _picture(model, height, width)
+    return Work(work, layers + head + attended * prompt)
+
+
+def _picture(model: Any, height: int, width: int) -> int:
+    """What tower and projector do with one picture."""
+    vision, projector = model.config.vision_config, model.multi_modal_projector
+    rows, cols = height // vision.patch_size, width // vision.patch_size
+    patches = rows * cols
+    conv = 3 * vision.patch_size**2 * vision.hidden_size
+    attended = vision.num_hidden_layers * 2 * vision.num_attention_heads * vision.head_dim * patches
+    return patches * (_weights(model.vision_tower) + conv + attended) + projector.tokens(
+        (rows, cols)
+    ) * _weights(projector)
+
+
+def _weights(module: nn.Module) -> int:
+    """Values of all matrices in a module."""
+    return sum(_size(layer) for layer in _matrices(module))
+
+
+def _matrices(module: nn.Module) -> Iterable[Any]:
+    """Linear layers, plain and quantised."""
+    return (m for m in module.modules() if hasattr(m, "in_features") and hasattr(m, "out_features"))
+
+
+def _size(layer: Any) -> int:
+    return int(layer.in_features * layer.out_features)
+
+
+@torch.inference_mode()
+def measure(model: Any, prompt: int) -> tuple[float, float]:
+    """Seconds per multiplication, for the rows of a prompt together and for one row alone."""
+    blocks = [list(_matrices(block)) for block in model.decoder.layers]
+    smallest = min(blocks[0], key=_size)
+    _seconds(smallest, 1, model.dtype)  # the first product starts threads and plans
+    fewest = min(_ROWS[0], prompt)
+    rate = _seconds(smallest, fewest, model.dtype) / (_size(smallest) * fewest)
+    largest = [max(block, key=_size) for block in blocks]
+    fit = BUDGET / 4 / (rate * _size(largest[0]))
+    rows = int(min(max(fewest, fit), prompt, _ROWS[1]))
+    return (
+        _rate(largest, rows, BUDGET / 2, model.dtype),
+        _rate(largest, 1, BUDGET / 4, model.dtype),
+    )
+
+
+def _rate(layers: Sequence[Any], rows: int, budget: float, dtype: torch.dtype) -> float:
+    """Seconds per multiplication; every layer's weight comes from memory, as it does in earnest."""
+    spent, work, least = 0.0, 0, min(len(layers), 2)
+    for number, layer in enumerate(cycle(layers)):
+        if (spent > budget and number >= least) or number >= 256:
+            break
+        spent += _seconds(layer, rows, dtype)
+        work += rows * _size(layer)
+    return spent / work
+
+
+def _seconds(layer: Any, rows: int, dtype: torch.dtype) -> float:
+    x = torch.zeros(rows, layer.in_features, dtype=dtype, device=layer.weight.device)
+    _wait(x.device)
+    began = time.perf_counter()
+    layer(x)
+    _wait(x.device)
+    return time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _about(seconds: float) -> str:
+    if seconds >= 90:
+        return f"{seconds / 60:.0f} min"
+    return (
+        f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s" if seconds >= 0.95 else f"{seconds:.2g} s"
+    )

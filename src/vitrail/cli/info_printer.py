@@ -1,0 +1,196 @@
+"""What `vitrail info` shows a person: a few tables, and the architecture as a tree. Computes nothing."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from vitrail.files.layout import NAMES
+from vitrail.files.size import in_words
+
+if TYPE_CHECKING:
+    from vitrail.cli.model_info import ModelInfo
+    from vitrail.cli.model_parts import Part
+
+WIDTH = 110  # where the output is no terminal
+_PARTS = {
+    "vision_tower": "vision tower",
+    "projector": "projector",
+    "embeddings": "embeddings",
+    "language_model": "language model",
+    "head": "head",
+}
+_PRECISIONS = {
+    "float32": "float32",
+    "bfloat16": "bfloat16, float16",
+    "int8": "int8",
+    "fp4": "FP4",
+    "nf4": "NF4",
+    "nf4_double": "NF4, double",
+}
+_DIALECTS = {"hf": "hf", "hf-ceil": "hf-ceil", "mistral": "mistral"}
+
+
+def show(info: ModelInfo) -> None:
+    """Write all of it to standard output."""
+    console = Console(
+        highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else WIDTH
+    )
+    console.print(_facts(info))
+    for table in (_parameters(info), _memory(info), _pictures(info)):
+        if table is not None:
+            console.print(table)
+    console.print(_tree(info.architecture))
+
+
+def _facts(info: ModelInfo) -> Table:
+    facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    facts.add_column(style="dim")
+    facts.add_column(overflow="fold")
+    for name, value in (
+        ("model", info.model),
+        ("class", info.architecture.name),
+        ("format", _format(info)),
+        ("weights", _weights(info)),
+        ("tokenizer", _tokenizer(info)),
+        ("tower", _tower(info.geometry.get("vision"))),
+        ("decoder", _decoder(info.geometry["text"])),
+        ("context", f"{info.positions:,} positions"),
+        ("free memory", _free(info)),
+    ):
+        facts.add_row(name, _text(value))
+    return facts
+
+
+def _tower(vision: dict[str, Any] | None) -> str:
+    if vision is None:
+        return "none: it reads text only"
+    merge = vision["spatial_merge_size"]
+    merged = f", {merge}×{merge} of them a token" if merge > 1 else ", each a token"
+    return (
+        f"{vision['num_hidden_layers']} blocks, {vision['hidden_size']} wide, {vision['num_attention_heads']} heads of "
+        f"{vision['head_dim']}; patches of {vision['patch_size']} pixels{merged}, sides up to {vision['image_size']}"
+    )
+
+
+def _decoder(text: dict[str, Any]) -> str:
+    rope = text["rope_scaling"] or {}
+    yarn = f", YaRN × {rope['factor']:g}" if "factor" in rope else ""
+    window = f", a window of {text['sliding_window']:,}" if text["sliding_window"] else ""
+    return (
+        f"{text['num_hidden_layers']} blocks, {text['hidden_size']} wide, {text['num_attention_heads']} heads of "
+        f"{text['head_dim']} ({text['num_key_value_heads']} of keys and values), {text['vocab_size']:,} rows; "
+        f"rotary base {text['rope_theta']:g}{yarn}{window}"
+    )
+
+
+def _format(info: ModelInfo) -> str:
+    other = [name for name in info.formats if name != info.format]
+    also = f" ({NAMES[other[0]]} is there too: format={other[0]!r})" if other else ""
+    return NAMES[info.format] + also
+
+
+def _weights(info: ModelInfo) -> str:
+    files, size = info.weights["files"], info.weights["bytes"]
+    number = f"{len(files)} file{'' if len(files) == 1 else 's'}"
+    if not info.weights["here"]:
+        return f"not here: {number}, {in_words(size)}" if size else "not here"
+    kinds = ", ".join(f"{name} {in_words(part)}" for name, part in info.weights["dtypes"].items())
+    packed = f", quantised: {info.weights['quantized']}" if info.weights["quantized"] else ""
+    return f"{number}, {in_words(size)} ({kinds}){packed}"
+
+
+def _tokenizer(info: ModelInfo) -> str:
+    if not info.tokenizer:
+        return "none"
+    used = info.tokenizer["used"]
+    others = ", ".join(name for name in info.tokenizer["found"] if name != used)
+    also = f"; {others} is there too: tokenizer_mode='hf'" if others == "tokenizer.json" else ""
+    return f"{used}, {info.tokenizer['ids']:,} ids{also}"
+
+
+def _free(info: ModelInfo) -> str:
+    size = info.free["bytes"]
+    return "unknown" if size is None else f"{in_words(size)} on {info.free['device']}"
+
+
+def _table(title: str, *numbers: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(title)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _parameters(info: ModelInfo) -> Table:
+    table = _table("part", "parameters")
+    for part, shown in _PARTS.items():
+        count = info.parameters[part]
+        if count:
+            table.add_row(shown, f"{count:,}")
+        elif part == "head" and info.tied:
+            table.add_row(shown, "tied")
+    table.add_row("all", f"{info.parameters['total']:,}")
+    return table
+
+
+def _memory(info: ModelInfo) -> Table:
+    """Precision, weights, while loading, cache; marked where it is more than is free."""
+    table = _table("precision", "weights", "while loading", "cache of 1,000 positions", "fits now")
+    free = info.free["bytes"]
+    for name, need in info.memory.items():
+        cache = info.cache["float32" if name == "float32" else "bfloat16"]
+        fits = "" if free is None else ("yes" if need["while_loading"] <= free else "no")
+        table.add_row(
+            _PRECISIONS[name],
+            in_words(need["weights"]),
+            in_words(need["while_loading"]),
+            in_words(cache),
+            fits,
+        )
+    return table
+
+
+def _pictures(info: ModelInfo) -> Table | None:
+    """Tokens by size, and beside them those of the other dialect where it counts otherwise."""
+    if not info.pictures:
+        return None
+    used = info.pictures["dialect"]
+    other = "hf" if used == "mistral" else "mistral"
+    sizes = info.pictures["sizes"]
+    differs = any(row[other] != row["tokens"] for row in sizes)
+    table = _table("picture", "read at", f"tokens ({used})", *([f"tokens ({other})"] if differs else []))
+    for row in sizes:
+        cells = [
+            f"{row['width']} × {row['height']}",
+            f"{row['read_width']} × {row['read_height']}",
+            f"{row['tokens']:,}",
+        ]
+        table.add_row(*cells, *([f"{row[other]:,}"] if differs else []))
+    return table
+
+
+def _tree(part: Part, branch: Tree | None = None) -> Tree:
+    label = _text(f"{part.name}  ")
+    label.append(_clean(part.detail if part.detail != part.name else ""), style="dim")
+    if part.parameters:
+        label.append(f"  {part.parameters:,}", style="cyan")
+    node = Tree(label) if branch is None else branch.add(label)
+    for child in part.children:
+        _tree(child, node)
+    return node
+
+
+def _text(words: str) -> Text:
+    return Text(_clean(words))
+
+
+def _clean(words: str) -> str:
+    """Without characters that could steer a terminal: names come from files."""
+    return "".join(letter for letter in words if letter.isprintable())

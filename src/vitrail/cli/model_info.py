@@ -1,0 +1,285 @@
+"""What a checkpoint is and what it will cost, from the headers of its files alone. Imported when needed; prints nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitrail.auto import AutoModelForCausalLM, AutoModelForImageTextToText
+from vitrail.cli.model_parts import Part, architecture
+from vitrail.configs import MistralConfig, PretrainedConfig, read_config
+from vitrail.files.hub import resolve
+from vitrail.files.hub_cache import repository_of
+from vitrail.files.layout import choose_format, formats_of, weight_files
+from vitrail.files.safetensors import TensorEntry
+from vitrail.files.token_ids import read_token_ids, tokenizer_file
+from vitrail.inputs.grid import Dialect, image_grid
+from vitrail.inputs.processor_files import picture_settings
+from vitrail.inputs.tokenizer_choice import check_tokenizer, choose_tokenizer
+from vitrail.quant.config import BitsAndBytesConfig, read_quantization
+from vitrail.weights.devices import placement
+from vitrail.weights.free_memory import free_memory
+from vitrail.weights.memory import INT8, NF4, Form, Headers, kept_bytes, peak_bytes
+from vitrail.weights.names import EMBEDDING, HEAD, canonical
+from vitrail.weights.native import open_checkpoint
+from vitrail.weights.plan import Plan, make_plan
+
+# height × width of what people ask about: an icon, a screen's thumbnail, a small photograph, a screen, a scanned page.
+SIZES = ((224, 224), (512, 512), (768, 1024), (1080, 1920), (3508, 2480))
+HALF = torch.bfloat16  # float16 takes the same
+FORMS: Mapping[str, Form] = {
+    "float32": Form(torch.float32),
+    "bfloat16": Form(HALF),
+    "int8": Form(HALF, INT8),
+    "fp4": Form(HALF, BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4")),
+    "nf4": Form(HALF, NF4),
+    "nf4_double": Form(
+        HALF, BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    ),
+}
+_TEXT = (
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size "
+    "max_position_embeddings rope_theta rope_scaling sliding_window"
+)
+_VISION = "hidden_size intermediate_size num_hidden_layers num_attention_heads head_dim image_size patch_size rope_theta"
+_PARTS = {"model.vision_tower.": "vision_tower", "model.multi_modal_projector.": "projector"}
+
+
+@dataclass
+class ModelInfo:
+    """Everything that `vitrail info` says; sizes in bytes. None and {} where the checkpoint has nothing of the kind."""
+
+    model: str
+    folder: str
+    architecture: Part
+    model_type: str
+    format: str
+    formats: list[str]
+    weights: dict[str, Any]  # files, bytes, dtypes (name → bytes), quantized, here
+    geometry: dict[str, dict[str, Any]]
+    parameters: dict[str, int]
+    tied: bool
+    memory: dict[str, dict[str, int]]  # precision → weights, while_loading
+    free: dict[str, Any]  # device, bytes
+    cache: dict[str, int]  # precision → bytes per 1,000 positions
+    positions: int
+    pictures: dict[str, Any] = field(default_factory=dict)
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The record that `--json` prints."""
+        return {**vars(self), "architecture": self.architecture.as_json()}
+
+
+def gather(model: str, name: str, format: str | None = None) -> ModelInfo:
+    """Look at a checkpoint: a folder, or a name on the hub, of which only the small files are fetched.
+
+    name: what the result is to call it. Raises VitrailError for all that would keep the checkpoint from loading.
+    """
+    folder = resolve(model, format=format)
+    chosen = choose_format(folder, format)
+    config = read_config(folder, chosen)
+    stored = read_quantization(getattr(config, "quantization_config", None))
+    check_tokenizer(folder, config)
+    names = _names(folder)
+    here = bool(weight_files([path.name for path in folder.iterdir()], chosen))
+    network, headers, plan = _open(folder, config, chosen) if here else _describe(config)
+    text = config if isinstance(config, MistralConfig) else config.text_config
+    tied = plan.tied is not None
+    return ModelInfo(
+        model=name,
+        folder=str(folder),
+        architecture=architecture(network),
+        model_type=config.model_type,
+        format=chosen,
+        formats=formats_of(names),
+        weights=_weights(folder, names, chosen, headers, plan, stored, here),
+        geometry=_geometry(config, text),
+        parameters=_parameters(network),
+        tied=tied,
+        memory=_memory(network, headers, plan, stored),
+        free=_free(),
+        cache=_cache(text),
+        positions=text.max_position_embeddings,
+        pictures=_pictures(folder, chosen) if hasattr(config, "vision_config") else {},
+        tokenizer=_tokenizer(folder),
+    )
+
+
+def _names(folder: Path) -> list[str]:
+    """The files of the folder, or of the repository that it is a part of."""
+    repository = repository_of(folder)
+    here = [path.name for path in folder.iterdir() if path.is_file()]
+    return sorted({*here, *(() if repository is None else repository.files)})
+
+
+# --- the model ----------------------------------------------------------------------------------------------------
+
+
+class _Described:
+    """The headers that files of a model would have, as its modules describe them: nothing is here yet."""
+
+    def __init__(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        self._dtype = dtype
+
+    def __iter__(self) -> Any:
+        return iter(self._shapes)
+
+    def entry(self, name: str) -> TensorEntry:
+        return TensorEntry(self._dtype, self._shapes[name], 0, 0)
+
+    def copies(self, name: str) -> bool:
+        return False
+
+
+def _build(config: PretrainedConfig) -> Any:
+    kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    with torch.device("meta"):
+        return kind.from_config(config)
+
+
+def _open(folder: Path, config: PretrainedConfig, format: str) -> tuple[Any, Headers, Plan]:
+    """The model on the meta device as the files make it, their headers, and which tensor goes where."""
+    checkpoint = open_checkpoint(folder, format)
+    network = _build(config)
+    plan = make_plan(network, checkpoint, None)
+    plan.refuse_if_amiss(network, checkpoint)
+    text: Any = config.get_text_config()
+    text.tie_word_embeddings = plan.tied is not None  # the files decide, as when loading
+    if plan.projector_bias is not None:
+        config.multimodal_projector_bias = plan.projector_bias
+    network = _build(config)
+    return network, checkpoint, make_plan(network, checkpoint, None)
+
+
+def _describe(config: PretrainedConfig) -> tuple[Any, Headers, Plan]:
+    """The same from the configuration alone."""
+    network = _build(config)
+    named = getattr(config, "dtype", None) or "bfloat16"
+    dtype = getattr(torch, named.removeprefix("torch.")) if isinstance(named, str) else named
+    headers = _Described(network, dtype)
+    plan = Plan(plain={name: name for name in headers}, has_head=True)
+    head, embedding = network.get_output_embeddings(), network.get_input_embeddings()
+    if head.weight is embedding.weight:
+        paths = {id(module): path for path, module in network.named_modules()}
+        plan.tied = (paths[id(head)], paths[id(embedding)])
+    return network, headers, plan
+
+
+def _parameters(network: torch.nn.Module) -> dict[str, int]:
+    """Part → parameters; the head's are 0 where it is tied."""
+    counts = dict.fromkeys(("vision_tower", "projector", "embeddings", "language_model", "head"), 0)
+    for name, parameter in network.named_parameters():
+        full = canonical(name)
+        part = next((part for start, part in _PARTS.items() if full.startswith(start)), "language_model")
+        part = {EMBEDDING: "embeddings", HEAD: "head"}.get(full, part)
+        counts[part] += parameter.numel()
+    return {**counts, "total": sum(counts.values())}
+
+
+def _geometry(config: PretrainedConfig, text: MistralConfig) -> dict[str, dict[str, Any]]:
+    found = {"text": {name: getattr(text, name) for name in _TEXT.split()}}
+    vision = getattr(config, "vision_config", None)
+    if vision is not None:
+        found["vision"] = {name: getattr(vision, name) for name in _VISION.split()}
+        found["vision"]["spatial_merge_size"] = getattr(config, "spatial_merge_size", 1)
+    return found
+
+
+# --- what it costs ------------------------------------------------------------------------------------------------
+
+
+def _weights(
+    folder: Path,
+    names: list[str],
+    format: str,
+    headers: Any,
+    plan: Plan,
+    stored: BitsAndBytesConfig | None,
+    here: bool,
+) -> dict[str, Any]:
+    """The files with weights: those in the folder, else those of the repository."""
+    repository = repository_of(folder)
+    files = [name for name in weight_files(names, format) if name.endswith(".safetensors")]
+    size, dtypes = 0, Counter[str]()
+    if here:
+        files = list(headers.files)
+        size = sum(file.path.stat().st_size for file in headers.files.values())
+        for name in headers:
+            entry = headers.entry(name)
+            dtypes[str(entry.dtype).removeprefix("torch.")] += entry.stop - entry.start
+    elif repository is not None:
+        size = repository.size(files)
+    kinds = {packed.kind for packed in plan.packed.values()}
+    quantized = ", ".join(sorted(kinds)) or (None if stored is None else stored.quant_method)
+    return {"files": files, "bytes": size, "dtypes": dict(dtypes), "quantized": quantized, "here": here}
+
+
+def _memory(
+    network: Any, headers: Headers, plan: Plan, stored: BitsAndBytesConfig | None
+) -> dict[str, dict[str, int]]:
+    """Precision → bytes of the weights, and at most while they are loaded. Packed weights stay as they are."""
+    where = placement(network, None)
+    forms = {
+        name: form
+        for name, form in FORMS.items()
+        if form.quantization is None or not (plan.packed or stored is not None)
+    }
+    return {
+        name: {
+            "weights": sum(kept_bytes(network, headers, plan, form).values()),
+            "while_loading": sum(peak_bytes(network, headers, plan, form, where).values()),
+        }
+        for name, form in forms.items()
+    }
+
+
+def _free() -> dict[str, Any]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {"device": str(device), "bytes": free_memory(device)}
+
+
+def _cache(text: MistralConfig) -> dict[str, int]:
+    """Keys and values of all layers, per 1,000 positions."""
+    values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 1000
+    return {"float32": 4 * values, "bfloat16": 2 * values}
+
+
+def _pictures(folder: Path, format: str) -> dict[str, Any]:
+    settings = picture_settings(folder, format)
+    dialects: tuple[Dialect, ...] = ("hf", "mistral")
+    used: Dialect = settings["dialect"]
+    rows = []
+    for height, width in SIZES:
+        costs = {
+            dialect: image_grid(height, width, **{**settings, "dialect": dialect}) for dialect in dialects
+        }
+        read = image_grid(height, width, **settings)
+        rows.append(
+            {"width": width, "height": height, "read_width": read.width, "read_height": read.height}
+            | {"tokens": read.tokens}
+            | {dialect: grid.tokens for dialect, grid in costs.items()}
+        )
+    return {
+        "dialect": used,
+        "patch_size": settings["patch_size"],
+        "merge": settings["merge"],
+        "longest_edge": max(settings["longest_edge"]),
+        "sizes": rows,
+    }
+
+
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    """Which of the folder's tokenizers is used; {} where there is none."""
+    modes = {mode: tokenizer_file(folder, mode) for mode in ("auto", "mistral", "hf")}
+    found = sorted({file.name for file in modes.values() if file is not None})
+    if not found:
+        return {}
+    used = choose_tokenizer(folder)
+    return {"used": used.name, "found": found, "ids": read_token_ids(used).size}

@@ -1,0 +1,124 @@
+"""How long `vitrail ask` says an answer will take: the work is counted rightly, the rate is measured shortly."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import vitrail
+from tests import tiny
+from vitrail.cli import estimate as module
+from vitrail.cli.estimate import Estimate, estimate, measure, work_of
+from vitrail.cli.main import main
+
+
+def wide() -> Any:
+    """A random text model with weights of some size: 8 layers, 1.6 million weights each."""
+    config = vitrail.MistralConfig(
+        vocab_size=512, hidden_size=384, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=64,
+    )  # fmt: skip
+    return tiny.randomize(vitrail.MistralForCausalLM(config)).eval()
+
+
+@pytest.mark.parametrize("family", ["llava", "mistral3"])
+def test_the_work_is_what_pytorch_counts(family: str) -> None:
+    """Products of matrices to the unit (attention's share is counted beside it: it is left out by both here)."""
+    model = tiny.model(family)
+    side = model.config.vision_config.patch_size * getattr(model.config, "spatial_merge_size", 1)
+    sizes = [(4 * side, 6 * side), (2 * side, 3 * side)]
+    ids = torch.tensor([[model.image_token_id] * 24 + [7] + [model.image_token_id] * 6 + [8, 9]])
+    pixels = torch.zeros(2, 3, 4 * side, 6 * side)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(ids, pixels, image_sizes=torch.tensor(sizes), logits_to_keep=1)
+    products = {
+        str(op): n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op)
+    }
+    work = work_of(model, ids.shape[1], sizes).prompt
+    text, vision = model.text_config, model.config.vision_config
+    attention = text.num_hidden_layers * text.num_attention_heads * text.head_dim * ids.shape[1] ** 2
+    patches = [(height // vision.patch_size) * (width // vision.patch_size) for height, width in sizes]
+    attention += (
+        vision.num_hidden_layers
+        * 2
+        * vision.num_attention_heads
+        * vision.head_dim
+        * sum(n * n for n in patches)
+    )
+    assert 2 * (work - attention) == sum(products.values())
+
+
+def test_an_id_costs_every_weight_once() -> None:
+    model = wide()
+    matrices = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n)
+    assert work_of(model, 1).token == matrices + 8 * 2 * 6 * 64
+    assert work_of(model, 1000).token - work_of(model, 0).token == 8 * 2 * 6 * 64 * 1000
+
+
+def test_seconds_are_work_times_the_measured_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(layer: Any, rows: int, dtype: torch.dtype) -> float:
+        return layer.in_features * layer.out_features * rows * (1e-8 if rows == 1 else 1e-9)
+
+    monkeypatch.setattr(module, "_seconds", seconds)
+    model = wide()
+    found = estimate(model, 4000)
+    work = work_of(model, 4000)
+    assert found is not None
+    assert found.first_token == pytest.approx(work.prompt * 1e-9)
+    assert found.per_token == pytest.approx(work.token * 1e-8)
+    assert estimate(model, 40) is None  # quick anywhere
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_measuring_is_short_and_its_result_is_of_this_world(packed: bool, tmp_path: Path) -> None:
+    model = wide()
+    if packed:
+        model.save_pretrained(tmp_path)
+        config = vitrail.BitsAndBytesConfig(load_in_4bit=True)
+        model = vitrail.MistralForCausalLM.from_pretrained(tmp_path, quantization_config=config)
+    began = time.process_time()
+    many, one = measure(model, 1000)
+    assert time.process_time() - began < 4 * module.BUDGET
+    assert 1e-14 < many < 1e-6
+    assert 1e-14 < one < 1e-6
+
+
+def test_in_words() -> None:
+    assert Estimate(40.4, 0.52).in_words() == "the answer begins in about 40 s, then about 0.52 s a token"
+    assert Estimate(4.04, 0.011).in_words() == "the answer begins in about 4.0 s, then about 0.011 s a token"
+    assert "about 10 min" in Estimate(600, 12).in_words()
+    assert Estimate(6, 0).noticeable
+    assert Estimate(0, 0.1).noticeable
+    assert not Estimate(2, 0.01).noticeable
+
+
+def test_ask_tells_what_pictures_cost_and_how_long_it_will_take(
+    tiny_mistral3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign = tmp_path / "sign.png"
+    tiny.picture(60, 90).save(sign)
+    words = ["What?", "--model", str(tiny_mistral3), "--max-new-tokens", "2"]
+    assert main(["ask", str(sign), *words]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(module, "QUICK", 0)
+    monkeypatch.setattr(module, "NOTICEABLE", 0)
+    assert main(["ask", str(sign), *words]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith("vitrail: the picture costs 40 of ")
+    assert "; the answer begins in about " in told
+    assert told.count("\n") == 1
+    assert main(["ask", str(sign), str(sign), *words]) == 0
+    assert "2 pictures cost 80 of " in capsys.readouterr().err
+    assert main(["ask", *words]) == 0
+    assert " tokens; the answer begins" in capsys.readouterr().err
+    assert main(["ask", str(sign), *words, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert json.loads(out)["estimate"].keys() == {"first_token", "per_token"}
