@@ -22,6 +22,7 @@ RECORDED = Path(__file__).parent / "golden" / "data" / "prompts"
 SENTENCEPIECE = ("v1", "v2", "v3", "v7", "v7m1")
 TEKKEN = ("v3-tekken", "v7-tekken", "v11", "v13", "v15")
 VERSIONS = (*SENTENCEPIECE, *TEKKEN)
+TAKE_PICTURES = ("v7m1", *TEKKEN)
 Record = dict[str, Any]
 
 

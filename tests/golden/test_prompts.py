@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.prompts import TEKKEN, VERSIONS, build, records, tokenizer, with_pictures
+from tests.prompts import TAKE_PICTURES, TEKKEN, VERSIONS, Record, build, records, tokenizer, with_pictures
 from vitrail.errors import PromptError
 from vitrail.inputs.formats import build_prompt, encode_prompt, fim_prompt, fit_prompt
 from vitrail.inputs.formats.pieces import Picture
@@ -209,15 +209,12 @@ def test_card() -> None:
     assert encode_prompt(prompt, tokenizer("v7m1").encoder) == CARD_IDS
 
 
-@pytest.mark.parametrize("version", ["v7m1", "v3-tekken", "v15"])
+@pytest.mark.parametrize("version", TAKE_PICTURES)
 def test_processor_calls(version: str) -> None:
     """What a processor makes of messages is the recording, in one step and in two."""
     processor = PixtralProcessor(**processor_parts(tokenizer(version)))
-    for record in records(version)[1::6]:
-        options = {"tools": record["tools"], "continue_final_message": record["continue_final_message"]}
-        if record.get("reasoning_effort"):
-            options["reasoning_effort"] = record["reasoning_effort"]
-        messages = with_pictures(record["messages"])
+    for record in records(version)[1::12]:
+        options, messages = options_of(record), with_pictures(record["messages"])
         out = processor.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
         assert out["input_ids"].tolist() == [record["ids"]]
         assert len(out.get("image_sizes", ())) == len(record["grids"])
@@ -226,3 +223,45 @@ def test_processor_calls(version: str) -> None:
         assert again["input_ids"].tolist() == [record["ids"]]
         if record["grids"]:
             assert (again["pixel_values"] == out["pixel_values"]).all()
+
+
+@pytest.mark.parametrize("version", [version for version in VERSIONS if version not in TAKE_PICTURES])
+def test_tokenizer_calls(version: str) -> None:
+    """The same of the tokenizers for text alone."""
+    model = tokenizer(version)
+    for record in records(version)[1::12]:
+        options = options_of(record)
+        for form in ("auto", version):
+            ids = model.apply_chat_template(record["messages"], format=form, **options)
+            assert ids == record["ids"]
+            text = model.apply_chat_template(record["messages"], format=form, tokenize=False, **options)
+            assert model(text)["input_ids"] == record["ids"]
+
+
+@pytest.mark.parametrize("version", TAKE_PICTURES)
+def test_the_cards_format_in_two_steps(version: str) -> None:
+    """With every tokenizer that has names for pictures; the ids are what its rules say (unit/test_card_format.py)."""
+    processor = PixtralProcessor(**processor_parts(tokenizer(version)))
+    picture = with_pictures({"type": "image_url", "image_url": {"url": "size:40x33"}})
+    call = {"id": "abcdefgh1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "[IMG] u"}, picture]},
+        {"role": "assistant", "content": [picture, {"type": "text", "text": "a"}], "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "abcdefgh1", "content": [{"type": "text", "text": "r"}, picture]},
+        {"role": "system", "content": "[INST] s"},
+        {"role": "user", "content": "v"},
+    ]
+    options = {"tools": [{"type": "function", "function": {"name": "f"}}], "format": "card"}
+    ids = processor.apply_chat_template(messages, tokenize=True, **options).tolist()
+    text = processor.apply_chat_template(messages, tokenize=False, **options)
+    assert processor(text=text)["input_ids"].tolist() == ids
+    assert ids[0].count(processor.image_end_token_id) == 3
+    assert ids[0].count(processor.tokenizer.encoder.find("[INST]")) == 2
+
+
+def options_of(record: Record) -> dict[str, object]:
+    """The recorded request's options, as `apply_chat_template` takes them."""
+    options = {name: record[name] for name in ("tools", "continue_final_message")}
+    return options | (
+        {"reasoning_effort": record["reasoning_effort"]} if record.get("reasoning_effort") else {}
+    )

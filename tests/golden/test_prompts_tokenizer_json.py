@@ -8,9 +8,18 @@ import pytest
 
 from tests.conversations import MARKERS, Writer
 from tests.convert import json_tokenizer
-from tests.prompts import SENTENCEPIECE, TEKKEN, VERSIONS, build, records, tokenizer, with_pictures
+from tests.prompts import (
+    SENTENCEPIECE,
+    TAKE_PICTURES,
+    TEKKEN,
+    VERSIONS,
+    build,
+    records,
+    tokenizer,
+    with_pictures,
+)
 from vitrail.errors import PromptError, UnsupportedError
-from vitrail.inputs.formats import encode_prompt, fim_prompt, find_format
+from vitrail.inputs.formats import build_prompt, encode_prompt, fim_prompt, find_format
 from vitrail.inputs.processor import PixtralProcessor
 from vitrail.inputs.processor_files import processor_parts
 
@@ -87,12 +96,12 @@ def test_format_that_control_tokens_do_not_tell() -> None:
         json_tokenizer(TEKKEN[0]).prompt_format()
 
 
-@pytest.mark.parametrize("version", ["v7m1", "v3-tekken", "v15"])
+@pytest.mark.parametrize("version", TAKE_PICTURES)
 def test_processor(version: str) -> None:
     """A processor over a tokenizer.json, by name of the format: pictures and ids of the recordings, in both ways."""
     parts = processor_parts(tokenizer(version))
     processor = PixtralProcessor(**{**parts, "tokenizer": json_tokenizer(version)})
-    for record in records(version)[1::12]:
+    for record in records(version)[1::15]:
         options = {name: record[name] for name in ("tools", "continue_final_message")}
         if record.get("reasoning_effort"):
             options["reasoning_effort"] = record["reasoning_effort"]
@@ -103,6 +112,19 @@ def test_processor(version: str) -> None:
         assert out["input_ids"].tolist() == [record["ids"]]
         text = processor.apply_chat_template(messages, format=version, **options)
         assert processor(text=text)["input_ids"].tolist() == [record["ids"]]
+        if accepted(messages, "card"):
+            ids = processor.apply_chat_template(messages, format="card", tokenize=True).tolist()
+            text = processor.apply_chat_template(messages, format="card")
+            assert processor(text=text)["input_ids"].tolist() == ids
+
+
+def accepted(messages: object, form: str) -> bool:
+    """Whether a format takes the messages."""
+    try:
+        build_prompt(messages, form)
+    except PromptError:
+        return False
+    return True
 
 
 def test_one_turn_at_a_time() -> None:

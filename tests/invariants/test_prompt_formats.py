@@ -35,13 +35,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 CONVERSATIONS, PARTS = 2000, 4
 
 
-def of_version(*versions: str) -> list[Any]:
-    """The versions as parameters; the tests of one version share a process, and so its tokenizers."""
-    return [pytest.param(version, marks=pytest.mark.xdist_group(version)) for version in versions]
-
-
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("version", of_version(*VERSIONS))
+@pytest.mark.parametrize("version", VERSIONS)
 def test_like_mistral_common(version: str, part: int) -> None:
     writer = Writer(version, part)
     accepted = sum(same(version, writer.conversation()) for _ in range(CONVERSATIONS // PARTS))
@@ -50,7 +45,7 @@ def test_like_mistral_common(version: str, part: int) -> None:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(draws=st.randoms(use_true_random=False))
-@pytest.mark.parametrize("version", of_version(*VERSIONS))
+@pytest.mark.parametrize("version", VERSIONS)
 def test_smallest_difference(version: str, draws: random.Random) -> None:
     """The same with hypothesis at the dice: a conversation that differs is reduced to the smallest one that does."""
     writer = Writer(version, 0)
@@ -69,7 +64,7 @@ def test_what_the_conversations_say() -> None:
     assert [part for part in parts if json.dumps(part, ensure_ascii=False)[1:-1] not in said] == []
 
 
-@pytest.mark.parametrize("version", of_version("v7", "v7m1", "v7-tekken", "v11", "v13", "v15"))
+@pytest.mark.parametrize("version", ["v7", "v7m1", "v7-tekken", "v11", "v13", "v15"])
 def test_truncation_like_mistral_common(version: str) -> None:
     writer = Writer(version, 99)
     tried = 0
@@ -86,7 +81,7 @@ def test_truncation_like_mistral_common(version: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["finetuning", "agnostic"])
-@pytest.mark.parametrize("version", of_version("v1", "v2", "v3", "v7", "v11", "v13", "v15"))
+@pytest.mark.parametrize("version", ["v1", "v2", "v3", "v7", "v11", "v13", "v15"])
 def test_modes_like_mistral_common(version: str, mode: str) -> None:
     """Conversations that end with an answer, as in training; calls of the last message may have no id."""
     writer = Writer(version, 41)
@@ -103,7 +98,7 @@ def test_modes_like_mistral_common(version: str, mode: str) -> None:
         assert found == expected, (conversation, why, reason)
 
 
-@pytest.mark.parametrize("version", of_version("v3", "v3-tekken", "v7", "v7-tekken", "v11"))
+@pytest.mark.parametrize("version", ["v3", "v3-tekken", "v7", "v7-tekken", "v11"])
 def test_fim_like_mistral_common(version: str) -> None:
     writer = Writer(version, 7)
     for _ in range(200):
