@@ -28,15 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(version))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one tokenizer's version run in one process, which then reads its large file once."""
-    for item in items:
-        version = getattr(item, "callspec", None) and item.callspec.params.get("version")
-        if isinstance(version, str):
-            item.add_marker(pytest.mark.xdist_group(version))
-
-
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Home and cache folders are empty ones: no test reads or writes those of the person who runs it."""
