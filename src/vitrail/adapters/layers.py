@@ -112,7 +112,8 @@ class Lora(nn.Module):
         plain = base if layer.bias is None else base - layer.bias
         if self.training and self.dropout.p:
             plain = linear(seen.to(x.dtype), layer.weight)
-        return out + (factor - 1) * (plain + low)
+        change: Tensor = (factor - 1) * (plain + low)
+        return out + change
 
     def _lengths(self, weight: Tensor) -> Tensor:
         # Held constant in the backward pass, as the paper proposes (§4.3).

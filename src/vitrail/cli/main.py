@@ -17,6 +17,7 @@ from vitrail.cli.convert import convert
 from vitrail.cli.info import info
 from vitrail.cli.prompt import prompt
 from vitrail.cli.tokens import tokens
+from vitrail.cli.train import train
 from vitrail.errors import VitrailError
 
 EXAMPLES = """\b
@@ -47,6 +48,7 @@ app.add_command(convert)
 app.add_command(tokens)
 app.add_command(info)
 app.add_command(prompt)
+app.add_command(train)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitrail.errors import CheckpointError, InputError, PromptError
 from vitrail.inputs.built_prompts import choose_format
@@ -14,7 +14,7 @@ from vitrail.inputs.chat import choose_template, render_chat
 from vitrail.inputs.control_names import control_names
 from vitrail.inputs.conversation_file import Conversation
 from vitrail.inputs.formats import FORMATS, build_prompt, encode_prompt
-from vitrail.inputs.formats.built import expansion
+from vitrail.inputs.formats.built import BuiltPrompt, expansion
 from vitrail.inputs.formats.pieces import BREAK, END, IMAGE
 from vitrail.inputs.formats.sizes import lay_out, picture_size
 from vitrail.inputs.formats.tools import read_tools
@@ -22,6 +22,9 @@ from vitrail.inputs.grid import Grid, image_grid
 from vitrail.inputs.mistral_tokenizer import MistralCommonTokenizer
 from vitrail.inputs.prompt import control_pattern, count, substitute
 from vitrail.inputs.tokenizer import FastTokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from vitrail.inputs.processor import PixtralProcessor
 
 TEMPLATE, AUTO = "template", "auto"
 FORMAT_NAMES = (AUTO, TEMPLATE, *FORMATS)
@@ -97,7 +100,10 @@ class PromptMaker:
         cells = [[grid.rows, grid.cols] for grid in grids]
         return PromptView(ids, self.tokenizer.decode(ids), cells, shown, self.tokenizer)
 
-    def _built(self, conversation: Conversation, name: str) -> tuple[list[int], list[Grid], str]:
+    def build(
+        self, conversation: Conversation, name: str = AUTO, *, mode: str = "test"
+    ) -> tuple[BuiltPrompt, list[Grid]]:
+        """The prompt of a conversation in a built-in format, with its pieces, and its grids; `mode` as `build_prompt`."""
         form = choose_format(name, self.tokenizer.prompt_format)
         prompt = build_prompt(
             conversation.messages,
@@ -105,9 +111,14 @@ class PromptMaker:
             tools=conversation.tools,
             continue_final_message=conversation.continue_final_message,
             reasoning_effort=conversation.reasoning_effort,
+            mode=mode,
         )
-        prompt, grids = lay_out(prompt, self._grid, placeholders=True)
-        return encode_prompt(prompt, self.tokenizer.encoder), grids, form.name
+        return lay_out(prompt, self._grid, placeholders=True)
+
+    def _built(self, conversation: Conversation, name: str) -> tuple[list[int], list[Grid], str]:
+        prompt, grids = self.build(conversation, name)
+        shown = choose_format(name, self.tokenizer.prompt_format).name
+        return encode_prompt(prompt, self.tokenizer.encoder), grids, shown
 
     def _template(self, conversation: Conversation) -> tuple[list[int], list[Grid], str]:
         if not isinstance(self.tokenizer, FastTokenizer):
@@ -123,7 +134,7 @@ class PromptMaker:
             controls=controls,
             special_tokens=self.tokenizer.special_tokens_map,
             tools=conversation.tools,
-            add_generation_prompt=not isinstance(last, Mapping) or last.get("role") != "assistant",
+            add_generation_prompt=_role(last) != "assistant",
             continue_final_message=conversation.continue_final_message,
             variables={} if effort is None else {"reasoning_effort": effort},
         )
@@ -164,6 +175,15 @@ def open_maker(name: str | Path) -> PromptMaker:
         return _of_parts(read_processor(folder, {}))
     tokenizer = load_tokenizer(folder)
     return _of_tokenizer(tokenizer)
+
+
+def maker_of(processor: PixtralProcessor) -> PromptMaker:
+    """The maker of a processor: its tokenizer, its pictures' grids, its chat template."""
+    return _of_parts(vars(processor))
+
+
+def _role(message: Any) -> Any:
+    return message.get("role") if isinstance(message, Mapping) else getattr(message, "role", None)
 
 
 def _of_file(path: Path) -> PromptMaker:

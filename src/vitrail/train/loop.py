@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ class Run(Generic[Item]):
         """Train until the schedule ends (True) or SIGTERM/SIGINT asks to stop (False); either way save first."""
         state.restore(self)
         self.peers.wait()  # nobody writes before all have read
-        with _stop_on_signal(self):
+        with stop_on_signal(self):
             self._steps(iter(self.data(self.step)) if self.step < self.schedule.steps else iter(()), on_log)
         self._save()
         return self.step >= self.schedule.steps
@@ -148,10 +149,17 @@ class Run(Generic[Item]):
             file.write(json.dumps(record) + "\n")
 
 
-class _stop_on_signal:  # noqa: N801  # reads as a statement where it is used
-    """While inside, SIGTERM and SIGINT end the run after the step at hand."""
+class Stoppable(Protocol):
+    """A run that can be asked to stop."""
 
-    def __init__(self, run: Run[Any]) -> None:
+    asked: bool
+    stopped: bool
+
+
+class stop_on_signal:  # noqa: N801  # reads as a statement where it is used
+    """While inside, SIGTERM and SIGINT end the run after the step at hand (in the main thread, which alone hears them)."""
+
+    def __init__(self, run: Stoppable) -> None:
         self._run = run
         self._before: dict[int, Any] = {}
 
@@ -160,6 +168,8 @@ class _stop_on_signal:  # noqa: N801  # reads as a statement where it is used
 
     def __enter__(self) -> None:
         self._run.asked = self._run.stopped = False
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._stop)
 

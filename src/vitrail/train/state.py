@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,13 +15,46 @@ from torch.optim import Optimizer
 
 from ..errors import CheckpointError
 
-if TYPE_CHECKING:
-    from .loop import Run
-
 _NAME = "checkpoint-"
 
 
-def save(run: Run[Any]) -> Path:
+class Named(Protocol):
+    """A module, or the part of one that is trained."""
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Names and parameters."""
+
+
+class Kept(Protocol):
+    """How many checkpoints stay."""
+
+    @property
+    def keep(self) -> int:
+        """That number."""
+
+
+class Resumable(Protocol):
+    """What is saved of a run. It may also have a `note`: a mapping that JSON can hold."""
+
+    @property
+    def model(self) -> Named:
+        """Whose parameters are saved."""
+
+    @property
+    def optimizers(self) -> Sequence[Optimizer]:
+        """Always in the same order."""
+
+    @property
+    def schedule(self) -> Kept:
+        """Says how many checkpoints stay."""
+
+    folder: Path
+    name: str
+    step: int
+    average: dict[str, Tensor]
+
+
+def save(run: Resumable) -> Path:
     """Write everything that a run needs to go on as if it had never stopped; old checkpoints are removed.
 
     The folder appears only when it is complete.
@@ -38,7 +71,7 @@ def save(run: Run[Any]) -> Path:
     for index, optimizer in enumerate(run.optimizers):
         plain.append(_split(optimizer, f"{index}", tensors))
     save_file(_own(tensors), part / "optimizers.safetensors")
-    note = {"name": run.name, "step": run.step, "optimizers": plain}
+    note = {"name": run.name, "step": run.step, "optimizers": plain, "note": getattr(run, "note", {})}
     (part / "state.json").write_text(json.dumps(note), encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
@@ -47,7 +80,7 @@ def save(run: Run[Any]) -> Path:
     return final
 
 
-def restore(run: Run[Any]) -> bool:
+def restore(run: Resumable) -> bool:
     """Bring a run to the state of the newest checkpoint in its folder; False if there is none.
 
     Raises:
@@ -72,7 +105,7 @@ def restore(run: Run[Any]) -> bool:
     return True
 
 
-def begin_from(run: Run[Any], folder: Path) -> None:
+def begin_from(run: Resumable, folder: Path) -> None:
     """Take the weights of another run's newest checkpoint, average included; optimisers and step begin anew.
 
     Parameters that the other run did not have keep their fresh values.
@@ -93,13 +126,22 @@ def finished(folder: Path, steps: int) -> bool:
     return bool(found) and int(found[-1].name.removeprefix(_NAME)) >= steps
 
 
+def read_note(folder: Path) -> dict[str, Any]:
+    """What a run noted in its newest checkpoint; empty if there is none."""
+    found = checkpoints(folder)
+    if not found:
+        return {}
+    note = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
+    return dict(note.get("note", {}))
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, oldest first."""
     return sorted(folder.glob(_NAME + "*"))
 
 
 @torch.no_grad()
-def load_weights(model: torch.nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:
+def load_weights(model: Named, tensors: Mapping[str, Tensor], origin: Path) -> None:
     """Copy tensors into the parameters of the same names.
 
     Raises:

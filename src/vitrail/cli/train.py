@@ -1,0 +1,265 @@
+"""`vitrail train DATA`: its options, its progress bar and what it prints. The work is done in train/job.py."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from vitrail.cli.screen import waiting
+from vitrail.errors import InputError
+
+if TYPE_CHECKING:
+    from vitrail.train.job import Job, Reading
+    from vitrail.train.trainer import Outcome, Trainer
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EXAMPLES = """\b
+Examples:
+  vitrail train meters.jsonl --check
+  vitrail train meters.jsonl --out meters --steps 200
+  vitrail train talks.jsonl --out expert --model ./mistral-small-3.1 --quantize nf4 --bf16 --eval-share 0.05
+  vitrail train pages.jsonl --out reader --model ./pixtral-12b --part vision_tower --part projector
+
+Exit status: 0 done, 2 something was wrong (stderr says what), 130 interrupted: the same command goes on.
+"""
+_SHOWN = 20  # faulty lines that are listed one by one
+_LORA = ("rank", "alpha", "dropout", "target", "dora", "rslora")
+
+
+def _number(flag: str, kind: Any, text: str) -> Callable[[Command], Command]:
+    return click.option(flag, type=kind, metavar="N", help=text)
+
+
+@click.command("train", epilog=EXAMPLES)
+@click.argument("data", metavar="DATA", type=click.Path(path_type=Path))
+@click.option("-o", "--out", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the result.")
+@click.option(
+    "-m", "--model", metavar="FOLDER", help="Checkpoint to begin from. [default: the embedded reader]"
+)
+@click.option("--check", is_flag=True, help="Check every line and picture of DATA, and stop.")
+@click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be used.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in the end.")
+@click.option(
+    "--method",
+    type=click.Choice(["lora", "full"]),
+    default="lora",
+    show_default=True,
+    help="Train an adapter, or all weights.",
+)
+@click.option(
+    "--quantize", type=click.Choice(["nf4", "fp4", "int8"]), help="Pack the base under the adapter."
+)
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(["language_model", "projector", "vision_tower"]),
+    help="What to train. [default: the language model with lora, everything with full]",
+)
+@click.option(
+    "--target",
+    multiple=True,
+    metavar="NAME",
+    help="Layers for the adapter: endings of names, or one pattern. [default: all-linear]",
+)
+@_number("--rank", click.IntRange(1, 4096), "Rank of the adapter. [default: 16]")
+@_number("--alpha", click.FloatRange(0, min_open=True), "Its scale. [default: twice the rank]")
+@_number("--dropout", click.FloatRange(0, 1, max_open=True), "Its dropout. [default: 0]")
+@click.option("--dora", is_flag=True, help="Train the lengths of rows too (DoRA).")
+@click.option("--rslora", is_flag=True, help="Scale by the root of the rank.")
+@click.option("--merge", is_flag=True, help="Also write a whole checkpoint, DIR/merged.")
+@_number("--epochs", click.FloatRange(0, min_open=True), "Times through DATA. [default: 1]")
+@_number("--steps", click.IntRange(1), "Steps, instead of epochs.")
+@_number("--batch", click.IntRange(1), "Conversations packed together. [default: 8]")
+@_number("--positions", click.IntRange(1), "Positions packed together. [default: 8192]")
+@_number("--accumulate", click.IntRange(1), "Packs per step. [default: 1]")
+@_number(
+    "--lr", click.FloatRange(0, min_open=True), "Learning rate. [default: 2e-4 with lora, 2e-5 with full]"
+)
+@_number("--warmup", click.IntRange(0), "Steps in which it rises. [default: a twentieth, at most 100]")
+@click.option(
+    "--schedule", type=click.Choice(["constant", "cosine"]), help="How it falls. [default: constant]"
+)
+@_number("--decay", click.FloatRange(0, 1), "Share of the steps in which constant falls. [default: 0.2]")
+@_number("--final", click.FloatRange(0, 1), "What is left of it in the end. [default: 0]")
+@click.option("--optimizer", type=click.Choice(["adamw", "muon"]), help="[default: adamw]")
+@_number("--weight-decay", click.FloatRange(0), "[default: 0]")
+@_number("--clip", click.FloatRange(0), "Largest norm of the gradient; 0: none. [default: 1]")
+@_number("--ema", click.FloatRange(0, 1, max_open=True), "Keep a moving average of the weights. [default: 0]")
+@click.option("--bf16", is_flag=True, help="Compute products in bfloat16.")
+@click.option("--checkpointing", is_flag=True, help="Compute blocks twice: less memory, more time.")
+@click.option(
+    "--eval", "evaluation", metavar="FILE", type=click.Path(path_type=Path), help="Evaluate with this file."
+)
+@_number("--eval-share", click.FloatRange(0, 1, min_open=True, max_open=True), "Or with a share of DATA.")
+@_number("--eval-every", click.IntRange(1), "Steps between evaluations. [default: an epoch]")
+@_number(
+    "--patience", click.IntRange(1), "End after N evaluations that are no better, and keep the best weights."
+)
+@_number("--save-every", click.IntRange(1), "Steps between checkpoints. [default: 100]")
+@_number("--keep", click.IntRange(1), "Checkpoints that stay. [default: 2]")
+@_number("--seed", click.IntRange(0), "Of order, fresh adapters and dropout. [default: 0]")
+@_number("--max-length", click.IntRange(1), "Positions of the longest conversation. [default: the model's]")
+@_number("--max-image-tokens", click.IntRange(2), "Shrink each picture until it costs at most N tokens.")
+@click.option("--format", "format_name", metavar="NAME", help="Prompt format, as for `vitrail prompt`.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Of weights that are not trained. [default: float32]",
+)
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda.")
+def train(data: Path, check: bool, as_json: bool, **options: Any) -> None:
+    """Teach a model with the conversations of DATA, one as JSON on every line.
+
+    Messages are written as for `vitrail ask`, OpenAI or mistral-finetune; pictures lie beside DATA. What assistants say is
+    learned. Every line is checked before anything is trained. DIR gets the adapter (or the checkpoint), metrics.jsonl,
+    curves.png and what an interrupted run needs to go on.
+    """  # fmt: skip
+    if not check and options["out"] is None:
+        raise InputError("--out is missing: the folder for the result")
+    with waiting() as line:
+        line.say("starting")
+        job = _job(data, options)
+        reading = job.read(lambda done, all_: line.say(f"checking {data}: {done} of {all_}"))
+    _tell_faults(reading.faults)
+    if check:
+        _tell_check(reading, as_json)
+        return
+    with _bar() as bar:
+        outcome = job.run(reading, on_start=bar.start, on_step=bar.step)
+    _tell_outcome(job, outcome, as_json)
+
+
+def _job(data: Path, options: dict[str, Any]) -> "Job":
+    """The job that the options describe."""
+    from vitrail.adapters.config import LoraConfig
+    from vitrail.cli.ask import embedded
+    from vitrail.train.job import Job
+    from vitrail.train.settings import SETTINGS, Settings
+    from vitrail.train.setup import lora_config
+
+    given = {name: value for name, value in options.items() if value is not None and value != ()}
+    if options["method"] == "full" and (idle := [name for name in _LORA if given.get(name)]):
+        raise InputError(f"--{idle[0]} shapes an adapter; it does nothing with --method full")
+    settings = {name: given[name] for name in SETTINGS if name in given}
+    if given["bf16"]:
+        settings["precision"] = "bf16"
+    lora: LoraConfig = lora_config(
+        given.get("rank", 16),
+        given.get("alpha"),
+        given.get("target", ()),
+        lora_dropout=given.get("dropout", 0.0),
+        use_dora=given["dora"],
+        use_rslora=given["rslora"],
+    )
+    names = ("out", "method", "quantize", "parts", "evaluation", "eval_share", "skip_bad", "max_image_tokens",
+             "dtype", "device", "merge")  # fmt: skip
+    return Job(
+        data,
+        given.get("model") or embedded(),
+        settings=Settings(**settings),
+        lora=lora,
+        longest=given.get("max_length"),
+        format=given.get("format_name"),
+        **{name: given[name] for name in names if name in given},
+    )
+
+
+def _tell_faults(faults: list[str]) -> None:
+    for fault in faults[:_SHOWN]:
+        click.echo(f"vitrail: {fault}", err=True)
+    if len(faults) > _SHOWN:
+        click.echo(f"vitrail: and {len(faults) - _SHOWN} more", err=True)
+
+
+def _tell_check(reading: "Reading", as_json: bool) -> None:
+    """What --check found; status 2 if anything is wrong."""
+    data = reading.data
+    found = {
+        "conversations": len(data),
+        "positions": sum(data.positions),
+        "learned": sum(data.learned),
+        "longest": max(data.positions, default=0),
+        "pictures": data.pictures,
+        "bad_lines": len(reading.faults),
+    }
+    if as_json:
+        click.echo(json.dumps({**found, "faults": reading.faults}, ensure_ascii=False))
+    else:
+        click.echo(
+            f"{found['conversations']} conversations, {found['pictures']} pictures, {found['positions']} tokens, "
+            f"{found['learned']} of them learned, {found['longest']} in the longest; "
+            f"{found['bad_lines']} lines cannot be used"
+        )
+    if reading.faults:
+        raise click.exceptions.Exit(2)
+
+
+def _tell_outcome(job: "Job", outcome: "Outcome", as_json: bool) -> None:
+    result = {"out": str(job.out), "step": outcome.step, "reason": outcome.reason, "loss": outcome.loss,
+              "eval_loss": outcome.eval_loss}  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(result))
+    elif outcome.reason == "asked to stop":
+        click.echo(f"stopped after step {outcome.step}; the same command goes on", err=True)
+    else:
+        kind = "checkpoint" if job.method == "full" else "adapter"
+        losses = "" if outcome.loss is None else f", loss {outcome.loss:.4f}"
+        losses += "" if outcome.eval_loss is None else f", evaluation {outcome.eval_loss:.4f}"
+        click.echo(f"{job.out}: {kind} after {outcome.step} steps ({outcome.reason}){losses}")
+    if outcome.reason == "asked to stop":
+        raise click.exceptions.Exit(130)
+
+
+class _Bar:
+    """Loss, tokens per second and time left; without a terminal nothing, and rich stays unimported."""
+
+    def __init__(self) -> None:
+        self._progress: Any = None
+        self._task: Any = None
+
+    def start(self, trainer: "Trainer") -> None:
+        """Show the bar of a run that is about to begin, or to go on."""
+        if not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[speed]} tokens/s"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._progress.add_task("", total=trainer.steps, loss="…", speed="…")
+        self._progress.start()
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Show one step."""
+        if self._progress is not None:
+            speed = f"{record['tokens_per_second']:,.0f}"
+            self._progress.update(
+                self._task, completed=record["step"], loss=f"{record['loss']:.4f}", speed=speed
+            )
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+@contextmanager
+def _bar() -> Iterator[_Bar]:
+    bar = _Bar()
+    try:
+        yield bar
+    finally:
+        bar.stop()

@@ -1,0 +1,121 @@
+"""Conversations → ids and labels to learn, with their pictures. The ids are the prompt builder's; makes no batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from vitrail.errors import ContextError, PromptError
+from vitrail.inputs.conversation_file import Conversation
+from vitrail.inputs.formats import encode_prompt
+from vitrail.inputs.formats.built import BuiltPrompt
+from vitrail.inputs.formats.pieces import BREAK, END, IMAGE
+from vitrail.inputs.images import load_image
+from vitrail.inputs.messages import ImagePart, Message, pictures
+from vitrail.inputs.prompt_view import AUTO, TEMPLATE, PromptMaker
+from vitrail.train.conversations import Talk
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IGNORED = -100  # a label that does not count
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One conversation, ready: `labels` has the id where it is to be learned, else −100; pictures in the ids' order."""
+
+    ids: list[int]
+    labels: list[int]
+    pictures: list[Image] = field(default_factory=list)
+
+    @property
+    def learned(self) -> int:
+        """How many ids are learned. The first id of a conversation has nothing before it to be told from."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+@dataclass(frozen=True)
+class ExampleMaker:
+    """From conversations to examples.
+
+    maker: makes the prompts. format: as `PromptMaker.make`. longest: the most positions an example may have.
+    """
+
+    maker: PromptMaker
+    longest: int
+    format: str | None = None
+
+    def make(self, talk: Talk) -> Example:
+        """Ids, labels and pictures. PromptError, ImageError or ContextError without the line's number."""
+        messages = [_opened(message) for message in talk.messages]
+        name = self.format or (AUTO if self.maker.template is None else TEMPLATE)
+        whole = Conversation(list(messages), talk.tools, reasoning_effort=talk.reasoning_effort)
+        if name == TEMPLATE:
+            ids, learned = self._template(whole, talk.learned)
+        else:
+            ids, learned = self._built(whole, talk.learned, name)
+        if len(ids) > self.longest:
+            raise ContextError(
+                f"the conversation has {len(ids):,} positions, more than {self.longest:,}; shorten it or use "
+                "smaller pictures"
+            )
+        shown = self._picture_ids()
+        labels = [
+            index if take and index not in shown else IGNORED
+            for index, take in zip(ids, learned, strict=True)
+        ]
+        return Example(ids, labels, [part.source for part in pictures(messages)])
+
+    def _picture_ids(self) -> set[int | None]:
+        if self.maker.pictures is None:
+            return set()
+        find = self.maker.tokenizer.encoder.find
+        return {find(name) for name in (IMAGE, BREAK, END)}
+
+    def _built(self, whole: Conversation, learned: Sequence[bool], name: str) -> tuple[list[int], list[bool]]:
+        """A built-in format knows which turn wrote what."""
+        prompt, _ = self.maker.build(whole, name, mode="agnostic")
+        encoder = self.maker.tokenizer.encoder
+        ids: list[int] = []
+        marks: list[bool] = []
+        for section in prompt.sections:
+            part = encode_prompt(BuiltPrompt([section], (), prompt.spaced), encoder)
+            answer = section.role == "assistant" and any(learned[place] for place in section.messages)
+            ids += part
+            marks += [answer] * len(part)
+        if ids != encode_prompt(prompt, encoder):
+            raise PromptError(f"format {name!r} joins texts of neighbouring turns; choose another format")
+        return ids, marks
+
+    def _template(self, whole: Conversation, learned: Sequence[bool]) -> tuple[list[int], list[bool]]:
+        """An answer is what a template adds to the prompt that asks for it."""
+        ids = self.maker.make(whole, TEMPLATE).ids
+        marks = [False] * len(ids)
+        for index, answer in enumerate(learned):
+            if not answer:
+                continue
+            before = self.maker.make(replace(whole, messages=whole.messages[:index]), TEMPLATE).ids
+            after = ids
+            if index + 1 < len(whole.messages):
+                after = self.maker.make(replace(whole, messages=whole.messages[: index + 1]), TEMPLATE).ids
+            if ids[: len(before)] != before or ids[: len(after)] != after:
+                raise PromptError(
+                    f"messages[{index}]: the chat template writes what comes before this answer differently once the "
+                    "conversation goes on, so the answer cannot be told from the prompt; use one of Mistral's own formats "
+                    "(format 'auto'), or one line per answer with 'only_last'"
+                )
+            marks[len(before) : len(after)] = [True] * (len(after) - len(before))
+        return ids, marks
+
+
+def _opened(message: Message) -> Message:
+    """The message with its pictures decoded, so that a broken one is found and none is opened twice."""
+    if not message.images:
+        return message
+    parts: tuple[Any, ...] = tuple(
+        replace(part, source=load_image(part.source)) if isinstance(part, ImagePart) else part
+        for part in message.content or ()
+    )
+    return replace(message, content=parts)
