@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.auto import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 from vitrail.cli.estimate import Estimate, estimate
+from vitrail.cli.source import Source
 from vitrail.configs import PretrainedConfig
 from vitrail.inputs.response_pieces import Piece, Response
 from vitrail.inputs.response_stream import ResponseStream
@@ -24,7 +25,7 @@ class Question:
 
     text: str
     pictures: Sequence["Image"]
-    model: str
+    source: Source
     config: PretrainedConfig
     system: str | None = None
     tools: list[Any] | None = None
@@ -84,7 +85,7 @@ def answer(
     Raises VitrailError for every mistake in the question, the pictures or the checkpoint.
     """
     began = time.perf_counter()
-    say(f"loading {question.model}")
+    say(f"loading {question.source.name}")
     processor, model = load(question)
     loaded = time.perf_counter()
     inputs = _prepare(question, processor, model)
@@ -124,10 +125,15 @@ def answer(
 def load(question: Question) -> tuple[Any, Any]:
     """Processor and model of the checkpoint."""
     sees = hasattr(question.config, "vision_config")
-    processor = AutoProcessor.from_pretrained(question.model)
+    source = question.source
+    processor = AutoProcessor.from_pretrained(source.folder, format=source.format)
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     model = kind.from_pretrained(
-        question.model, config=question.config, dtype=question.dtype, device_map=question.device
+        source.folder,
+        config=question.config,
+        dtype=question.dtype,
+        device_map=question.device,
+        format=source.format,
     )
     return processor, model
 

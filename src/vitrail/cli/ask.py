@@ -10,6 +10,7 @@ from vitrail.cli.files import read_tools
 from vitrail.cli.options import drawing_options, pdf_options, refuse_idle, take_pdf_limits
 from vitrail.cli.pictures import open_pages, split_words
 from vitrail.cli.screen import Printer, waiting
+from vitrail.cli.source import Source, source_options
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ Exit status: 0 answered, 2 something was wrong with the question, a picture or t
     help="Numbers to compute with. [default: the checkpoint's; float32 for the embedded reader]",
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda.")
+@source_options
 @pdf_options
 def ask(
     words: tuple[str, ...],
@@ -66,6 +68,8 @@ def ask(
     as_json: bool,
     tools: str | None,
     dtype: str | None,
+    format_name: str | None,
+    revision: str | None,
     **options: Any,
 ) -> None:
     """Answer QUESTION about each PICTURE, on this machine.
@@ -83,8 +87,9 @@ def ask(
         )
     with waiting() as line:
         pictures = [page for name in names for page in open_pages(name, limits, line.say)]
-    folder = embedded() if model is None else model
-    config = read_model(folder, with_pictures=bool(pictures))
+    source = Source.open(embedded() if model is None else model, format_name, revision)
+    config = read_model(source, with_pictures=bool(pictures))
+    source.fetch_weights()
     printer = Printer()
     with waiting() as line:
         line.say("starting")
@@ -93,7 +98,7 @@ def ask(
         question = Question(
             text=text,
             pictures=pictures,
-            model=folder,
+            source=source,
             config=config,
             tools=given,
             dtype=dtype or ("float32" if model is None else "auto"),
@@ -130,17 +135,13 @@ def ask(
         click.echo()
 
 
-def read_model(folder: str, *, with_pictures: bool) -> "PretrainedConfig":
+def read_model(source: Source, *, with_pictures: bool) -> "PretrainedConfig":
     """The checkpoint's configuration, read before torch is imported: a wrong folder is told at once."""
     from vitrail.auto import AutoConfig
 
-    if not folder.strip():
-        raise InputError(
-            "--model is empty; give a checkpoint's folder, or leave it out for the embedded reader"
-        )
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(source.folder, format=source.format)
     if with_pictures and not hasattr(config, "vision_config"):
-        raise InputError(f"{folder} reads text only; ask it without pictures or choose another --model")
+        raise InputError(f"{source.name} reads text only; ask it without pictures or choose another --model")
     return config
 
 

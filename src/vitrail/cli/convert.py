@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vitrail.cli.screen import waiting
+from vitrail.cli.source import Source
 
 if TYPE_CHECKING:
     from vitrail.configs import PretrainedConfig
@@ -27,23 +28,26 @@ Examples:
     type=click.Choice(["hf", "mistral"]),
     help="hf: config.json and model*.safetensors; mistral: params.json and consolidated*.safetensors.",
 )
-def convert(model: str, out: Path, to: str) -> None:
+@click.option(
+    "--revision", metavar="NAME", help="Branch, tag or commit of a model on the hub. [default: main]"
+)
+def convert(model: str, out: Path, to: str, revision: str | None) -> None:
     """Write MODEL, a checkpoint's folder or a name on the hub, into the new folder OUT in the other format.
 
     The files with weights are converted one by one, so it takes little memory; nothing is rounded. OUT appears when it is
     complete.
     """
-    from vitrail.files.hub import resolve
-    from vitrail.files.layout import NAMES
+    from vitrail.files.layout import HF, MISTRAL, NAMES
     from vitrail.files.size import in_words
     from vitrail.weights.convert import convert as write, open_source
 
+    source = Source.open(model, MISTRAL if to == HF else HF, revision)
+    source.fetch_weights()
     with waiting() as line:
         line.say(f"reading {model}")
-        folder = resolve(model)
-        _check_fits(*open_source(folder, to))
+        _check_fits(*open_source(source.folder, to))
         written = write(
-            folder,
+            source.folder,
             out,
             to,
             progress=lambda file, done, size: line.say(

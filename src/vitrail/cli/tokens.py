@@ -6,6 +6,7 @@ import click
 
 from vitrail.cli.options import pdf_options, take_pdf_limits
 from vitrail.cli.pictures import open_pages
+from vitrail.cli.source import Source, source_options
 
 
 @click.command("tokens")
@@ -19,25 +20,26 @@ from vitrail.cli.pictures import open_pages
 @click.option(
     "--max-image-tokens", type=click.IntRange(min=2), metavar="N", help="As `vitrail ask` would shrink it."
 )
+@source_options
 @pdf_options
-def tokens(pictures: tuple[str, ...], model: str | None, max_image_tokens: int | None, **limits: Any) -> None:
+def tokens(
+    pictures: tuple[str, ...],
+    model: str | None,
+    max_image_tokens: int | None,
+    format_name: str | None,
+    revision: str | None,
+    **limits: Any,
+) -> None:
     """Say what each PICTURE costs in tokens, and the size it is read at (width×height); of a PDF, each page."""
     from vitrail.auto import AutoProcessor
     from vitrail.cli.ask import embedded
-    from vitrail.inputs.grid import image_grid
 
     pdf_limits = take_pdf_limits(limits)
     opened = [(name, page) for name in pictures for page in open_pages(name, pdf_limits)]
-    processor = AutoProcessor.from_pretrained(model or embedded())
+    source = Source.open(embedded() if model is None else model, format_name, revision)
+    processor = AutoProcessor.from_pretrained(source.folder, format=source.format)
     for name, picture in opened:
-        grid = image_grid(
-            picture.height,
-            picture.width,
-            patch_size=processor.patch_size,
-            merge=processor.spatial_merge_size,
-            longest_edge=processor.image_processor.size["longest_edge"],
-            max_image_tokens=max_image_tokens,
-        )
+        grid = processor.picture_grid(picture.height, picture.width, max_image_tokens)
         click.echo(
             f"{grid.tokens:>7}  {picture.width}×{picture.height} read at {grid.width}×{grid.height}  {name}"
         )

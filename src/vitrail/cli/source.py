@@ -1,0 +1,140 @@
+"""The checkpoint that a command was given: fetched where its name is one of the hub, with a bar. Reads no tensor."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from vitrail.cli.screen import waiting
+from vitrail.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from vitrail.files.download import Download
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def source_options(command: Command) -> Command:
+    """Adds --format and --revision; `Source.open` takes them."""
+    for option in (
+        click.option(
+            "--revision",
+            metavar="NAME",
+            help="Branch, tag or commit of a model on the hub. [default: main]",
+        ),
+        click.option(
+            "--format",
+            "format_name",
+            type=click.Choice(["hf", "mistral"]),
+            help="Which files to read where MODEL has both. [default: hf]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint: as it was named, its folder on this disk, and the format to read it in (None: as the files say)."""
+
+    name: str
+    folder: Path
+    format: str | None = None
+
+    @classmethod
+    def open(cls, name: str, format: str | None = None, revision: str | None = None) -> "Source":
+        """The folder `name`, or the settings of a model on the hub, without its weights.
+
+        Raises CheckpointError for what is not there, InputError for --revision with a folder.
+        """
+        from vitrail.files.hub import resolve
+
+        if revision is not None and Path(name).expanduser().is_dir():
+            raise InputError(f"--revision is for names on the hub, and {name} is a folder; leave it out")
+        with _shown(name):
+            return cls(name, resolve(name, revision=revision, format=format), format)
+
+    def fetch_weights(self) -> None:
+        """Bring the weights into the folder, of the same commit; nothing where they are here."""
+        from vitrail.files.hub import with_weights
+
+        with _shown(self.name):
+            with_weights(self.folder, self.name, format=self.format)
+
+
+@contextmanager
+def _shown(name: str) -> Iterator[None]:
+    from vitrail.files.download import watching
+
+    with waiting() as line, _Bar(line.stop) as bar, watching(bar.hear):
+        if not Path(name).is_dir():
+            line.say(f"looking for {name}")
+        yield
+
+
+class _Bar:
+    """Tells of a download on stderr: its size in one line, if there are weights in it; on a terminal how far it is."""
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self._begin = begin
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._told = False
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def hear(self, download: "Download") -> None:
+        """Show what `files.download` tells."""
+        if not self._told:
+            self._told = True
+            self._begin()
+            if download.weights:
+                click.echo(f"vitrail: fetching {_in_words(download)}", err=True)
+            if sys.stderr.isatty():
+                self._progress = _make_progress()
+                self._task = self._progress.add_task(download.name, total=download.size)
+                self._progress.start()
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=download.done)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def _in_words(download: "Download") -> str:
+    from vitrail.files.layout import NAMES
+    from vitrail.files.size import in_words
+
+    rest = f", {in_words(download.done)} of it are here" if download.done else ""
+    files = "1 file" if download.files == 1 else f"{download.files} files"
+    return (
+        f"{download.name} in {NAMES[download.format]}: {in_words(download.size)} in {files}{rest}; "
+        f"{in_words(download.free)} are free in {download.folder}"
+    )
+
+
+def _make_progress() -> "Progress":
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console, transient=True)
