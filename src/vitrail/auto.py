@@ -126,9 +126,9 @@ class AutoImageProcessor(_Auto):
             )
             return type(own).from_dict(own.to_dict(), **kwargs)
         named = _image_processor_type(folder)
-        if named.removesuffix("Fast") != "PixtralImageProcessor":
+        if named not in ("PixtralImageProcessor", "PixtralImageProcessorPil", "PixtralImageProcessorFast"):
             raise ConfigError(
-                f"{folder} names the image processor {named!r}; PixtralImageProcessor or "
+                f"{folder} names the image processor {named!r}; PixtralImageProcessor, PixtralImageProcessorPil or "
                 "PixtralImageProcessorFast was expected."
             )
         fast = kwargs.pop("use_fast", None)

@@ -139,7 +139,12 @@ MISTAKES = {
     "size": (
         [[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "size:0x4"}}]}]],
         [],
-        "size:0x4",
+        "picture 1 of the messages: a size is size:WxH",
+    ),
+    "no such file": (
+        [[{"role": "user", "content": [{"type": "image", "path": "none.png"}, "a"]}]],
+        [],
+        "picture 1 of the messages: There is no file",
     ),
 }
 

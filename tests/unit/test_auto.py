@@ -67,6 +67,7 @@ def test_a_text_model_is_loaded_by_its_own_class(tiny_llava: Path, tmp_path: Pat
     ("named", "use_fast", "kind"),
     [
         ("PixtralImageProcessor", None, vitrail.PixtralImageProcessor),
+        ("PixtralImageProcessorPil", None, vitrail.PixtralImageProcessor),
         ("PixtralImageProcessorFast", None, vitrail.PixtralImageProcessorFast),
         ("PixtralImageProcessor", True, vitrail.PixtralImageProcessorFast),
         ("PixtralImageProcessorFast", False, vitrail.PixtralImageProcessor),

@@ -26,7 +26,7 @@ from vitrail.inputs.chat import Chat, choose_template, refuse_assistant_mask, re
 from vitrail.inputs.formats import BuiltPrompt
 from vitrail.inputs.formats.pieces import Picture
 from vitrail.inputs.formats.trusted import read_trusted
-from vitrail.inputs.grid import Grid, image_grid, image_tokens
+from vitrail.inputs.grid import Grid, image_grid
 from vitrail.inputs.mistral_tokenizer import MistralCommonTokenizer
 from vitrail.inputs.padding import to_list
 from vitrail.inputs.prompt import count
@@ -219,9 +219,13 @@ class PixtralProcessor:
 
     def num_image_tokens(self, height: int, width: int, max_image_tokens: int | None = None) -> int:
         """What a picture of (height, width) pixels costs in a prompt: its image, break and end ids."""
+        return self.picture_grid(height, width, max_image_tokens).tokens
+
+    def picture_grid(self, height: int, width: int, max_image_tokens: int | None = None) -> Grid:
+        """The grid of a picture of (height, width) pixels: the size it is read at, its rows and columns of tokens."""
         size = self.image_processor.size
         edge = size["longest_edge"] if "longest_edge" in size else (size["height"], size["width"])
-        return image_tokens(
+        return image_grid(
             height,
             width,
             patch_size=self.patch_size,

@@ -89,7 +89,8 @@ def _complete(message: Any, index: int) -> Any:
     for number, part in enumerate(content if isinstance(content, (list, tuple)) else ()):
         if isinstance(part, Mapping) and part.get("type") == "text" and "text" not in part:
             raise PromptError(
-                f"messages[{index}].content[{number}].text: missing; a text part has its text there"
+                f"messages[{index}].content[{number}].text: missing; Mistral's formats read a part's text there, and "
+                "not under 'content', as some chat templates do"
             )
     return message
 
