@@ -68,6 +68,28 @@ def test_boxes_follow_turning_and_stretching(face: fonts.Face) -> None:
     assert turned >= 5
 
 
+def test_centres_lie_in_their_own_boxes_however_the_picture_is_turned(face: fonts.Face) -> None:
+    block = draw.lay_out(["Wide and", "narrow: ill"], face, 30, 1.1, 0.5)
+    canvas = (block.width + 40, block.height + 30)
+    for seed in range(30):
+        drawing = draw.draw(block, canvas, (352, 112), np.random.default_rng(seed), wear=1.0)
+        centres = drawing.centres()
+        assert centres.shape == (len(block.text), 2)
+        newline = block.text.index("\n")
+        assert np.isnan(centres[newline]).all()
+        rest = np.delete(np.arange(len(block.text)), newline)
+        assert drawing.character_at(centres[rest, 0], centres[rest, 1]).tolist() == rest.tolist()
+
+
+def test_large_pictures_are_rare(face: fonts.Face) -> None:
+    def area(patches: float) -> float:
+        look = batches.Look(characters=(3, 34), patches=patches)
+        batch = batches.Pictures({"x": [face]}, text.Words(), look, count=60, seed=3, group=1)[0]
+        return float(batch.image_sizes.prod(dim=1).float().mean()) / batches.PATCH**2
+
+    assert area(60) < 0.7 * area(1e9)
+
+
 def test_patch_labels_name_neighbours_in_reading_order(face: fonts.Face) -> None:
     block = draw.lay_out(["AB", "C"], face, 40, 1.1, 0.0)
     canvas = (block.width + 32, block.height + 32)

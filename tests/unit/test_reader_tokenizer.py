@@ -48,6 +48,14 @@ def test_combining_accents_are_composed(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("e\u0301", add_special_tokens=False).ids == charset.encode("é")
 
 
+def test_places_are_control_tokens_that_decoding_leaves_out(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("<y2><x3>A<x127>b<y63>", add_special_tokens=False).ids
+    first = charset.first_place()
+    a, b = charset.encode("Ab")
+    assert ids == [first + charset.COLUMNS + 2, first + 3, a, first + 127, b, first + charset.COLUMNS + 63]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "Ab" == charset.decode(ids)
+
+
 def test_the_folder_is_complete_and_agrees_with_the_training(tmp_path: Path) -> None:
     write_assets(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [

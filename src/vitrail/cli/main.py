@@ -16,6 +16,7 @@ from vitrail.cli.ask import ask
 from vitrail.cli.convert import convert
 from vitrail.cli.info import info
 from vitrail.cli.prompt import prompt
+from vitrail.cli.read import read
 from vitrail.cli.tokens import tokens
 from vitrail.cli.train import train
 from vitrail.errors import VitrailError
@@ -49,6 +50,7 @@ app.add_command(tokens)
 app.add_command(info)
 app.add_command(prompt)
 app.add_command(train)
+app.add_command(read)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

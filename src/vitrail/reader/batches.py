@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from . import charset, draw, fonts, text
+from . import answers, charset, draw, fonts, text
+from .answers import Answer
 from .draw import Block, Drawing
 from .fonts import Face
 
@@ -20,16 +21,6 @@ UNIT = 16  # patch side × merge side: the processor rounds sizes up to multiple
 LONGEST_EDGE = 512
 OFFSETS = (-2, -1, 0, 1)
 """Which characters, counted from the one under a patch in reading order, the training heads name."""
-
-QUESTIONS = (
-    "What does it say?",
-    "What does this say?",
-    "What is written here?",
-    "Read the text.",
-    "What is the text?",
-    "",
-)
-_ASKED = (0.4, 0.06, 0.06, 0.06, 0.06, 0.36)  # how often; no question at all is cheap to train
 
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32) * 255
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32) * 255
@@ -46,6 +37,8 @@ class Look:
     accents: float = 0.08
     margin: float = 14.0  # mean of the space around the text in pixels
     plain: float = 0.5  # chance of an upright face of ordinary weight
+    patches: float = 450.0  # pictures with n times as many are drawn n² times as rarely: attention is dear
+    other: float = 0.02  # chance of a question for something else than the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +54,9 @@ class Batch:
         Tensor  # int64 (patches of all pictures,), index in the picture's text of the character there, or −1
     )
     texts: tuple[str, ...]
-    question: str
+    questions: tuple[str, ...]
+    answers: tuple[Answer, ...]
+    shown: tuple[bool, ...]  # False: the question is asked without the picture
 
 
 class Pictures(Dataset[Batch]):
@@ -82,7 +77,7 @@ class Pictures(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.seed, step])
-        blocks = [self._block(rng) for _ in range(self.count)]
+        blocks = [self.block(rng) for _ in range(self.count)]
         sized = []
         for block in blocks:
             # A quarter of the pictures is cut tight.
@@ -94,10 +89,10 @@ class Pictures(Dataset[Batch]):
         drawings = []
         for start in range(0, self.count, self.group):
             drawings += _draw_group(sized[start : start + self.group], rng, self.look.wear)
-        question = QUESTIONS[int(rng.choice(len(QUESTIONS), p=_ASKED))]
-        return collate(drawings, question)
+        return collate(drawings, rng, self.look.other)
 
-    def _block(self, rng: np.random.Generator) -> Block:
+    def block(self, rng: np.random.Generator) -> Block:
+        """One laid-out text: font, size, lines and alignment drawn from `rng`."""
         look = self.look
         while True:
             faces = self.families[int(rng.integers(len(self.families)))][1]
@@ -108,31 +103,49 @@ class Pictures(Dataset[Batch]):
             chances = np.array(look.lines)
             count = 1 + int(rng.choice(len(chances), p=chances / chances.sum()))
             lines = [text.line(rng, self.words, limit, look.accents) for _ in range(count)]
-            if all(fonts.covers(face.path, character) for line in lines for character in set(line)):
-                break
-        size = int(rng.integers(look.sizes[0], look.sizes[1] + 1))
-        align = float(rng.choice([0.0, 0.5, 1.0], p=[0.75, 0.2, 0.05]))
-        return draw.lay_out(lines, face, size, float(rng.uniform(0.95, 1.4)), align)
+            if not all(fonts.covers(face.path, character) for line in lines for character in set(line)):
+                continue
+            size = int(rng.integers(look.sizes[0], look.sizes[1] + 1))
+            align = float(rng.choice([0.0, 0.5, 1.0], p=[0.75, 0.2, 0.05]))
+            block = draw.lay_out(lines, face, size, float(rng.uniform(0.95, 1.4)), align)
+            width, height = _units(block.width, block.height)
+            if rng.random() < (look.patches * PATCH**2 / (width * height)) ** 2:
+                return block
 
 
-def collate(drawings: Sequence[Drawing], question: str) -> Batch:
-    """Pad pictures to one tensor, normalised as the reader's image processor does, and label every patch."""
+def collate(drawings: Sequence[Drawing], rng: np.random.Generator, other: float = 0.0) -> Batch:
+    """Pad pictures to one tensor, normalised as the reader's image processor does, and label every patch.
+
+    Questions and the slips in written answers are drawn from `rng`; `other` is the chance of a strange question.
+    """
     sizes = [drawing.pixels.shape[:2] for drawing in drawings]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     pixels = np.zeros((len(drawings), 3, height, width), dtype=np.float32)
     labels, places = [], []
+    asked: list[str] = []
+    given: list[Answer] = []
+    shown: list[bool] = []
     for index, drawing in enumerate(drawings):
         h, w = sizes[index]
         pixels[index, :, :h, :w] = ((drawing.pixels - _MEAN) / _STD).transpose(2, 0, 1)
         labels.append(patch_characters(drawing))
         places.append(patch_places(drawing))
+        question, for_text = answers.question(rng, other)
+        asked.append(question)
+        shown.append(for_text or rng.random() < 0.5)
+        said = drawing.block.text
+        given.append(
+            answers.placed(said, drawing.centres(), rng) if for_text else answers.plain(answers.ABOUT)
+        )
     return Batch(
         torch.from_numpy(pixels),
         torch.tensor(sizes),
         torch.from_numpy(np.concatenate(labels)),
         torch.from_numpy(np.concatenate(places)),
         tuple(drawing.block.text for drawing in drawings),
-        question,
+        tuple(asked),
+        tuple(given),
+        tuple(shown),
     )
 
 

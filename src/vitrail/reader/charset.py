@@ -29,8 +29,12 @@ SPECIALS: tuple[str, ...] = (
 UNK, BOS, EOS, INST, END_INST, IMG, PAD, IMG_BREAK, IMG_END = 0, 1, 2, 3, 4, 10, 11, 12, 13
 
 TYPOGRAPHY = "–—‘’‚“”„†‡•…‰‹›€™−№√"
-VOCAB_SIZE = 384
-"""Ids that the decoder's embedding has; the few above the last character are never used."""
+VOCAB_SIZE = 576
+"""Ids that the decoder's embedding has; the few above the last place are never used."""
+
+COLUMN, COLUMNS = 4, 128
+ROW, ROWS = 8, 64
+"""Pixels per place and number of places: across (before each character) and down (before each word)."""
 
 
 def alphabet() -> tuple[str, ...]:
@@ -41,9 +45,19 @@ def alphabet() -> tuple[str, ...]:
     return ("\n", *ascii_part, *latin1, *extended, *TYPOGRAPHY)
 
 
+def places() -> tuple[str, ...]:
+    """The tokens that name where something is written: <x0> … across, then <y0> … down."""
+    return (*(f"<x{i}>" for i in range(COLUMNS)), *(f"<y{i}>" for i in range(ROWS)))
+
+
+def first_place() -> int:
+    """Id of <x0>: how many ids control tokens and characters have."""
+    return len(SPECIALS) + len(alphabet())
+
+
 def vocabulary() -> dict[str, int]:
-    """Token → id: control tokens first, then one id per character."""
-    tokens = SPECIALS + alphabet()
+    """Token → id: control tokens first, then one id per character, then the places."""
+    tokens = SPECIALS + alphabet() + places()
     return {token: index for index, token in enumerate(tokens)}
 
 

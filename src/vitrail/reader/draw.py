@@ -55,6 +55,9 @@ class Drawing:
     offset: tuple[float, float]  # where the block's corner lies, x and y, before turning
     angle: float  # radians, about the middle of the picture
     stretch: tuple[float, float]  # picture pixels per drawn pixel, x and y
+    wear: tuple[
+        str, ...
+    ] = ()  # what happened to it: turned, blurred, jpeg, noisy, framed, shaded, light on dark
 
     def character_at(
         self, x: NDArray[np.float64], y: NDArray[np.float64], slack: float = 2.0
@@ -78,6 +81,20 @@ class Drawing:
             best[inside] = away[inside]
             start += len(line.text) + 1
         return found
+
+    def centres(self) -> NDArray[np.float64]:
+        """The middle (x, y) in the finished picture of every character of `block.text`; NaN for newlines, (n, 2)."""
+        points: list[tuple[float, float]] = []
+        for line in self.block.lines:
+            middle = (line.top + line.bottom) / 2
+            points += [(float(u), middle) for u in (line.edges[:-1] + line.edges[1:]) / 2]
+            points.append((np.nan, np.nan))
+        height, width = self.pixels.shape[:2]
+        centre = np.array([width / self.stretch[0] / 2, height / self.stretch[1] / 2])
+        away = np.array(points[:-1]) + np.array(self.offset) - centre
+        cos, sin = np.cos(self.angle), np.sin(self.angle)
+        turned = away @ np.array([[cos, -sin], [sin, cos]])
+        return np.asarray((turned + centre) * np.array(self.stretch))
 
     def _to_block(
         self, x: NDArray[np.float64], y: NDArray[np.float64]
@@ -134,20 +151,24 @@ def draw(
     for line in block.lines:
         pen.text((x + line.edges[0], y + line.origin), line.text, fill=255, font=font)
     angle = 0.0
+    worn: list[str] = []
     if rng.random() < 0.35 * wear:
         # No further than the margins allow: ink must stay in the picture.
         limit = (min(y, height - block.height - y) + 1.5) / (block.width / 2)
         angle = float(np.clip(rng.normal(0, 1.0) * np.pi / 180, -min(limit, _MOST), min(limit, _MOST)))
+        worn.append("turned")
         cover = cover.rotate(np.degrees(angle), resample=Image.Resampling.BICUBIC)
     if rng.random() < 0.35 * wear:
+        worn.append("blurred")
         cover = cover.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.0))))
-    picture = Image.fromarray(_paint(np.asarray(cover), rng, wear))
+    picture = Image.fromarray(_paint(np.asarray(cover), rng, wear, worn))
     if rng.random() < 0.35 * wear:
+        worn.append("jpeg")
         picture = _as_jpeg(picture, int(rng.integers(40, 96)))
     if canvas != target:
         picture = picture.resize(target, Image.Resampling.BICUBIC)
     stretch = (target[0] / width, target[1] / height)
-    return Drawing(np.asarray(picture), block, (x, y), angle, stretch)
+    return Drawing(np.asarray(picture), block, (x, y), angle, stretch, tuple(worn))
 
 
 def _place(room: int, rng: np.random.Generator) -> float:
@@ -158,16 +179,20 @@ def _place(room: int, rng: np.random.Generator) -> float:
     return float(int(share * room))
 
 
-def _paint(cover: Pixels, rng: np.random.Generator, wear: float) -> Pixels:
-    """Colour the coverage mask: ink on ground, perhaps a frame, noise."""
+def _paint(cover: Pixels, rng: np.random.Generator, wear: float, worn: list[str]) -> Pixels:
+    """Colour the coverage mask: ink on ground, perhaps a frame, noise; `worn` gets what was done."""
     ink, ground = _colours(rng, wear)
+    if ink.sum() > ground.sum():
+        worn.append("light on dark")
     height, width = cover.shape
     alpha = (cover.astype(np.float32) / 255)[..., None]
     base: Floats = np.broadcast_to(ground, (height, width, 3)).astype(np.float32)
     if rng.random() < 0.15 * wear:
+        worn.append("shaded")
         base = base + np.linspace(-1, 1, width, dtype=np.float32)[None, :, None] * float(rng.uniform(-20, 20))
     picture = base + (ink - base) * alpha
     if rng.random() < 0.12 * wear and min(height, width) > 24:
+        worn.append("framed")
         thick = int(rng.integers(1, 3))
         inset = int(rng.integers(0, 3))
         for side in range(inset, inset + thick):
@@ -176,6 +201,7 @@ def _paint(cover: Pixels, rng: np.random.Generator, wear: float) -> Pixels:
             picture[inset : height - inset, side] = ink
             picture[inset : height - inset, width - 1 - side] = ink
     if rng.random() < 0.5 * wear:
+        worn.append("noisy")
         channels = 3 if rng.random() < 0.7 else 1
         noise = rng.standard_normal((height, width, channels), dtype=np.float32)
         picture = picture + noise * float(rng.uniform(1, 14))

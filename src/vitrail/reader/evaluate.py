@@ -1,76 +1,29 @@
-"""How well a checkpoint reads: character error rate on a folder of labelled pictures, through the public classes.
+"""How well a checkpoint reads: character error rate on a folder of labelled pictures, beside Tesseract if wanted.
 
-    python -m vitrail.reader.evaluate FOLDER [--model CHECKPOINT] [--json]
+    python -m vitrail.reader.evaluate FOLDER [--model CHECKPOINT] [--tesseract] [--by font] [--sheet WORST.png] [--json]
 
-FOLDER has pictures and a labels.json: a list of {"file": …, "text": …}.
+FOLDER has pictures and a labels.json: a list of {"file": …, "text": …}; further keys with a word or a list of words
+("font", "wear") are what --by can group by. reader/testset.py makes such folders.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError, VitrailError
-from . import embedded_path
-
-QUESTION = "What does it say?"
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One picture: what it says, what was read, and the edits between the two."""
-
-    file: str
-    text: str
-    read: str
-    edits: int
+from ..inputs.images import load_image
+from .score import Label, Score, score
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """All pictures of a folder. `error_rate` is edits per character of the true texts."""
-
-    pictures: int
-    characters: int
-    edits: int
-    exact: int
-    seconds: float
-    readings: tuple[Reading, ...]
-
-    @property
-    def error_rate(self) -> float:
-        return self.edits / max(1, self.characters)
-
-
-def edit_distance(first: str, second: str) -> int:
-    """Fewest insertions, deletions and replacements of one character that turn one text into the other."""
-    row = list(range(len(second) + 1))
-    for i, a in enumerate(first, start=1):
-        above, row[0] = row[0], i
-        for j, b in enumerate(second, start=1):
-            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (a != b))
-    return row[-1]
-
-
-def score(pairs: Sequence[tuple[str, str, str]], seconds: float = 0.0) -> Score:
-    """Score of (file, true text, text read) triples."""
-    readings = tuple(Reading(file, text, read, edit_distance(text, read)) for file, text, read in pairs)
-    return Score(
-        pictures=len(readings),
-        characters=sum(len(reading.text) for reading in readings),
-        edits=sum(reading.edits for reading in readings),
-        exact=sum(reading.edits == 0 for reading in readings),
-        seconds=seconds,
-        readings=readings,
-    )
-
-
-def labels(folder: Path) -> list[tuple[Path, str]]:
+def read_labels(folder: Path) -> list[Label]:
     """The pictures of a folder and their texts, as its labels.json has them.
 
     Raises:
@@ -79,42 +32,42 @@ def labels(folder: Path) -> list[tuple[Path, str]]:
     path = folder / "labels.json"
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        return [(folder / str(entry["file"]), str(entry["text"])) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+        return [Label(str(entry["file"]), str(entry["text"]), tuple(_groups(entry))) for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise InputError(
             f'{path}: expected a JSON list of {{"file": …, "text": …}}, got {type(problem).__name__}: {problem}'
         ) from problem
 
 
-def evaluate(folder: Path, model: Path | None = None, limit: int | None = None) -> Score:
-    """Read every labelled picture of a folder, greedily and one by one, as `vitrail ask` does.
+def evaluate(folder: Path, model: Path | None = None) -> tuple[Score, float]:
+    """Read every labelled picture of a folder greedily, as `vitrail read` does; the score and the seconds it took.
 
     Args:
         model: a checkpoint's folder; None: the embedded one.
-        limit: most characters read of one picture; None: as generation_config.json says.
     """
-    from ..auto import AutoModelForImageTextToText, AutoProcessor
+    from .reading import BatchReader
 
-    source = embedded_path() if model is None else model
-    processor = AutoProcessor.from_pretrained(source)
-    network = AutoModelForImageTextToText.from_pretrained(source, dtype="float32")
+    labels = read_labels(folder)
     begun = time.perf_counter()
-    pairs = []
-    for path, text in labels(folder):
-        content = [{"type": "image", "path": str(path)}, {"type": "text", "text": QUESTION}]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-        ids = network.generate(
-            **inputs, do_sample=False, **({} if limit is None else {"max_new_tokens": limit})
-        )
-        read = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        pairs.append((path.name, text, read))
-    return score(pairs, time.perf_counter() - begun)
+    reader = BatchReader(model)
+    pictures = (load_image(folder / label.file) for label in labels)
+    result = score(labels, (reading.text for reading in reader.read(pictures)))
+    return result, time.perf_counter() - begun
+
+
+def tesseract(folder: Path) -> tuple[Score, float]:
+    """The same by Tesseract, one process a picture, as one block of text (--psm 6).
+
+    Raises:
+        InputError: the program is not installed.
+    """
+    program = shutil.which("tesseract")
+    if program is None:
+        raise InputError("the program tesseract is not installed; compare on a machine that has it.")
+    labels = read_labels(folder)
+    begun = time.perf_counter()
+    texts = [_tesseract(program, folder / label.file) for label in labels]
+    return score(labels, texts), time.perf_counter() - begun
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,26 +77,79 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="pictures with a labels.json")
     parser.add_argument("--model", type=Path, help="checkpoint (default: the embedded one)")
+    parser.add_argument("--tesseract", action="store_true", help="Tesseract's score beside it")
+    parser.add_argument("--by", nargs="*", default=[], metavar="KEY", help="a table for each of these keys")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="PNG", help="draw the worst pictures with what was read"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     given = parser.parse_args(arguments)
     try:
-        result = evaluate(given.folder, given.model)
+        scores = {"vitrail": evaluate(given.folder, given.model)}
+        if given.tesseract:
+            scores["tesseract"] = tesseract(given.folder)
+        if given.sheet is not None:
+            from .sheet import save_sheet
+
+            save_sheet(scores["vitrail"][0].worst(12), given.folder, given.sheet)
     except VitrailError as problem:
         sys.stderr.write(f"error: {problem}\n")
         return 2
     if given.json:
-        sys.stdout.write(
-            json.dumps({**asdict(result), "error_rate": result.error_rate}, ensure_ascii=False) + "\n"
-        )
+        sys.stdout.write(json.dumps({n: _record(*s) for n, s in scores.items()}, ensure_ascii=False) + "\n")
         return 0
-    for reading in result.readings:
-        wrong = f" read {reading.read!r}" if reading.edits else ""
-        sys.stdout.write(f"{reading.edits:2d} {reading.file}: {reading.text!r}{wrong}\n")
-    sys.stdout.write(
-        f"character error rate {result.error_rate:.2%}, {result.exact} of {result.pictures} pictures without error, "
-        f"{result.pictures / max(result.seconds, 1e-9):.1f} pictures a second\n"
-    )
+    for line in _report(scores, given.by):
+        sys.stdout.write(line + "\n")
     return 0
+
+
+def _report(scores: dict[str, tuple[Score, float]], keys: Sequence[str]) -> Iterator[str]:
+    ours = scores["vitrail"][0]
+    for graded in ours.readings:
+        wrong = f" read {graded.read!r}" if graded.edits else ""
+        yield f"{graded.edits:2d} {graded.label.file}: {graded.label.text!r}{wrong}"
+    for key in keys:
+        tables = {name: result.by(key) for name, (result, _) in scores.items()}
+        yield f"\n| {key} | pictures | " + " | ".join(f"{name} CER | exact" for name in tables) + " |"
+        yield "|---|---|" + "---|---|" * len(tables)
+        for value, part in tables["vitrail"].items():
+            cells = (
+                f"{t[value].error_rate:.2%} | {t[value].exact / t[value].pictures:.0%}"
+                for t in tables.values()
+            )
+            yield f"| {value} | {part.pictures} | " + " | ".join(cells) + " |"
+    for name, (result, seconds) in scores.items():
+        yield (
+            f"{name}: character error rate {result.error_rate:.2%}, {result.exact} of {result.pictures} pictures "
+            f"without error, {result.pictures / max(seconds, 1e-9):.1f} pictures a second"
+        )
+
+
+def _record(result: Score, seconds: float) -> dict[str, Any]:
+    return {
+        "pictures": result.pictures,
+        "error_rate": result.error_rate,
+        "exact": result.exact,
+        "seconds": seconds,
+        "readings": [
+            {"file": g.label.file, "text": g.label.text, "read": g.read, "edits": g.edits}
+            for g in result.readings
+        ],
+    }
+
+
+def _groups(entry: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in entry.items():
+        if key not in {"file", "text"}:
+            yield from ((key, str(item)) for item in (value if isinstance(value, list) else [value]))
+
+
+def _tesseract(program: str, picture: Path) -> str:
+    done = subprocess.run(  # the program was looked up, the arguments are paths
+        [program, str(picture.absolute()), "-", "--psm", "6"], capture_output=True, check=False, timeout=60
+    )
+    lines = done.stdout.decode("utf-8", errors="replace").splitlines()
+    return "\n".join(line.strip() for line in lines if line.strip())
 
 
 if __name__ == "__main__":

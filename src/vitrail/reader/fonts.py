@@ -105,8 +105,8 @@ def covers(path: Path, character: str) -> bool:
     return drawn.size[0] > 0 and (drawn.size != missing.size or bytes(drawn) != bytes(missing))
 
 
-def find_faces(folders: Iterable[Path]) -> list[Face]:
-    """Usable faces below the folders, sorted by path: readable, Latin, not reserved, not symbols.
+def find_faces(folders: Iterable[Path], reserved: bool = False) -> list[Face]:
+    """Usable faces below the folders, sorted by path: readable, Latin, no symbols; reserved ones only if asked for.
 
     Raises:
         InputError: nothing usable was found.
@@ -116,7 +116,7 @@ def find_faces(folders: Iterable[Path]) -> list[Face]:
         {p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in {".ttf", ".otf"}}
     ):
         try:
-            face = training_face(path)
+            face = read_face(path) if reserved else training_face(path)
         except InputError:
             continue
         if _suitable(face):
@@ -132,7 +132,7 @@ def split_families(faces: Sequence[Face]) -> tuple[dict[str, list[Face]], dict[s
     held: dict[str, list[Face]] = {}
     for face in faces:
         kept = any(_compact(face.family).startswith(_compact(name)) for name in HELD_OUT)
-        (held if kept else train).setdefault(_kin(face.family), []).append(face)
+        (held if kept else train).setdefault(kin(face.family), []).append(face)
     return train, held
 
 
@@ -141,7 +141,8 @@ def is_plain(face: Face) -> bool:
     return face.style.lower() in {"regular", "book", "roman", "medium", "10 regular", "text", "normal"}
 
 
-def _kin(family: str) -> str:
+def kin(family: str) -> str:
+    """The name that kindred families share: those of one designer or project."""
     # "Tiresias PCfont" and "Tiresias LPfont" differ little; "DejaVu Sans" and "DejaVu Serif" do.
     first = family.split()[0]
     return family if first in {"GFS", "TeX", "Nimbus", "DejaVu", "Noto", "URW", "CMU"} else first

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,13 +19,15 @@ from ..ops.step import Step
 from . import batches, charset, start
 from .batches import Batch
 
-ORDER = 64
-"""Places in the reading order that the training heads tell apart; the last one stands for all beyond."""
 _POINTERS = (0, 3)  # heads that learn to point: the first of each key/value head
+_POINTING = (1, 2)  # layers of the decoder that have them
+_LOCATED = 1  # the layer of the decoder after which picture tokens know their row and column
+_GRID = batches.LONGEST_EDGE // batches.UNIT
+_CLASSES = charset.first_place()  # what a patch can show: no place tokens
 
 
 def config() -> Mistral3Config:
-    """The embedded model: a tower of 128 × 6 on patches of 8, merged 2 × 2; a decoder of 192 × 3 over characters."""
+    """The embedded model: a tower of 128 × 6 on patches of 8, merged 2 × 2; a decoder of 192 × 4 over characters."""
     vision = PixtralVisionConfig(
         hidden_size=128,
         intermediate_size=352,
@@ -38,7 +42,7 @@ def config() -> Mistral3Config:
         vocab_size=charset.VOCAB_SIZE,
         hidden_size=192,
         intermediate_size=448,
-        num_hidden_layers=3,
+        num_hidden_layers=4,
         num_attention_heads=6,
         num_key_value_heads=2,
         head_dim=32,
@@ -61,8 +65,8 @@ def config() -> Mistral3Config:
 class Reader(nn.Module):
     """The model in training, with heads that are not shipped.
 
-    `heads` name the character under each patch and its neighbours, `order` its place in the reading order, `count`
-    how many characters of the answer are written.
+    `heads` name the character under each patch and its neighbours; `row` and `column` say in the decoder where a
+    picture token lies.
     """
 
     def __init__(self) -> None:
@@ -77,10 +81,10 @@ class Reader(nn.Module):
         )
         nn.init.normal_(self.table, std=0.05)
         self.norm = nn.RMSNorm(width, eps=1e-5)
-        self.heads = nn.Linear(width, len(batches.OFFSETS) * charset.VOCAB_SIZE)
-        self.order = nn.Linear(width, ORDER)
-        self.count = nn.Linear(self.table.shape[1], ORDER)
-        for head in (self.heads, self.order, self.count):
+        self.heads = nn.Linear(width, len(batches.OFFSETS) * _CLASSES)
+        self.row = nn.Linear(self.table.shape[1], _GRID)
+        self.column = nn.Linear(self.table.shape[1], _GRID)
+        for head in (self.heads, self.row, self.column):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
@@ -101,15 +105,15 @@ class Reader(nn.Module):
             module.requires_grad_(False)
 
     def loss(
-        self, batch: Batch, *, patches: float, answer: float, pointer: float = 0.0, order: float = 0.0
+        self, batch: Batch, *, patches: float, answer: float, pointer: float = 0.0, located: float = 0.0
     ) -> tuple[Tensor, dict[str, float]]:
         """Weighted sum of the losses (any may be 0), and figures to log.
 
         Args:
             patches: weight of naming the characters under each patch and beside it.
-            answer: weight of the answer's next character.
+            answer: weight of the answer's next id.
             pointer: weight of looking at the right place while answering; without an answer it has no effect.
-            order: weight of knowing places, of patches in the reading order and of the decoder in its answer.
+            located: weight of knowing row and column of picture tokens in the decoder; likewise.
         """
         tower = self.model.vision_tower
         grids = tower.grids(batch.pixel_values, batch.image_sizes)
@@ -120,15 +124,9 @@ class Reader(nn.Module):
             loss, found = self._patch_loss(features, batch.characters)
             total = total + patches * loss
             figures |= found
-        if order:
-            written = (batch.places >= 0).nonzero().squeeze(1)
-            place = self.order(self.norm(features[written]))
-            loss = F.cross_entropy(place, batch.places[written].clamp(max=ORDER - 1))
-            total = total + order * loss
-            figures["order_loss"] = float(loss.detach())
         if answer:
-            rows = self.model.multi_modal_projector([features], grids)
-            loss, found = self._answer_loss(rows, batch, pointer, order)
+            rows = _shown(self.model.multi_modal_projector([features], grids), batch)
+            loss, found = self._answer_loss(rows, batch, pointer, located)
             total = total + answer * loss
             figures |= found
         return total, figures
@@ -142,7 +140,7 @@ class Reader(nn.Module):
         logits = self.heads(seen[written]).unflatten(1, (len(batches.OFFSETS), -1)).transpose(1, 2)
         target = labels[written]
         loss = F.cross_entropy(logits, target)
-        rows = slice(middle * charset.VOCAB_SIZE, (middle + 1) * charset.VOCAB_SIZE)
+        rows = slice(middle * _CLASSES, (middle + 1) * _CLASSES)
         if len(empty):
             blank = linear(seen[empty], self.heads.weight[rows], self.heads.bias[rows])
             loss = loss + 0.3 * F.cross_entropy(blank, labels[empty, middle])
@@ -151,91 +149,112 @@ class Reader(nn.Module):
         return loss, {"patch_loss": float(loss.detach()), **dict(zip(names, right, strict=True))}
 
     def _answer_loss(
-        self, rows: Tensor, batch: Batch, pointer: float, order: float
+        self, rows: Tensor, batch: Batch, pointer: float, located: float
     ) -> tuple[Tensor, dict[str, float]]:
-        ids, keep, targets, lengths = prompts(batch)
-        hidden = self.model.embed(ids, rows)
-        positions = torch.cat([torch.arange(n) for n in lengths])
-        record = Record(weights=pointer > 0, hidden=order > 0)
-        logits = self.model.step(hidden, Step(positions, Segments.new(lengths), (), keep), None, record)
-        loss = F.cross_entropy(logits, targets)
-        right = float((logits.argmax(dim=1) == targets).float().mean())
-        figures = {"answer_loss": float(loss.detach()), "answer": right}
+        packed = prompts(batch)
+        hidden = self.model.embed(packed.ids, rows)
+        positions = torch.cat([torch.arange(n) for n in packed.lengths])
+        record = Record(weights=pointer > 0, hidden=located > 0)
+        step = Step(positions, Segments.new(packed.lengths), (), packed.keep)
+        scores = F.log_softmax(self.model.step(hidden, step, None, record), dim=1)
+        first, second, share = (
+            torch.from_numpy(np.concatenate([getattr(answer, name) for answer in batch.answers]))
+            for name in ("first", "second", "share")
+        )
+        lower, upper = (-scores.gather(1, ids[:, None]).squeeze(1) for ids in (first, second))
+        loss = (lower + share * (upper - lower)).mean()
+        figures = {"answer_loss": float(loss.detach())} | _rates(scores.argmax(dim=1), first, second)
         if pointer:
-            here, following = pointer_losses(record.attentions[-2], record.attentions[-1], batch)
-            loss = loss + pointer * (here + following)
-            figures |= {"point_here": float(here.detach()), "point_next": float(following.detach())}
-        if order:
-            # After the first layer, so that the next ones can look where the count says.
-            written = torch.cat([torch.arange(len(text) + 1) for text in batch.texts]).clamp(max=ORDER - 1)
-            counted = F.cross_entropy(self.count(record.hidden_states[1][keep]), written)
-            loss = loss + order * counted
-            figures["count_loss"] = float(counted.detach())
+            missed = pointer_loss([record.attentions[layer] for layer in _POINTING], batch)
+            loss = loss + pointer * missed
+            figures["point"] = float(missed.detach())
+        if located:
+            known = record.hidden_states[_LOCATED][packed.ids == charset.IMG]
+            known = F.rms_norm(known, known.shape[-1:])
+            sizes = [
+                size for size, shown in zip(batch.image_sizes.tolist(), batch.shown, strict=True) if shown
+            ]
+            places = torch.cat([_grid_places(size) for size in sizes])
+            lost = F.cross_entropy(self.row(known), places[:, 0]) + F.cross_entropy(
+                self.column(known), places[:, 1]
+            )
+            loss = loss + located * lost
+            figures["locate"] = float(lost.detach())
         return loss, figures
 
 
-def prompts(batch: Batch) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """Question and answer of every picture as packed ids.
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Questions and answers of a batch, one after another: ids (L,), the rows that answer (n,), rows per picture."""
 
-    Returns:
-        ids (L,), indices (n,) of the rows that predict an answer's id, those ids (n,), and the rows per picture.
-        Pictures of one size get equally many rows (padding behind the answer), so that they run as one call.
-    """
-    sizes = [(int(h), int(w)) for h, w in batch.image_sizes.tolist()]
-    longest: dict[tuple[int, int], int] = {}
-    for size, text in zip(sizes, batch.texts, strict=True):
-        longest[size] = max(longest.get(size, 0), len(text))
+    ids: Tensor
+    keep: Tensor
+    lengths: list[int]
+
+
+def prompts(batch: Batch) -> Packed:
+    """Question and answer of every picture as packed ids; row keep[i] predicts the i-th id of all answers."""
     ids: list[int] = []
     keep: list[int] = []
-    targets: list[int] = []
     lengths = []
-    for size, text in zip(sizes, batch.texts, strict=True):
-        prompt = [
-            charset.BOS,
-            charset.INST,
-            *image_ids(size),
-            *charset.encode(batch.question),
-            charset.END_INST,
-        ]
-        answer = charset.encode(text)
+    for number, (question, answer) in enumerate(zip(batch.questions, batch.answers, strict=True)):
+        picture = image_ids(batch.image_sizes[number].tolist()) if batch.shown[number] else ()
+        prompt = [charset.BOS, charset.INST, *picture, *charset.encode(question), charset.END_INST]
         first = len(ids) + len(prompt) - 1
-        keep += range(first, first + len(answer) + 1)
-        targets += [*answer, charset.EOS]
-        padding = longest[size] - len(answer)
-        lengths.append(len(prompt) + len(answer) + padding)
-        ids += [*prompt, *answer, *[charset.PAD] * padding]
-    return torch.tensor(ids), torch.tensor(keep), torch.tensor(targets), lengths
+        keep += range(first, first + len(answer.first))
+        ids += [*prompt, *answer.written[:-1].tolist()]
+        lengths.append(len(prompt) + len(answer.first) - 1)
+    return Packed(torch.tensor(ids), torch.tensor(keep), lengths)
 
 
-def pointer_losses(earlier: Sequence[Tensor], last: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-    """How far some heads are from looking at the right picture tokens while an answer is written.
-
-    In the layer before the last they should look at the character just written, in the last layer at the one to come.
+def pointer_loss(layers: Sequence[Sequence[Tensor]], batch: Batch) -> Tensor:
+    """How far some heads are from looking at the character that the next id is about.
 
     Args:
-        earlier, last: attention weights of the two layers, (A, T, T) per picture.
+        layers: attention weights, (A, T, T) per picture, of each layer with pointing heads.
 
     Returns:
-        Mean of −log(weight on the tokens that hold the character), for the one written and the one to come.
+        Mean of −log(weight on the tokens that hold a part of the character).
     """
-    here: list[Tensor] = []
-    following: list[Tensor] = []
+    found: list[Tensor] = []
     start = 0
     for number, (size, text) in enumerate(zip(batch.image_sizes.tolist(), batch.texts, strict=True)):
         rows, columns = size[0] // batches.PATCH, size[1] // batches.PATCH
         holds = _holders(batch.places[start : start + rows * columns].view(rows, columns), len(text))
         start += rows * columns
-        known = holds.any(dim=1)
-        first = (
-            2 + holds.shape[1] + len(batch.question)
-        )  # the row of [/INST], which writes the first character
-        tokens = slice(2, 2 + holds.shape[1])
-        heads = list(_POINTERS)
-        ahead = last[number][heads, first : first + len(text), tokens]
-        following.append(((ahead * holds).sum(dim=-1) + 1e-4).log()[:, known])
-        behind = earlier[number][heads, first + 1 : first + 1 + len(text), tokens]
-        here.append(((behind * holds).sum(dim=-1) + 1e-4).log()[:, known])
-    return -torch.cat(here, dim=1).mean(), -torch.cat(following, dim=1).mean()
+        about = torch.from_numpy(batch.answers[number].about)
+        known = (about >= 0) & holds.any(dim=1)[about]
+        if not known.any():  # asked for something else, perhaps without the picture
+            continue
+        last = (
+            len(image_ids(size)) + 2 + len(batch.questions[number])
+        )  # the row of [/INST] writes the first id
+        asking = (last + torch.arange(len(about)))[known]
+        for layer in layers:
+            weights = layer[number][list(_POINTERS)][:, asking, 2 : 2 + holds.shape[1]]
+            found.append(((weights * holds[about[known]]).sum(dim=-1) + 1e-4).log().flatten())
+    return -torch.cat(found).mean() if found else torch.zeros(())
+
+
+def _rates(guess: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
+    """Shares of right ids: of characters, and of places (either of the two nearest)."""
+    right = ((guess == first) | (guess == second)).float()
+    is_place = first >= charset.first_place()
+    return {"letters": float(right[~is_place].mean()), "places": float(right[is_place].mean())}
+
+
+def _shown(rows: Tensor, batch: Batch) -> Tensor:
+    """The rows of the pictures that stand in their prompts."""
+    if all(batch.shown):
+        return rows
+    counts = [h * w // batches.UNIT**2 for h, w in batch.image_sizes.tolist()]
+    parts = torch.split(rows, counts)
+    return torch.cat([part for part, shown in zip(parts, batch.shown, strict=True) if shown])
+
+
+def _grid_places(size: Sequence[int]) -> Tensor:
+    """Row and column (n, 2) of a picture's tokens."""
+    return torch.cartesian_prod(torch.arange(size[0] // batches.UNIT), torch.arange(size[1] // batches.UNIT))
 
 
 def _holders(places: Tensor, characters: int) -> Tensor:
@@ -248,7 +267,7 @@ def _holders(places: Tensor, characters: int) -> Tensor:
     return holds
 
 
-def image_ids(size: tuple[int, int]) -> Sequence[int]:
+def image_ids(size: Sequence[int]) -> Sequence[int]:
     """The ids that stand for a picture of (height, width) pixels: [IMG] per merged patch, breaks, one end."""
     rows, columns = size[0] // batches.UNIT, size[1] // batches.UNIT
     ids = ([charset.IMG] * columns + [charset.IMG_BREAK]) * rows

@@ -49,8 +49,8 @@ class Stage:
     count: int  # pictures a step
     patches: float = 1.0  # weight of the loss that names characters under patches
     answer: float = 0.0  # weight of the loss of the answer's text
-    pointer: float = 0.0  # weight of the loss that shows two heads of the decoder where to look
-    order: float = 0.0  # weight of the loss that teaches tower and decoder to count characters
+    pointer: float = 0.0  # weight of the loss that shows some heads of the decoder where to look
+    located: float = 0.0  # weight of the loss that tells the decoder where picture tokens lie
     frozen: int = 0  # lowest layers of the tower that stay as they are
     families: tuple[str, ...] = ()  # () = all
     group: int = 12
@@ -69,84 +69,60 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "words",
         Look(sizes=(18, 30), characters=(2, 10), lines=(1.0,), wear=0.4, accents=0.04, margin=4.0, plain=0.8),
-        Schedule(steps=1040, warmup=30, save_every=300),
+        Schedule(steps=1000, warmup=30, save_every=300),
         count=20,
-        answer=0.5,
         group=5,
         rate=3.5e-3,
         rate_rest=2e-3,
     ),
     Stage(
-        "lines",
-        Look(
-            sizes=(18, 36),
-            characters=(3, 18),
-            lines=(0.75, 0.25),
-            wear=0.7,
-            accents=0.05,
-            margin=6.0,
-            plain=0.65,
-        ),
-        Schedule(steps=860, warmup=30, save_every=200),
+        "shapes",
+        Look(characters=(3, 18), lines=(0.75, 0.25), wear=0.7, margin=6.0, plain=0.6),
+        Schedule(steps=2500, warmup=30, final=0.6, save_every=300),
         count=10,
-        answer=0.7,
-        pointer=0.3,
         group=2,
         rate=3e-3,
         rate_rest=1.5e-3,
     ),
     Stage(
+        "point",
+        Look(sizes=(18, 36), characters=(3, 18), lines=(0.75, 0.25), wear=0.5, accents=0.05, margin=5.0),
+        Schedule(steps=400, warmup=30, save_every=100),
+        count=16,
+        patches=0.0,
+        answer=1.0,
+        pointer=0.5,
+        located=0.5,
+        frozen=6,
+        group=2,
+        rate=5e-3,
+        rate_rest=4e-3,
+    ),
+    Stage(
         "pages",
-        Look(margin=10.0),
-        Schedule(steps=700, warmup=20, final=0.65, ema=0.997, save_every=150),
-        count=10,
-        patches=0.7,
-        answer=1.0,
-        pointer=0.2,
-        group=1,
-        rate=2.2e-3,
-        rate_rest=1.2e-3,
-    ),
-    Stage(
-        "order",
-        Look(margin=6.0, wear=0.85, accents=0.06, plain=0.6),
-        Schedule(steps=840, warmup=20, final=0.5, ema=0.997, save_every=150),
-        count=10,
-        patches=0.7,
-        answer=1.0,
-        pointer=0.2,
-        order=0.3,
-        group=1,
-        rate=1.7e-3,
-        rate_rest=1.2e-3,
-    ),
-    Stage(
-        "places",
-        Look(margin=6.0, wear=0.85, accents=0.06, plain=0.6),
-        Schedule(steps=760, warmup=10, final=0.2, ema=0.995, save_every=200),
+        Look(characters=(3, 34), lines=(0.5, 0.35, 0.15), margin=7.0),
+        Schedule(steps=1800, warmup=30, final=0.8, ema=0.998, save_every=200),
         count=10,
         patches=0.5,
         answer=1.0,
-        pointer=0.3,
-        order=0.5,
-        frozen=3,
+        pointer=0.2,
+        located=0.1,
         group=1,
-        rate=1.2e-3,
-        rate_rest=1.0e-3,
+        rate=2.5e-3,
+        rate_rest=1.5e-3,
     ),
     Stage(
-        "long",
-        Look(sizes=(18, 38), characters=(10, 34), lines=(0.55, 0.4, 0.05), wear=0.85, margin=6.0, plain=0.6),
-        Schedule(steps=530, warmup=10, final=0.0, ema=0.99, save_every=150),
-        count=8,
-        patches=0.2,
+        "finish",
+        Look(characters=(3, 34), lines=(0.5, 0.35, 0.15), margin=8.0, accents=0.12),
+        Schedule(steps=1500, warmup=10, final=0.0, ema=0.995, save_every=250),
+        count=10,
+        patches=0.3,
         answer=1.0,
-        pointer=0.5,
-        order=0.5,
-        frozen=4,
+        pointer=0.1,
+        located=0.05,
         group=1,
         rate=1.5e-3,
-        rate_rest=1.0e-3,
+        rate_rest=0.9e-3,
     ),
 )
 
@@ -159,7 +135,7 @@ def optimizers(reader: Reader, stage: Stage) -> list[Optimizer]:
         hidden = (
             parameter.ndim == 2
             and parameter is not reader.table
-            and not name.startswith(("heads", "order", "count"))
+            and not name.startswith(("heads", "row", "column"))
         )
         (matrices if hidden else rest).append(parameter)
     return [
@@ -234,7 +210,7 @@ def _run(
 
     def loss(batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         return reader.loss(
-            batch, patches=stage.patches, answer=stage.answer, pointer=stage.pointer, order=stage.order
+            batch, patches=stage.patches, answer=stage.answer, pointer=stage.pointer, located=stage.located
         )
 
     return Run(

@@ -27,14 +27,15 @@ TEMPLATE = (
 """Format v7 on characters. Pictures stand before the question wherever the user put them: so the reader learned it."""
 
 
-LONGEST_ANSWER = 96  # three lines of thirty characters: the longest texts in training
-LONGEST_REPEAT = (
-    7  # characters that may stand twice; the decoder copies, and sometimes goes round in a circle
-)
+LONGEST_ANSWER = 320  # three lines of 34 characters with their places, and a third more
 
 
 def tokenizer_json() -> dict[str, Any]:
-    """A `tokenizers` file: one token per character, control tokens apart, an unknown character becomes <unk>."""
+    """A `tokenizers` file: one token per character, control tokens and places apart, an unknown character becomes <unk>."""
+    control = {
+        **dict(enumerate(charset.SPECIALS)),
+        **dict(enumerate(charset.places(), charset.first_place())),
+    }
     added = [
         {
             "id": index,
@@ -45,7 +46,7 @@ def tokenizer_json() -> dict[str, Any]:
             "normalized": False,
             "special": True,
         }
-        for index, token in enumerate(charset.SPECIALS)
+        for index, token in control.items()
     ]
     return {
         "version": "1.0",
@@ -119,7 +120,6 @@ def write_assets(folder: Path) -> None:
             "bos_token_id": charset.BOS,
             "eos_token_id": charset.EOS,
             "max_new_tokens": LONGEST_ANSWER,
-            "no_repeat_ngram_size": LONGEST_REPEAT + 1,
             "pad_token_id": charset.PAD,
         },
     )

@@ -1,0 +1,112 @@
+"""Reading many pictures with the embedded reader: text and confidence of each, in batches of like size.
+
+One window of pictures is held at a time; inside it they are sorted, so that a batch has little padding. Files are opened
+by the caller's pictures iterator, answers come in its order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..auto import AutoModelForImageTextToText, AutoProcessor
+from ..generate.outputs import GenerateOutput
+from . import embedded_path
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+QUESTION = "What does it say?"
+WINDOW = 512
+"""Pictures that are held at once, at most."""
+BATCH_TOKENS = 6000
+"""Picture tokens of one batch, at most; a larger picture is a batch of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one picture says.
+
+    Attributes:
+        text: its lines, separated by newlines; empty where nothing was found.
+        confidence: the probability, 0 to 1, of the character that the reader was least sure of.
+        seconds: this picture's share of its batch.
+    """
+
+    text: str
+    confidence: float
+    seconds: float
+
+
+class BatchReader:
+    """The embedded reader, or another checkpoint that answers as it does, for many pictures.
+
+    Args:
+        model: a checkpoint's folder; None: the embedded one.
+    """
+
+    def __init__(self, model: Path | None = None) -> None:
+        source = embedded_path() if model is None else model
+        self._processor = AutoProcessor.from_pretrained(source)
+        self._model = AutoModelForImageTextToText.from_pretrained(source, dtype="float32")
+        self._special = torch.tensor(sorted(self._processor.tokenizer.all_special_ids))
+        conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+        self._prompt = self._processor.apply_chat_template(conversation, add_generation_prompt=True)
+
+    def read(self, pictures: Iterable[Image]) -> Iterator[Reading]:
+        """Read pictures (RGB) in their order; answers come when their window of WINDOW pictures is done."""
+        source = iter(pictures)
+        while window := list(islice(source, WINDOW)):
+            found: dict[int, Reading] = {}
+            for batch in self._batches(window):
+                found |= zip(batch, self._read([window[index] for index in batch]), strict=True)
+            yield from (found[index] for index in range(len(window)))
+
+    def _batches(self, pictures: Sequence[Image]) -> Iterator[list[int]]:
+        """Indices of pictures that are read together, small pictures first."""
+        cost = [self._processor.num_image_tokens(picture.height, picture.width) for picture in pictures]
+        batch: list[int] = []
+        total = 0
+        for index in sorted(range(len(pictures)), key=cost.__getitem__):
+            if batch and total + cost[index] > BATCH_TOKENS:
+                yield batch
+                batch, total = [], 0
+            batch.append(index)
+            total += cost[index]
+        if batch:
+            yield batch
+
+    def _read(self, pictures: Sequence[Image]) -> list[Reading]:
+        begun = time.perf_counter()
+        inputs = self._processor(
+            text=[self._prompt] * len(pictures),
+            images=[[picture] for picture in pictures],
+            padding=True,
+            return_tensors="pt",
+        )
+        output: Any = self._model.generate(
+            **inputs, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
+        written = output.sequences[:, inputs["input_ids"].shape[1] :]
+        sure = self._confidence(output, written)
+        texts = self._processor.batch_decode(written, skip_special_tokens=True)
+        seconds = (time.perf_counter() - begun) / len(pictures)
+        return [Reading(text, float(share), seconds) for text, share in zip(texts, sure, strict=True)]
+
+    def _confidence(self, output: GenerateOutput, written: Tensor) -> Tensor:
+        """The least probability (B,) that any written character had; control tokens do not count."""
+        chances = torch.stack(
+            [
+                logits.float().softmax(dim=-1).gather(1, ids[:, None]).squeeze(1)
+                for logits, ids in zip(output.logits or (), written.T, strict=True)
+            ],
+            dim=1,
+        )
+        return chances.masked_fill(torch.isin(written, self._special), 1.0).amin(dim=1)

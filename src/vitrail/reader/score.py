@@ -1,0 +1,86 @@
+"""Edits between what pictures say and what was read, counted for all and for each group. No pictures, no model here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a labelled picture says; `groups` name what it has in common with others ("font" → "Lato Bold")."""
+
+    file: str
+    text: str
+    groups: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """One picture: what it says, what was read, and the edits between the two."""
+
+    label: Label
+    read: str
+    edits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Some pictures together. `error_rate` is edits per character of the true texts."""
+
+    readings: tuple[Graded, ...]
+
+    @property
+    def pictures(self) -> int:
+        return len(self.readings)
+
+    @property
+    def characters(self) -> int:
+        return sum(len(graded.label.text) for graded in self.readings)
+
+    @property
+    def edits(self) -> int:
+        return sum(graded.edits for graded in self.readings)
+
+    @property
+    def exact(self) -> int:
+        """Pictures without any error."""
+        return sum(graded.edits == 0 for graded in self.readings)
+
+    @property
+    def error_rate(self) -> float:
+        return self.edits / max(1, self.characters)
+
+    def by(self, group: str) -> dict[str, Score]:
+        """The scores of the pictures that share a value of `group`, worst first; a picture may have several."""
+        parts: dict[str, list[Graded]] = {}
+        for graded in self.readings:
+            for name in {value for key, value in graded.label.groups if key == group}:
+                parts.setdefault(name, []).append(graded)
+        scores = {name: Score(tuple(part)) for name, part in parts.items()}
+        return dict(sorted(scores.items(), key=lambda item: (-item[1].error_rate, item[0])))
+
+    def worst(self, count: int) -> tuple[Graded, ...]:
+        """The pictures with the most edits."""
+        wrong = [graded for graded in self.readings if graded.edits]
+        return tuple(sorted(wrong, key=lambda graded: (-graded.edits, graded.label.file))[:count])
+
+
+def edit_distance(first: str, second: str) -> int:
+    """Fewest insertions, deletions and replacements of one character that turn one text into the other."""
+    row = list(range(len(second) + 1))
+    for i, a in enumerate(first, start=1):
+        above, row[0] = row[0], i
+        for j, b in enumerate(second, start=1):
+            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (a != b))
+    return row[-1]
+
+
+def score(labels: Sequence[Label], read: Iterable[str]) -> Score:
+    """Score of the texts read, in the labels' order."""
+    return Score(
+        tuple(
+            Graded(label, text, edit_distance(label.text, text))
+            for label, text in zip(labels, read, strict=True)
+        )
+    )

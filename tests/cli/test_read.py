@@ -1,0 +1,95 @@
+"""`vitrail read`: text, JSON lines, folders and patterns, pictures that cannot be read; batches read as single pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vitrail.cli.main import main
+from vitrail.cli.read import find_pictures
+from vitrail.reader.reading import BatchReader
+
+SIGN = Path(__file__).parents[2] / "examples" / "sign.png"
+TEXT = "Reading Room\nSecond Floor"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two signs, one half as large, in a folder with another below it, and a file that is no picture."""
+    (tmp_path / "scans" / "more").mkdir(parents=True)
+    shutil.copy(SIGN, tmp_path / "scans" / "b.png")
+    with Image.open(SIGN) as picture:
+        picture.convert("RGB").save(tmp_path / "scans" / "more" / "a.JPG", quality=95)
+    (tmp_path / "scans" / "notes.txt").write_text("no picture")
+    return tmp_path / "scans"
+
+
+def test_one_picture_gives_its_text_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["read", str(SIGN)]) == 0
+    told = capsys.readouterr()
+    assert told.out == TEXT + "\n"
+    assert told.err == ""
+
+
+def test_several_pictures_are_named_on_every_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["read", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"{folder / 'b.png'}: Reading Room", f"{folder / 'b.png'}: Second Floor"]
+    assert lines[2].startswith(f"{folder / 'more' / 'a.JPG'}: ")
+
+
+def test_json_is_one_object_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["read", str(folder / "*.png"), str(folder / "more"), "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["file"] for record in records] == [str(folder / "b.png"), str(folder / "more" / "a.JPG")]
+    assert all(set(record) == {"file", "text", "confidence", "seconds"} for record in records)
+    assert records[0]["text"] == TEXT
+    assert 0.5 < records[0]["confidence"] <= 1
+    assert records[0]["seconds"] > 0
+
+
+def test_a_broken_picture_does_not_stop_the_others(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "a.png").write_bytes(SIGN.read_bytes()[:200])
+    assert main(["read", str(folder / "a.png"), str(folder / "b.png")]) == 2
+    told = capsys.readouterr()
+    assert told.out.splitlines()[0] == f"{folder / 'b.png'}: Reading Room"
+    assert "1 of 2 pictures could not be read" in told.err
+    assert main(["read", str(folder), "--json"]) == 2
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {Path(record["file"]).name for record in records if "error" in record} == {"a.png"}
+    assert sum("text" in record for record in records) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("nothing*.png", "no file fits"), ("empty", "has no pictures"), ("missing.png", "missing.png")],
+)
+def test_names_that_stand_for_nothing(
+    tmp_path: Path, name: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["read", str(tmp_path / name)]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_file_that_is_named_twice_is_read_once(folder: Path) -> None:
+    found = find_pictures([str(folder / "b.png"), str(folder)])
+    assert found == [str(folder / "b.png"), str(folder / "more" / "a.JPG")]
+
+
+def test_batches_of_any_size_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Image.open(SIGN) as picture:
+        sign = picture.convert("RGB")
+    pictures = [sign, sign.crop((0, 0, sign.width, sign.height // 2)), sign.resize((200, 80))]
+    reader = BatchReader()
+    together = list(reader.read(pictures))
+    alone = [next(reader.read([picture])) for picture in pictures]
+    assert [reading.text for reading in together] == [reading.text for reading in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-3)
+    monkeypatch.setattr("vitrail.reader.reading.WINDOW", 2)
+    assert [reading.text for reading in reader.read(iter(pictures))] == [reading.text for reading in together]
