@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from vitrail.inputs.response import ResponseParser
+from vitrail.inputs.tokenizer import load_tokenizer
 from vitrail.reader import charset
 from vitrail.reader.tokenizer import tokenizer_json, write_assets
 
@@ -54,6 +56,15 @@ def test_places_are_control_tokens_that_decoding_leaves_out(tokenizer: Tokenizer
     a, b = charset.encode("Ab")
     assert ids == [first + charset.COLUMNS + 2, first + 3, a, first + 127, b, first + charset.COLUMNS + 63]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "Ab" == charset.decode(ids)
+
+
+def test_places_are_no_fault_of_an_answer(tmp_path: Path) -> None:
+    write_assets(tmp_path)
+    fast = load_tokenizer(tmp_path)
+    parser = ResponseParser(fast)
+    parser.feed(fast.convert_tokens_to_ids(["<y2>", "<x3>", "A", "<x9>", "b", "</s>"]))
+    parser.finish()
+    assert (parser.response.text, parser.response.faults) == ("Ab", ())
 
 
 def test_the_folder_is_complete_and_agrees_with_the_training(tmp_path: Path) -> None:

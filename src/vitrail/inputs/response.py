@@ -137,6 +137,8 @@ class ResponseParser:
             self._pieces.append(ReasoningDelta("", closes=True))
         elif name == THINK:
             self._pieces.append(ReasoningDelta("", opens=True))  # another chunk; the one before stays open
+        elif not name.startswith("["):
+            pass  # no control token of the family, such as the places that the embedded reader writes
         elif name not in (CALL_ID, ARGS, END_CALLS) or not self._calls.control(name):
             self._pieces.append(Fault(f"{name} has no meaning where it stands; it is left out"))
 
