@@ -25,6 +25,7 @@ from vitrail.cli.info import info
 from vitrail.cli.main import main
 from vitrail.cli.prompt import prompt
 from vitrail.cli.tokens import tokens
+from vitrail.cli.train import train
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -38,7 +39,10 @@ NOT_RUN = (
     "pip install -e '.[test]'",
     ".ci/run",
     "python -m vitrail.reader",
+    "python examples/",
 )
+# What an example is given here so that it takes seconds.
+SHORTENED = {"examples/finetune.py": ["--pictures", "6", "--steps", "2", "--tests", "1"]}
 # What an example names and a test has not got: a published checkpoint and pictures of the web.
 STAND_INS = {
     "mistral-community/pixtral-12b": "checkpoint",
@@ -70,7 +74,7 @@ def blocks(page: str) -> list[Block]:
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, with the examples' pictures and files where the pages expect them."""
     (tmp_path / "examples").mkdir()
-    for file in [*(ROOT / "examples").glob("*.png"), *(ROOT / "examples").glob("*.json")]:
+    for file in (file for kind in ("png", "json", "jsonl") for file in (ROOT / "examples").glob(f"*.{kind}")):
         shutil.copy(file, tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -166,8 +170,8 @@ def test_commands_of_the_pages_run(
 def test_examples_run(
     example: str, desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every program in examples/ runs as it is, and prints something."""
-    monkeypatch.setattr(sys, "argv", [example])
+    """Every program in examples/ runs, those that take minutes with less to do, and prints something."""
+    monkeypatch.setattr(sys, "argv", [example, *SHORTENED.get(example, ())])
     runpy.run_path(str(ROOT / example), run_name="__main__")
     assert capsys.readouterr().out.strip()
 
@@ -202,6 +206,14 @@ def test_every_option_is_documented(command: Any) -> None:
     page = (ROOT / "docs/cli.md").read_text("utf-8")
     options = [flag for parameter in command.params for flag in parameter.opts if flag.startswith("--")]
     assert options
+    assert [flag for flag in options if f"`{flag}" not in page] == []
+
+
+def test_every_option_of_training_is_documented() -> None:
+    """docs/training.md names each option of `vitrail train`."""
+    page = (ROOT / "docs/training.md").read_text("utf-8")
+    options = [flag for parameter in train.params for flag in parameter.opts if flag.startswith("--")]
+    assert len(options) > 30
     assert [flag for flag in options if f"`{flag}" not in page] == []
 
 
