@@ -21,11 +21,17 @@ from tests import hub_server, tiny
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one tokenizer's version run in one process, which then reads its large file once."""
+    """Tests of one tokenizer's version run in one process, which then reads its large file once; some files take long."""
     for item in items:
         version = getattr(item, "callspec", None) and item.callspec.params.get("version")
         if isinstance(version, str):
             item.add_marker(pytest.mark.xdist_group(version))
+        if version in (
+            "v7-tekken",
+            "v11",
+            "v15",
+        ):  # made from 19 MB of JSON; of these only v13 is always tried
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -152,6 +152,7 @@ def test_text_alone_is_a_question_too(tiny_llava: Path, capsys: pytest.CaptureFi
     assert "needs a picture" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_text_is_streamed_while_it_is_made(tiny_llava: Path, sign: str) -> None:
     """The first piece is there before the last one is made: stdout is flushed piece by piece."""
     code = f"""
@@ -183,6 +184,7 @@ main(["ask", {sign!r}, "Read.", "--model", {str(tiny_llava)!r}, "--max-new-token
         assert rest
 
 
+@pytest.mark.slow
 def test_waiting_is_shown_on_a_terminal_only(tiny_llava: Path, sign: str) -> None:
     """With stderr on a terminal loading and reading are shown there, and stdout stays clean."""
     leader, follower = pty.openpty()
@@ -208,6 +210,7 @@ def test_waiting_is_shown_on_a_terminal_only(tiny_llava: Path, sign: str) -> Non
     assert b"\x1b" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_interrupting_ends_cleanly(tiny_llava: Path, sign: str) -> None:
     """Ctrl-C while the answer is made: status 130, no traceback, the line ended."""
@@ -251,6 +254,7 @@ def _interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error(tiny_llava: Path, sign: str) -> None:
     """`vitrail ask … | head -c 1` says nothing on stderr."""
     command = [sys.executable, "-m", "vitrail", "ask", sign, "Read.", "--model", str(tiny_llava)]

@@ -158,6 +158,7 @@ def test_block_gives_the_same_answer(name: str, values: Values) -> None:
         assert_close(forward(ours), forward(theirs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in IN_16_BITS if n != "mistral3-1"])
 def test_block_in_16_bits_is_as_near_to_float32_as_the_reference(name: str, values: Values) -> None:
     """The block as the document has it: twice the reference's own distance from its float32 result at most."""

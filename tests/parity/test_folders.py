@@ -74,6 +74,7 @@ def test_vitrail_loads_what_transformers_saves(tmp_path: Path, shape: Shape, siz
     assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("shape", SIXTY_FOURS, ids=str)

@@ -111,6 +111,7 @@ def test_pipeline_stays_a_function() -> None:
     assert python(code).strip() == "True True"
 
 
+@pytest.mark.slow
 def test_every_module_imports_without_optional_packages() -> None:
     """A minimal install imports every module of the package."""
     code = f"""

@@ -169,7 +169,7 @@ class Comparison(RuleBasedStateMachine):
         assert self.cache.free_blocks == total
 
 
-TestAgainstLists = Comparison.TestCase
+TestAgainstLists = pytest.mark.slow(Comparison.TestCase)
 TestAgainstLists.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 
 

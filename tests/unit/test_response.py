@@ -460,6 +460,7 @@ def test_mistakes_are_told() -> None:
         parser.feed([5])
 
 
+@pytest.mark.slow
 def test_long_answers_take_time_in_proportion() -> None:
     """Floods of what a scanner could look at again and again: a quarter of a million characters each."""
     size = 250_000

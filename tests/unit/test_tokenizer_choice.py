@@ -165,6 +165,7 @@ def test_a_native_folder_has_a_processor(native: Path) -> None:
     assert ids.tolist() == [[1, 3, 10, 10, 13, 1097, 4]]
 
 
+@pytest.mark.slow
 def test_a_named_dialect_stays(native: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(native, tmp_path / "copy"))
     settings = {
