@@ -110,6 +110,14 @@ def test_truncation_drops_the_oldest_and_says_so(processor: PixtralProcessor) ->
     assert (out["pixel_values"] == kept["pixel_values"]).all()
     with pytest.raises(PromptError, match="too short by"):
         processor.apply_chat_template(CHAT, tokenize=True, truncation=True, max_length=9)
+    with pytest.warns(UserWarning, match="messages 1, 2 are left out"):  # the tokenizer alone, no format named
+        out = processor.tokenizer.apply_chat_template(
+            CHAT, return_dict=True, return_tensors="pt", truncation=True, max_length=len(whole) - 2
+        )
+    assert out["input_ids"].tolist() == kept["input_ids"].tolist()
+    assert out["image_sizes"].tolist() == kept["image_sizes"].tolist()
+    same = processor.tokenizer.apply_chat_template(CHAT, truncation=True, max_length=len(whole))
+    assert same == processor.tokenizer.apply_chat_template(CHAT) == whole
 
 
 @pytest.mark.parametrize(

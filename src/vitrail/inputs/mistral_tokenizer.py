@@ -295,9 +295,13 @@ class MistralCommonTokenizer(MistralRows):
         PromptError for conversations that the format refuses.
         format: the prompt is made by Vitrail's own builder, in the format of that name or, for "auto", of the file
         (docs/prompts.md), which also serves reasoning_effort; `tokenize=False` then gives a prompt that a
-        PixtralProcessor encodes as it stands.
+        PixtralProcessor encodes as it stands. truncation: the oldest messages are left out, and a warning tells which,
+        where transformers' class cuts ids off the end; the builder makes these prompts too.
         """
-        if kwargs.get("format") is not None or kwargs.get("reasoning_effort") is not None:
+        if not isinstance(truncation, bool):
+            raise InputError(f"truncation is True or False here; got {truncation!r}")
+        asked = (kwargs.get("format"), kwargs.get("reasoning_effort"), (truncation and tokenize) or None)
+        if any(option is not None for option in asked):
             options = {**kwargs, "tools": tools, "continue_final_message": continue_final_message}
             call = {"padding": padding, "truncation": truncation, "max_length": max_length}
             call["return_tensors"] = return_tensors
@@ -305,8 +309,6 @@ class MistralCommonTokenizer(MistralRows):
                 self, conversation, options, call, tokenize=tokenize, return_dict=return_dict
             )
         _refuse("apply_chat_template", {k: v for k, v in kwargs.items() if k not in _NEEDLESS})
-        if not isinstance(truncation, bool):
-            raise InputError(f"truncation is True or False here; got {truncation!r}")
         conversations, batched = normalize_batch(conversation)
         encoded = [self._encode_chat(messages, tools, continue_final_message) for messages in conversations]
         if not tokenize:
@@ -316,7 +318,6 @@ class MistralCommonTokenizer(MistralRows):
         out = self(
             rows if batched else rows[0],
             padding=padding,
-            truncation=truncation,
             max_length=max_length,
             add_special_tokens=False,
             return_tensors=return_tensors,
