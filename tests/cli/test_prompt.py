@@ -34,7 +34,7 @@ def write(folder: Path, *values: Any, name: str = "chat.json") -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("version", ["v7m1", "v13"])
+@pytest.mark.parametrize("version", ["v7m1", pytest.param("v13", marks=pytest.mark.slow)])
 def test_recordings_come_out(version: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """ids, text and grids of mistral-common, from a file of conversations as they were recorded."""
     chosen = records(version)[::8]

@@ -242,6 +242,7 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
     return data
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=mutated())
 @example(data={"model_type": "mistral", "bos_token_id": [], "hidden_size": 8})

@@ -148,6 +148,7 @@ FIELD = st.sampled_from(["dtype", "shape", "data_offsets", "__metadata__", "more
 FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     change=st.dictionaries(FIELD, JSON, max_size=3),
