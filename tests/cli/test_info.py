@@ -253,11 +253,44 @@ def test_what_would_not_load_is_an_error(
     assert said in err
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("shard", "lacks 1 of its shards: consolidated-00002-of-00002.safetensors"),
+        ("index", "does not list tensors that its files hold"),
+        ("twice", "hold the same tensors"),
+        ("shape", "up_proj.weight is (144, 48) in the files, (72, 48) in the model"),
+    ],
+)
+def test_files_that_contradict_each_other(
+    native: Path, tmp_path: Path, damage: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(native, tmp_path / "copy"))
+    second = folder / "consolidated-00002-of-00002.safetensors"
+    if damage == "shard":
+        second.unlink()
+    elif damage == "index":
+        index = {"weight_map": {"norm.weight": second.name}}
+        (folder / "consolidated.safetensors.index.json").write_text(json.dumps(index))
+    elif damage == "twice":
+        shutil.copy(second, folder / "consolidated-00003-of-00002.safetensors")
+    else:
+        params = json.loads((folder / "params.json").read_text())
+        (folder / "params.json").write_text(json.dumps(params | {"hidden_dim": 72}))
+    for command in (["info", str(folder)], ["convert", str(folder), str(tmp_path / "out"), "--to", "hf"]):
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert said in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, said in (
         (["info", str(tmp_path / "none")], "there is no folder"),
         (["info", "a", "b"], "unexpected"),
         (["info", "--format", "gguf"], "gguf"),
+        (["info", str(tmp_path), "--revision", "x"], "--revision is for names on the hub"),
     ):
         assert main(arguments) == 2
         assert said in capsys.readouterr().err

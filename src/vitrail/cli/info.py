@@ -5,6 +5,7 @@ import json
 import click
 
 from vitrail.cli.screen import waiting
+from vitrail.cli.source import Source, source_options
 
 EXAMPLES = """\b
 Examples:
@@ -17,13 +18,8 @@ Examples:
 @click.command("info", epilog=EXAMPLES)
 @click.argument("model", metavar="[MODEL]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; sizes are bytes.")
-@click.option(
-    "--format",
-    "format_name",
-    type=click.Choice(["hf", "mistral"]),
-    help="Which format to look at where MODEL has both. [default: Hugging Face's]",
-)
-def info(model: str | None, as_json: bool, format_name: str | None) -> None:
+@source_options
+def info(model: str | None, as_json: bool, format_name: str | None, revision: str | None) -> None:
     """Say what MODEL is and what it will cost, without loading its weights.
 
     MODEL is a checkpoint's folder, or a name on the Hugging Face hub, of which only the small files are fetched;
@@ -31,11 +27,13 @@ def info(model: str | None, as_json: bool, format_name: str | None) -> None:
     """
     from vitrail.cli.ask import embedded
 
+    source = Source.open(embedded() if model is None else model, format_name, revision)
+    name = "embedded" if model is None else model
     with waiting() as line:
-        line.say(f"looking at {model or 'the embedded reader'}")
+        line.say(f"looking at {name}")
         from vitrail.cli.model_info import gather
 
-        found = gather(model or embedded(), model or "embedded", format_name)
+        found = gather(source.folder, name, source.format)
     if as_json:
         click.echo(json.dumps(found.as_json(), ensure_ascii=False))
         return

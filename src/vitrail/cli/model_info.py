@@ -13,7 +13,6 @@ import torch
 from vitrail.auto import AutoModelForCausalLM, AutoModelForImageTextToText
 from vitrail.cli.model_parts import Part, architecture
 from vitrail.configs import MistralConfig, PretrainedConfig, read_config
-from vitrail.files.hub import resolve
 from vitrail.files.hub_cache import repository_of
 from vitrail.files.layout import choose_format, formats_of, weight_files
 from vitrail.files.safetensors import TensorEntry
@@ -76,12 +75,11 @@ class ModelInfo:
         return {**vars(self), "architecture": self.architecture.as_json()}
 
 
-def gather(model: str, name: str, format: str | None = None) -> ModelInfo:
-    """Look at a checkpoint: a folder, or a name on the hub, of which only the small files are fetched.
+def gather(folder: Path, name: str, format: str | None = None) -> ModelInfo:
+    """Look at a checkpoint's folder, of which the weights may be missing; the result calls it `name`.
 
-    name: what the result is to call it. Raises VitrailError for all that would keep the checkpoint from loading.
+    Raises VitrailError for all that would keep the checkpoint from loading.
     """
-    folder = resolve(model, format=format)
     chosen = choose_format(folder, format)
     config = read_config(folder, chosen)
     stored = read_quantization(getattr(config, "quantization_config", None))
