@@ -124,6 +124,16 @@ def test_batches_have_the_sizes_that_the_processor_would_give(face: fonts.Face) 
     assert len({tuple(size) for size in batch.image_sizes.tolist()}) <= 3
 
 
+def test_pictures_without_text_have_nothing_to_answer(face: fonts.Face) -> None:
+    look = batches.Look(blank=1.0, other=0.0)
+    batch = batches.Pictures({"x": [face]}, text.Words(), look, count=4, seed=3)[0]
+    assert batch.texts == ("",) * 4
+    assert all(answer.first.tolist() == [charset.EOS] for answer in batch.answers)
+    assert (batch.places == -1).all()
+    middle = batch.characters[:, batches.OFFSETS.index(0)]
+    assert (middle == charset.PAD).all()
+
+
 @pytest.mark.parametrize(
     "family",
     [

@@ -38,6 +38,7 @@ class Look:
     margin: float = 14.0  # mean of the space around the text in pixels
     plain: float = 0.5  # chance of an upright face of ordinary weight
     patches: float = 450.0  # pictures with n times as many are drawn n² times as rarely: attention is dear
+    blank: float = 0.0  # chance of a picture without text
     other: float = 0.02  # chance of a question for something else than the text
 
 
@@ -88,7 +89,7 @@ class Pictures(Dataset[Batch]):
         sized.sort(key=lambda item: (_units(item[1], item[2])[1], _units(item[1], item[2])[0]))
         drawings = []
         for start in range(0, self.count, self.group):
-            drawings += _draw_group(sized[start : start + self.group], rng, self.look.wear)
+            drawings += _draw_group(sized[start : start + self.group], rng, self.look)
         return collate(drawings, rng, self.look.other)
 
     def block(self, rng: np.random.Generator) -> Block:
@@ -134,8 +135,11 @@ def collate(drawings: Sequence[Drawing], rng: np.random.Generator, other: float 
         asked.append(question)
         shown.append(for_text or rng.random() < 0.5)
         said = drawing.block.text
+        blank = not said
         given.append(
-            answers.placed(said, drawing.centres(), rng) if for_text else answers.plain(answers.ABOUT)
+            answers.plain("" if for_text else answers.ABOUT)
+            if blank or not for_text
+            else answers.placed(said, drawing.centres(), rng)
         )
     return Batch(
         torch.from_numpy(pixels),
@@ -192,7 +196,7 @@ def _units(width: int, height: int) -> tuple[int, int]:
 
 
 def _draw_group(
-    group: Sequence[tuple[Block, int, int]], rng: np.random.Generator, wear: float
+    group: Sequence[tuple[Block, int, int]], rng: np.random.Generator, look: Look
 ) -> list[Drawing]:
     """Draw pictures so that the processor brings all of them to one size: the largest that any of them needs."""
     units = [_units(width, height) for _, width, height in group]
@@ -201,7 +205,8 @@ def _draw_group(
     for block, width, height in group:
         scale = max(width / LONGEST_EDGE, height / LONGEST_EDGE, 1.0)
         canvas = (_natural(width, target[0], scale, rng), _natural(height, target[1], scale, rng))
-        drawings.append(draw.draw(block, canvas, target, rng, wear))
+        blank = look.blank > 0 and rng.random() < look.blank
+        drawings.append(draw.draw(block, canvas, target, rng, look.wear, blank))
     return drawings
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,13 +136,21 @@ def lay_out(lines: list[str], face: Face, size: int, spacing: float, align: floa
 
 
 def draw(
-    block: Block, canvas: tuple[int, int], target: tuple[int, int], rng: np.random.Generator, wear: float
+    block: Block,
+    canvas: tuple[int, int],
+    target: tuple[int, int],
+    rng: np.random.Generator,
+    wear: float,
+    blank: bool = False,
 ) -> Drawing:
     """Draw a block on a canvas of (width, height) pixels, then resize to `target` (width, height), as a processor does.
 
     Args:
         wear: 0 (clean print) to 1: how often the picture is turned, blurred, noisy, framed or saved as JPEG.
+        blank: leave the text out: the same picture with nothing to read.
     """
+    if blank:
+        block = replace(block, lines=())
     width, height = canvas
     x, y = _place(width - block.width, rng), _place(height - block.height, rng)
     cover = Image.new("L", canvas, 0)

@@ -223,9 +223,9 @@ def pointer_loss(layers: Sequence[Sequence[Tensor]], batch: Batch) -> Tensor:
         holds = _holders(batch.places[start : start + rows * columns].view(rows, columns), len(text))
         start += rows * columns
         about = torch.from_numpy(batch.answers[number].about)
-        known = (about >= 0) & holds.any(dim=1)[about]
-        if not known.any():  # asked for something else, perhaps without the picture
+        if not (about >= 0).any():  # nothing to read, or asked for something else
             continue
+        known = (about >= 0) & holds.any(dim=1)[about]
         last = (
             len(image_ids(size)) + 2 + len(batch.questions[number])
         )  # the row of [/INST] writes the first id
