@@ -21,6 +21,7 @@ import vitrail
 from tests import tiny
 from vitrail import errors
 from vitrail.cli.ask import ask
+from vitrail.cli.chat import chat
 from vitrail.cli.info import info
 from vitrail.cli.main import main
 from vitrail.cli.prompt import prompt
@@ -74,7 +75,7 @@ def blocks(page: str) -> list[Block]:
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, with the examples' pictures and files where the pages expect them."""
     (tmp_path / "examples").mkdir()
-    for file in (file for kind in ("png", "json", "jsonl") for file in (ROOT / "examples").glob(f"*.{kind}")):
+    for file in (file for kind in ("png", "json", "jsonl", "txt") for file in (ROOT / "examples").glob(f"*.{kind}")):
         shutil.copy(file, tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -200,7 +201,7 @@ def test_every_error_is_documented() -> None:
     assert [name for name in kinds if f"| `{name}` |" not in page] == []
 
 
-@pytest.mark.parametrize("command", [ask, info, prompt, tokens], ids=["ask", "info", "prompt", "tokens"])
+@pytest.mark.parametrize("command", [ask, chat, info, prompt, tokens], ids=["ask", "chat", "info", "prompt", "tokens"])
 def test_every_option_is_documented(command: Any) -> None:
     """docs/cli.md names each option."""
     page = (ROOT / "docs/cli.md").read_text("utf-8")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vitrail.auto import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 from vitrail.cli.estimate import Estimate, estimate
 from vitrail.cli.source import Source
+from vitrail.cli.transcript import count_pictures
 from vitrail.configs import PretrainedConfig
 from vitrail.inputs.response_pieces import Piece, Response
 from vitrail.inputs.response_stream import ResponseStream
@@ -29,6 +30,7 @@ class Question:
     config: PretrainedConfig
     system: str | None = None
     tools: list[Any] | None = None
+    history: Sequence[dict[str, Any]] = ()  # messages before the question
     max_image_tokens: int | None = None
     max_new_tokens: int | None = None  # None: what the checkpoint says, else LONGEST
     temperature: float = 0.0
@@ -37,6 +39,7 @@ class Question:
     seed: int | None = None
     dtype: str = "auto"
     device: str = "auto"
+    adapter: str | None = None  # a folder or a name on the hub
 
 
 @dataclass
@@ -135,17 +138,19 @@ def load(question: Question) -> tuple[Any, Any]:
         device_map=question.device,
         format=source.format,
     )
+    if question.adapter is not None:
+        model.load_adapter(question.adapter)
     return processor, model
 
 
 def _prepare(question: Question, processor: Any, model: Any) -> Any:
     content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in question.pictures]
     content.append({"type": "text", "text": question.text})
-    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    messages: list[dict[str, Any]] = [*question.history, {"role": "user", "content": content}]
     if question.system is not None:
         messages.insert(0, {"role": "system", "content": question.system})
     options: dict[str, Any] = {} if question.tools is None else {"tools": question.tools}
-    if question.pictures and question.max_image_tokens is not None:
+    if question.max_image_tokens is not None and any(map(count_pictures, messages)):
         options["max_image_tokens"] = question.max_image_tokens
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options

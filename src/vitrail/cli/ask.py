@@ -11,6 +11,7 @@ from vitrail.cli.options import drawing_options, pdf_options, refuse_idle, take_
 from vitrail.cli.pictures import open_pages, split_words
 from vitrail.cli.screen import Printer, waiting
 from vitrail.cli.source import Source, source_options
+from vitrail.cli.transcript import load_messages
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ Exit status: 0 answered, 2 something was wrong with the question, a picture or t
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: text, token counts, timings.")
 @click.option("--system", metavar="TEXT", help="A system prompt.")
 @click.option(
+    "--conversation", metavar="FILE", help="Ask at the end of a conversation that `vitrail chat` saved."
+)
+@click.option(
     "--tools", metavar="FILE", help="A JSON list of tools that the model may call; none is run here."
 )
 @click.option(
@@ -54,6 +58,7 @@ Exit status: 0 answered, 2 something was wrong with the question, a picture or t
     help="Longest answer. [default: the checkpoint's, else 512]",
 )
 @drawing_options
+@click.option("--adapter", metavar="FOLDER", help="A LoRA adapter that `vitrail train` or PEFT saved.")
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -67,6 +72,7 @@ def ask(
     model: str | None,
     as_json: bool,
     tools: str | None,
+    conversation: str | None,
     dtype: str | None,
     format_name: str | None,
     revision: str | None,
@@ -81,7 +87,10 @@ def ask(
     refuse_idle(options)
     limits = take_pdf_limits(options)
     given = None if tools is None else read_tools(tools)
-    if not names and model is None:
+    history = [] if conversation is None else load_messages(conversation)
+    if options["system"] is not None and any(message.get("role") == "system" for message in history):
+        raise InputError(f"{conversation} has a system prompt of its own; leave out --system")
+    if not (names or history) and model is None:
         raise InputError(
             'the embedded reader needs a picture; write: vitrail ask PICTURE "What does it say?"'
         )
@@ -101,6 +110,7 @@ def ask(
             source=source,
             config=config,
             tools=given,
+            history=history,
             dtype=dtype or ("float32" if model is None else "auto"),
             **options,
         )

@@ -13,6 +13,7 @@ import click
 
 from vitrail import __version__
 from vitrail.cli.ask import ask
+from vitrail.cli.chat import chat
 from vitrail.cli.convert import convert
 from vitrail.cli.info import info
 from vitrail.cli.prompt import prompt
@@ -25,6 +26,7 @@ EXAMPLES = """\b
 Examples:
   vitrail ask sign.png "What does it say?"
   vitrail ask front.jpg back.jpg "What differs?" --model ./pixtral-12b
+  vitrail chat invoice.pdf --model ./pixtral-12b
   vitrail tokens scan.png --model ./pixtral-12b
 """
 
@@ -45,6 +47,7 @@ def app(context: click.Context) -> None:
 
 
 app.add_command(ask)
+app.add_command(chat)
 app.add_command(convert)
 app.add_command(tokens)
 app.add_command(info)

@@ -1,0 +1,100 @@
+"""`vitrail chat [PICTURE…]`: its options. The conversation is run in cli/chat_room.py."""
+
+from typing import Any
+
+import click
+
+from vitrail.cli.ask import embedded, read_model
+from vitrail.cli.options import drawing_options, pdf_options, refuse_idle, take_pdf_limits
+from vitrail.cli.pictures import STDIN
+from vitrail.cli.screen import waiting
+from vitrail.cli.source import Source, source_options
+from vitrail.cli.transcript import load_messages
+from vitrail.errors import InputError
+
+EXAMPLES = """\b
+Examples:
+  vitrail chat --model ./pixtral-12b
+  vitrail chat invoice.pdf --model ./mistral-small-3.1
+  printf '/image sign.png\\nWhat does it say?\\nIn capitals?\\n' | vitrail chat --json
+  vitrail chat --load talk.json
+
+Inside: /image, /system, /save, /load, /clear, /retry, /history, /stats, /quit; /help explains them. Ctrl-C ends an
+answer, Ctrl-D the conversation. Exit status: 0 it was ended, 2 something was wrong (with input from a pipe: at the first
+mistake; one line on stderr says what), 130 interrupted.
+"""
+
+
+@click.command("chat", epilog=EXAMPLES)
+@click.argument("pictures", nargs=-1, metavar="[PICTURE…]")
+@click.option(
+    "-m",
+    "--model",
+    metavar="FOLDER",
+    help="Checkpoint: a folder, or a name on the Hugging Face hub. [default: the embedded reader]",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object for each answer: text, token counts, timings.",
+)
+@click.option("--system", metavar="TEXT", help="A system prompt.")
+@click.option("--load", "conversation", metavar="FILE", help="Go on from a conversation that /save wrote.")
+@click.option(
+    "--max-image-tokens",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Shrink each picture until it costs at most N tokens.",
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Longest answer. [default: the checkpoint's, else 512]",
+)
+@drawing_options
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Numbers to compute with. [default: the checkpoint's; float32 for the embedded reader]",
+)
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda.")
+@source_options
+@pdf_options
+def chat(
+    pictures: tuple[str, ...],
+    model: str | None,
+    as_json: bool,
+    system: str | None,
+    conversation: str | None,
+    dtype: str | None,
+    device: str,
+    format_name: str | None,
+    revision: str | None,
+    **options: Any,
+) -> None:
+    """Talk with a model about pictures, on this machine.
+
+    Each PICTURE, a file or a URL, goes with the first message; a PDF counts as its pages. A message is a line, or several
+    lines between lines of three quotes. From a pipe, each line is a message, and standard output holds answers only.
+    """
+    refuse_idle(options)
+    if STDIN in pictures:
+        raise InputError("standard input is the conversation; give the picture as a file, or use vitrail ask")
+    limits = take_pdf_limits(options)
+    messages = [] if conversation is None else load_messages(conversation)
+    source = Source.open(embedded() if model is None else model, format_name, revision)
+    config = read_model(source, with_pictures=bool(pictures))
+    source.fetch_weights()
+    with waiting() as line:
+        line.say(f"loading {model or 'the embedded reader'}")
+        from vitrail.cli.answer import Question, load
+        from vitrail.cli.chat_room import ChatRoom, Settings
+
+        numbers = dtype or ("float32" if model is None else "auto")
+        processor, network = load(Question("", (), source, config, dtype=numbers, device=device))
+        settings = Settings(model or "embedded", as_json=as_json, pdf_limits=limits, **options)
+        room = ChatRoom(network, processor, settings)
+    room.begin(messages, system, pictures)
+    room.run()

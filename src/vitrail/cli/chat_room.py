@@ -1,0 +1,246 @@
+"""ChatRoom: takes messages, lets the model answer, shows it. Commands: chat_commands.py; the model's side: dialogue.py."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vitrail.cli.chat_commands import COMMANDS, unknown
+from vitrail.cli.chat_lines import Lines
+from vitrail.cli.interrupt import stoppable
+from vitrail.cli.screen import Printer, waiting
+from vitrail.dialogue import Attachment, Dialogue, Turn
+from vitrail.errors import InputError, VitrailError
+from vitrail.inputs.pdf import PdfLimits, holds_pdf, load_pages, names_pdf
+from vitrail.inputs.response_pieces import Piece
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `vitrail chat`. name: how answers call the model."""
+
+    name: str
+    as_json: bool = False
+    pdf_limits: PdfLimits = field(default_factory=PdfLimits)
+    max_image_tokens: int | None = None
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+
+    def drawing(self, attempt: int) -> dict[str, Any]:
+        """Keywords of generate(). attempt: how often the question was answered already; each draws anew from one seed."""
+        given: dict[str, Any] = {"do_sample": self.temperature > 0}
+        if self.max_new_tokens is not None:
+            given["max_new_tokens"] = self.max_new_tokens
+        if self.temperature > 0:
+            given["temperature"] = self.temperature
+            given |= {
+                name: getattr(self, name) for name in ("top_p", "top_k") if getattr(self, name) is not None
+            }
+            given |= {} if self.seed is None else {"seed": self.seed + attempt}
+        return given
+
+
+@dataclass
+class Totals:
+    """Sums over the answers of this run. seconds: of reading and answering."""
+
+    answers: int = 0
+    computed: int = 0
+    reused: int = 0
+    encoded: int = 0
+    completion: int = 0
+    seconds: float = 0.0
+
+    def add(self, turn: Turn) -> None:
+        """Count one more answer."""
+        self.answers += 1
+        self.computed += turn.computed
+        self.reused += turn.reused
+        self.encoded += turn.pictures_encoded
+        self.completion += turn.completion_tokens
+        self.seconds += turn.seconds["total"]
+
+
+class ChatRoom:
+    """A conversation between standard input and a model. On a terminal a mistake is told; in a pipe it ends the program."""
+
+    def __init__(self, model: Any, processor: Any, settings: Settings) -> None:
+        self.settings = settings
+        self.lines = Lines()
+        self._say: Callable[[str], None] = _to_nobody
+        self.dialogue = Dialogue(
+            model, processor, max_image_tokens=settings.max_image_tokens, pages=self._open_pages
+        )
+        self.pending: list[Attachment] = []
+        self.last: Turn | None = None
+        self.totals = Totals()
+        self.files: set[str] = set()  # written or read by this run: /save may write them again
+        self.going_on = True
+        self._attempt = 0
+
+    def begin(self, messages: Sequence[dict[str, Any]], system: str | None, pictures: Sequence[str]) -> None:
+        """Take what the command line gave."""
+        self.load(messages)
+        if system is not None:
+            self.dialogue.system = system
+        for name in pictures:
+            self.attach(name)
+
+    def run(self) -> None:
+        """Until the input ends or /quit."""
+        if self.lines.is_terminal:
+            self.tell(f"{self.settings.name}. A message is a line; /help explains the rest, Ctrl-D leaves.")
+        while self.going_on:
+            try:
+                line = self.lines.next(self._prompt())
+                if line is None:
+                    break
+                self._take(line)
+            except VitrailError as error:
+                if not self.lines.is_terminal:
+                    raise InputError(f"line {self.lines.number} of standard input: {error}") from error
+                self.tell(str(error))
+            except KeyboardInterrupt:
+                if not self.lines.is_terminal:
+                    raise
+                click.echo(err=True)
+                self.tell("Ctrl-D or /quit leaves.")
+
+    def tell(self, text: str) -> None:
+        """A remark beside the conversation, on stderr, so that stdout holds answers only."""
+        shown = "\n".join("".join(c for c in line if c.isprintable()) for line in text.split("\n"))
+        click.echo(click.style(shown, dim=True), err=True)
+
+    def attach(self, name: str) -> Attachment:
+        """Open a picture or PDF for the next message."""
+        with self._opening(name):
+            attachment = self.dialogue.attach(_part(name))
+        self.pending.append(attachment)
+        return attachment
+
+    def load(self, messages: Sequence[dict[str, Any]]) -> None:
+        """Go on from other messages; nothing waits for the next one any more."""
+        with self._opening("the conversation"):
+            self.dialogue.load(messages)
+        self.pending.clear()
+
+    def answer(self, content: Any = None) -> None:
+        """Ask `content`, or the last question again if it is None, and show the answer."""
+        printer = Printer()
+        self._attempt = 0 if content is not None else self._attempt + 1
+        options = self.settings.drawing(self._attempt)
+        ask = self.dialogue.retry if content is None else partial(self.dialogue.ask, content)
+        try:
+            turn = self._listen(ask, printer, options)
+        except KeyboardInterrupt:
+            if not self.lines.is_terminal:
+                raise
+            self.tell("stopped before the answer; the question is not part of the conversation.")
+            return
+        finally:
+            printer.close()
+        self.last, self.pending = turn, self.pending if turn.empty else []
+        self.totals.add(turn)
+        if self.settings.as_json:
+            click.echo(json.dumps(self._record(turn), ensure_ascii=False))
+            return
+        for call in turn.response.tool_calls:
+            click.echo(f"{call.name}({call.arguments})")
+        if turn.empty:
+            click.echo()
+            self.tell("the model said nothing; the question is not part of the conversation.")
+        elif turn.stopped_by == "interrupted":
+            self.tell("stopped; what there is of the answer is part of the conversation.")
+
+    @contextmanager
+    def _opening(self, name: str) -> Iterator[None]:
+        """While pictures are opened, a line says so."""
+        with waiting() as line:
+            line.say(f"opening {name}")
+            self._say = line.say
+            try:
+                yield
+            finally:
+                self._say = _to_nobody
+
+    def _open_pages(self, source: Any) -> list[Any]:
+        def progress(done: int, total: int) -> None:
+            self._say(f"rendering page {done} of {total}")
+
+        return load_pages(source, limits=self.settings.pdf_limits, progress=progress)
+
+    def _listen(self, ask: Callable[..., Turn], printer: Printer, options: dict[str, Any]) -> Turn:
+        with waiting() as line:
+
+            def hear(piece: Piece) -> None:
+                line.stop()
+                if not self.settings.as_json:
+                    printer.hear(piece)
+
+            def progress(done: int, total: int) -> None:
+                line.say(f"reading {total} tokens: {done * 100 // max(total, 1)} %")
+
+            if not self.lines.is_terminal:
+                return ask(hear=hear, progress=progress, **options)
+            with stoppable() as stop:
+                return ask(hear=hear, progress=progress, stop=stop, **options)
+
+    def _take(self, line: str) -> None:
+        if line.startswith("/"):
+            name, _, rest = line[1:].partition(" ")
+            if name not in COMMANDS:
+                raise InputError(unknown(name))
+            COMMANDS[name].run(self, rest.strip())
+            return
+        text = line.strip()
+        self.answer([*self.pending, {"type": "text", "text": text}] if self.pending else text)
+
+    def _prompt(self) -> str:
+        number = sum(len(attachment.pictures) for attachment in self.pending)
+        return f"[{number} picture{'s' if number > 1 else ''}] > " if number else "> "
+
+    def _record(self, turn: Turn) -> dict[str, Any]:
+        response = turn.response
+        return {
+            "text": response.text,
+            "reasoning": response.reasoning,
+            "tool_calls": [call.as_openai() for call in response.tool_calls],
+            "faults": list(response.faults),
+            "model": self.settings.name,
+            "tokens": {
+                "prompt": turn.prompt_tokens,
+                "reused": turn.reused,
+                "computed": turn.computed,
+                "pictures": list(turn.picture_tokens),
+                "completion": turn.completion_tokens,
+            },
+            "pictures_encoded": turn.pictures_encoded,
+            "seconds": {stage: round(seconds, 4) for stage, seconds in turn.seconds.items()},
+            "stopped_by": turn.stopped_by,
+        }
+
+
+def _to_nobody(_: str) -> None:
+    """Nobody waits."""
+
+
+def _part(name: str) -> dict[str, Any]:
+    """The part of a message that names a file or URL: a picture, or a file that may be a PDF."""
+    if name.lower().startswith(("http://", "https://", "data:")):
+        # What a URL brings is known when it was fetched; a file part takes both.
+        return {"type": "file", "url": name}
+    path = Path(name).expanduser()
+    try:
+        with path.open("rb") as file:
+            is_pdf = holds_pdf(file.read(1024))
+    except OSError:  # told by the one who opens it
+        is_pdf = names_pdf(name)
+    return {"type": "file" if is_pdf else "image", "path": str(path.absolute())}

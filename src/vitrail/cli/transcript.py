@@ -1,0 +1,69 @@
+"""Conversations in files: written whole or not at all, read within bounds. What is in them stays plain messages."""
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vitrail.cli.files import read_input
+from vitrail.errors import InputError, PromptError
+
+MOST_MESSAGES = 10_000
+MOST_PICTURES = 1_000  # parts; a PDF is one of them
+
+
+def save_messages(messages: Sequence[dict[str, Any]], name: str, *, overwrite: bool = False) -> Path:
+    """Write {"messages": […]} as JSON, as `vitrail prompt` and `vitrail ask --conversation` read it; the file's path.
+
+    The file appears complete, or not at all. Raises InputError where it exists already (unless `overwrite`) or cannot
+    be written.
+    """
+    path = Path(name).expanduser()
+    text = json.dumps({"messages": list(messages)}, ensure_ascii=False, indent=2) + "\n"
+    if path.is_dir() or (path.exists() and not overwrite):
+        what = "is a folder" if path.is_dir() else "exists already"
+        raise InputError(f"{path} {what}; choose another name, or write /save! to replace a file")
+    try:
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def load_messages(name: str) -> list[dict[str, Any]]:
+    """The messages of a file with one conversation. Raises InputError or PromptError that names the file."""
+    from vitrail.inputs.conversation_file import read_conversations
+
+    path = Path(name).expanduser()
+    found = read_conversations(read_input(str(path)), str(path))
+    if len(found) != 1:
+        raise PromptError(f"{path} holds {len(found)} conversations; one is expected")
+    messages = found[0].messages
+    if not messages or not all(isinstance(message, dict) for message in messages):
+        raise PromptError(f"{path}: expected a list of messages, each with 'role' and 'content'")
+    if len(messages) > MOST_MESSAGES:
+        raise PromptError(f"{path} has {len(messages):,} messages; at most {MOST_MESSAGES:,} are read")
+    if (pictures := sum(map(count_pictures, messages))) > MOST_PICTURES:
+        raise PromptError(f"{path} has {pictures:,} pictures; at most {MOST_PICTURES:,} are read")
+    if found[0].tools or found[0].continue_final_message:
+        warnings.warn(f"{path}: tools and continue_final_message are not used here", stacklevel=2)
+    return messages
+
+
+def count_pictures(message: dict[str, Any]) -> int:
+    """How many parts of a message are pictures or files."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    return sum(isinstance(part, dict) and part.get("type") not in ("text", "thinking") for part in parts)
