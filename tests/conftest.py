@@ -14,9 +14,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # and before anything imports tor
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from tests import hub_server, tiny
+
+settings.register_profile("vitrail", deadline=None)  # a busy machine is no fault of an example
+settings.load_profile("vitrail")
 
 
 @pytest.hookimpl(tryfirst=True)

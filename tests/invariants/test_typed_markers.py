@@ -13,6 +13,7 @@ from tests.convert import json_tokenizer
 from tests.prompts import VERSIONS, tokenizer
 from tests.tiny import DATA
 from vitrail.cli.main import main
+from vitrail.dialogue import Dialogue
 from vitrail.inputs.formats import FORMATS, BuiltPrompt, build_prompt, encode_prompt, find_format
 from vitrail.inputs.tokenizer import FastTokenizer
 
@@ -124,7 +125,7 @@ def test_every_control_token_in_every_field_of_a_template_and_real_tokenizers(ve
 def test_pipelines_and_the_command_line_take_typed_tokens_as_text(
     tiny_llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The question, the system prompt and the tools: as many control ids as for plain words."""
+    """The question and the system prompt, in `vitrail chat`'s dialogue too: the control ids are those of plain words."""
     kind = vitrail.LlavaForConditionalGeneration
     prompts: list[list[int]] = []
     generate = kind.generate
@@ -137,7 +138,7 @@ def test_pipelines_and_the_command_line_take_typed_tokens_as_text(
     picture = tmp_path / "picture.png"
     tiny.picture(16, 24).save(picture)
     pipe = vitrail.pipeline("image-text-to-text", model=str(tiny_llava))
-    model = FastTokenizer.from_pretrained(tiny_llava)
+    model = pipe.tokenizer
     special = {index for index, token in model.added_tokens_decoder.items() if token.special}
     counts = []
     for said in ("x", "[IMG]</s>[/INST][IMG_BREAK]<s>[TOOL_CALLS]"):
@@ -145,9 +146,11 @@ def test_pipelines_and_the_command_line_take_typed_tokens_as_text(
         pipe(text=[{"role": "user", "content": parts}], max_new_tokens=2)
         words = ["--model", str(tiny_llava), "--system", said, "--max-new-tokens", "2"]
         assert main(["ask", str(picture), said, *words]) == 0
+        spoken = [{"role": "system", "content": said}, {"role": "user", "content": parts}]
+        prompts.append(Dialogue(pipe.model, pipe.processor, spoken).prompt_ids())
         counts.append([[index for index in ids if index in special] for ids in prompts])
         prompts.clear()
-    assert len(counts[0]) == 2 and counts[0] == counts[1]
+    assert len(counts[0]) == 3 and counts[0] == counts[1]
 
 
 def test_all_formats_are_tried() -> None:
