@@ -55,7 +55,7 @@ def test_what_needs_no_weights_fetches_none(hub: HubServer, both: Path, kind: An
     hub.add(NAME, both, private=True)
     kind.from_pretrained(NAME, token=TOKEN, revision="main")
     assert set(hub.sent()) == SMALL
-    hub.asked.clear()
+    hub.forget()
     with no_sockets():
         kind.from_pretrained(NAME, local_files_only=True)
 
@@ -72,7 +72,7 @@ def test_models_fetch_the_weights_of_one_format(hub: HubServer, both: Path, tmp_
     model = vitrail.AutoModelForImageTextToText.from_pretrained(NAME)
     assert set(hub.sent()) == {*SMALL, "model.safetensors"}
     assert len(hub.sent()) == len(SMALL) + 1
-    hub.asked.clear()
+    hub.forget()
     own = vitrail.LlavaForConditionalGeneration.from_pretrained(NAME, format="mistral")
     assert hub.sent() == ["params.json", "consolidated.safetensors"]
     assert (model.config.text_config.rms_norm_eps, own.config.text_config.rms_norm_eps) == (1e-5, 0.25)

@@ -193,8 +193,8 @@ class _Asked:
         for names in (wanted.small, wanted.weights):
             for name in names:
                 if name in missing:
-                    anew = self.anew or self.cache.discard(repository, name)
-                    hub_client.fetch(repository, name, self.cache.root, self.token, anew=anew)
+                    wrong = self.cache.discard(repository, name)
+                    hub_client.fetch(self.cache, repository, name, self.token, anew=self.anew or wrong)
                     self.cache.keep(repository)
             self.cache.keep(repository)
             self.cache.remember(self.revision, repository)

@@ -75,13 +75,13 @@ class HubCache:
 
     def discard(self, repository: Repository, name: str) -> bool:
         """Remove a file that is here and not whole; whether there was one. The client takes any file for whole."""
-        file, blob = self.snapshot(repository.commit) / name, self._blob(repository, name)
+        file, blob = self.snapshot(repository.commit) / name, self.blob(repository, name)
         size = repository.files[name].size
         there = file.exists() or (size is not None and _size(blob) not in (None, size))
         file.unlink(missing_ok=True)
-        unfinished = _unfinished(blob)
-        if size is not None and (_size(unfinished) or 0) > size:
-            unfinished.unlink()  # which could only be continued beyond its end
+        part = unfinished(blob)
+        if size is not None and (_size(part) or 0) > size:
+            part.unlink()  # which could only be continued beyond its end
         return there
 
     def _is_whole(self, repository: Repository, name: str) -> bool:
@@ -92,10 +92,11 @@ class HubCache:
     def _bytes_of(self, repository: Repository, name: str) -> int:
         if self._is_whole(repository, name):
             return _size(self.snapshot(repository.commit) / name) or 0
-        blob = self._blob(repository, name)
-        return _size(blob) or _size(_unfinished(blob)) or 0
+        blob = self.blob(repository, name)
+        return _size(blob) or _size(unfinished(blob)) or 0
 
-    def _blob(self, repository: Repository, name: str) -> Path:
+    def blob(self, repository: Repository, name: str) -> Path:
+        """Where the content of a file lies when it is whole."""
         return self.folder / "blobs" / (repository.files[name].blob or "unknown")
 
     def _ref(self, revision: str) -> Path:
@@ -122,8 +123,8 @@ def _list_of(snapshot: Path) -> Path:
     return snapshot.parent.parent / _OWN / f"{snapshot.name}.json"
 
 
-def _unfinished(blob: Path) -> Path:
-    """Where the client writes a blob until it is whole."""
+def unfinished(blob: Path) -> Path:
+    """Where a blob is written until it is whole."""
     return blob.with_name(f"{blob.name}.incomplete")
 
 
