@@ -104,6 +104,11 @@ def test_an_adapter_that_loads_and_a_merged_checkpoint(
     assert not torch.allclose(adapted, plain)
     torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
     vitrail.AutoProcessor.from_pretrained(out / "merged")
+    question = ["ask", str(talks.parent / "a.png"), "What?", "--max-new-tokens", "4"]
+    assert main([*question, "--model", str(tiny_llava), "--adapter", str(out)]) == 0
+    answer = capsys.readouterr().out
+    assert main([*question, "--model", str(out / "merged")]) == 0
+    assert capsys.readouterr().out == answer
 
 
 def test_all_weights_of_a_part(talks: Path, tiny_llava: Path, tmp_path: Path) -> None:

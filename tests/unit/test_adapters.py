@@ -295,6 +295,18 @@ def test_older_names_find_their_modules(tmp_path: Path) -> None:
         assert torch.equal(a, b), name
 
 
+def test_a_model_with_an_adapter_saves_the_adapter(tmp_path: Path) -> None:
+    """As transformers does; merged, it saves the whole."""
+    model = base()
+    model.load_adapter(PEFT / "plain")
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    model.merge_and_unload().save_pretrained(tmp_path / "whole")
+    again = vitrail.MistralForCausalLM.from_pretrained(tmp_path / "whole")
+    ids = torch.arange(9)[None]
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
 def test_no_adapter_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there are none"):
         base().save_adapter(tmp_path)

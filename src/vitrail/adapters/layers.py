@@ -118,7 +118,8 @@ class Lora(nn.Module):
     def _lengths(self, weight: Tensor) -> Tensor:
         # Held constant in the backward pass, as the paper proposes (§4.3).
         with torch.no_grad():
-            return (weight.float() + self.product().float()).norm(dim=1)
+            lengths: Tensor = (weight.float() + self.product().float()).norm(dim=1)
+        return lengths
 
 
 class LoraLinear(Adapted):

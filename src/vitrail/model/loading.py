@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from vitrail.adapters.files import save_adapter
+from vitrail.adapters.model import configs
 from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import CheckpointError, UnsupportedError
@@ -76,12 +78,19 @@ def save_pretrained(
     max_shard_size: "int | str",
     state_dict: "dict[str, Tensor] | None",
 ) -> None:
-    """Write a model's configuration and weights; see PreTrainedModel.save_pretrained."""
+    """Write a model's configuration and weights, or its adapter; see PreTrainedModel.save_pretrained."""
     if not model.vision:
         raise UnsupportedError(
             f"this {type(model).__name__} was loaded with vision=False, so it is no whole checkpoint; load it with "
             "its tower, or load and save the language model as MistralForCausalLM."
         )
+    if configs(model):  # as in transformers: the base is where it was
+        if state_dict is not None:
+            raise UnsupportedError(
+                "state_dict does not go with an adapter; merge_and_unload first, or save_adapter."
+            )
+        save_adapter(model, folder)
+        return
     model.config.architectures = [type(model).__name__]
     model.config.dtype = model.dtype
     save(model, folder, max_shard_size=max_shard_size, state_dict=state_dict)
