@@ -75,7 +75,9 @@ def blocks(page: str) -> list[Block]:
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, with the examples' pictures and files where the pages expect them."""
     (tmp_path / "examples").mkdir()
-    for file in (file for kind in ("png", "json", "jsonl", "txt") for file in (ROOT / "examples").glob(f"*.{kind}")):
+    for file in (
+        file for kind in ("png", "json", "jsonl", "txt") for file in (ROOT / "examples").glob(f"*.{kind}")
+    ):
         shutil.copy(file, tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -201,7 +203,9 @@ def test_every_error_is_documented() -> None:
     assert [name for name in kinds if f"| `{name}` |" not in page] == []
 
 
-@pytest.mark.parametrize("command", [ask, chat, info, prompt, tokens], ids=["ask", "chat", "info", "prompt", "tokens"])
+@pytest.mark.parametrize(
+    "command", [ask, chat, info, prompt, tokens], ids=["ask", "chat", "info", "prompt", "tokens"]
+)
 def test_every_option_is_documented(command: Any) -> None:
     """docs/cli.md names each option."""
     page = (ROOT / "docs/cli.md").read_text("utf-8")

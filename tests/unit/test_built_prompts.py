@@ -110,7 +110,8 @@ def test_truncation_drops_the_oldest_and_says_so(processor: PixtralProcessor) ->
     assert (out["pixel_values"] == kept["pixel_values"]).all()
     with pytest.raises(PromptError, match="too short by"):
         processor.apply_chat_template(CHAT, tokenize=True, truncation=True, max_length=9)
-    with pytest.warns(UserWarning, match="messages 1, 2 are left out"):  # the tokenizer alone, no format named
+    # The tokenizer alone, no format named.
+    with pytest.warns(UserWarning, match="messages 1, 2 are left out"):
         out = processor.tokenizer.apply_chat_template(
             CHAT, return_dict=True, return_tensors="pt", truncation=True, max_length=len(whole) - 2
         )
