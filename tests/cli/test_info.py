@@ -12,6 +12,7 @@ import torch
 
 import vitrail
 from tests import geometries, tiny
+from tests.hub_server import HubServer
 from tests.unit.test_memory_plan import FORMS, held
 from tests.unit.test_parameter_counts import MODELS
 from vitrail.cli.main import main
@@ -197,6 +198,11 @@ def test_a_quantised_checkpoint(tiny_llava: Path, tmp_path: Path, told: Any, sho
     )
     assert record["parameters"]["total"] == loaded.num_parameters()
     assert "quantised: nf4" in shown(tmp_path)
+    (tmp_path / "model.safetensors").unlink()  # the configuration alone says it too
+    alone = told(tmp_path)
+    assert alone["memory"].keys() == record["memory"].keys()
+    for form, need in alone["memory"].items():
+        assert need["weights"] == need["while_loading"] == record["memory"][form]["weights"]
 
 
 def test_what_does_not_fit_is_marked(told: Any, shown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +215,25 @@ def test_what_does_not_fit_is_marked(told: Any, shown: Any, monkeypatch: pytest.
     assert "1.5 MB no bfloat16" in text
     monkeypatch.setattr("vitrail.cli.model_info.free_memory", lambda device: None)
     assert "free memory unknown" in shown()
+
+
+def test_a_name_of_the_hub_fetches_no_weights(
+    hub: HubServer, tiny_llava: Path, told: Any, shown: Any
+) -> None:
+    hub.add("owner/tiny", tiny_llava)
+    record = told("owner/tiny")
+    assert not [name for name in hub.sent() if name.endswith(".safetensors")]
+    size = (tiny_llava / "model.safetensors").stat().st_size
+    assert record["weights"] == {
+        "files": ["model.safetensors"], "bytes": size, "dtypes": {}, "quantized": None, "here": False,
+    }  # fmt: skip
+    assert record["model"] == "owner/tiny"
+    here = told(tiny_llava)
+    for same in ("parameters", "pictures", "cache", "tokenizer", "architecture"):
+        assert record[same] == here[same], same
+    for form, need in record["memory"].items():  # the order of tensors in the files is not known yet
+        assert need["weights"] == here["memory"][form]["weights"]
+    assert "not here: 1 file" in shown("owner/tiny")
 
 
 def test_nothing_is_loaded(tiny_llava: Path, told: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,18 +224,16 @@ def _memory(
 ) -> dict[str, dict[str, int]]:
     """Precision → bytes of the weights, and at most while they are loaded. Packed weights stay as they are."""
     where = placement(network, None)
-    forms = {
-        name: form
-        for name, form in FORMS.items()
-        if form.quantization is None or not (plan.packed or stored is not None)
-    }
-    return {
-        name: {
-            "weights": sum(kept_bytes(network, headers, plan, form).values()),
-            "while_loading": sum(peak_bytes(network, headers, plan, form, where).values()),
-        }
-        for name, form in forms.items()
-    }
+    found = {}
+    for name, form in FORMS.items():
+        if stored is not None or plan.packed:
+            if form.quantization is not None:
+                continue
+            form = Form(form.dtype, None if plan.packed else stored)  # files that are not here are packed too
+        weights = sum(kept_bytes(network, headers, plan, form).values())
+        peak = sum(peak_bytes(network, headers, plan, form, where).values())
+        found[name] = {"weights": weights, "while_loading": weights if stored is not None else peak}
+    return found
 
 
 def _free() -> dict[str, Any]:
