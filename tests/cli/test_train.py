@@ -125,17 +125,34 @@ def test_all_weights_of_a_part(talks: Path, tiny_llava: Path, tmp_path: Path) ->
         "--part",
         "projector",
     ]
-    assert main([*words, "--steps", "1", "--lr", "0.1"]) == 0
+    assert main([*words, "--steps", "1", "--lr", "0.1", "--dtype", "bfloat16", "--bf16"]) == 0
     before = vitrail.AutoModelForImageTextToText.from_pretrained(tiny_llava).state_dict()
-    after = vitrail.AutoModelForImageTextToText.from_pretrained(out).state_dict()
-    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    after = vitrail.AutoModelForImageTextToText.from_pretrained(out, dtype="auto").state_dict()
+    assert {value.dtype for value in after.values()} == {torch.bfloat16}
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name].bfloat16())}
     assert changed == {name for name in before if "multi_modal_projector" in name}
 
 
-def test_over_a_packed_base(talks: Path, tiny_llava: Path, tmp_path: Path) -> None:
+def test_over_a_packed_base_with_a_bar(
+    talks: Path,
+    tiny_llava: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a terminal a bar shows loss, tokens per second and time left."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
     words = ["train", str(talks), "--model", str(tiny_llava), "--quantize", "nf4", "--bf16", "--rank", "2"]
     assert main([*words, "--steps", "2", "--out", str(tmp_path / "out")]) == 0
     assert len(losses(tmp_path / "out")) == 2
+    shown = capsys.readouterr().err
+    assert (
+        f"loss {losses(tmp_path / 'out')[-1]:.4f}" in shown
+        and "tokens/s" in shown
+        and "2/2" in shown
+        and "0:00:00" in shown
+    )
 
 
 @pytest.mark.slow
@@ -171,6 +188,7 @@ def test_a_process_that_is_killed_goes_on_with_the_same_losses(
         ([], "--out is missing"),
         (["--out", "x", "--method", "full", "--rank", "4"], "--rank shapes an adapter"),
         (["--out", "x", "--method", "full", "--quantize", "nf4"], "packed weights cannot be trained"),
+        (["--out", "x", "--method", "full", "--dtype", "bfloat16"], "need precision 'bf16'"),
         (["--out", "x", "--patience", "2"], "patience and eval_every need conversations"),
         (["--out", "x", "--target", "nothing"], "fits no module"),
         (["--out", "x", "--max-length", "999999"], "longest is a number from 1 to"),

@@ -15,7 +15,7 @@ from vitrail.errors import InputError, PromptError
 from vitrail.inputs.messages import ImagePart
 from vitrail.train.conversations import find_lines, read_line, read_talk
 from vitrail.train.dataset import open_dataset, refuse_faults
-from vitrail.train.packing import Order, Room, group, pack
+from vitrail.train.packing import Order, Room, in_groups, pack
 from vitrail.train.setup import Inputs, longest_of, open_inputs
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}
@@ -140,7 +140,7 @@ def test_every_example_once_an_epoch_in_an_order_of_the_seed() -> None:
         order.at(step) for step in reversed(range(steps))
     ]
     assert [order.epoch(step) for step in (0, order.steps(1) - 1, order.steps(1))] == [0, 0, 1]
-    for one in group(range(7), lengths, Room(3, 12)):
+    for one in in_groups(range(7), lengths, Room(3, 12)):
         assert len(one) <= 3 and (len(one) == 1 or sum(lengths[place] for place in one) <= 12)
 
 

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 
 from vitrail.adapters.config import LoraConfig
+from vitrail.auto import AutoConfig
 from vitrail.errors import InputError
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.train.dataset import Dataset, open_dataset, refuse_faults
@@ -93,6 +94,14 @@ class Job:
             raise InputError("packed weights cannot be trained: quantize goes with method 'lora'.")
         if self.merge and self.method == "full":
             raise InputError("merge works an adapter into the weights; method 'full' makes none.")
+        if (
+            self.method == "full"
+            and self.dtype not in (None, "float32")
+            and self.settings.precision != "bf16"
+        ):
+            raise InputError(
+                f"weights in {self.dtype} beside the trained ones, which are float32, need precision 'bf16' (--bf16)."
+            )
         if not 0 <= self.eval_share < 1:
             raise InputError(f"eval_share is a share from 0 to below 1, got {self.eval_share!r}.")
         if self.eval_share and self.evaluation is not None:
@@ -213,5 +222,12 @@ class Job:
             target.mkdir(parents=True, exist_ok=True)
             (inputs.processor or inputs.maker.tokenizer).save_pretrained(target)
             whole = model.merge_and_unload() if self.merge else model
-            kind = getattr(torch, self.dtype) if self.dtype not in (None, "auto") else None
-            (whole if kind is None else whole.to(kind)).save_pretrained(target)
+            whole.to(self._saved_type()).save_pretrained(target)
+
+    def _saved_type(self) -> torch.dtype:
+        """The type of a whole checkpoint: that of the weights that were not trained."""
+        named = self.dtype or "float32"
+        if named == "auto":
+            named = str(AutoConfig.from_pretrained(self.model).dtype or "float32").removeprefix("torch.")
+        found: torch.dtype = getattr(torch, named)
+        return found

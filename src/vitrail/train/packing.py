@@ -78,7 +78,7 @@ class Room:
     positions: int
 
 
-def group(order: Sequence[int], positions: Sequence[int], room: Room) -> list[list[int]]:
+def in_groups(order: Sequence[int], positions: Sequence[int], room: Room) -> list[list[int]]:
     """Neighbours in `order` together, as many as there is room for. positions: of every example."""
     groups: list[list[int]] = []
     used = 0
@@ -134,7 +134,7 @@ class Order:
         if self._epoch[0] != epoch:
             generator = torch.Generator().manual_seed(mixed(self.seed, epoch))
             order = torch.randperm(len(self.positions), generator=generator).tolist()
-            self._epoch = (epoch, group(order, self.positions, self.room))
+            self._epoch = (epoch, in_groups(order, self.positions, self.room))
         return self._epoch[1]
 
 

@@ -25,7 +25,7 @@ from vitrail.train import metrics, state
 from vitrail.train.dataset import Dataset
 from vitrail.train.loop import stop_on_signal
 from vitrail.train.optimizers import make_optimizers
-from vitrail.train.packing import Order, Pack, Prepare, Room, loss_sum, mixed, pack
+from vitrail.train.packing import Order, Pack, Prepare, Room, in_groups, loss_sum, mixed, pack
 from vitrail.train.plot import draw_curves
 from vitrail.train.rates import Rate
 from vitrail.train.settings import Settings, differences
@@ -204,10 +204,8 @@ class Trainer:
         if self.evaluation is None:
             raise InputError("there are no conversations to evaluate with.")
         room = Room(self.settings.batch, self.settings.positions)
-        packs: Iterator[Pack] = (
-            pack([self.evaluation[i] for i in group], self.prepare)
-            for group in Order(self.evaluation.positions, room, 1, 0)._groups(0)
-        )
+        groups = in_groups(range(len(self.evaluation)), self.evaluation.positions, room)
+        packs: Iterator[Pack] = (pack([self.evaluation[i] for i in group], self.prepare) for group in groups)
         total, learned = 0.0, 0
         self.network.eval()
         with self._averaged():
