@@ -54,6 +54,7 @@ mistake; one line on stderr says what), 130 interrupted.
     help="Longest answer. [default: the checkpoint's, else 512]",
 )
 @drawing_options
+@click.option("--adapter", metavar="FOLDER", help="A LoRA adapter that `vitrail train` or PEFT saved.")
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -68,6 +69,7 @@ def chat(
     as_json: bool,
     system: str | None,
     conversation: str | None,
+    adapter: str | None,
     dtype: str | None,
     device: str,
     format_name: str | None,
@@ -93,7 +95,8 @@ def chat(
         from vitrail.cli.chat_room import ChatRoom, Settings
 
         numbers = dtype or ("float32" if model is None else "auto")
-        processor, network = load(Question("", (), source, config, dtype=numbers, device=device))
+        question = Question("", (), source, config, dtype=numbers, device=device, adapter=adapter)
+        processor, network = load(question)
         settings = Settings(model or "embedded", as_json=as_json, pdf_limits=limits, **options)
         room = ChatRoom(network, processor, settings)
     room.begin(messages, system, pictures)
