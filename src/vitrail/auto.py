@@ -208,7 +208,9 @@ class _AutoModel(_Auto):
         config = kwargs.pop("config", None)
         if config is None or isinstance(config, (str, Path)):
             hub = {key: kwargs[key] for key in (*HUB_KEYWORDS, "format") if key in kwargs}
-            config = AutoConfig.from_pretrained(name if config is None else config, **hub)
+            from vitrail.adapters.files import base_of
+
+            config = AutoConfig.from_pretrained(base_of(name) or name if config is None else config, **hub)
         return cls._class_for(config).from_pretrained(name, *model_args, config=config, **kwargs)
 
     @classmethod

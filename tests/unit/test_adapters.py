@@ -307,6 +307,22 @@ def test_a_model_with_an_adapter_saves_the_adapter(tmp_path: Path) -> None:
     assert torch.equal(again(ids).logits, model(ids).logits)
 
 
+def test_a_folder_with_an_adapter_is_the_model_with_it(tmp_path: Path) -> None:
+    """As in transformers; the base beside it or by its path."""
+    shutil.copytree(PEFT / "base", tmp_path / "a" / "base")
+    shutil.copytree(PEFT / "plain", tmp_path / "a", dirs_exist_ok=True)
+    ids, expected = torch.arange(9)[None], base()
+    expected.load_adapter(PEFT / "plain")
+    for kind in (vitrail.AutoModelForCausalLM, vitrail.MistralForCausalLM):
+        assert torch.equal(kind.from_pretrained(tmp_path / "a")(ids).logits, expected(ids).logits)
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    for name, said in ((None, "does not name its base"), ("../nowhere", "nowhere")):
+        config["base_model_name_or_path"] = name
+        (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config))
+        with pytest.raises(vitrail.VitrailError, match=said):
+            vitrail.AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+
+
 def test_no_adapter_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there are none"):
         base().save_adapter(tmp_path)

@@ -113,6 +113,23 @@ def test_ids_are_the_prompt_builders_and_only_answers_are_learned(
     assert processor.image_token_id not in [label for label in example.labels if label != -100]
 
 
+def test_calls_of_tools_are_answers_and_their_results_are_not(inputs: Inputs, tmp_path: Path) -> None:
+    look = {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    line = {
+        "available_tools": [{"type": "function", "function": look}],
+        "messages": [
+            USER,
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "abcdefghi", "content": "sun"},
+            {"role": "assistant", "content": "Sun."},
+        ],
+    }
+    example = inputs.examples(4096, "v3-tekken").make(read_talk(line, tmp_path))
+    shown = '[TOOL_CALLS][{"name": "look", "arguments": {}, "id": "abcdefghi"}]</s>Sun.</s>'
+    assert answers(inputs, example) == shown
+
+
 def test_packed_rows(inputs: Inputs, folder: Path) -> None:
     user = {"role": "user", "content": [PICTURE, {"type": "text", "text": "?"}]}
     maker = inputs.examples(4096)

@@ -43,6 +43,7 @@ _PARTS = {
     "lora_embedding_A": "lora_embedding_A",
     "lora_embedding_B": "lora_embedding_B",
 }
+_MODEL_FILES = ("config.json", "params.json")
 _LIMIT = 1 << 22  # bytes of an adapter_config.json
 
 
@@ -66,6 +67,23 @@ def read_config(folder: Path) -> LoraConfig:
         return LoraConfig.from_dict(values)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{folder / CONFIG}: {error}") from error
+
+
+def base_of(name: str | os.PathLike[str]) -> str | None:
+    """The model that the adapter in a folder belongs to; None where the folder holds a model, or is none.
+
+    A relative path is taken from the folder if there is something, else from where the program runs. CheckpointError
+    when the adapter does not say.
+    """
+    folder = Path(name).expanduser()
+    if not (folder / CONFIG).is_file() or any((folder / file).is_file() for file in _MODEL_FILES):
+        return None
+    base = read_config(folder).base_model_name_or_path
+    if not base:
+        raise CheckpointError(
+            f"{folder} holds an adapter that does not name its base model; load that model and then, with load_adapter, this."
+        )
+    return str(folder / base) if (folder / base).is_dir() else base
 
 
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = DEFAULT) -> LoraConfig:

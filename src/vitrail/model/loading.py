@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from vitrail.adapters.files import save_adapter
+from vitrail.adapters.files import base_of, load_adapter, save_adapter
 from vitrail.adapters.model import configs
 from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
 from vitrail.configs.generation import GenerationConfig
@@ -34,7 +34,15 @@ def load_pretrained(
     hub: dict[str, Any],
     options: dict[str, Any],
 ) -> Model:
-    """Build `cls` on the meta device and fill it from a checkpoint; see PreTrainedModel.from_pretrained."""
+    """Build `cls` on the meta device and fill it from a checkpoint; see PreTrainedModel.from_pretrained.
+
+    A folder that holds an adapter stands for the model that it belongs to, with the adapter on it.
+    """
+    base = base_of(name_or_path)
+    if base is not None:
+        adapted = load_pretrained(cls, base, config=config, hub=hub, options=options)
+        load_adapter(adapted, name_or_path)
+        return adapted
     options = dict(options)
     dtype = options.pop("dtype", None)
     torch_dtype = options.pop("torch_dtype", None)
