@@ -95,8 +95,8 @@ def right(model: AutoModelForImageTextToText, processor: AutoProcessor, count: i
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--out", type=Path, default=Path("meters"))
-parser.add_argument("--pictures", type=int, default=3000)
-parser.add_argument("--steps", type=int, default=900)
+parser.add_argument("--pictures", type=int, default=2000)
+parser.add_argument("--steps", type=int, default=400)
 parser.add_argument("--tests", type=int, default=100)
 options = parser.parse_args()
 

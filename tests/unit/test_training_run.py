@@ -72,6 +72,7 @@ class Killed(Exception):
     """Stands for a process that was killed."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     optimizer: Any, data: Dataset, prepare: Any, tmp_path: Path
@@ -177,6 +178,7 @@ def test_gradients_that_are_not_finite_change_nothing_and_end_the_run(
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
 
 
+@pytest.mark.slow
 def test_bf16_and_checkpointing_are_close_to_plain(data: Dataset, prepare: Any, tmp_path: Path) -> None:
     found = {}
     for name, options in (("plain", {}), ("again", {"checkpointing": True}), ("half", {"precision": "bf16"})):

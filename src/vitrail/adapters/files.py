@@ -81,7 +81,8 @@ def base_of(name: str | os.PathLike[str]) -> str | None:
     base = read_config(folder).base_model_name_or_path
     if not base:
         raise CheckpointError(
-            f"{folder} holds an adapter that does not name its base model; load that model and then, with load_adapter, this."
+            f"{folder} holds an adapter that does not name its base model; load that model, and then this with "
+            "load_adapter."
         )
     return str(folder / base) if (folder / base).is_dir() else base
 

@@ -113,6 +113,8 @@ class Job:
 
     def read(self, progress: Callable[[int, int], None] | None = None) -> Reading:
         """Read and check every line and picture, without the model's weights. Faults are noted, not raised."""
+        if self.out is not None:
+            self._folder()
         inputs = open_inputs(self.model, max_image_tokens=self.max_image_tokens)
         most = longest_of(self.model)
         if self.longest is not None and not 0 < self.longest <= most:
