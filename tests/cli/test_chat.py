@@ -312,20 +312,28 @@ def test_on_a_terminal(tiny_llava: Path, tmp_path: Path) -> None:
         stderr=follower,
         start_new_session=True,
         preexec_fn=_interruptible,
+        env={**os.environ, "TERM": "dumb"},
     ) as process:
         os.close(follower)
         screen = Screen(leader)
-        screen.wait_for("/help explains")
-        screen.type("Hello.\n")
-        screen.wait_for("Hello.\r\n", more=5)
-        process.send_signal(signal.SIGINT)
-        screen.wait_for("is part of the conversation")
-        screen.type("/nonsense\n")
-        screen.wait_for("there is no command /nonsense")
-        screen.type(f"/save {path}\n")
-        screen.wait_for("2 messages are in")
-        screen.type("\x04")
-        assert process.wait(timeout=60) == 0
+        try:
+            screen.wait_for("/help explains")
+            screen.wait_for("> ")
+            screen.type("Hello.\n")
+            screen.wait_for("Hello.\r\n", more=60)
+            process.send_signal(signal.SIGINT)
+            screen.wait_for("is part of the conversation")
+            screen.wait_for("> ")
+            screen.type("/nonsense\n")
+            screen.wait_for("there is no command /nonsense")
+            screen.wait_for("> ")
+            screen.type(f"/save {path}\n")
+            screen.wait_for("2 messages are in")
+            screen.wait_for("> ")
+            screen.type("\x04")
+            assert process.wait(timeout=120) == 0
+        finally:
+            process.kill()
     os.close(leader)
     asked, answered = load_messages(str(path))
     assert asked == {"role": "user", "content": "Hello."}
