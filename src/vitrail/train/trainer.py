@@ -129,6 +129,8 @@ class Trainer:
                         self._save()
         finally:
             self.network.eval()
+            if self.settings.checkpointing:
+                self.network.gradient_checkpointing_disable()
         self._save()
         reason = "no better for a while" if self._stale else "finished"
         if self.step < self.steps and not self._stale:
@@ -138,9 +140,8 @@ class Trainer:
     def _train_step(self) -> dict[str, Any]:
         """One update: all packs of the step, one loss per learned id of all of them."""
         begun = time.monotonic()
-        torch.manual_seed(
-            mixed(self.settings.seed, self.step)
-        )  # dropout; a step is the same whenever it is taken
+        # Dropout draws from it: a step is the same whenever it is taken.
+        torch.manual_seed(mixed(self.settings.seed, self.step))
         packs = [pack([self.data[i] for i in group], self.prepare) for group in self.order.at(self.step)]
         learned = sum(len(rows.targets) for rows in packs)
         factor = self.rate.factor(self.step)
