@@ -42,7 +42,7 @@ def reading() -> tuple[Any, torch.Tensor]:
     processor = AutoProcessor.from_pretrained(embedded_path())
     model = AutoModelForImageTextToText.from_pretrained(embedded_path(), dtype="float32")
     inputs = _inputs(processor)
-    return inputs, model.generate(**inputs, max_new_tokens=40, do_sample=False)
+    return inputs, model.generate(**inputs, max_new_tokens=80, do_sample=False)
 
 
 def test_the_example_sign_is_read(reading: tuple[Any, torch.Tensor]) -> None:
@@ -57,7 +57,7 @@ def test_transformers_reads_the_same(reading: tuple[Any, torch.Tensor]) -> None:
     model = transformers.Mistral3ForConditionalGeneration.from_pretrained(
         embedded_path(), dtype=torch.float32, attn_implementation="eager"
     )
-    theirs = model.generate(**dict(inputs), max_new_tokens=40, do_sample=False)
+    theirs = model.generate(**dict(inputs), max_new_tokens=80, do_sample=False)
     assert torch.equal(theirs, ids)
     tokenizer = transformers.AutoTokenizer.from_pretrained(embedded_path())
     prompt = tokenizer.decode(inputs["input_ids"][0])
