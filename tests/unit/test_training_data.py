@@ -16,7 +16,7 @@ from vitrail.inputs.messages import ImagePart
 from vitrail.train.conversations import find_lines, read_line, read_talk
 from vitrail.train.dataset import open_dataset, refuse_faults
 from vitrail.train.packing import Order, Room, in_groups, pack
-from vitrail.train.setup import Inputs, longest_of, open_inputs
+from vitrail.train.setup import Inputs, fingerprint, longest_of, open_inputs
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}
 PICTURE: dict[str, Any] = {"type": "image", "path": "a.png"}
@@ -228,6 +228,14 @@ def test_templates_that_rewrite_the_beginning_are_refused(inputs: Inputs, tmp_pa
     maker = replace(inputs.examples(4096), maker=replace(inputs.maker, template=template))
     with pytest.raises(PromptError, match=r"messages\[1\]: the chat template writes"):
         maker.make(read_talk([USER, ANSWER, USER, ANSWER], tmp_path))
+
+
+def test_a_run_knows_its_base_by_the_weights(tiny_llava: Path, tmp_path: Path) -> None:
+    """The same folder with other weights would be another run."""
+    copy = tiny.write_checkpoint(tmp_path / "copy", "llava")
+    assert fingerprint(copy) == fingerprint(tiny_llava)
+    tiny.write_checkpoint(copy, "llava", seed=1)
+    assert fingerprint(copy) != fingerprint(tiny_llava)
 
 
 def test_the_context_is_the_models(tiny_llava: Path) -> None:

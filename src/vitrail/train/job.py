@@ -19,6 +19,7 @@ from vitrail.train.settings import Method, Settings
 from vitrail.train.setup import (
     QUANTISED,
     Inputs,
+    fingerprint,
     longest_of,
     make_adapter,
     open_inputs,
@@ -203,6 +204,7 @@ class Job:
         """What must stay the same for a run to go on, beside the settings."""
         return {
             "model": self.model,
+            "weights": fingerprint(self.model),
             "method": self.method,
             "lora": self.lora.to_dict() if self.method == "lora" else None,
             "quantize": self.quantize,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from vitrail.train.examples import ExampleMaker
 
 QUANTISED = ("nf4", "fp4", "int8")
 LANGUAGE_MODEL = "language_model"
+_SAMPLE = 1 << 18  # bytes of a file that are looked at, at either end
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,18 @@ def longest_of(model: str | Path) -> int:
     """The positions that a checkpoint's context has."""
     config = AutoConfig.from_pretrained(model)
     return int(config.get_text_config().max_position_embeddings)
+
+
+def fingerprint(model: str | Path) -> str:
+    """A digest that changes with a checkpoint's weights: of name, size, beginning and end of each file."""
+    whole = hashlib.sha256()
+    for path in sorted(resolve(model).glob("*.safetensors")):
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            whole.update(f"{path.name} {size} ".encode() + stream.read(_SAMPLE))
+            stream.seek(max(0, size - _SAMPLE))
+            whole.update(stream.read(_SAMPLE))
+    return whole.hexdigest()
 
 
 def open_model(
