@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from vitrail.cli.main import main
+from vitrail.cli.main import app, main
 
 Says = Callable[..., str]
 
@@ -91,6 +91,15 @@ def png(height: int, width: int) -> bytes:
 def test_wrong_arguments(says: Says, arguments: list[str], said: str) -> None:
     """What the parser or the command refuses names the culprit."""
     assert said in says(*arguments)
+
+
+@pytest.mark.parametrize("name", sorted(app.commands))
+def test_every_command_shows_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` answers with lines that can be copied."""
+    assert main([name, "--help"]) == 0
+    _, found, examples = capsys.readouterr().out.partition("Examples:\n")
+    assert found
+    assert f"vitrail {name} " in examples
 
 
 def test_a_forgotten_question(says: Says, sign: Path) -> None:

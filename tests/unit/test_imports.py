@@ -56,7 +56,12 @@ def test_importing_vitrail_brings_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], [], *([name, "--help"] for name in ("ask", "info", "tokens", "train"))],
+    [
+        ["--help"],
+        ["--version"],
+        [],
+        *([name, "--help"] for name in ("ask", "chat", "info", "tokens", "train")),
+    ],
 )
 def test_help_brings_nothing_heavy(arguments: list[str]) -> None:
     """Asking for help does not wait for torch."""

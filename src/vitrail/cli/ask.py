@@ -2,20 +2,17 @@
 
 import json
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from vitrail.cli.files import read_tools
-from vitrail.cli.options import drawing_options, pdf_options, refuse_idle, take_pdf_limits
+from vitrail.cli.options import answer_options, model_option, pdf_options, refuse_idle, take_pdf_limits
 from vitrail.cli.pictures import open_pages, split_words
 from vitrail.cli.screen import Printer, waiting
-from vitrail.cli.source import Source, source_options
+from vitrail.cli.source import Source, embedded, read_model, source_options
 from vitrail.cli.transcript import load_messages
 from vitrail.errors import InputError
-
-if TYPE_CHECKING:
-    from vitrail.configs import PretrainedConfig
 
 EXAMPLES = """\b
 Examples:
@@ -31,12 +28,7 @@ Exit status: 0 answered, 2 something was wrong with the question, a picture or t
 
 @click.command("ask", epilog=EXAMPLES)
 @click.argument("words", nargs=-1, metavar="PICTURE… QUESTION")
-@click.option(
-    "-m",
-    "--model",
-    metavar="FOLDER",
-    help="Checkpoint: a folder, or a name on the Hugging Face hub. [default: the embedded reader]",
-)
+@model_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: text, token counts, timings.")
 @click.option("--system", metavar="TEXT", help="A system prompt.")
 @click.option(
@@ -45,26 +37,7 @@ Exit status: 0 answered, 2 something was wrong with the question, a picture or t
 @click.option(
     "--tools", metavar="FILE", help="A JSON list of tools that the model may call; none is run here."
 )
-@click.option(
-    "--max-image-tokens",
-    type=click.IntRange(min=2),
-    metavar="N",
-    help="Shrink each picture until it costs at most N tokens.",
-)
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Longest answer. [default: the checkpoint's, else 512]",
-)
-@drawing_options
-@click.option("--adapter", metavar="FOLDER", help="A LoRA adapter that `vitrail train` or PEFT saved.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Numbers to compute with. [default: the checkpoint's; float32 for the embedded reader]",
-)
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda.")
+@answer_options
 @source_options
 @pdf_options
 def ask(
@@ -143,20 +116,3 @@ def ask(
         printer.write(f"{call.name}({call.arguments})\n")
     if not (response.text or response.tool_calls):
         click.echo()
-
-
-def read_model(source: Source, *, with_pictures: bool) -> "PretrainedConfig":
-    """The checkpoint's configuration, read before torch is imported: a wrong folder is told at once."""
-    from vitrail.auto import AutoConfig
-
-    config = AutoConfig.from_pretrained(source.folder, format=source.format)
-    if with_pictures and not hasattr(config, "vision_config"):
-        raise InputError(f"{source.name} reads text only; ask it without pictures or choose another --model")
-    return config
-
-
-def embedded() -> str:
-    """The folder of the checkpoint that the package carries."""
-    from vitrail.reader import embedded_path
-
-    return str(embedded_path())

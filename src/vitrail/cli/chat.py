@@ -4,11 +4,10 @@ from typing import Any
 
 import click
 
-from vitrail.cli.ask import embedded, read_model
-from vitrail.cli.options import drawing_options, pdf_options, refuse_idle, take_pdf_limits
+from vitrail.cli.options import answer_options, model_option, pdf_options, refuse_idle, take_pdf_limits
 from vitrail.cli.pictures import STDIN
 from vitrail.cli.screen import waiting
-from vitrail.cli.source import Source, source_options
+from vitrail.cli.source import Source, embedded, read_model, source_options
 from vitrail.cli.transcript import load_messages
 from vitrail.errors import InputError
 
@@ -27,12 +26,7 @@ mistake; one line on stderr says what), 130 interrupted.
 
 @click.command("chat", epilog=EXAMPLES)
 @click.argument("pictures", nargs=-1, metavar="[PICTURE…]")
-@click.option(
-    "-m",
-    "--model",
-    metavar="FOLDER",
-    help="Checkpoint: a folder, or a name on the Hugging Face hub. [default: the embedded reader]",
-)
+@model_option
 @click.option(
     "--json",
     "as_json",
@@ -41,26 +35,7 @@ mistake; one line on stderr says what), 130 interrupted.
 )
 @click.option("--system", metavar="TEXT", help="A system prompt.")
 @click.option("--load", "conversation", metavar="FILE", help="Go on from a conversation that /save wrote.")
-@click.option(
-    "--max-image-tokens",
-    type=click.IntRange(min=2),
-    metavar="N",
-    help="Shrink each picture until it costs at most N tokens.",
-)
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Longest answer. [default: the checkpoint's, else 512]",
-)
-@drawing_options
-@click.option("--adapter", metavar="FOLDER", help="A LoRA adapter that `vitrail train` or PEFT saved.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Numbers to compute with. [default: the checkpoint's; float32 for the embedded reader]",
-)
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda.")
+@answer_options
 @source_options
 @pdf_options
 def chat(

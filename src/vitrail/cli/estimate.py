@@ -78,9 +78,8 @@ def _picture(model: Any, height: int, width: int) -> int:
     patches = rows * cols
     conv = 3 * vision.patch_size**2 * vision.hidden_size
     attended = vision.num_hidden_layers * 2 * vision.num_attention_heads * vision.head_dim * patches
-    return patches * (_weights(model.vision_tower) + conv + attended) + projector.tokens(
-        (rows, cols)
-    ) * _weights(projector)
+    tower = patches * (_weights(model.vision_tower) + conv + attended)
+    return int(tower + projector.tokens((rows, cols)) * _weights(projector))
 
 
 def _weights(module: nn.Module) -> int:

@@ -5,7 +5,7 @@ import json
 import click
 
 from vitrail.cli.screen import waiting
-from vitrail.cli.source import Source, source_options
+from vitrail.cli.source import Source, embedded, source_options
 
 EXAMPLES = """\b
 Examples:
@@ -25,8 +25,6 @@ def info(model: str | None, as_json: bool, format_name: str | None, revision: st
     MODEL is a checkpoint's folder, or a name on the Hugging Face hub, of which only the small files are fetched;
     without it, the embedded reader. What would keep it from loading is told as an error.
     """
-    from vitrail.cli.ask import embedded
-
     source = Source.open(embedded() if model is None else model, format_name, revision)
     name = "embedded" if model is None else model
     with waiting() as line:

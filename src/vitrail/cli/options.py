@@ -1,4 +1,4 @@
-"""Options that several commands share: the limits of PDFs, and how an answer is drawn. No command's work."""
+"""Options that several commands share: the model, how it computes and draws, the limits of PDFs. No command's work."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,52 +15,52 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _PDF = {"pdf_pages": "max_pages", "pdf_pixels": "max_pixels", "pdf_seconds": "max_seconds"}
 
 
-def pdf_options(command: Command) -> Command:
-    """Adds --pdf-pages, --pdf-pixels and --pdf-seconds; `take_pdf_limits` reads them."""
-    for option in (
-        click.option(
-            "--pdf-seconds",
-            type=click.FloatRange(min=0, min_open=True),
-            metavar="S",
-            help="Longest time to render a PDF. [default: 60]",
-        ),
-        click.option(
-            "--pdf-pixels",
-            type=click.IntRange(min=1, max=100_000_000),
-            metavar="N",
-            help="Most pixels of a PDF's page; a larger one is rendered coarser. [default: 8 million]",
-        ),
-        click.option(
-            "--pdf-pages",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Most pages of a PDF; a longer one is refused. [default: 50]",
-        ),
-    ):
+def _added(command: Command, *options: Callable[[Command], Command]) -> Command:
+    """The command with these options, in this order in its help."""
+    for option in reversed(options):
         command = option(command)
     return command
 
 
-def take_pdf_limits(options: dict[str, Any]) -> "PdfLimits":
-    """The limits that `pdf_options` say; they are taken out of `options`."""
-    from vitrail.inputs.pdf import PdfLimits
-
-    given = {name: options.pop(flag, None) for flag, name in _PDF.items()}
-    return PdfLimits(**{name: value for name, value in given.items() if value is not None})
-
-
-def drawing_options(command: Command) -> Command:
-    """Adds --temperature, --top-p, --top-k and --seed; `refuse_idle` checks them."""
-    for option in (
-        click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Same seed, same draw."),
+def model_option(command: Command) -> Command:
+    """Adds --model; None is the embedded reader."""
+    return _added(
+        command,
         click.option(
-            "--top-k", type=click.IntRange(min=1), metavar="K", help="Draw from the K likeliest tokens."
+            "-m",
+            "--model",
+            metavar="FOLDER",
+            help="Checkpoint: a folder, or a name on the Hugging Face hub. [default: the embedded reader]",
         ),
+    )
+
+
+def image_tokens_option(command: Command) -> Command:
+    """Adds --max-image-tokens."""
+    return _added(
+        command,
         click.option(
-            "--top-p",
-            type=click.FloatRange(min=0, max=1, min_open=True),
-            metavar="P",
-            help="Draw from the likeliest tokens that make up P.",
+            "--max-image-tokens",
+            type=click.IntRange(min=2),
+            metavar="N",
+            help="Shrink each picture until it costs at most N tokens.",
+        ),
+    )
+
+
+def answer_options(command: Command) -> Command:
+    """Adds what shapes an answer: limits of pictures and answer, how ids are drawn, adapter, dtype and device.
+
+    `refuse_idle` checks them.
+    """
+    return _added(
+        command,
+        image_tokens_option,
+        click.option(
+            "--max-new-tokens",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Longest answer. [default: the checkpoint's, else 512]",
         ),
         click.option(
             "--temperature",
@@ -69,9 +69,61 @@ def drawing_options(command: Command) -> Command:
             metavar="T",
             help="Draw from the probabilities at this temperature. [default: 0, always the likeliest]",
         ),
-    ):
-        command = option(command)
-    return command
+        click.option(
+            "--top-p",
+            type=click.FloatRange(min=0, max=1, min_open=True),
+            metavar="P",
+            help="Draw from the likeliest tokens that make up P.",
+        ),
+        click.option(
+            "--top-k", type=click.IntRange(min=1), metavar="K", help="Draw from the K likeliest tokens."
+        ),
+        click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Same seed, same draw."),
+        click.option(
+            "--adapter", metavar="FOLDER", help="A LoRA adapter that `vitrail train` or PEFT saved."
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+            help="Numbers to compute with. [default: the checkpoint's; float32 for the embedded reader]",
+        ),
+        click.option(
+            "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda."
+        ),
+    )
+
+
+def pdf_options(command: Command) -> Command:
+    """Adds --pdf-pages, --pdf-pixels and --pdf-seconds; `take_pdf_limits` reads them."""
+    return _added(
+        command,
+        click.option(
+            "--pdf-pages",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Most pages of a PDF; a longer one is refused. [default: 50]",
+        ),
+        click.option(
+            "--pdf-pixels",
+            type=click.IntRange(min=1, max=100_000_000),
+            metavar="N",
+            help="Most pixels of a PDF's page; a larger one is rendered coarser. [default: 8 million]",
+        ),
+        click.option(
+            "--pdf-seconds",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="S",
+            help="Longest time to render a PDF. [default: 60]",
+        ),
+    )
+
+
+def take_pdf_limits(options: dict[str, Any]) -> "PdfLimits":
+    """The limits that `pdf_options` say; they are taken out of `options`."""
+    from vitrail.inputs.pdf import PdfLimits
+
+    given = {name: options.pop(flag, None) for flag, name in _PDF.items()}
+    return PdfLimits(**{name: value for name, value in given.items() if value is not None})
 
 
 def refuse_idle(options: dict[str, Any]) -> None:

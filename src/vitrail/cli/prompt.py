@@ -7,6 +7,7 @@ import click
 
 from vitrail.cli.files import read_input, read_tools
 from vitrail.cli.prompt_printer import PromptPrinter
+from vitrail.cli.source import embedded
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,7 +67,6 @@ def prompt(
     for flag, name in (("--format", format_name), ("--diff", diff)):
         if name is not None and name not in FORMAT_NAMES:
             raise InputError(f"{flag} is one of {', '.join(FORMAT_NAMES)}; got {name!r}")
-    from vitrail.cli.ask import embedded
 
     maker = open_maker(tokenizer or embedded())
     printer = PromptPrinter(numbered=len(conversations) > 1)

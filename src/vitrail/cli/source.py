@@ -16,6 +16,7 @@ from vitrail.errors import InputError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from vitrail.configs import PretrainedConfig
     from vitrail.files.download import Download
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -67,6 +68,23 @@ class Source:
 
         with _shown(self.name):
             with_weights(self.folder, self.name, format=self.format)
+
+
+def read_model(source: Source, *, with_pictures: bool) -> "PretrainedConfig":
+    """The checkpoint's configuration, read before torch is imported: a wrong folder is told at once."""
+    from vitrail.auto import AutoConfig
+
+    config = AutoConfig.from_pretrained(source.folder, format=source.format)
+    if with_pictures and not hasattr(config, "vision_config"):
+        raise InputError(f"{source.name} reads text only; ask it without pictures or choose another --model")
+    return config
+
+
+def embedded() -> str:
+    """The folder of the checkpoint that the package carries."""
+    from vitrail.reader import embedded_path
+
+    return str(embedded_path())
 
 
 @contextmanager

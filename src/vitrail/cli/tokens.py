@@ -4,22 +4,21 @@ from typing import Any
 
 import click
 
-from vitrail.cli.options import pdf_options, take_pdf_limits
+from vitrail.cli.options import image_tokens_option, model_option, pdf_options, take_pdf_limits
 from vitrail.cli.pictures import open_pages
-from vitrail.cli.source import Source, source_options
+from vitrail.cli.source import Source, embedded, source_options
+
+EXAMPLES = """\b
+Examples:
+  vitrail tokens sign.png
+  vitrail tokens scan.pdf --model mistral-community/pixtral-12b --max-image-tokens 500
+"""
 
 
-@click.command("tokens")
+@click.command("tokens", epilog=EXAMPLES)
 @click.argument("pictures", nargs=-1, required=True, metavar="PICTURE…")
-@click.option(
-    "-m",
-    "--model",
-    metavar="FOLDER",
-    help="Checkpoint: a folder, or a name on the Hugging Face hub. [default: the embedded reader]",
-)
-@click.option(
-    "--max-image-tokens", type=click.IntRange(min=2), metavar="N", help="As `vitrail ask` would shrink it."
-)
+@model_option
+@image_tokens_option
 @source_options
 @pdf_options
 def tokens(
@@ -32,7 +31,6 @@ def tokens(
 ) -> None:
     """Say what each PICTURE costs in tokens, and the size it is read at (width×height); of a PDF, each page."""
     from vitrail.auto import AutoProcessor
-    from vitrail.cli.ask import embedded
 
     pdf_limits = take_pdf_limits(limits)
     opened = [(name, page) for name in pictures for page in open_pages(name, pdf_limits)]

@@ -138,7 +138,7 @@ def train(data: Path, check: bool, as_json: bool, **options: Any) -> None:
 def _job(data: Path, options: dict[str, Any]) -> "Job":
     """The job that the options describe."""
     from vitrail.adapters.config import LoraConfig
-    from vitrail.cli.ask import embedded
+    from vitrail.cli.source import embedded
     from vitrail.train.job import Job
     from vitrail.train.settings import SETTINGS, Settings
     from vitrail.train.setup import lora_config
