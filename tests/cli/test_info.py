@@ -158,8 +158,11 @@ def test_both_formats_and_both_tokenizers(native: Path, tmp_path: Path, told: An
         "ids": 300,
     }
     text = shown(folder)
-    assert "Hugging Face's format (Mistral's own format is there too: format='mistral')" in text
+    assert "Hugging Face's format (Mistral's own format is there too: --format mistral)" in text
     assert "tekken.json, 300 ids; tokenizer.json is there too: tokenizer_mode='hf'" in text
+    (folder / "model.safetensors").unlink()  # config.json alone is half a format
+    assert told(folder)["formats"] == ["mistral"]
+    assert "is there too: --format" not in shown(folder)
 
 
 def test_the_embedded_reader_and_the_tree(shown: Any, told: Any) -> None:

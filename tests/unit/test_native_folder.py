@@ -55,6 +55,10 @@ def test_the_complete_format_is_taken(both: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(both, tmp_path / "copy"))
     (folder / "model.safetensors").unlink()
     assert choose_format(folder) == "mistral"
+    with pytest.raises(
+        CheckpointError, match=r"no model\.safetensors.*leave format out or say format='mistral'"
+    ):
+        load(folder, format="hf")
     (folder / "params.json").unlink()
     with pytest.raises(CheckpointError, match=r"no params\.json, which says"):
         load(folder)
@@ -163,6 +167,9 @@ def test_what_convert_refuses(both: Path, tmp_path: Path) -> None:
         convert(both, both, "hf")
     with pytest.raises(InputError, match="'hf' or 'mistral'"):
         convert(both, tmp_path / "out", "gguf")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"no params\.json .* nor has it a config\.json: it holds no"):
+        convert(tmp_path / "empty", tmp_path / "out", "hf")
     geometries.model_of(PARAMS).save_pretrained(tmp_path / "hf")
     with pytest.raises(
         CheckpointError, match=r"no params\.json to convert from; it is in Hugging Face's format already"

@@ -92,7 +92,7 @@ def _decoder(text: dict[str, Any]) -> str:
 
 def _format(info: ModelInfo) -> str:
     other = [name for name in info.formats if name != info.format]
-    also = f" ({NAMES[other[0]]} is there too: format={other[0]!r})" if other else ""
+    also = f" ({NAMES[other[0]]} is there too: --format {other[0]})" if other else ""
     return NAMES[info.format] + also
 
 

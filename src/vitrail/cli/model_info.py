@@ -14,7 +14,7 @@ from vitrail.auto import AutoModelForCausalLM, AutoModelForImageTextToText
 from vitrail.cli.model_parts import Part, architecture
 from vitrail.configs import MistralConfig, PretrainedConfig, read_config
 from vitrail.files.hub_cache import repository_of
-from vitrail.files.layout import choose_format, formats_of, weight_files
+from vitrail.files.layout import choose_format, complete_formats, weight_files
 from vitrail.files.safetensors import TensorEntry
 from vitrail.files.token_ids import read_token_ids, tokenizer_file
 from vitrail.inputs.grid import Dialect, image_grid
@@ -95,7 +95,7 @@ def gather(folder: Path, name: str, format: str | None = None) -> ModelInfo:
         architecture=architecture(network),
         model_type=config.model_type,
         format=chosen,
-        formats=formats_of(names),
+        formats=complete_formats(names) or [chosen],
         weights=_weights(folder, names, chosen, headers, plan, stored, here),
         geometry=_geometry(config, text),
         parameters=_parameters(network),

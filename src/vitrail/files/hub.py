@@ -55,7 +55,9 @@ def resolve(
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise CheckpointError(f"{folder} is a file; a checkpoint is a folder with a config.json.")
+        raise CheckpointError(
+            f"{folder} is a file; a checkpoint is a folder with a config.json or a params.json."
+        )
     if not _is_repository(name):
         raise CheckpointError(
             f"there is no folder {name!r}; give a checkpoint's folder or a name like 'owner/model'."

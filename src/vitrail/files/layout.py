@@ -55,14 +55,19 @@ def choose_among(names: Iterable[str], wanted: str | None, where: str) -> str:
                 f"leave format out or say format={configured[0]!r}."
             )
         return wanted
-    complete = [name for name in configured if _weights(present, name)]
-    return next(iter(complete or configured), HF)
+    return next(iter(complete_formats(present) or configured), HF)
 
 
 def formats_of(names: Iterable[str]) -> list[str]:
     """The formats whose configuration is among `names`, Hugging Face's first."""
     present = set(names)
     return [name for name, file in _CONFIGS.items() if file in present]
+
+
+def complete_formats(names: Iterable[str]) -> list[str]:
+    """The formats whose configuration and weights are both among `names`, Hugging Face's first."""
+    present = set(names)
+    return [name for name in formats_of(present) if _weights(present, name)]
 
 
 def small_files(names: Iterable[str], format: str) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError
 from vitrail.files.json import read_json
+from vitrail.files.layout import PARAMS_NAME
 from vitrail.files.listing import listed
 from vitrail.files.safetensors import SafetensorsFile, TensorEntry
 
@@ -104,9 +105,15 @@ def _find(folder: Path, stem: str) -> tuple[dict[str, Any] | None, list[str]]:
 def _nothing_to_read(folder: Path, stem: str, native: list[str]) -> CheckpointError:
     looked_for = f"{folder} has no {stem}.safetensors, no {stem}{_INDEX} and no other safetensors file"
     if native:
+        whole = (folder / PARAMS_NAME).is_file()
+        advice = (
+            "leave format out or say format='mistral'."
+            if whole
+            else f"but no {PARAMS_NAME}, which says what model it is: fetch it too."
+        )
         return CheckpointError(
-            f"{looked_for} in Hugging Face's format; there is {native[0]} in Mistral's own format, but no params.json, "
-            "which says what model it is: fetch it too."
+            f"{looked_for} in Hugging Face's format; there is {native[0]} in Mistral's own format{':' if whole else ','} "
+            f"{advice}"
         )
     if any(path for pattern in ("*.bin", "*.pt*") for path in folder.glob(pattern)):
         return CheckpointError(

@@ -103,7 +103,11 @@ def open_source(source: Path, to: str) -> tuple[PretrainedConfig, Checkpoint]:
     given = MISTRAL if to == HF else HF
     if not (source / _CONFIGS[given]).is_file():
         held = (source / _CONFIGS[to]).is_file()
-        already = f"it is in {NAMES[to]} already" if held else "it holds no checkpoint"
+        already = (
+            f"it is in {NAMES[to]} already"
+            if held
+            else f"nor has it a {_CONFIGS[to]}: it holds no checkpoint"
+        )
         raise CheckpointError(f"{source} has no {_CONFIGS[given]} to convert from; {already}.")
     choose_format(source, given)
     config = read_config(source, given)
