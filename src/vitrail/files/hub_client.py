@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,7 +188,8 @@ def _told(error: Exception, client: ModuleType, name: str, revision: str) -> Che
     speaks_http = type(error).__module__.startswith(_HTTP)
     if speaks_http or isinstance(error, (ConnectionError, TimeoutError)):
         return HubUnreachableError(
-            f"the hub could not be reached for {name!r}, or broke off ({_first_line(error)}); check the connection"
+            f"the hub at {client.constants.ENDPOINT} could not be reached for {name!r}, or broke off "
+            f"({_first_line(_root(error))}); check the connection"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CheckpointError(
@@ -219,6 +221,17 @@ def _refused(error: Any, kinds: ModuleType, name: str, revision: str, endpoint: 
     return CheckpointError(f"the hub refused {name} (revision {revision}): {_first_line(error)}")
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+def _root(error: BaseException) -> BaseException:
+    """The system's own error beneath those that HTTP libraries wrap around it; `error` where there is none."""
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, (ConnectionError, TimeoutError, socket.gaierror)):
+            return one
+        one = one.__cause__ or one.__context__
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    said = getattr(error, "strerror", None) or str(error)  # without "[Errno 111]"
+    lines = str(said).strip().splitlines() or [type(error).__name__]
     return lines[0][:300]
