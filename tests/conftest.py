@@ -72,7 +72,7 @@ def picture() -> Callable[..., Image.Image]:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[hub_server.HubServer]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.HubServer]:
     """A hub of this test's own, which the real client asks; it keeps what it fetches in tmp_path / "cache"."""
-    with hub_server.serving() as hub, hub_server.client_of(hub, tmp_path / "cache"):
+    with hub_server.serving() as hub, hub_server.client_of(hub, tmp_path / "cache", monkeypatch):
         yield hub

