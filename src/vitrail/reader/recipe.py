@@ -114,7 +114,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "finish",
         Look(characters=(3, 34), lines=(0.5, 0.35, 0.15), margin=8.0, accents=0.12, blank=0.02),
-        Schedule(steps=1500, warmup=10, final=0.0, ema=0.995, save_every=250),
+        Schedule(steps=1300, warmup=10, final=0.0, ema=0.995, save_every=250),
         count=10,
         patches=0.3,
         answer=1.0,
