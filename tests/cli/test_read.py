@@ -81,6 +81,7 @@ def test_a_file_that_is_named_twice_is_read_once(folder: Path) -> None:
     assert found == [str(folder / "b.png"), str(folder / "more" / "a.JPG")]
 
 
+@pytest.mark.slow
 def test_batches_of_any_size_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     with Image.open(SIGN) as picture:
         sign = picture.convert("RGB")

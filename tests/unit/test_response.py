@@ -284,6 +284,7 @@ def answers(draw: st.DrawFn) -> list[int]:
     return ids + one("</s>") if draw(st.booleans()) else ids
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(answers(), st.data())
 def test_any_ids_at_any_split(ids: list[int], data: st.DataObject) -> None:
@@ -318,6 +319,7 @@ VALUES = st.recursive(
 TOOL = st.tuples(st.from_regex(r"[a-zA-Z0-9_-]{1,20}", fullmatch=True), VALUES)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.text(),

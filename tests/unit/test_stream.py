@@ -116,6 +116,7 @@ def test_any_ids_join_to_what_decoding_them_at_once_gives(kind, skip):
         assert found == tokenizer.decode(ids, skip_special_tokens=skip), ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tekken_240911.json", "mistral_instruct_tokenizer_240323.model.v3"])
 @pytest.mark.parametrize("skip", [True, False])
 def test_the_tokenizers_of_published_models_join_too(name, skip):

@@ -151,6 +151,7 @@ TYPED = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(parts=st.lists(TYPED.map("".join), min_size=1, max_size=4))
 @settings(max_examples=300, deadline=None)
 def test_users_cannot_write_control_tokens(parts: list[str]) -> None:
