@@ -231,7 +231,7 @@ def test_a_text_file_named_png(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"notes\.png' is no picture in a format that is read \(PNG, JPEG"):
         load_image(path)
     path.write_bytes(b"")
-    with pytest.raises(ImageError, match="empty"):
+    with pytest.raises(ImageError, match=r"notes\.png' is empty"):
         load_image(path)
 
 

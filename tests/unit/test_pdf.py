@@ -101,8 +101,13 @@ def test_a_large_page_is_rendered_coarser_before_it_is_rendered() -> None:
         (pdfs.pdf((72, 72, RED), encrypted=True), {}, ["encrypted", "password"]),
         (THREE[:90], {}, ["damaged"]),
         (b"no PDF at all", {}, ["does not begin with %PDF-"]),
+        (b"", {}, ["is empty"]),
         (pdfs.pdf(), {}, ["PDF without pages"]),
-        (pdfs.pdf(*[(9, 9, RED)] * 10_000), {}, ["10,000 pages", "at most 50"]),
+        (
+            pdfs.pdf(*[(9, 9, RED)] * 10_000),
+            {},
+            ["10,000 pages", "at most 50", "raise max_pages (--pdf-pages)"],
+        ),
         (THREE, {"max_pages": 2}, ["3 pages", "at most 2"]),
         (pdfs.pdf((72, 72, RED), (5000, 2, RED)), {}, ["page 2", "5000.0 × 2.0 points", "200 times"]),
         (THREE + b" " * 2_000_000, {"max_bytes": 1 << 20}, ["has 1 MiB", "at most 1 MiB"]),
@@ -111,6 +116,7 @@ def test_a_large_page_is_rendered_coarser_before_it_is_rendered() -> None:
         "encrypted",
         "truncated",
         "foreign",
+        "without a byte",
         "empty",
         "ten thousand pages",
         "too long",
@@ -134,7 +140,9 @@ def test_a_file_that_would_never_end_is_stopped(tmp_path: Path) -> None:
     path = tmp_path / "bomb.pdf"
     path.write_bytes(pdfs.endless())
     began = time.monotonic()
-    with pytest.raises(ImageError, match=r"bomb\.pdf.* after 1\.5 s, the limit; 0 of its pages"):
+    with pytest.raises(
+        ImageError, match=r"bomb\.pdf.* after 1\.5 s, the limit; 0 of its pages are\. Raise max_seconds"
+    ):
         load_pages(path, limits=replace(PDF_LIMITS, max_seconds=1.5))
     assert time.monotonic() - began < 30
 

@@ -177,7 +177,7 @@ def read_source(
         path = _local(source) if isinstance(source, str) else Path(source)
         with _opened(path, limits, policy) as file:
             data, name = file.read(max_bytes + 1), shown_path(path)
-    _check_bytes(len(data), limits)
+    _check_bytes(len(data), limits, name)
     return data, name
 
 
@@ -219,7 +219,7 @@ def _opened(path: Path, limits: ImageLimits, policy: FetchPolicy) -> Iterator[IO
         if not stat.S_ISREG(found.st_mode):
             kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
             raise ImageError(f"{shown} is {kind}; a picture file was expected.")
-        _check_bytes(found.st_size, limits)
+        _check_bytes(found.st_size, limits, shown)
         with path.open("rb") as file:
             yield file
     except FileNotFoundError as error:
@@ -302,12 +302,12 @@ def _decoding(subject: str, limits: ImageLimits = LIMITS) -> Iterator[None]:
         raise ImageError(f"{subject} a damaged or truncated picture; it cannot be decoded.") from error
 
 
-def _check_bytes(size: int, limits: ImageLimits) -> None:
+def _check_bytes(size: int, limits: ImageLimits, name: str = "The picture") -> None:
     if size == 0:
-        raise ImageError("The picture file is empty.")
+        raise ImageError(f"{name} is empty.")
     if size > limits.max_bytes:
         raise ImageError(
-            f"The picture file has {size >> 20} MiB; at most {limits.max_bytes / (1 << 20):.3g} MiB are read."
+            f"{name} has {size >> 20} MiB; at most {limits.max_bytes / (1 << 20):.3g} MiB are read."
         )
 
 

@@ -134,7 +134,8 @@ def _render(data: bytes, name: str, limits: PdfLimits, progress: Progress | None
         except EOFError as error:
             if time.monotonic() - began >= limits.max_seconds:
                 raise ImageError(
-                    f"{name} is not rendered after {limits.max_seconds:g} s, the limit; {len(pages)} of its pages are."
+                    f"{name} is not rendered after {limits.max_seconds:g} s, the limit; {len(pages)} of its pages are. "
+                    "Raise max_seconds (--pdf-seconds) if it should take longer."
                 ) from error
             raise ImageError(
                 f"{name} is damaged, or needs more than {limits.max_memory >> 20} MiB to be rendered: PDFium ended "
@@ -201,7 +202,7 @@ def _pages(answer: Mapping[str, Any], name: str, limits: PdfLimits) -> int:
         raise ImageError(f"{name} is encrypted and opens with a password only; save a copy without one.")
     if fault == "pages":
         raise ImageError(
-            f"{name} has {count:,} pages; at most {limits.max_pages:,} are read. Split it, or raise the limit."
+            f"{name} has {count:,} pages; at most {limits.max_pages:,} are read. Split it, or raise max_pages (--pdf-pages)."
         )
     if fault == "shape":
         raise ImageError(
