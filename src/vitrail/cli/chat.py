@@ -4,10 +4,17 @@ from typing import Any
 
 import click
 
-from vitrail.cli.options import answer_options, model_option, pdf_options, refuse_idle, take_pdf_limits
+from vitrail.cli.options import (
+    answer_options,
+    model_option,
+    pdf_options,
+    refuse_idle,
+    source_options,
+    take_pdf_limits,
+)
 from vitrail.cli.pictures import STDIN
 from vitrail.cli.screen import waiting
-from vitrail.cli.source import Source, embedded, read_model, source_options
+from vitrail.cli.source import Source, embedded, read_model
 from vitrail.cli.transcript import load_messages
 from vitrail.errors import InputError
 

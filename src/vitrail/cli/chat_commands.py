@@ -41,10 +41,7 @@ def _image(room: ChatRoom, rest: str) -> None:
         )
         return
     attachment = room.attach(_unquoted(rest))
-    number = len(attachment.pictures)
-    room.tell(
-        f"{number} picture{'s' if number > 1 else ''}, {attachment.tokens:,} tokens, for the next message."
-    )
+    room.tell(f"{_pictures(len(attachment.pictures))}, {attachment.tokens:,} tokens, for the next message.")
 
 
 def _system(room: ChatRoom, rest: str) -> None:
@@ -109,19 +106,16 @@ def _stats(room: ChatRoom, rest: str) -> None:
         return
     lines = [f"cached         {room.dialogue.cached:,} positions"]
     if last is not None:
-        number = len(pictures)
-        cost = (
-            f", {sum(pictures):,} of them for {number} picture{'s' if number > 1 else ''}" if pictures else ""
-        )
+        cost = f", {sum(pictures):,} of them for {_pictures(len(pictures))}" if pictures else ""
         lines += [
             f"last prompt    {prompt:,} tokens{cost}",
-            f"  of it        {last.reused:,} reused, {last.computed:,} computed, {last.pictures_encoded} pictures encoded",
+            f"  of it        {last.reused:,} reused, {last.computed:,} computed, {_pictures(last.pictures_encoded)} encoded",
             f"last answer    {last.completion_tokens:,} tokens; {last.seconds['first_token']:.2f} s to the first, "
             f"{last.seconds['total']:.2f} s in all",
         ]
     lines.append(
-        f"all {totals.answers:,} answers  {totals.reused:,} reused, {totals.computed:,} computed, {totals.encoded:,} "
-        f"pictures encoded, {totals.completion:,} drawn, {totals.seconds:.2f} s"
+        f"all {totals.answers:,} answers  {totals.reused:,} reused, {totals.computed:,} computed, "
+        f"{_pictures(totals.encoded)} encoded, {totals.completion:,} drawn, {totals.seconds:.2f} s"
     )
     room.tell("\n".join(lines))
 
@@ -160,6 +154,10 @@ def _unquoted(text: str) -> str:
     """A path as it is typed or dropped into a terminal: quotes around it do not belong to it."""
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     return text[1:-1] if quoted else text
+
+
+def _pictures(number: int) -> str:
+    return "1 picture" if number == 1 else f"{number:,} pictures"
 
 
 def _shown(part: Any) -> str:

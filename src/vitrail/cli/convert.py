@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vitrail.cli.options import revision_option
 from vitrail.cli.screen import waiting
 from vitrail.cli.source import Source
 
@@ -28,9 +29,7 @@ Examples:
     type=click.Choice(["hf", "mistral"]),
     help="hf: config.json and model*.safetensors; mistral: params.json and consolidated*.safetensors.",
 )
-@click.option(
-    "--revision", metavar="NAME", help="Branch, tag or commit of a model on the hub. [default: main]"
-)
+@revision_option
 def convert(model: str, out: Path, to: str, revision: str | None) -> None:
     """Write MODEL, a checkpoint's folder or a name on the hub, into the new folder OUT in the other format.
 

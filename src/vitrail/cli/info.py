@@ -4,8 +4,9 @@ import json
 
 import click
 
+from vitrail.cli.options import source_options
 from vitrail.cli.screen import waiting
-from vitrail.cli.source import Source, embedded, source_options
+from vitrail.cli.source import Source, embedded
 
 EXAMPLES = """\b
 Examples:

@@ -22,29 +22,35 @@ def _added(command: Command, *options: Callable[[Command], Command]) -> Command:
     return command
 
 
-def model_option(command: Command) -> Command:
-    """Adds --model; None is the embedded reader."""
+# Each adds one option. --model: None is the embedded reader.
+model_option = click.option(
+    "-m",
+    "--model",
+    metavar="FOLDER",
+    help="Checkpoint: a folder, or a name on the Hugging Face hub. [default: the embedded reader]",
+)
+revision_option = click.option(
+    "--revision", metavar="NAME", help="Branch, tag or commit of a model on the hub. [default: main]"
+)
+image_tokens_option = click.option(
+    "--max-image-tokens",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Shrink each picture until it costs at most N tokens.",
+)
+
+
+def source_options(command: Command) -> Command:
+    """Adds --format and --revision; `Source.open` takes them."""
     return _added(
         command,
         click.option(
-            "-m",
-            "--model",
-            metavar="FOLDER",
-            help="Checkpoint: a folder, or a name on the Hugging Face hub. [default: the embedded reader]",
+            "--format",
+            "format_name",
+            type=click.Choice(["hf", "mistral"]),
+            help="Which files to read where MODEL has both. [default: hf]",
         ),
-    )
-
-
-def image_tokens_option(command: Command) -> Command:
-    """Adds --max-image-tokens."""
-    return _added(
-        command,
-        click.option(
-            "--max-image-tokens",
-            type=click.IntRange(min=2),
-            metavar="N",
-            help="Shrink each picture until it costs at most N tokens.",
-        ),
+        revision_option,
     )
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,27 +18,6 @@ if TYPE_CHECKING:
 
     from vitrail.configs import PretrainedConfig
     from vitrail.files.download import Download
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def source_options(command: Command) -> Command:
-    """Adds --format and --revision; `Source.open` takes them."""
-    for option in (
-        click.option(
-            "--revision",
-            metavar="NAME",
-            help="Branch, tag or commit of a model on the hub. [default: main]",
-        ),
-        click.option(
-            "--format",
-            "format_name",
-            type=click.Choice(["hf", "mistral"]),
-            help="Which files to read where MODEL has both. [default: hf]",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,15 @@ from typing import Any
 
 import click
 
-from vitrail.cli.options import image_tokens_option, model_option, pdf_options, take_pdf_limits
+from vitrail.cli.options import (
+    image_tokens_option,
+    model_option,
+    pdf_options,
+    source_options,
+    take_pdf_limits,
+)
 from vitrail.cli.pictures import open_pages
-from vitrail.cli.source import Source, embedded, source_options
+from vitrail.cli.source import Source, embedded
 
 EXAMPLES = """\b
 Examples:
