@@ -120,6 +120,8 @@ def tell(record: dict[str, float]) -> None:
 
 
 outcome = job.run(found, on_step=tell)
+if outcome.reason == "asked to stop":
+    raise SystemExit(f"stopped after step {outcome.step}; the same command goes on")
 model = AutoModelForImageTextToText.from_pretrained(embedded_path(), dtype="float32")
 processor = AutoProcessor.from_pretrained(embedded_path())
 before = right(model, processor, options.tests)
