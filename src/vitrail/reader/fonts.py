@@ -42,7 +42,7 @@ _ALIASES = ("linlibertine", "linbiolinum")
 # Families of other scripts, of symbols, and shapes that are no ordinary print.
 _UNSUITABLE = re.compile(
     r"symbol|emoji|dingbat|math|ornament|braille|icons?\b|standard symbols|chancery|zapfino|"
-    r"small ?caps|\bcaps\b|chorus|script|monoisome|unslanted|quotation|infofontz|signfontz|pcfontz|"
+    r"small ?caps|\bcaps\b|keyboard|initials|chorus|script|monoisome|unslanted|quotation|infofontz|signfontz|pcfontz|"
     r"D050000L|Z003|domestic manners|abogado|junkyard|penguin",
     re.IGNORECASE,
 )
