@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-import vitrail
 from tests import geometries, tiny
 from vitrail.errors import OutOfMemory
 from vitrail.files.size import in_words
@@ -304,7 +303,6 @@ def test_sizes_in_words(size: int, words: str) -> None:
 MEASURE = """
 import sys, threading, time
 import torch
-import vitrail
 from vitrail.weights.load import load_into
 from tests.unit.test_memory_plan import FORMS, planned, peak_bytes, placement, CPU
 folder, form = sys.argv[1], FORMS[sys.argv[2]]
@@ -348,7 +346,7 @@ def test_the_planned_peak_is_the_measured_one(tmp_path: Path, form: str) -> None
         model = vitrail.MistralForCausalLM(config)
     state = {name: torch.full(p.shape, 0.01, dtype=torch.bfloat16) for name, p in model.named_parameters()}
     model.to(torch.bfloat16).save_pretrained(tmp_path, state_dict=state)
-    root = Path(vitrail.__file__).parents[2]
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path), form],
         capture_output=True, text=True, timeout=300, check=False, cwd=root,
