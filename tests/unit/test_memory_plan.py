@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import vitrail
 from tests import geometries, tiny
 from vitrail.errors import OutOfMemory
 from vitrail.files.size import in_words
