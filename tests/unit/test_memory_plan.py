@@ -304,6 +304,7 @@ def test_sizes_in_words(size: int, words: str) -> None:
 MEASURE = """
 import sys, threading, time
 import torch
+import vitrail
 from vitrail.weights.load import load_into
 from tests.unit.test_memory_plan import FORMS, planned, peak_bytes, placement, CPU
 folder, form = sys.argv[1], FORMS[sys.argv[2]]
