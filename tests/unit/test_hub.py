@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import signal
 import socket
@@ -481,38 +480,3 @@ def test_cache_dir_is_used(hub: HubServer, tmp_path: Path) -> None:
     hub.add(NAME, HF)
     assert resolve(NAME, cache_dir=tmp_path / "own").is_relative_to(tmp_path / "own")
     assert not (tmp_path / "cache").exists()
-
-
-# --- folders --------------------------------------------------------------------------------------------------
-
-
-def test_folders_are_taken_as_they_are(tmp_path: Path) -> None:
-    with no_sockets():
-        assert resolve(tmp_path) == tmp_path
-        for wrong, said in (
-            (tmp_path / "none", "there is no folder"),
-            ("./owner/model", "there is no folder"),
-            ("", "is empty"),
-            (" ", "is empty"),
-        ):
-            with pytest.raises(CheckpointError, match=said):
-                resolve(wrong)
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match="is a file"):
-        resolve(tmp_path / "file")
-
-
-def test_nothing_else_in_the_library_connects() -> None:
-    """Only the hub's client and the fetcher of pictures may import what opens connections."""
-    import vitrail
-
-    root = Path(vitrail.__file__).parent
-    roads = r"(socket|ssl|http|urllib|requests|httpx|aiohttp|ftplib|huggingface_hub|asyncio)\b(?!\.parse)"
-    line = re.compile(rf"^[ \t]*(?:from|import)[ ]+{roads}(?!\.request import url2pathname$)", re.MULTILINE)
-    found = {
-        path.relative_to(root).as_posix(): line.findall(path.read_text("utf-8"))
-        for path in root.rglob("*.py")
-    }
-    connecting = {path: set(names) for path, names in found.items() if names}
-    assert connecting.pop("files/hub_client.py") == {"huggingface_hub", "socket"}  # of socket only an error
-    assert set(connecting) == {"inputs/fetch.py"}
