@@ -1,0 +1,133 @@
+"""Compiles the kernels of this folder into one shared library; takes neither torch nor Python's headers.
+
+Each file is one object, with the flags of the instruction set in its name (`…_avx2.cpp`), so that the library runs on
+every processor and chooses at run time. `python native/build.py` builds for development; installing does the same
+through hatch_build.py. CXX chooses the compiler, VITRAIL_BUILD=off builds nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parent
+TARGET = SOURCES.parent / "src" / "vitrail" / "ops" / "_kernels"
+LIBRARY = "libvitrail.dll" if sys.platform == "win32" else "libvitrail.so"
+NOTE = "build.json"
+
+# -ffp-contract=off: q4 and q8 are defined by separate roundings, and a compiler may not merge them.
+COMMON = [
+    "-std=c++17",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+]
+_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+# GCC 12 warns of its own headers' undefined vectors.
+_AVX512 = [
+    *_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-Wno-maybe-uninitialized"
+]  # fmt: skip
+X86 = {"avx2": _AVX2, "avx512": _AVX512, "amx": [*_AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16"]}
+ARM = {"neon": ["-march=armv8.2-a+dotprod"]}
+
+
+class CompilerError(Exception):
+    """What the compiler said, or that there is none."""
+
+
+def compiler() -> str:
+    """The C++ compiler: CXX, else the first of the usual names. CompilerError when there is none."""
+    named = os.environ.get("CXX")
+    for name in [named] if named else ["c++", "g++", "clang++"]:
+        found = shutil.which(name)
+        if found:
+            return found
+    raise CompilerError("no C++ compiler (c++, g++ or clang++) was found when Vitrail was installed")
+
+
+def architecture() -> str:
+    """The machine's name as the flags' tables have it."""
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+def flags_of(source: Path, machine: str) -> list[str] | None:
+    """The flags for one file on an architecture; None when it belongs to another one."""
+    suffix = source.stem.rpartition("_")[2]
+    here = X86 if machine == "x86_64" else ARM if machine == "aarch64" else {}
+    if suffix in {**X86, **ARM}:
+        return here.get(suffix)
+    return []
+
+
+def build(target: Path = TARGET, *, cxx: str | None = None, machine: str | None = None) -> Path:
+    """Compile and link into the folder `target`; the library's path. CompilerError says what went wrong."""
+    cxx, machine = cxx or compiler(), machine or architecture()
+    with tempfile.TemporaryDirectory() as room:
+        jobs = []
+        for source in sorted(SOURCES.glob("*.cpp")):
+            flags = flags_of(source, machine)
+            if flags is not None:
+                made = Path(room) / f"{source.stem}.o"
+                jobs.append((made, [cxx, *COMMON, "-fPIC", *flags, "-c", str(source), "-o", str(made)]))
+        with ThreadPoolExecutor(os.cpu_count()) as workers:
+            list(workers.map(_run, [command for _, command in jobs]))
+        library = Path(room) / LIBRARY
+        _run([cxx, "-shared", "-pthread", *(str(made) for made, _ in jobs), "-o", str(library)])
+        target.mkdir(parents=True, exist_ok=True)
+        # Renamed into place: a process that has the old library open keeps it.
+        shutil.copy(library, target / f"{LIBRARY}.new")
+        os.replace(target / f"{LIBRARY}.new", target / LIBRARY)
+    _note(target, {"compiler": _version(cxx), "architecture": machine, "error": None})
+    return target / LIBRARY
+
+
+def build_if_possible(target: Path = TARGET) -> Path | None:
+    """As `build`, but without a compiler, or when it fails, note the reason for `vitrail info --system`: None."""
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        if os.environ.get("VITRAIL_BUILD", "").lower() in ("off", "0", "no"):
+            raise CompilerError("VITRAIL_BUILD=off was set when Vitrail was installed")
+        return build(target)
+    except CompilerError as error:
+        for leftover in target.glob("libvitrail.*"):
+            leftover.unlink()
+        _note(target, {"compiler": None, "architecture": architecture(), "error": str(error)})
+        return None
+
+
+def _note(target: Path, note: dict[str, str | None]) -> None:
+    (target / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+
+
+def _version(cxx: str) -> str:
+    said = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
+    return said.partition("\n")[0] or cxx
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise CompilerError(f"the compiler {command[0]} could not be run: {error}") from error
+    if done.returncode:
+        raise CompilerError(f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
+    if done.stderr.strip():
+        sys.stderr.write(done.stderr)
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(f"{build()}\n")
+    except CompilerError as error:
+        sys.exit(str(error))

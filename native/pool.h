@@ -1,0 +1,25 @@
+// The threads that kernels run on: chunks of one job, claimed through one counter. Knows nothing of what a chunk is.
+#pragma once
+
+#include <type_traits>
+
+#include "abi.h"
+
+// Run body(0) … body(chunks-1), each once, on the pool and on the calling thread; return when all are done. The caller
+// never waits for a thread that has not begun: with a busy neighbour it does the work itself. Chunks are claimed in
+// ascending order. A call from inside a chunk, or while another thread's job runs, is done by the caller alone.
+void run_chunks(int64_t chunks, void (*body)(void* context, int64_t chunk), void* context);
+
+template <typename Body>
+void parallel(int64_t chunks, Body&& body) {
+    using Plain = std::remove_reference_t<Body>;
+    run_chunks(
+        chunks, [](void* context, int64_t chunk) { (*static_cast<Plain*>(context))(chunk); },
+        const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+// Threads that work on a job, the caller among them.
+int64_t pool_threads();
+
+VT_EXPORT int64_t vt_threads();
+VT_EXPORT void vt_set_threads(int64_t threads);
