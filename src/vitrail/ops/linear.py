@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.ops.weight import PackedWeight, Weight, dequantize
+from vitrail.ops.rounded import rounded_input_grad, rounded_products
+from vitrail.ops.weight import OWN_KINDS, PackedWeight, Weight, dequantize, dequantize_rows
 
 __all__ = ["PackedWeight", "Weight", "dequantize", "embedding", "linear", "linear_group", "linear_input_grad"]
 
@@ -17,7 +18,8 @@ __all__ = ["PackedWeight", "Weight", "dequantize", "embedding", "linear", "linea
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out) in x's dtype.
 
-    A packed weight is decoded for the product and dropped again; gradients flow to x and bias only.
+    q4 and q8 multiply rounded activations (ops/rounded.py), other packed weights are decoded for the product and
+    dropped again. Gradients flow to x and bias only.
     """
     if isinstance(weight, Tensor):
         return F.linear(x, weight, bias)
@@ -26,24 +28,35 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
 
 
 def linear_group(x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
-    """The same x (…, in) through several weights (out_i, in), as q, k, v or gate, up: each (…, out_i)."""
-    return [linear(x, weight) for weight in weights]
+    """The same x (…, in) through several weights (out_i, in), as q, k, v or gate, up: each (…, out_i).
+
+    Packed weights of one kind are one call: x is rounded once.
+    """
+    packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
+    kinds = {weight.kind for weight in packed}
+    if len(packed) < len(weights) or len(kinds) != 1 or (x.requires_grad and torch.is_grad_enabled()):
+        return [linear(x, weight) for weight in weights]
+    return _products(x, packed, [None] * len(packed))
 
 
 def linear_input_grad(dy: Tensor, weight: Weight) -> Tensor:
-    """The gradient of x for y = linear(x, weight): dy (…, out) times weight (out, in), (…, in)."""
-    return dy @ dequantize(weight, dy.dtype)
+    """The gradient of x for y = linear(x, weight): dy (…, out) times weight (out, in), (…, in).
+
+    Of q4 and q8 it is the gradient of the product with the decoded weight, as if x were not rounded.
+    """
+    if isinstance(weight, Tensor):
+        return dy @ weight.to(dy.dtype)
+    return _INPUT_GRADS.get(weight.kind, _decoded_input_grad)(dy, weight)
 
 
 def embedding(ids: Tensor, weight: Weight) -> Tensor:
     """Rows of weight (V, D) at ids (…): (…, D). Of a packed weight only the rows asked for are decoded."""
     if isinstance(weight, Tensor):
         return F.embedding(ids, weight)
+    if weight.kind in OWN_KINDS:
+        return dequantize_rows(weight, ids.flatten()).view(*ids.shape, weight.shape[1])
     rows, where = torch.unique(ids, return_inverse=True)
-    table = [dequantize(weight, weight.dtype, slice(row, row + 1)) for row in rows.tolist()]
-    if not table:
-        return torch.empty(*ids.shape, weight.shape[1], dtype=weight.dtype, device=weight.device)
-    return torch.cat(table)[where]
+    return dequantize_rows(weight, rows)[where]
 
 
 class _PackedLinear(torch.autograd.Function):
@@ -52,10 +65,40 @@ class _PackedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return F.linear(x, dequantize(weight, x.dtype), bias)
+        return _products(x, [weight], [bias])[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (dy,) = grads
         db = dy.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
         return linear_input_grad(dy, ctx.weight), None, db
+
+
+def _products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
+    """x (…, in) through packed weights of one kind: the table's function on rows."""
+    rows = x.reshape(-1, x.shape[-1])
+    results = _PRODUCTS.get(weights[0].kind, _decoded_products)(rows, weights, biases)
+    return [result.view(*x.shape[:-1], result.shape[-1]) for result in results]
+
+
+def _decoded_products(
+    x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
+) -> list[Tensor]:
+    pairs = zip(weights, biases, strict=True)
+    return [F.linear(x, dequantize(weight, x.dtype), bias) for weight, bias in pairs]
+
+
+def _decoded_input_grad(dy: Tensor, weight: PackedWeight) -> Tensor:
+    return dy @ dequantize(weight, dy.dtype)
+
+
+# kind → its product (x (rows, in), weights, biases) → one (rows, out_i) each; what is not here is decoded.
+_PRODUCTS: dict[str, Callable[[Tensor, Sequence[PackedWeight], Sequence[Tensor | None]], list[Tensor]]] = {
+    "q4": rounded_products,
+    "q8": rounded_products,
+}
+# kind → the gradient of x (dy (…, out), weight) → (…, in); what is not here is decoded.
+_INPUT_GRADS: dict[str, Callable[[Tensor, PackedWeight], Tensor]] = {
+    "q4": rounded_input_grad,
+    "q8": rounded_input_grad,
+}

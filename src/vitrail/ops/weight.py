@@ -9,21 +9,31 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from vitrail.ops import panels
+
 # bitsandbytes multiplies by this number instead of dividing by 127; the last bit of a weight depends on it.
 INT8_STEP = 7.874015718698502e-3
 # Scales of the first level that share one scale of the second.
 NESTED_GROUP = 256
+OWN_KINDS = ("q4", "q8", "bf16")
+# What an integer of these formats is worth before its scale; powers of two, so that nothing is rounded by them.
+OWN_STEPS = {"q4": 2.0**-6, "q8": 2.0**-7}
 
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
     """A quantised matrix, shape (out, in): its codes and scales exactly as a checkpoint stores them.
 
-    kind     the format: "nf4", "fp4" (codes of 4 bits that look up a map) or "int8" (one scale per row).
-    group    neighbouring elements of the flattened matrix that share one scale (int8: a whole row).
+    kind     the format: "nf4", "fp4" (codes of 4 bits that look up a map) or "int8" (one scale per row) of
+             bitsandbytes; "q4", "q8" or "bf16", our own, in panels of 16 rows (ops/panels.py).
+    group    neighbouring elements of the flattened matrix that share one scale (int8: a whole row); of q4 and
+             q8 neighbouring columns of one row; of bf16 1.
     tensors  nf4/fp4: codes uint8 (ceil(out·in/2),), quant_map (16,), absmax float32 (groups,) — or, nested,
              absmax uint8 with nested_map (256,), nested_absmax (ceil(groups/256),) and nested_offset ().
              int8: codes int8 (out, in), scale float32 (out,).
+             q8: codes int8 (P, in/4, 64), scales bfloat16 (P, in/group, 16); P = ceil(out/16).
+             q4: codes uint8 (P, in/8, 64), scales as q8, levels int8 (16,) ascending within −63 … 63.
+             bf16: codes bfloat16 (P, ceil(in/2), 16, 2).
     dtype    the format's own result type: decoded values are rounded to it before anything else.
     """
 
@@ -51,6 +61,19 @@ def dequantize(weight: Weight, dtype: torch.dtype, rows: slice = slice(None)) ->
     start, stop, _ = rows.indices(weight.shape[0])
     decoded = _DECODERS[weight.kind](weight, start, max(start, stop))
     return decoded.to(weight.dtype).to(dtype)
+
+
+def dequantize_rows(weight: PackedWeight, rows: Tensor) -> Tensor:
+    """Single rows (n,) of the matrix in any order, (n, in) in the weight's own dtype: a table look-up.
+
+    Of our own formats it reads nothing on the host, so that a step of decoding can be compiled.
+    """
+    if weight.kind in OWN_KINDS:
+        return _pick_own(weight, rows).to(weight.dtype)
+    table = [dequantize(weight, weight.dtype, slice(row, row + 1)) for row in rows.tolist()]
+    if not table:
+        return torch.empty(0, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    return torch.cat(table)
 
 
 def scales(weight: PackedWeight, first: int = 0, last: int | None = None) -> Tensor:
@@ -84,8 +107,48 @@ def _decode_map4(weight: PackedWeight, start: int, stop: int) -> Tensor:
     return decoded[offset : offset + (stop - start) * columns].view(stop - start, columns)
 
 
+def integers(weight: PackedWeight, first: int, last: int) -> Tensor:
+    """The int8 weights of panels first … last-1 of a q4 or q8 matrix, before their scales: (rows, in)."""
+    codes = weight.tensors["codes"][first:last]
+    if weight.kind == "q8":
+        return panels.unpack8(codes)
+    return _levels(weight, panels.unpack4(codes))
+
+
+def _levels(weight: PackedWeight, codes: Tensor) -> Tensor:
+    return weight.tensors["levels"].index_select(0, codes.flatten().int()).view(codes.shape)
+
+
+def _scaled(weight: PackedWeight, whole: Tensor, row_scales: Tensor) -> Tensor:
+    """Integers (n, in) and scales (n, groups) as float32 values: one rounding."""
+    values = whole.float() * OWN_STEPS[weight.kind]
+    return (values.view(*row_scales.shape, weight.group) * row_scales.float()[:, :, None]).flatten(1)
+
+
+def _decode_own(weight: PackedWeight, start: int, stop: int) -> Tensor:
+    """Rows start … stop-1: the panels that hold them are decoded, no others."""
+    first, last = start // panels.ROWS, panels.panel_count(stop)
+    inside = slice(start - first * panels.ROWS, stop - first * panels.ROWS)
+    if weight.kind == "bf16":
+        return panels.unpack_pairs(weight.tensors["codes"][first:last])[inside, : weight.shape[1]].float()
+    row_scales = panels.unpack_scales(weight.tensors["scales"][first:last])[inside]
+    return _scaled(weight, integers(weight, first, last)[inside], row_scales)
+
+
+def _pick_own(weight: PackedWeight, rows: Tensor) -> Tensor:
+    codes = panels.pick_rows(weight.tensors["codes"], rows)
+    if weight.kind == "bf16":
+        return codes.flatten(1)[:, : weight.shape[1]]
+    if weight.kind == "q4":
+        codes = _levels(weight, torch.stack([codes & 15, codes >> 4], 2))
+    return _scaled(weight, codes.flatten(1), panels.pick_rows(weight.tensors["scales"], rows))
+
+
 _DECODERS: dict[str, Callable[[PackedWeight, int, int], Tensor]] = {
     "nf4": _decode_map4,
     "fp4": _decode_map4,
     "int8": _decode_int8,
+    "q4": _decode_own,
+    "q8": _decode_own,
+    "bf16": _decode_own,
 }

@@ -1,0 +1,83 @@
+"""The layout of our own formats: panels of 16 output rows, interleaved in steps of 4 columns. Knows no numbers.
+
+One layout serves every machine and is what files hold (version 1). `P` panels of 16 rows cover `out` rows; the
+rows beyond `out` are padding. Byte [p, s, r·4+j] of 8-bit codes is column 4s+j of row 16p+r; of 4-bit codes the
+low nibble is column 8s+j, the high one column 8s+4+j. Pairs [p, s, r, j] of bfloat16 are column 2s+j.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+ROWS = 16  # of a panel
+
+
+def panel_count(rows: int) -> int:
+    """How many panels cover `rows` rows."""
+    return -(-rows // ROWS)
+
+
+def _rows16(matrix: Tensor) -> Tensor:
+    """(rows, columns) padded with zeros to whole panels: (P, 16, columns)."""
+    rows, columns = matrix.shape
+    return pad(matrix, (0, 0, 0, -rows % ROWS)).view(-1, ROWS, columns)
+
+
+def pack8(codes: Tensor) -> Tensor:
+    """int8 (rows, columns) → (P, columns/4, 64)."""
+    steps = torch.unflatten(_rows16(codes), 2, (-1, 4))
+    return steps.transpose(1, 2).flatten(2).contiguous()
+
+
+def unpack8(panels: Tensor) -> Tensor:
+    """(P, columns/4, 64) → int8 (16·P, columns)."""
+    return torch.unflatten(panels, 2, (ROWS, 4)).transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def pack4(codes: Tensor) -> Tensor:
+    """uint8 0 … 15 (rows, columns) → (P, columns/8, 64)."""
+    halves = torch.unflatten(_rows16(codes), 2, (-1, 2, 4))
+    packed = halves[..., 0, :] | halves[..., 1, :] << 4
+    return packed.transpose(1, 2).flatten(2).contiguous()
+
+
+def unpack4(panels: Tensor) -> Tensor:
+    """(P, columns/8, 64) → uint8 0 … 15 (16·P, columns)."""
+    packed = torch.unflatten(panels, 2, (ROWS, 4)).transpose(1, 2)
+    return torch.stack([packed & 15, packed >> 4], 3).flatten(2).flatten(0, 1)
+
+
+def pack_scales(scales: Tensor) -> Tensor:
+    """One scale per row and group (rows, groups) → (P, groups, 16)."""
+    return _rows16(scales).transpose(1, 2).contiguous()
+
+
+def unpack_scales(panels: Tensor) -> Tensor:
+    """(P, groups, 16) → (16·P, groups)."""
+    return panels.transpose(1, 2).flatten(0, 1)
+
+
+def pack_pairs(matrix: Tensor) -> Tensor:
+    """bfloat16 (rows, columns) → (P, ceil(columns/2), 16, 2)."""
+    even = pad(matrix, (0, matrix.shape[1] % 2))
+    return torch.unflatten(_rows16(even), 2, (-1, 2)).transpose(1, 2).contiguous()
+
+
+def unpack_pairs(panels: Tensor) -> Tensor:
+    """(P, ceil(columns/2), 16, 2) → bfloat16 (16·P, columns, one more if it was odd)."""
+    return panels.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def pick_rows(panels: Tensor, rows: Tensor) -> Tensor:
+    """Single rows of any of these tensors as panels of their own, each with one row: `rows` (n,) → n panels.
+
+    The result is shaped as above with 1 in place of 16, so that [n, s, j] of codes is step s of row n.
+    """
+    panel, row = rows // ROWS, rows % ROWS
+    if panels.dim() == 4:
+        return panels[panel, :, row]
+    if panels.dtype in (torch.int8, torch.uint8):
+        return torch.unflatten(panels, 2, (ROWS, 4))[panel, :, row]
+    return panels[panel, :, row]
