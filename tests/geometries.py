@@ -12,76 +12,21 @@ from torch import Tensor
 
 import vitrail
 from tests import tiny
-from vitrail.configs.params import config_from_params
+from vitrail.bench import geometries as bench
+from vitrail.bench.geometries import config_of
 from vitrail.files.safetensors import write_safetensors
 
-_TOWER_16 = {
-    "hidden_size": 1024, "num_channels": 3, "image_size": 1024, "patch_size": 16, "rope_theta": 10000.0,
-    "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_token_id": 10,
-}  # fmt: skip
-_TOWER_14 = {
-    "image_token_id": 10, "image_break_token_id": 12, "image_end_token_id": 13, "intermediate_size": 4096,
-    "num_hidden_layers": 24, "num_attention_heads": 16, "mm_projector_id": "patch_merge", "spatial_merge_size": 2,
-    "hidden_size": 1024, "num_channels": 3, "image_size": 1540, "max_image_size": 1540, "patch_size": 14,
-    "rope_theta": 10000.0, "add_pre_mm_projector_layer_norm": True, "adapter_bias": False,
-}  # fmt: skip
-_NULLS = dict.fromkeys(
-    (
-        "q_lora_rank",
-        "kv_lora_rank",
-        "qk_rope_head_dim",
-        "qk_nope_head_dim",
-        "v_head_dim",
-        "moe",
-        "kv_sharing",
-        "nope",
-    )
-)
-
-
-def _text(dim: int, layers: int, hidden: int, theta: float, **more: Any) -> dict[str, Any]:
-    heads = {"n_heads": 32, "n_kv_heads": 8, "head_dim": 128, "norm_eps": 1e-5, "vocab_size": 131072}
-    return {"dim": dim, "n_layers": layers, "hidden_dim": hidden, "rope_theta": theta, **heads, **more}
-
-
-def _yarn(original: int, factor: int) -> dict[str, Any]:
-    return {
-        "llama_4_scaling": {"original_max_position_embeddings": original, "beta": 0.1},
-        "yarn": {
-            "original_max_position_embeddings": original, "factor": factor, "apply_scale": False, "beta": 32, "alpha": 1,
-        },
-        **_NULLS,
-    }  # fmt: skip
-
-
-LARGE_TOWER = {
-    **_TOWER_16, "hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 40, "adapter_bias": False,
-    "image_break_token_id": 14, "image_end_token_id": 15,
-}  # fmt: skip
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "Pixtral 12B": {**_text(5120, 40, 14336, 1e9), "vision_encoder": _TOWER_16},
-    "Pixtral Large": {
-        **_text(12288, 88, 28672, 1e9, n_heads=96, vocab_size=32768, max_position_embeddings=131072),
-        "vision_encoder": LARGE_TOWER,
-    },
-    "Small 3.1": {**_text(5120, 40, 32768, 1e9, max_position_embeddings=131072), "vision_encoder": _TOWER_14},
-    "Devstral Small 2": {
-        **_text(5120, 40, 32768, 1e8, max_position_embeddings=393216, **_yarn(8192, 48)),
-        "vision_encoder": _TOWER_14,
-    },
-    "Ministral 3 3B": {
-        **_text(3072, 26, 9216, 1e6, tied_embeddings=True, max_position_embeddings=262144, **_yarn(16384, 16)),
-        "vision_encoder": _TOWER_14,
-    },
-    "Ministral 3 8B": {
-        **_text(4096, 34, 14336, 1e6, tied_embeddings=False, max_position_embeddings=262144, **_yarn(16384, 16)),
-        "vision_encoder": _TOWER_14,
-    },
-    "Ministral 3 14B": {
-        **_text(5120, 40, 16384, 1e9, max_position_embeddings=262144, **_yarn(16384, 16)),
-        "vision_encoder": _TOWER_14,
-    },
-}  # fmt: skip
+# As the models are called in the tests' names, and in vitrail.bench.
+_CALLED = {
+    "Pixtral 12B": "pixtral-12b",
+    "Pixtral Large": "pixtral-large",
+    "Small 3.1": "mistral-small-3.1",
+    "Devstral Small 2": "devstral-small-2",
+    "Ministral 3 3B": "ministral-3-3b",
+    "Ministral 3 8B": "ministral-3-8b",
+    "Ministral 3 14B": "ministral-3-14b",
+}
+PUBLISHED: dict[str, dict[str, Any]] = {name: bench.PUBLISHED[called] for name, called in _CALLED.items()}
 # Parameters of each, as published (a tied head counts once).
 COUNTS = {
     "Pixtral 12B": 12_682_739_712,
@@ -115,12 +60,6 @@ def small(name: str) -> dict[str, Any]:
         params["yarn"]["original_max_position_embeddings"] = 16
         params["llama_4_scaling"]["original_max_position_embeddings"] = 16
     return params
-
-
-def config_of(params: dict[str, Any]) -> Any:
-    """The configuration object of a params.json."""
-    data = config_from_params(params, "params.json")
-    return vitrail.AutoConfig.for_model(data.pop("model_type"), **data)
 
 
 def model_of(params: dict[str, Any], seed: int = 0) -> Any:

@@ -13,6 +13,7 @@ import click
 
 from vitrail import __version__
 from vitrail.cli.ask import ask
+from vitrail.cli.bench import bench
 from vitrail.cli.chat import chat
 from vitrail.cli.convert import convert
 from vitrail.cli.info import info
@@ -54,6 +55,7 @@ app.add_command(info)
 app.add_command(prompt)
 app.add_command(train)
 app.add_command(read)
+app.add_command(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _PDF = {"pdf_pages": "max_pages", "pdf_pixels": "max_pixels", "pdf_seconds": "max_seconds"}
 
 
-def _added(command: Command, *options: Callable[[Command], Command]) -> Command:
+def added(command: Command, *options: Callable[[Command], Command]) -> Command:
     """The command with these options, in this order in its help."""
     for option in reversed(options):
         command = option(command)
@@ -42,7 +42,7 @@ image_tokens_option = click.option(
 
 def source_options(command: Command) -> Command:
     """Adds --format and --revision; `Source.open` takes them."""
-    return _added(
+    return added(
         command,
         click.option(
             "--format",
@@ -59,7 +59,7 @@ def answer_options(command: Command) -> Command:
 
     `refuse_idle` checks them.
     """
-    return _added(
+    return added(
         command,
         image_tokens_option,
         click.option(
@@ -101,7 +101,7 @@ def answer_options(command: Command) -> Command:
 
 def pdf_options(command: Command) -> Command:
     """Adds --pdf-pages, --pdf-pixels and --pdf-seconds; `take_pdf_limits` reads them."""
-    return _added(
+    return added(
         command,
         click.option(
             "--pdf-pages",

@@ -1,0 +1,74 @@
+"""`vitrail bench decode`: one new position for each of several sequences, over a cache of random keys and values."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.bench.geometries import params_of
+from vitrail.bench.machine import this_machine
+from vitrail.bench.random_model import random_model
+from vitrail.bench.report import READ, Measured, Report, Setting
+from vitrail.bench.stream import StreamingRead
+from vitrail.bench.timing import by_turns
+from vitrail.bench.work import Cost, decode_cost
+from vitrail.generate.cache import KVCache
+from vitrail.ops.segments import Segments
+from vitrail.ops.step import Step
+
+
+class DecodeStep:
+    """A model between two ids: each call computes the logits of one more position of every sequence, and forgets it.
+
+    rows: sequences; context: positions that each has cached.
+    """
+
+    def __init__(self, model: Any, rows: int, context: int) -> None:
+        self.model = model
+        self.cost: Cost
+        self._cache = _random_cache(model, rows, context)
+        self._context = context
+        self._ids = torch.arange(rows) % model.text_config.vocab_size
+        text = model.text_config
+        position = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        self.cost = decode_cost(model, rows, context, position * model.dtype.itemsize)
+
+    @torch.inference_mode()
+    def __call__(self) -> Tensor:
+        """The likeliest ids (rows,)."""
+        cache, rows = self._cache, len(self._ids)
+        for sequence in cache.sequences:
+            cache.reserve(sequence, 1)
+        step = Step(
+            torch.full((rows,), self._context),
+            Segments.new([1] * rows, [self._context] * rows),
+            cache.sequences,
+        )
+        logits = self.model.step(self.model.embed(self._ids), step, cache)
+        for sequence in cache.sequences:
+            cache.truncate(sequence, self._context)
+        ids: Tensor = logits.argmax(-1)
+        return ids
+
+
+def bench_decode(setting: Setting, rows: Sequence[int]) -> Report:
+    """Each number of rows in `rows` beside the streaming read."""
+    model = random_model(params_of(setting.geometry, setting.layers), setting.format)
+    context = setting.context or 0
+    steps = [DecodeStep(model, count, context) for count in rows]
+    read = StreamingRead(setting.geometry)
+    turns = by_turns(steps, [read.bandwidth] * len(steps), setting.repeat)
+    measured = []
+    for count, step, turn in zip(rows, steps, turns, strict=True):
+        more = {} if count == rows[0] else {"times_the_first": turn.seconds / turns[0].seconds}
+        what = f"{count} {'row' if count == 1 else 'rows'} after {context} positions"
+        measured.append(Measured(what, count, step.cost, turn, READ, more))
+    return Report("decode", setting, this_machine(), measured)
+
+
+def _random_cache(model: Any, rows: int, context: int) -> KVCache:
+    text = model.text_config
+    shape = (rows, text.num_key_value_heads, context, text.head_dim)
+    past = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.dtype)
+    return KVCache.from_legacy([(past, past)] * text.num_hidden_layers, text)

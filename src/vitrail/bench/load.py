@@ -1,0 +1,79 @@
+"""`vitrail bench load`: a checkpoint of random weights on disk, and how long a new process takes to its first token."""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitrail.bench.geometries import params_of
+from vitrail.bench.machine import this_machine
+from vitrail.bench.random_model import random_model
+from vitrail.bench.report import Report, Setting
+from vitrail.errors import VitrailError
+
+POSITIONS = 16  # of the prompt
+_IMPORT = "import torch"
+
+
+def bench_load(setting: Setting, folder: str | None = None) -> Report:
+    """Write into a temporary folder inside `folder` (None: the system's), start processes in turn, remove it.
+
+    Beside a process that loads and reads a prompt stands one that only imports torch; the prompt is read a second time in
+    no process, so its first reading, which fetches the file's pages, is what counts.
+    """
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory(dir=folder, prefix="vitrail-bench-") as place:
+        size = _write(setting, place)
+        found: list[dict[str, float]] = []
+        for turn in range(setting.repeat + 1):
+            one = _turn(place, threads)
+            if turn:  # the first one warms the system's cache of files
+                found.append(one)
+    more: dict[str, Any] = {"file_bytes": size, "positions": POSITIONS}
+    for name in found[0]:
+        more[name] = statistics.median(one[name] for one in found)
+    return Report("load", setting, this_machine(), [], more)
+
+
+def _write(setting: Setting, place: str) -> int:
+    """The checkpoint; bytes of its weights."""
+    model = random_model(params_of(setting.geometry, setting.layers), setting.format)
+    model.save_pretrained(place)
+    return sum(file.stat().st_size for file in Path(place).glob("*.safetensors"))
+
+
+def _turn(place: str, threads: int) -> dict[str, float]:
+    """One process of each kind: seconds, and bytes of memory of the one that loads."""
+    alone = _run([sys.executable, "-c", _IMPORT])[0]
+    whole, said = _run(
+        [sys.executable, "-m", "vitrail.bench.first_token", place, str(POSITIONS), str(threads)]
+    )
+    inside = json.loads(said)
+    return {
+        "import_torch_process_seconds": alone,
+        "first_token_process_seconds": whole,
+        "load_seconds": inside["load"],
+        "first_prefill_seconds": inside["first_prefill"],
+        "of_import_and_prefill": whole / (alone + inside["first_prefill"]),
+        "anonymous_bytes": inside["anonymous"] or 0,
+        "mapped_bytes": inside["mapped"] or 0,
+    }
+
+
+def _run(command: list[str]) -> tuple[float, str]:
+    """Seconds that a process took, and what it printed. VitrailError with its last line where it failed."""
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    spent = time.perf_counter() - started
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        raise VitrailError(
+            f"the process that was to be measured ended with status {done.returncode}: {last[0]}"
+        )
+    return spent, done.stdout

@@ -1,0 +1,46 @@
+"""`vitrail bench prefill`: a prompt read at once, beside PyTorch's products of the same shapes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.bench.geometries import params_of
+from vitrail.bench.machine import this_machine
+from vitrail.bench.matmul import MatrixRate
+from vitrail.bench.random_model import random_model
+from vitrail.bench.report import MULTIPLY, Measured, Report, Setting
+from vitrail.bench.timing import by_turns
+from vitrail.bench.work import decoder_shapes, prefill_cost
+from vitrail.generate.context import CachedContext, Source
+
+
+class Prefill:
+    """A model before a prompt: each call reads one of `rows` positions into a new cache."""
+
+    def __init__(self, model: Any, rows: int) -> None:
+        self.cost = prefill_cost(model, rows)
+        self._model = model
+        self._ids = torch.arange(rows) % model.text_config.vocab_size
+
+    @torch.inference_mode()
+    def __call__(self) -> Tensor:
+        """Logits (1, V) after the last position."""
+        return CachedContext(self._model, [Source(self._ids)], room=1).prefill()
+
+
+def bench_prefill(setting: Setting, rows: Sequence[int]) -> Report:
+    """Prompts of each of these numbers of positions."""
+    model = random_model(params_of(setting.geometry, setting.layers), setting.format)
+    works = [Prefill(model, count) for count in rows]
+    limits = [MatrixRate(decoder_shapes(model, count)) for count in rows]
+    turns = by_turns(works, [limit.rate for limit in limits], setting.repeat)
+    measured = [
+        Measured(f"a prompt of {count} positions", count, work.cost, turn, MULTIPLY)
+        for count, work, turn in zip(rows, works, turns, strict=True)
+    ]
+    more = {
+        "matrix_products": f"of one layer's shapes, by PyTorch in {str(limits[0].dtype).removeprefix('torch.')}"
+    }
+    return Report("prefill", setting, this_machine(), measured, more)

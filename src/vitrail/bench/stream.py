@@ -1,0 +1,30 @@
+"""How fast this machine reads memory: the limit of everything that touches each weight once. No model.
+
+A sum over a buffer that no cache holds: one addition for four bytes costs a core less than fetching them.
+"""
+
+import time
+
+import torch
+
+from vitrail.bench.geometries import TINY
+
+SIZE = 512 * 2**20  # bytes: many times the largest cache of a desktop, and a few dozen milliseconds
+_TINY_SIZE = 4 * 2**20  # where no figure means anything
+
+
+class StreamingRead:
+    """Reads one buffer again and again, with as many threads as PyTorch has.
+
+    geometry: whose work it stands beside; the tiny one's buffer is tiny too.
+    """
+
+    def __init__(self, geometry: str) -> None:
+        size = _TINY_SIZE if geometry == TINY else SIZE
+        self._values = torch.ones(size // 4, dtype=torch.float32)
+
+    def bandwidth(self) -> float:
+        """Bytes per second of one pass."""
+        started = time.perf_counter()
+        self._values.sum()
+        return self._values.numel() * 4 / (time.perf_counter() - started)

@@ -1,0 +1,59 @@
+"""`vitrail bench vision`: square pictures through tower and projector, beside PyTorch's products of the tower's shapes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.bench.geometries import params_of
+from vitrail.bench.machine import this_machine
+from vitrail.bench.matmul import MatrixRate
+from vitrail.bench.random_model import random_model
+from vitrail.bench.report import MULTIPLY, Measured, Report, Setting
+from vitrail.bench.timing import by_turns
+from vitrail.bench.work import tower_shapes, vision_cost
+
+
+class Pictures:
+    """Noise of `count` pictures of side × side pixels, prepared; each call computes their features.
+
+    The side is cut to whole tokens.
+    """
+
+    def __init__(self, model: Any, count: int, side: int) -> None:
+        vision = model.config.vision_config
+        token = vision.patch_size * int(getattr(model.config, "spatial_merge_size", 1))
+        self.side = max(1, side // token) * token
+        patches = self.side // vision.patch_size
+        self.patches = patches * patches
+        self.tokens = count * (self.side // token) ** 2
+        self.cost = vision_cost(model, [(patches, patches)] * count)
+        self._model = model
+        generator = torch.Generator().manual_seed(0)
+        self._pixels = torch.randn(count, 3, self.side, self.side, generator=generator).to(model.dtype)
+
+    @torch.inference_mode()
+    def __call__(self) -> list[Tensor]:
+        """The rows that replace each picture's tokens."""
+        features: list[Tensor] = self._model.encode_images(self._pixels)
+        return features
+
+
+def bench_vision(setting: Setting, counts: Sequence[int]) -> Report:
+    """Each of these numbers of pictures in one call. The decoder's layers are not built."""
+    model = random_model(params_of(setting.geometry, 1), setting.format)
+    works = [Pictures(model, count, setting.side or 1024) for count in counts]
+    limit = MatrixRate(tower_shapes(model, works[0].patches))
+    turns = by_turns(works, [limit.rate] * len(works), setting.repeat)
+    measured = []
+    for count, work, turn in zip(counts, works, turns, strict=True):
+        more = {"of_as_many_first_ones": turn.seconds / turns[0].seconds * counts[0] / count}
+        what = f"{count} {'picture' if count == 1 else 'pictures'} of {work.side} × {work.side} pixels"
+        measured.append(
+            Measured(what, work.tokens, work.cost, turn, MULTIPLY, more if count != counts[0] else {})
+        )
+    more_of_all = {
+        "matrix_products": f"of one layer's shapes, by PyTorch in {str(limit.dtype).removeprefix('torch.')}"
+    }
+    return Report("vision", setting, this_machine(), measured, more_of_all)
