@@ -87,6 +87,7 @@ if TYPE_CHECKING:
         pipeline as pipeline,
     )
     from vitrail.quant.config import BitsAndBytesConfig as BitsAndBytesConfig
+    from vitrail.quant.own_config import QuantizeConfig as QuantizeConfig
 
 __version__ = "0.1.0"
 
@@ -173,6 +174,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "pipeline",
     ),
     "quant.config": ("BitsAndBytesConfig",),
+    "quant.own_config": ("QuantizeConfig",),
 }
 _HOME_OF: dict[str, str] = {name: home for home, names in _HOMES.items() for name in names}
 

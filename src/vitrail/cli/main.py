@@ -18,6 +18,7 @@ from vitrail.cli.chat import chat
 from vitrail.cli.convert import convert
 from vitrail.cli.info import info
 from vitrail.cli.prompt import prompt
+from vitrail.cli.quantize import quantize
 from vitrail.cli.read import read
 from vitrail.cli.tokens import tokens
 from vitrail.cli.train import train
@@ -50,6 +51,7 @@ def app(context: click.Context) -> None:
 app.add_command(ask)
 app.add_command(chat)
 app.add_command(convert)
+app.add_command(quantize)
 app.add_command(tokens)
 app.add_command(info)
 app.add_command(prompt)

@@ -20,7 +20,7 @@ from vitrail.files.token_ids import read_token_ids, tokenizer_file
 from vitrail.inputs.grid import Dialect, image_grid
 from vitrail.inputs.processor_files import picture_settings
 from vitrail.inputs.tokenizer_choice import check_tokenizer, choose_tokenizer
-from vitrail.quant.config import BitsAndBytesConfig, read_quantization
+from vitrail.quant.config import BitsAndBytesConfig, Quantization, read_quantization
 from vitrail.weights.devices import placement
 from vitrail.weights.free_memory import free_memory
 from vitrail.weights.memory import INT8, NF4, Form, Headers, kept_bytes, peak_bytes
@@ -199,7 +199,7 @@ def _weights(
     format: str,
     headers: Any,
     plan: Plan,
-    stored: BitsAndBytesConfig | None,
+    stored: Quantization | None,
     here: bool,
 ) -> dict[str, Any]:
     """The files with weights: those in the folder, else those of the repository."""
@@ -220,7 +220,7 @@ def _weights(
 
 
 def _memory(
-    network: Any, headers: Headers, plan: Plan, stored: BitsAndBytesConfig | None
+    network: Any, headers: Headers, plan: Plan, stored: Quantization | None
 ) -> dict[str, dict[str, int]]:
     """Precision → bytes of the weights, and at most while they are loaded. Packed weights stay as they are."""
     where = placement(network, None)

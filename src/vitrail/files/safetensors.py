@@ -9,7 +9,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -171,27 +171,37 @@ def _naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
-    """Write `tensors` to a new file. The bytes depend on names, dtypes, shapes and values only.
+def write_safetensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    *,
+    order: Sequence[str] | None = None,
+    align: int = 8,
+) -> None:
+    """Write `tensors` to a new file. The bytes depend on names, dtypes, shapes and values, and on `order` and `align` only.
+
+    order  the names in the order of their data. None: as the format's own library has them.
+    align  bytes of which the data section begins at a multiple.
 
     The caller sees to it that a failure leaves nothing behind (see `weights.save`). Tensors are written one
     after the other; only one that is not contiguous on the CPU is copied first.
     """
-    ordered = sorted(tensors.items(), key=lambda item: (-_rank(item[0], item[1]), item[0]))
+    names = library_order(tensors) if order is None else order
+    ordered = [(name, tensors[name]) for name in names]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, tensor in ordered:
         stop = position + tensor.numel() * tensor.element_size()
         header[name] = {
-            "dtype": _NAMES[tensor.dtype],
+            "dtype": dtype_name(name, tensor.dtype),
             "shape": list(tensor.shape),
             "data_offsets": [position, stop],
         }
         position = stop
     with Path(path).open("xb") as stream:
-        stream.write(_header_bytes(header))
+        stream.write(header_bytes(header, align))
         for _, tensor in ordered:
-            _write_values(stream, tensor)
+            write_values(stream, tensor)
 
 
 def copy_safetensors(
@@ -214,26 +224,39 @@ def copy_safetensors(
             "data_offsets": [entry.start - begin, entry.stop - begin],
         }
     with Path(path).open("xb") as stream:
-        stream.write(_header_bytes(header))
+        stream.write(header_bytes(header))
         for name in sorted(source.entries, key=lambda name: source.entries[name].start):
             values = tensor(name)
-            _write_values(stream, values)
+            write_values(stream, values)
 
 
-def _header_bytes(header: dict[str, Any]) -> bytes:
+def library_order(tensors: Mapping[str, Tensor | tuple[torch.dtype, tuple[int, ...]]]) -> list[str]:
+    """The names in the order in which the format's own library writes them: wide types first, then by name."""
+
+    def rank(name: str) -> tuple[int, str]:
+        found = tensors[name]
+        dtype = found.dtype if isinstance(found, Tensor) else found[0]
+        dtype_name(name, dtype)
+        return -_ORDER[dtype], name
+
+    return sorted(tensors, key=rank)
+
+
+def dtype_name(name: str, dtype: torch.dtype) -> str:
+    """The format's word for a type; CheckpointError, naming the tensor, where it has none."""
+    if dtype not in _NAMES:
+        raise CheckpointError(f"tensor {name!r} has the dtype {dtype}, which safetensors cannot hold here.")
+    return _NAMES[dtype]
+
+
+def header_bytes(header: dict[str, Any], align: int = 8) -> bytes:
+    """The beginning of a file: the header's length and text, padded with spaces so that it ends at a multiple of `align`."""
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % align)
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_values(stream: BinaryIO, tensor: Tensor) -> None:
+def write_values(stream: BinaryIO, tensor: Tensor) -> None:
+    """A tensor's values as the file holds them."""
     plain = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
     stream.write(plain.numpy().data)
-
-
-def _rank(name: str, tensor: Tensor) -> int:
-    if tensor.dtype not in _ORDER:
-        raise CheckpointError(
-            f"tensor {name!r} has the dtype {tensor.dtype}, which safetensors cannot hold here."
-        )
-    return _ORDER[tensor.dtype]

@@ -1,4 +1,4 @@
-"""BitsAndBytesConfig, and which quantization_config of a config.json is supported. Quantises nothing."""
+"""BitsAndBytesConfig, and which quantization_config is supported (own_config.py has the other). Quantises nothing."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from vitrail.errors import ConfigError, UnsupportedError
+from vitrail.quant.own_config import METHOD, QuantizeConfig
 
 _STORAGE = ("float16", "float32", "int8", "uint8", "float64", "bfloat16")
 _COMPUTE = ("float16", "bfloat16", "float32", "float64")
@@ -169,22 +170,27 @@ class BitsAndBytesConfig:
         return f"{type(self).__name__} {json.dumps(self.to_dict(), indent=2, sort_keys=True)}\n"
 
 
-def read_quantization(value: Any) -> BitsAndBytesConfig | None:
+Quantization: TypeAlias = BitsAndBytesConfig | QuantizeConfig
+
+
+def read_quantization(value: Any) -> Quantization | None:
     """The configuration in `value` (an object, the dict of a config.json, or None).
 
     Raises UnsupportedError that names what is supported for any other quantisation method.
     """
-    if value is None or isinstance(value, BitsAndBytesConfig):
+    if value is None or isinstance(value, (BitsAndBytesConfig, QuantizeConfig)):
         return value
     if not isinstance(value, Mapping):
         raise ConfigError(
-            f"quantization_config must be a BitsAndBytesConfig or a dict, got {type(value).__name__}."
+            f"quantization_config must be a BitsAndBytesConfig, a QuantizeConfig or a dict, got {type(value).__name__}."
         )
     method = value.get("quant_method", "bitsandbytes" if _names_bitsandbytes(value) else None)
+    if method == METHOD:
+        return QuantizeConfig.from_dict(value)
     if method != "bitsandbytes":
         raise UnsupportedError(
-            f"quantization_config with quant_method {method!r} is not supported; this version reads "
-            "'bitsandbytes' (nf4, fp4, int8). Use the model's unquantised checkpoint instead."
+            f"quantization_config with quant_method {method!r:.80} is not supported; this version reads "
+            f"'bitsandbytes' (nf4, fp4, int8) and {METHOD!r} (q4, q8). Use the model's unquantised checkpoint instead."
         )
     config: BitsAndBytesConfig = BitsAndBytesConfig.from_dict(value)
     return config

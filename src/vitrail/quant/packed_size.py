@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from vitrail.ops.weight import NESTED_GROUP
 from vitrail.quant.bitsandbytes import GROUP
-from vitrail.quant.config import BitsAndBytesConfig
+from vitrail.quant.config import BitsAndBytesConfig, Quantization
+from vitrail.quant.own_layout import specs
+from vitrail.quant.policy import Choice
 
 _MAP = 16 * 4  # float32 values of the 4-bit codes
 _NESTED_MAP = 256 * 4
+_OWN_WORK = 30_000_000  # intermediates of one chunk, and of fitting levels, of own.quantize_own
 _CHUNK_WORK = 40_000_000  # intermediates of one chunk of bitsandbytes.quantize_4bit
+
+
+def chosen_bytes(rows: int, columns: int, choice: Choice, config: Quantization) -> int:
+    """What `pack.pack` makes of a matrix (rows, columns)."""
+    if isinstance(config, BitsAndBytesConfig):
+        return packed_bytes(rows, columns, config)
+    found = specs(choice.kind, (rows, columns), choice.group).values()
+    return sum(math.prod(shape) * dtype.itemsize for dtype, shape in found)
+
+
+def chosen_work(rows: int, columns: int, dtype: torch.dtype, choice: Choice, config: Quantization) -> int:
+    """What is at work beside the result of `pack.pack` for a matrix whose values are asked for in `dtype`."""
+    if isinstance(config, BitsAndBytesConfig):
+        return packing_bytes(rows, columns, dtype, config)
+    return min(_OWN_WORK, rows * columns * 100)
 
 
 def packed_bytes(rows: int, columns: int, config: BitsAndBytesConfig) -> int:

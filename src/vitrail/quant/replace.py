@@ -1,4 +1,4 @@
-"""QuantLinear, which stands where an nn.Linear was, and which Linear layers a configuration quantises."""
+"""Modules that stand where an nn.Linear or an nn.Embedding was and hold a packed weight. Chooses none (policy.py)."""
 
 from __future__ import annotations
 
@@ -9,35 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import CheckpointError
-from vitrail.ops.linear import linear
+from vitrail.ops.linear import embedding, linear
 from vitrail.ops.weight import PackedWeight
-from vitrail.quant.bitsandbytes import from_state, quantize_4bit, quantize_int8, to_state
+from vitrail.quant import bitsandbytes, own_layout
+from vitrail.quant.bitsandbytes import quantize_4bit, quantize_int8
 from vitrail.quant.config import BitsAndBytesConfig
 
 
-class QuantLinear(nn.Module):
-    """x (…, in) → (…, out) by a packed weight; its state dict holds what bitsandbytes saves for one.
+class Quantized(nn.Module):
+    """A module with a packed weight (out, in); its state dict holds what its format saves for one.
 
-    The packed weight is no parameter: it is never trained and never cast, `.to(dtype)` changes the bias only.
-    Products are computed in `compute_dtype` (None: in x's own), but a float32 x is never rounded for it.
+    The packed weight is no parameter: it is never trained and never cast. `.to(device)` moves it; `.to(dtype)` says,
+    for the formats that have no result type of their own, what decoded values are rounded to.
     """
 
-    bias: nn.Parameter | None
-
-    def __init__(
-        self,
-        packed: PackedWeight,
-        bias: nn.Parameter | None = None,
-        *,
-        compute_dtype: torch.dtype | None = None,
-        storage: torch.dtype = torch.uint8,
-    ) -> None:
-        super().__init__()
-        self.out_features, self.in_features = packed.shape
-        self.packed = packed
-        self.compute_dtype = compute_dtype
-        self.storage = storage
-        self.register_parameter("bias", bias)
+    packed: PackedWeight
+    storage: torch.dtype = torch.uint8
 
     @property
     def weight(self) -> PackedWeight:
@@ -47,24 +34,17 @@ class QuantLinear(nn.Module):
     @property
     def packed_parameters(self) -> int:
         """How many weights are packed here, for counting a model's parameters."""
-        return self.out_features * self.in_features
+        rows, columns = self.packed.shape
+        return rows * columns
 
-    def forward(self, x: Tensor) -> Tensor:
-        dtype = x.dtype if self.compute_dtype is None or x.dtype == torch.float32 else self.compute_dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return linear(x.to(dtype), self.packed, bias).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, kind={self.packed.kind}"
-        )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantized:
         # `fn` may move, cast or both; codes and scales follow to the device and keep their types.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         moved = {name: _moved(tensor, fn) for name, tensor in self.packed.tensors.items()}
-        self.packed = _with_tensors(self.packed, moved)
+        dtype = self.packed.dtype
+        if self.packed.kind in own_layout.OWN_KINDS:
+            dtype = fn(torch.empty(0, dtype=dtype, device=self.packed.device)).dtype
+        self.packed = PackedWeight(self.packed.kind, self.packed.shape, self.packed.group, moved, dtype)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -87,18 +67,113 @@ class QuantLinear(nn.Module):
         parts = {key: state_dict[prefix + key] for key in expected if prefix + key in state_dict}
         if len(parts) == len(expected):
             try:
-                packed = from_state(prefix.rstrip("."), parts, self.packed.dtype)
+                packed = from_state(prefix.rstrip("."), parts, self.packed)
             except CheckpointError as error:
                 error_msgs.append(str(error))
             else:
                 device = self.packed.device
                 moved = {name: tensor.to(device, copy=True) for name, tensor in packed.tensors.items()}
                 self.packed = _with_tensors(packed, moved)
-        if self.bias is not None:
+        bias: nn.Parameter | None = getattr(self, "bias", None)
+        if bias is not None:
             if prefix + "bias" in state_dict:
-                self.bias.data.copy_(state_dict[prefix + "bias"])
+                bias.data.copy_(state_dict[prefix + "bias"])
             else:
                 missing_keys.append(prefix + "bias")
+
+
+class QuantLinear(Quantized):
+    """x (…, in) → (…, out) by a packed weight.
+
+    Products are computed in `compute_dtype` (None: in x's own), but a float32 x is never rounded for it.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        packed: PackedWeight,
+        bias: nn.Parameter | None = None,
+        *,
+        compute_dtype: torch.dtype | None = None,
+        storage: torch.dtype = torch.uint8,
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = packed.shape
+        self.packed = packed
+        self.compute_dtype = compute_dtype
+        self.storage = storage
+        self.register_parameter("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = x.dtype if self.compute_dtype is None or x.dtype == torch.float32 else self.compute_dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return linear(x.to(dtype), self.packed, bias).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, kind={self.packed.kind}"
+        )
+
+
+class QuantEmbedding(Quantized):
+    """Ids (…) → rows (…, D) of a packed table (V, D), in its result type. Only the rows asked for are decoded."""
+
+    def __init__(self, packed: PackedWeight) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = packed.shape
+        self.packed = packed
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return embedding(ids, self.packed)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, kind={self.packed.kind}"
+
+
+class TiedHead(QuantLinear):
+    """A head whose weight is the packed table of the embeddings: it holds, moves, counts and saves none of its own."""
+
+    def __init__(self, table: QuantEmbedding) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = table.packed.shape
+        self._table = (table,)  # in a tuple, so that it is no part of this module
+        self.compute_dtype = None
+        self.register_parameter("bias", None)
+
+    @property
+    def packed(self) -> PackedWeight:  # type: ignore[override]
+        """The table's."""
+        return self._table[0].packed
+
+    @property
+    def packed_parameters(self) -> int:
+        """None: the table counts them."""
+        return 0
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TiedHead:
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Nothing: the table is saved."""
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the table is loaded."""
+
+
+def to_state(packed: PackedWeight, storage: torch.dtype = torch.uint8) -> dict[str, Tensor]:
+    """What a file holds for a packed weight of any kind: the part of the key after the module's name → tensor."""
+    if packed.kind in own_layout.OWN_KINDS:
+        return own_layout.to_state(packed)
+    return bitsandbytes.to_state(packed, storage)
+
+
+def from_state(name: str, parts: Mapping[str, Tensor], like: PackedWeight) -> PackedWeight:
+    """A packed weight of the kind and shape of `like` from what a file holds; CheckpointError for what does not fit."""
+    if like.kind in own_layout.OWN_KINDS:
+        return own_layout.from_state(name, parts, like.shape, like.dtype)
+    return bitsandbytes.from_state(name, parts, like.dtype)
 
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from vitrail.files.layout import CONFIG_NAME, HF, MISTRAL, NAMES, PARAMS_NAME, c
 from vitrail.files.listing import listed
 from vitrail.files.safetensors import SafetensorsFile, copy_safetensors
 from vitrail.quant.config import read_quantization
+from vitrail.weights.beside import copy_beside, note_kind, write_picture_settings
 from vitrail.weights.checkpoint import Checkpoint
 from vitrail.weights.mistral_names import from_native, to_native
 from vitrail.weights.names import EMBEDDING, HEAD, PROJECTOR_BIASES, canonical, published
@@ -33,8 +33,6 @@ Progress = Callable[[str, int, int], None]
 
 _STEMS = {HF: "model", MISTRAL: "consolidated"}
 _CONFIGS = {HF: CONFIG_NAME, MISTRAL: PARAMS_NAME}
-# Tokenizers, templates, settings and licences; nothing that is read as weights.
-_COPIED = re.compile(r"(?!\.).*(\.json|\.jinja|\.md|\.txt|\.model(\.v\d+(m\d+)?)?)|LICENSE.*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ def convert(
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_room(target.parent, size)
         scratch.mkdir()
-        _copy_others(job, scratch)
+        copy_beside(job.source, scratch)
         _write_config(job, scratch)
         files = _write_weights(job, scratch, size, progress or _silent)
         if target.is_dir():
@@ -154,7 +152,7 @@ def _prepare(source: Path, to: str) -> _Job:
         raise CheckpointError(f"{source} holds one tensor under two names.")
     own = {canonical(from_native(name) or name) if to == HF else canonical(name) for name in names}
     _note(config, own)
-    _note_kind(config, checkpoint)
+    note_kind(config, checkpoint)
     return _Job(source, to, config, checkpoint, names, heads_of(config.to_dict()))
 
 
@@ -172,16 +170,6 @@ def _note(config: PretrainedConfig, names: set[str]) -> None:
     config.get_text_config().tie_word_embeddings = tied
     if isinstance(config, VisionLanguageConfig):
         config.multimodal_projector_bias = PROJECTOR_BIASES[0] in names
-
-
-def _note_kind(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
-    if config.dtype is None:
-        first = next((entry for file in checkpoint.files.values() for entry in file.entries.values()), None)
-        config.dtype = None if first is None else str(first.dtype).removeprefix("torch.")
-    if config.architectures is None:
-        kinds = {"llava": "LlavaForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}
-        kind = type(config).model_type
-        config.architectures = [kinds.get(kind, f"{kind.capitalize()}ForCausalLM")]
 
 
 def _write_weights(job: _Job, folder: Path, size: int, progress: Progress) -> list[str]:
@@ -242,7 +230,7 @@ def _write_config(job: _Job, folder: Path) -> None:
         )
     if job.to == HF:
         path.write_text(job.config.to_json_string(), encoding="utf-8")
-        _write_settings(job.config, folder)
+        write_picture_settings(job.config, folder)
     else:
         path.write_text(params_text(params_from_config(job.config)), encoding="utf-8")
 
@@ -255,35 +243,6 @@ def _geometry(config: PretrainedConfig) -> dict[str, object]:
     vision = params.get("vision_encoder", {})
     told = ("image_break_token_id", "image_end_token_id", "adapter_bias", "max_image_size")
     return {**shared, "vision_encoder": {name: value for name, value in vision.items() if name not in told}}
-
-
-def _write_settings(config: PretrainedConfig, folder: Path) -> None:
-    """What Hugging Face's format says of pictures in files of their own."""
-    if not isinstance(config, VisionLanguageConfig):
-        return
-    tower = config.vision_config
-    side = {"height": tower.patch_size, "width": tower.patch_size}
-    pictures = {
-        "image_processor_type": "PixtralImageProcessor",
-        "processor_class": "PixtralProcessor",
-        "patch_size": side,
-        "size": {"longest_edge": tower.image_size},
-    }
-    processor = {
-        "processor_class": "PixtralProcessor",
-        "patch_size": tower.patch_size,
-        "spatial_merge_size": getattr(config, "spatial_merge_size", 1),
-    }
-    for name, content in (("preprocessor_config.json", pictures), ("processor_config.json", processor)):
-        if not (folder / name).is_file():
-            (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _copy_others(job: _Job, folder: Path) -> None:
-    for path in sorted(job.source.iterdir()):
-        index = path.name.endswith(".index.json")
-        if path.is_file() and not index and _COPIED.fullmatch(path.name):
-            shutil.copyfile(path, folder / path.name)
 
 
 def _silent(file: str, done: int, size: int) -> None:

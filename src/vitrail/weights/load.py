@@ -9,10 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import InputError
+from vitrail.errors import InputError, UnsupportedError
 from vitrail.ops.weight import PackedWeight
-from vitrail.quant.config import BitsAndBytesConfig, read_quantization
-from vitrail.quant.replace import QuantLinear, quantize, replace
+from vitrail.quant.config import BitsAndBytesConfig, Quantization, read_quantization
+from vitrail.quant.own_config import FORMATS, QuantizeConfig
+from vitrail.quant.own_layout import OWN_KINDS
+from vitrail.quant.pack import pack
+from vitrail.quant.policy import PLAIN
+from vitrail.quant.replace import QuantEmbedding, Quantized, QuantLinear, TiedHead, replace
 from vitrail.weights.checkpoint import Checkpoint
 from vitrail.weights.devices import DeviceMap, Placement, join, placement
 from vitrail.weights.memory import Form, refuse_if_too_large
@@ -27,17 +31,21 @@ def load_into(
     *,
     dtype: torch.dtype | str | None = None,
     device_map: DeviceMap = None,
-    quantization: BitsAndBytesConfig | Mapping[str, Any] | None = None,
+    quantization: Quantization | Mapping[str, Any] | None = None,
     format: str | None = None,
 ) -> torch.dtype:
     """Fill `model`, built on the meta device, from the safetensors in `folder`; return the dtype of its floats.
 
     dtype         a torch.dtype or its name; "auto" is the config's, else the checkpoint's; None is float32
-                  (float16 when quantised while loading, as in transformers).
+                  (float16 when quantised to bitsandbytes' formats while loading, as in transformers).
     device_map    see `devices.placement`.
-    quantization  how to quantise Linear layers; for a checkpoint that is quantised already, only its
-                  compute dtype counts. None: as model.config.quantization_config says.
+    quantization  how to quantise while loading; for a checkpoint that bitsandbytes' formats are in already, only the
+                  compute dtype counts, and one in Vitrail's own is taken as it is. None: as
+                  model.config.quantization_config says.
     format        "hf" or "mistral" where the folder holds both (native.py); None: what is there, "hf" first.
+
+    Weights in Vitrail's own formats stay where they are mapped, on a CPU: their pages come from the file when they are
+    first needed, and processes share them. So do large plain tensors beside them that need no cast. All others are copied.
 
     Every parameter must be in the files with its shape, and nothing else may be; CheckpointError tells of all
     that is amiss at once and leaves the model as it was; so does OutOfMemory, where a device has less memory free
@@ -50,20 +58,41 @@ def load_into(
     config = getattr(model, "config", None)
     stored = read_quantization(getattr(config, "quantization_config", None))
     asked = read_quantization(quantization)
+    _refuse_another(stored, asked)
     plan = make_plan(model, checkpoint, asked if stored is None else None)
     plan.refuse_if_amiss(model, checkpoint)
-    target = resolve_dtype(dtype, config, checkpoint, quantised=bool(plan.to_quantise))
+    half = bool(plan.to_quantise) and isinstance(asked, BitsAndBytesConfig)
+    target = resolve_dtype(dtype, config, checkpoint, quantised=half)
     where = placement(model, device_map)
     form = Form(target, asked if stored is None else None)
     refuse_if_too_large(model, checkpoint, plan, form, where)
     _fit_projector_bias(model, plan)
     _fill(model, checkpoint, plan, target, where, asked or stored)
     if plan.tied:
-        _submodule(model, plan.tied[0]).weight = _submodule(model, plan.tied[1]).weight
+        _tie(model, *plan.tied)
     if config is not None:
-        _note(config, plan, stored or asked or _implied(plan))
+        note(config, plan, stored or asked or _implied(plan))
     join(model, where)
     return target
+
+
+def _refuse_another(stored: Quantization | None, asked: Quantization | None) -> None:
+    """Raise UnsupportedError where the files are packed in one way and another is asked for."""
+    if stored is None or asked is None or stored == asked:
+        return
+    if isinstance(stored, QuantizeConfig) or isinstance(asked, QuantizeConfig):
+        raise UnsupportedError(
+            f"the checkpoint is quantised already ({stored.quant_method}); leave quantization_config out, or load the "
+            "model's unquantised checkpoint."
+        )
+
+
+def _tie(model: nn.Module, head: str, table: str) -> None:
+    module = _submodule(model, table)
+    if isinstance(module, QuantEmbedding):
+        replace(model, head, TiedHead(module))
+    else:
+        _submodule(model, head).weight = module.weight
 
 
 def _fit_projector_bias(model: nn.Module, plan: Plan) -> None:
@@ -94,7 +123,7 @@ def resolve_dtype(
 
 
 def _plain_floats(checkpoint: Checkpoint) -> Iterator[torch.dtype]:
-    scales = (".absmax", "_absmax", ".quant_map", ".nested_quant_map", ".SCB")
+    scales = (".absmax", "_absmax", ".quant_map", ".nested_quant_map", ".SCB", ".weight.scales")
     for name in checkpoint.in_file_order():
         if checkpoint.entry(name).dtype in FLOATS and not name.endswith(scales):
             yield checkpoint.entry(name).dtype
@@ -106,34 +135,40 @@ def _fill(
     plan: Plan,
     dtype: torch.dtype,
     where: Placement,
-    quantization: BitsAndBytesConfig | None,
+    quantization: Quantization | None,
 ) -> None:
-    """Read, convert and place every tensor; each is copied out of the mapped file by itself."""
-    compute = None
-    if quantization is not None and not quantization.load_in_8bit:
-        compute = quantization.bnb_4bit_compute_dtype
+    """Read, convert and place every tensor; each is copied out of the mapped file by itself, or stays there."""
+    compute, storage = None, torch.uint8
+    if isinstance(quantization, BitsAndBytesConfig) and not quantization.load_in_8bit:
+        compute, storage = quantization.bnb_4bit_compute_dtype, quantization.bnb_4bit_quant_storage
     for path, packed in plan.packed.items():
-        tensors = {name: tensor.to(where.of(path), copy=True) for name, tensor in packed.tensors.items()}
-        loaded_type = dtype if packed.kind == "int8" else packed.dtype
-        copied = PackedWeight(packed.kind, packed.shape, packed.group, tensors, loaded_type)
-        bias = _submodule(model, path).bias
-        replace(model, path, QuantLinear(copied, bias, compute_dtype=compute, storage=plan.storage[path]))
+        stays = path in plan.in_place and where.of(path).type == "cpu"
+        tensors = {
+            name: tensor if stays else tensor.to(where.of(path), copy=True)
+            for name, tensor in packed.tensors.items()
+        }
+        loaded_type = packed.dtype if packed.kind in ("nf4", "fp4") else dtype
+        placed = PackedWeight(packed.kind, packed.shape, packed.group, tensors, loaded_type)
+        layer = _layer(_submodule(model, path), placed, compute_dtype=compute, storage=plan.storage[path])
+        replace(model, path, layer)
     for name, file_name in plan.plain.items():
-        tensor = checkpoint.tensor(file_name)
+        tensor, path = checkpoint.tensor(file_name), _path(name)
         target = dtype if tensor.is_floating_point() else tensor.dtype
-        loaded = tensor.to(device=where.of(name), dtype=target, copy=True)
-        path = _path(name)
-        if path in plan.to_quantise and name.endswith(".weight") and quantization is not None:
-            storage = torch.uint8 if quantization.load_in_8bit else quantization.bnb_4bit_quant_storage
-            layer = QuantLinear(
-                quantize(loaded, quantization),
-                _submodule(model, path).bias,
-                compute_dtype=compute,
-                storage=storage,
-            )
-            replace(model, path, layer)
-        else:
-            _put(model, name, loaded)
+        choice = plan.to_quantise.get(path) if name.endswith(".weight") else None
+        if choice is None or quantization is None:
+            stays = plan.stays_mapped(checkpoint.entry(file_name), target, where.of(name))
+            _put(model, name, tensor if stays else tensor.to(where.of(name), target, copy=True))
+            continue
+        packed = pack(tensor, choice, quantization, name=name, dtype=target, device=where.of(name))
+        layer = _layer(_submodule(model, path), packed, compute_dtype=compute, storage=storage)
+        replace(model, path, layer)
+
+
+def _layer(old: Any, packed: PackedWeight, **how: Any) -> Quantized:
+    """What stands in the place of a plain layer or table whose weight is packed."""
+    if isinstance(old, nn.Embedding):
+        return QuantEmbedding(packed)
+    return QuantLinear(packed, old.bias, **how)
 
 
 def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -153,9 +188,11 @@ def _submodule(model: nn.Module, path: str) -> Any:
     return model.get_submodule(path)
 
 
-def _implied(plan: Plan) -> BitsAndBytesConfig | None:
+def _implied(plan: Plan) -> Quantization | None:
     """What a quantised checkpoint's config.json should have said of its first layer."""
     for path, packed in plan.packed.items():
+        if packed.kind in OWN_KINDS:
+            return _implied_own(plan)
         if packed.kind == "int8":
             return BitsAndBytesConfig(load_in_8bit=True)
         return BitsAndBytesConfig(
@@ -167,7 +204,20 @@ def _implied(plan: Plan) -> BitsAndBytesConfig | None:
     return None
 
 
-def _note(config: Any, plan: Plan, quantization: BitsAndBytesConfig | None) -> None:
+def _implied_own(plan: Plan) -> QuantizeConfig:
+    """The same of Vitrail's own formats, part by part."""
+    kinds = plan.packed
+    parts = {"embeddings": "embed_tokens", "lm_head": "lm_head", "vision": "vision_tower", "format": ".mlp."}
+    found = {
+        part: next((packed.kind for name, packed in kinds.items() if mark in name), PLAIN)
+        for part, mark in parts.items()
+    }
+    if found["format"] not in FORMATS:
+        found["format"] = next(iter(kinds.values())).kind
+    return QuantizeConfig(**found, group=max(packed.group for packed in kinds.values()))
+
+
+def note(config: Any, plan: Plan, quantization: Quantization | None) -> None:
     """Write into the config what was read off the files, so that a saved copy says it too."""
     for part_config in (config, getattr(config, "text_config", None)):
         if plan.has_head and hasattr(part_config, "tie_word_embeddings"):

@@ -15,9 +15,10 @@ from torch import nn
 from vitrail.errors import OutOfMemory
 from vitrail.files.safetensors import TensorEntry
 from vitrail.files.size import in_words
-from vitrail.quant.config import BitsAndBytesConfig
-from vitrail.quant.packed_size import packed_bytes, packing_bytes
-from vitrail.quant.replace import quantized_names
+from vitrail.quant.config import BitsAndBytesConfig, Quantization
+from vitrail.quant.own_config import QuantizeConfig
+from vitrail.quant.packed_size import chosen_bytes, chosen_work
+from vitrail.quant.policy import to_pack
 from vitrail.weights.checkpoint import Checkpoint
 from vitrail.weights.devices import Placement
 from vitrail.weights.free_memory import free_memory
@@ -31,10 +32,10 @@ NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How weights are to lie in memory: the type of plain floats, and how Linear layers are quantised, if at all."""
+    """How weights are to lie in memory: the type of plain floats, and how matrices are quantised, if at all."""
 
     dtype: torch.dtype
-    quantization: BitsAndBytesConfig | None = None
+    quantization: Quantization | None = None
 
 
 class Headers(Protocol):
@@ -53,11 +54,18 @@ class _Step:
     kept: int
     meanwhile: int = 0
     meanwhile_on_cpu: int = 0  # whatever device it goes to
+    mapped: bool = False  # kept where the file is mapped: takes none of the memory that a process must have
 
 
 def kept_bytes(model: nn.Module, checkpoint: Headers, plan: Plan, form: Form) -> dict[str, int]:
     """Own tensor's name → the bytes that it takes once loaded in `form`. A head that is tied takes none."""
     return {step.name: step.kept for step in _steps(model, checkpoint, plan, form)}
+
+
+def mapped_bytes(model: nn.Module, checkpoint: Headers, plan: Plan, form: Form, where: Placement) -> int:
+    """How many of `kept_bytes` stay in mapped files: the system reads them as they are needed, and may drop them again."""
+    steps = _steps(model, checkpoint, plan, form, where)
+    return sum(step.kept for step in steps if step.mapped)
 
 
 def peak_bytes(
@@ -69,10 +77,10 @@ def peak_bytes(
     """
     held: dict[torch.device, int] = defaultdict(int)
     most: dict[torch.device, int] = defaultdict(int)
-    for step in _steps(model, checkpoint, plan, form):
-        device = where.of(step.name)
-        most[device] = max(most[device], held[device] + step.kept + step.meanwhile)
-        held[device] += step.kept
+    for step in _steps(model, checkpoint, plan, form, where):
+        device, kept = where.of(step.name), 0 if step.mapped else step.kept
+        most[device] = max(most[device], held[device] + kept + step.meanwhile)
+        held[device] += kept
         most[CPU] = max(most[CPU], held[CPU] + step.meanwhile_on_cpu)
     return dict(most)
 
@@ -130,7 +138,7 @@ def _smaller_forms(form: Form, plan: Plan) -> Iterator[tuple[Form, str]]:
             Form(half, INT8),
             f"dtype={half}, quantization_config=BitsAndBytesConfig(load_in_8bit=True)",
         )
-    if form.quantization is None or form.quantization.load_in_8bit:
+    if form.quantization is None or _is_int8(form.quantization):
         yield (
             Form(half, NF4),
             f'dtype={half}, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")',
@@ -139,6 +147,8 @@ def _smaller_forms(form: Form, plan: Plan) -> Iterator[tuple[Form, str]]:
 
 def _called(form: Form) -> str:
     dtype = str(form.dtype).removeprefix("torch.")
+    if isinstance(form.quantization, QuantizeConfig):
+        return f"{form.quantization.format} (the rest {dtype})"
     if form.quantization is None or not form.quantization.is_quantizable():
         return dtype
     if form.quantization.load_in_8bit:
@@ -146,13 +156,24 @@ def _called(form: Form) -> str:
     return f"{form.quantization.bnb_4bit_quant_type.upper()} (the rest {dtype})"
 
 
-def _steps(model: nn.Module, checkpoint: Headers, plan: Plan, form: Form) -> Iterator[_Step]:
-    """What load.py does, tensor by tensor and in its order."""
+def _is_int8(config: Quantization) -> bool:
+    return isinstance(config, BitsAndBytesConfig) and config.load_in_8bit
+
+
+def _steps(
+    model: nn.Module, checkpoint: Headers, plan: Plan, form: Form, where: Placement | None = None
+) -> Iterator[_Step]:
+    """What load.py does, tensor by tensor and in its order; what stays mapped is told where the devices are known."""
+
+    def on_cpu_if(name: str) -> bool:
+        return where is not None and where.of(name) == CPU
+
     for path, packed in plan.packed.items():
-        yield _Step(f"{path}.weight", sum(tensor.nbytes for tensor in packed.tensors.values()))
-    quantised: set[str] = set()
+        size = sum(tensor.nbytes for tensor in packed.tensors.values())
+        yield _Step(f"{path}.weight", size, mapped=path in plan.in_place and on_cpu_if(path))
+    quantised = {}
     if form.quantization is not None:
-        quantised = quantized_names(model, form.quantization, plan.tied or ()) - plan.packed.keys()
+        quantised = to_pack(model, form.quantization, plan.tied or ())
     for name, file_name in plan.plain.items():
         entry = checkpoint.entry(file_name)
         dtype = form.dtype if entry.dtype in FLOATS else entry.dtype
@@ -161,7 +182,10 @@ def _steps(model: nn.Module, checkpoint: Headers, plan: Plan, form: Form) -> Ite
         path, _, leaf = name.rpartition(".")
         if leaf == "weight" and path in quantised and form.quantization is not None:
             rows, columns = entry.shape
-            meanwhile = packing_bytes(rows, columns, dtype, form.quantization)
-            yield _Step(name, packed_bytes(rows, columns, form.quantization), meanwhile, on_cpu)
+            choice = quantised[path]
+            kept = chosen_bytes(rows, columns, choice, form.quantization)
+            meanwhile = chosen_work(rows, columns, dtype, choice, form.quantization)
+            yield _Step(name, kept, meanwhile, on_cpu)
         else:
-            yield _Step(name, count * size, 0, on_cpu)
+            mapped = on_cpu_if(name) and plan.stays_mapped(entry, dtype, CPU)
+            yield _Step(name, count * size, 0, on_cpu, mapped)

@@ -10,14 +10,17 @@ from torch import Tensor, nn
 
 from vitrail.errors import CheckpointError
 from vitrail.files.listing import listed
+from vitrail.files.safetensors import TensorEntry
 from vitrail.ops.weight import PackedWeight
+from vitrail.quant import own_layout
 from vitrail.quant.bitsandbytes import from_state
-from vitrail.quant.config import BitsAndBytesConfig
-from vitrail.quant.replace import quantized_names
+from vitrail.quant.config import Quantization
+from vitrail.quant.policy import Choice, to_pack
 from vitrail.weights.checkpoint import Checkpoint
 from vitrail.weights.names import EMBEDDING, HEAD, PROJECTOR_BIASES, canonical, part
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LARGE = 1 << 16  # bytes; smaller tensors are copied together into few pages
 
 
 @dataclass
@@ -25,15 +28,24 @@ class Plan:
     """Which tensor of the files goes where, and what does not fit."""
 
     plain: dict[str, str] = field(default_factory=dict)  # own tensor → name in the files
-    packed: dict[str, PackedWeight] = field(default_factory=dict)  # Linear's path → its weight, still mapped
-    storage: dict[str, torch.dtype] = field(default_factory=dict)  # Linear's path → dtype of its saved codes
-    to_quantise: set[str] = field(default_factory=set)  # paths of Linear layers
+    packed: dict[str, PackedWeight] = field(default_factory=dict)  # module's path → its weight, still mapped
+    storage: dict[str, torch.dtype] = field(default_factory=dict)  # module's path → dtype of its saved codes
+    in_place: set[str] = field(
+        default_factory=set
+    )  # paths of packed weights that can be used where they are mapped
+    to_quantise: dict[str, Choice] = field(default_factory=dict)  # module's path → what becomes of its weight
     tied: tuple[str, str] | None = None  # paths of head and embedding
     has_head: bool = False
     projector_bias: bool | None = None  # what the files have, when the model was built otherwise
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     unfit: list[str] = field(default_factory=list)
+
+    def stays_mapped(self, entry: TensorEntry, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether a plain tensor is used where it is mapped: a large one beside packed weights, of the type asked for."""
+        size = entry.stop - entry.start
+        fits = entry.dtype == dtype and device.type == "cpu" and entry.start % own_layout.PART_ALIGNMENT == 0
+        return fits and size >= _LARGE and bool(self.in_place)
 
     def refuse_if_amiss(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         """Raise one CheckpointError that names everything missing, unexpected or unfit."""
@@ -51,7 +63,7 @@ class Plan:
             )
 
 
-def make_plan(model: nn.Module, checkpoint: Checkpoint, quantization: BitsAndBytesConfig | None) -> Plan:
+def make_plan(model: nn.Module, checkpoint: Checkpoint, quantization: Quantization | None) -> Plan:
     """Where every tensor of `model` comes from, and everything that does not fit; reads headers only."""
     plan = Plan()
     own = {canonical(name): name for name in own_tensors(model)}
@@ -67,13 +79,14 @@ def make_plan(model: nn.Module, checkpoint: Checkpoint, quantization: BitsAndByt
     done = plan.plain.keys() | {f"{path}.weight" for path in plan.packed}
     plan.missing = [name for name in own.values() if name not in done]
     plan.has_head = HEAD in own
-    if HEAD in own and own[HEAD] in plan.missing and own.get(EMBEDDING) in plan.plain:
+    if HEAD in own and own[HEAD] in plan.missing and own.get(EMBEDDING) in done:
         plan.missing.remove(own[HEAD])
         plan.tied = (own[HEAD].rpartition(".")[0], own[EMBEDDING].rpartition(".")[0])
     _plan_projector_bias(own, files, plan)
     _check_shapes(model, checkpoint, plan)
     if quantization is not None:
-        plan.to_quantise = quantized_names(model, quantization, plan.tied or ()) - plan.packed.keys()
+        chosen = to_pack(model, quantization, plan.tied or ())
+        plan.to_quantise = {path: choice for path, choice in chosen.items() if path not in plan.packed}
     return plan
 
 
@@ -101,30 +114,45 @@ def _by_canonical_name(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _plan_packed(model: nn.Module, checkpoint: Checkpoint, files: dict[str, str], plan: Plan) -> None:
-    """Take the tensors of quantised layers out of `files`; a layer is one by what lies beside its weight."""
-    linears = {
-        canonical(f"{path}."): path for path, module in model.named_modules() if isinstance(module, nn.Linear)
+    """Take the tensors of quantised modules out of `files`; a module is one by what lies beside its weight."""
+    matrices = {
+        canonical(f"{path}."): (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Embedding))
     }
-    parts: dict[str, dict[str, str]] = {path: {} for path in linears.values()}
+    parts: dict[str, dict[str, str]] = {prefix: {} for prefix in matrices}
     for name, file_name in files.items():
         prefix, rest = _split(name)
-        if prefix in linears and rest != "bias":
-            parts[linears[prefix]][rest] = file_name
-    for path, names in parts.items():
-        if not any(key == "SCB" or key.startswith("weight.") for key in names):
+        if prefix in matrices and rest != "bias":
+            parts[prefix][rest] = file_name
+    for prefix, names in parts.items():
+        path, module = matrices[prefix]
+        own = any(key in own_layout.KEYS for key in names)
+        foreign = any(key == "SCB" or key.startswith("weight.") for key in names)
+        if not own and not (foreign and isinstance(module, nn.Linear)):
             continue
         for file_name in names.values():
             del files[canonical(file_name)]
+        tensors = {key: checkpoint.tensor(file_name) for key, file_name in names.items()}
+        shape = (
+            (module.out_features, module.in_features)
+            if isinstance(module, nn.Linear)
+            else (module.num_embeddings, module.embedding_dim)
+        )
         try:
-            packed = from_state(path, {key: checkpoint.tensor(file_name) for key, file_name in names.items()})
+            if own:
+                packed = own_layout.from_state(path, tensors, shape, torch.float32)
+            else:
+                packed = from_state(path, tensors)
         except CheckpointError as error:
             plan.unfit.append(str(error).rstrip("."))
             plan.packed[path] = PackedWeight("", (0, 0), 0, {})
             continue
         plan.packed[path] = packed
-        plan.storage[path] = checkpoint.entry(names["weight"]).dtype
-        linear = model.get_submodule(path)
-        _compare(plan, f"{path}.weight", packed.shape, (linear.out_features, linear.in_features))  # type: ignore[arg-type]
+        plan.storage[path] = checkpoint.entry(names["weight.codes" if own else "weight"]).dtype
+        if own and own_layout.is_aligned(packed):
+            plan.in_place.add(path)
+        _compare(plan, f"{path}.weight", packed.shape, shape)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitrail.errors import CheckpointError, InputError
 from vitrail.files.listing import listed
 from vitrail.files.safetensors import write_safetensors
+from vitrail.quant import own_layout
 from vitrail.weights.checkpoint import INDEX, SINGLE
 from vitrail.weights.names import EMBEDDING, HEAD, canonical, saved_names
 
@@ -102,16 +103,25 @@ def _is_tied(state: Mapping[str, Tensor]) -> bool:
 def _write_weights(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> None:
     shards = _shards(tensors, limit)
     if len(shards) == 1:
-        write_safetensors(folder / SINGLE, tensors)
+        _write_file(folder / SINGLE, tensors)
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / file, {name: tensors[name] for name in names})
+        _write_file(folder / file, {name: tensors[name] for name in names})
         weight_map |= dict.fromkeys(names, file)
     metadata = {"total_size": sum(_size(tensor) for tensor in tensors.values())}
     text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
     (folder / INDEX).write_text(text, encoding="utf-8")
+
+
+def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """One file; Vitrail's own formats in their order, so that they can be used where they are mapped."""
+    if not any(name.endswith(own_layout.KEYS) for name in tensors):
+        write_safetensors(path, tensors)
+        return
+    specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_safetensors(path, tensors, order=own_layout.file_order(specs), align=own_layout.ALIGNMENT)
 
 
 def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:

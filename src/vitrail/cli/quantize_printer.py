@@ -1,0 +1,85 @@
+"""What `vitrail quantize` shows a person: the policy before, a bar meanwhile, the errors after. Computes nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from vitrail.files.size import in_words
+
+if TYPE_CHECKING:
+    from vitrail.weights.quantize import Progress, Work, Written
+
+WIDTH = 110  # where the output is no terminal
+
+
+def show_policy(work: Work) -> None:
+    """Which part of the model gets which format."""
+    table = _table("part", "format", "modules", "weights", "bits each", "bytes", left=("part", "format"))
+    table.add_column("")
+    for row in work.rows:
+        format_ = f"{row.kind}, groups of {row.group}" if row.group else row.kind
+        numbers = (f"{row.modules}", f"{row.weights:,}", f"{row.bits:.2f}", in_words(row.size))
+        table.add_row(row.part, format_, *(numbers if row.weights else ("1", "", "", "")), row.why)
+    _console().print(table)
+
+
+def show_report(written: Written) -> None:
+    """The worst layers, and what the whole became."""
+    report = written.as_json()
+    if report["worst"]:
+        table = _table(
+            "largest relative errors", "format", "error", left=("largest relative errors", "format")
+        )
+        for layer in report["worst"]:
+            table.add_row(layer["name"], layer["format"], f"{layer['relative_error']:.4f}")
+        _console().print(table)
+    files = report["files"][0] if len(report["files"]) == 1 else f"{len(report['files'])} files"
+    kept = f", {written.kept_files} of an earlier run" if written.kept_files else ""
+    error = report["relative_error"]
+    whole = "" if error is None else f", relative error {error:.4f} over all"
+    _console().print(
+        f"{report['out']}: {files}{kept}, {in_words(report['bytes'])}, {report['bits_per_weight']:.2f} bits a weight{whole}"
+    )
+
+
+@contextmanager
+def watching(enabled: bool) -> Iterator[Progress | None]:
+    """A bar on stderr, on terminals only: called as weights/quantize.py tells of its work."""
+    if not enabled or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("quantising")
+
+        def hear(name: str, done: int, size: int) -> None:
+            short = ".".join(name.split(".")[-4:-1])
+            bar.update(task, description=short[:40], completed=done, total=size)
+
+        yield hear
+
+
+def _table(*names: str, left: tuple[str, ...]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
+    return table
+
+
+def _console() -> Console:
+    width = None if sys.stdout.isatty() else WIDTH
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty(), width=width)

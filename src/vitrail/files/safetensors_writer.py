@@ -1,0 +1,95 @@
+"""Writing a safetensors file whose tensors become known one by one: first the header, then each at its place."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.errors import CheckpointError
+from vitrail.files.safetensors import dtype_name, header_bytes, write_values
+
+Spec = tuple[torch.dtype, tuple[int, ...]]
+"""Type and shape of a tensor."""
+
+
+class SafetensorsWriter:
+    """A new file for the tensors `specs`, laid out in the order `order`; a context that leaves nothing after an error.
+
+    specs   name → type and shape.
+    order   the names in the order of their data; no gap is left between two.
+    align   bytes of which the data section begins at a multiple; the header is padded with spaces.
+
+    `write` may be called in any order. Leaving the context checks that every tensor was written, and has the system put
+    the file on the disk. OSError is the disk's.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], specs: Mapping[str, Spec], order: Sequence[str], *, align: int = 8
+    ) -> None:
+        self.path = Path(path)
+        self._specs = dict(specs)
+        self._places: dict[str, int] = {}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        position = 0
+        for name in order:
+            dtype, shape = specs[name]
+            stop = position + math.prod(shape) * dtype.itemsize
+            header[name] = {
+                "dtype": dtype_name(name, dtype),
+                "shape": list(shape),
+                "data_offsets": [position, stop],
+            }
+            self._places[name] = position
+            position = stop
+        self._header = header_bytes(header, align)
+        self._end = len(self._header) + position
+
+    def __enter__(self) -> SafetensorsWriter:
+        self._stream = self.path.open("xb")
+        try:
+            self._stream.write(self._header)
+        except BaseException:
+            self._give_up()
+            raise
+        return self
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Put a tensor's values at their place; each name once, with the type and shape that were announced."""
+        dtype, shape = self._specs[name]
+        if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            raise CheckpointError(
+                f"tensor {name!r} was announced as {dtype} {shape}, but is {tensor.dtype} {tuple(tensor.shape)}."
+            )
+        self._stream.seek(len(self._header) + self._places.pop(name))
+        write_values(self._stream, tensor)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._give_up()
+            return
+        try:
+            if self._places:
+                raise CheckpointError(f"{self.path} lacks values for {', '.join(self._places)[:400]}.")
+            self._stream.truncate(self._end)  # empty tensors at the end are written nowhere
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        # Closing writes what is buffered, on a disk that may be full: the error that led here is the one to tell.
+        with contextlib.suppress(OSError):
+            self._stream.close()
+        self.path.unlink(missing_ok=True)

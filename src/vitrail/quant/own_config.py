@@ -1,0 +1,99 @@
+"""QuantizeConfig: Vitrail's own formats q4 and q8 as words, in Python and in a config.json. Quantises nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vitrail.errors import CheckpointError, ConfigError
+
+METHOD = "vitrail"
+LAYOUT_VERSION = 1  # of the tensors in the files; another one is refused
+FORMATS = ("q4", "q8")
+GROUPS = (32, 64, 128)
+PARTS = ("q8", "q4", "bf16")  # what head, embeddings and tower may be; for embeddings and head the same
+_LONGEST = 1000  # patterns, and letters of one
+
+
+class QuantizeConfig:
+    """How to quantise in Vitrail's own formats, while loading or with `vitrail quantize`.
+
+    format      "q4" (4.5 bits a weight with groups of 32) or "q8" (8.5 bits): the decoder's linear layers.
+    group       neighbouring weights of a row that share a scale: 32, 64 or 128. A layer that it does not divide
+                takes the next smaller one that does; where none does, the layer stays in 16 bits.
+    lm_head     the head: "q8", "q4" or "bf16". A head that is tied to the embeddings is what they are.
+    embeddings  the table of token embeddings, likewise.
+    vision      the linear layers of vision tower and projector, likewise.
+    keep        patterns (`*`, `?`, `[…]`) of modules that stay in 16 bits: of a whole path, of its last name, or of the
+                path of a module that holds it.
+
+    Raises ConfigError for a value that is none of these.
+    """
+
+    quant_method = METHOD
+
+    def __init__(
+        self,
+        format: str = "q4",
+        group: int = 32,
+        lm_head: str = "q8",
+        embeddings: str = "q8",
+        vision: str = "q8",
+        keep: Sequence[str] = (),
+    ) -> None:
+        self.format = _one_of("format", format, FORMATS)
+        self.group = _one_of("group", group, GROUPS)
+        self.lm_head = _one_of("lm_head", lm_head, PARTS)
+        self.embeddings = _one_of("embeddings", embeddings, PARTS)
+        self.vision = _one_of("vision", vision, PARTS)
+        self.keep = _patterns(keep)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QuantizeConfig:
+        """From the quantization_config of a config.json.
+
+        CheckpointError for a layout that this version does not know, ConfigError for an unknown key or value.
+        """
+        given = dict(values)
+        given.pop("quant_method", None)
+        version = given.pop("version", None)
+        if type(version) is not int or version != LAYOUT_VERSION:
+            raise CheckpointError(
+                f"quantization_config has the layout version {version!r:.40}; this Vitrail reads version "
+                f"{LAYOUT_VERSION}. Use a newer Vitrail, or quantise the model again."
+            )
+        known = ("format", "group", "lm_head", "embeddings", "vision", "keep")
+        unknown = sorted(str(name) for name in given if name not in known)
+        if unknown:
+            raise ConfigError(f"quantization_config of 'vitrail' does not know {', '.join(unknown)[:400]}.")
+        return cls(**given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json says of it."""
+        return {"quant_method": METHOD, "version": LAYOUT_VERSION, **vars(self), "keep": list(self.keep)}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, QuantizeConfig) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {json.dumps(self.to_dict(), indent=2, sort_keys=True)}\n"
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    if type(value) is not type(allowed[0]) or value not in allowed:
+        words = ", ".join(map(str, allowed))
+        raise ConfigError(f"{name} must be one of {words}, got {value!r:.80}.")
+    return value
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    fits = isinstance(value, (list, tuple)) and all(isinstance(word, str) and word for word in value)
+    if not fits or len(value) > _LONGEST or any(len(word) > _LONGEST for word in value):
+        raise ConfigError(
+            f"keep must be a list of at most {_LONGEST} patterns of module names, got {value!r:.200}."
+        )
+    return tuple(value)

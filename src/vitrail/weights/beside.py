@@ -1,0 +1,56 @@
+"""What lies beside the weights of a checkpoint and goes where they go: tokenizers, settings, licences. Reads no tensor."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Container
+from pathlib import Path
+
+from vitrail.configs import PretrainedConfig, VisionLanguageConfig
+from vitrail.weights.checkpoint import Checkpoint
+
+# Tokenizers, templates, settings and licences; nothing that is read as weights.
+_COPIED = re.compile(r"(?!\.).*(\.json|\.jinja|\.md|\.txt|\.model(\.v\d+(m\d+)?)?)|LICENSE.*", re.ASCII)
+
+
+def copy_beside(source: Path, target: Path, *, leave_out: Container[str] = ()) -> None:
+    """Copy the files beside the weights of `source` into `target`, but none named in `leave_out`; no index of shards."""
+    for path in sorted(source.iterdir()):
+        index = path.name.endswith(".index.json")
+        if path.is_file() and not index and _COPIED.fullmatch(path.name) and path.name not in leave_out:
+            shutil.copyfile(path, target / path.name)
+
+
+def write_picture_settings(config: PretrainedConfig, folder: Path) -> None:
+    """What Hugging Face's format says of pictures in files of their own."""
+    if not isinstance(config, VisionLanguageConfig):
+        return
+    tower = config.vision_config
+    side = {"height": tower.patch_size, "width": tower.patch_size}
+    pictures = {
+        "image_processor_type": "PixtralImageProcessor",
+        "processor_class": "PixtralProcessor",
+        "patch_size": side,
+        "size": {"longest_edge": tower.image_size},
+    }
+    processor = {
+        "processor_class": "PixtralProcessor",
+        "patch_size": tower.patch_size,
+        "spatial_merge_size": getattr(config, "spatial_merge_size", 1),
+    }
+    for name, content in (("preprocessor_config.json", pictures), ("processor_config.json", processor)):
+        if not (folder / name).is_file():
+            (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def note_kind(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
+    """Let the configuration say what published ones say and Mistral's own format leaves out: type of numbers, class."""
+    if config.dtype is None:
+        first = next((entry for file in checkpoint.files.values() for entry in file.entries.values()), None)
+        config.dtype = None if first is None else str(first.dtype).removeprefix("torch.")
+    if config.architectures is None:
+        kinds = {"llava": "LlavaForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}
+        kind = type(config).model_type
+        config.architectures = [kinds.get(kind, f"{kind.capitalize()}ForCausalLM")]

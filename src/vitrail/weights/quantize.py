@@ -1,0 +1,311 @@
+"""A checkpoint into a quantised one, tensor by tensor: all of it under its name, or nothing. Goes on after a kill.
+
+The work lies in a hidden folder beside the target: a journal, and the new files. A file that the journal calls complete
+is kept when the same work is asked for again; the rest is written anew, and equals what an undisturbed run writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitrail import __version__
+from vitrail.errors import CheckpointError, InputError
+from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
+from vitrail.files.safetensors import library_order
+from vitrail.files.safetensors_writer import SafetensorsWriter
+from vitrail.ops.weight import dequantize
+from vitrail.quant import own_layout
+from vitrail.quant.config import BitsAndBytesConfig, Quantization
+from vitrail.quant.pack import pack, squared_error
+from vitrail.quant.replace import to_state
+from vitrail.weights.beside import copy_beside, note_kind, write_picture_settings
+from vitrail.weights.checkpoint import INDEX, Checkpoint
+from vitrail.weights.journal import Journal, journal
+from vitrail.weights.load import note
+from vitrail.weights.native import open_checkpoint
+from vitrail.weights.plan import Plan, make_plan
+from vitrail.weights.quantize_plan import Piece, Row, Shard, half_type, plan_pieces, split, table
+
+SHARD_BYTES = 2_000_000_000
+_CHUNK_ROWS = 512  # of a packed matrix decoded at once
+_CPU = torch.device("cpu")
+
+Progress = Callable[[str, int, int], None]
+"""Called with a tensor's name, the bytes written so far and all bytes, before each tensor and at the end."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that is known before the first value is read."""
+
+    source: Path
+    target: Path
+    checkpoint: Checkpoint
+    plan: Plan
+    model_config: Any
+    config: Quantization
+    dtype: torch.dtype
+    shards: tuple[Shard, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors that are written."""
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def weights(self) -> int:
+        """How many numbers the model has."""
+        return sum(piece.weights for shard in self.shards for piece in shard.pieces)
+
+    @property
+    def scratch(self) -> Path:
+        """Where the work lies until it is complete."""
+        return self.target.with_name(f".{self.target.name}.quantizing")
+
+
+@dataclass
+class Written:
+    """What was written: per tensor of the model a record with name, format, group, weights, bytes and the two sums of
+    squares that make its error; and how many of the files an earlier run had finished."""
+
+    work: Work
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    kept_files: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The report that `--json` prints."""
+        work = self.work
+        layers = [_public(layer) for layer in self.layers]
+        packed = [layer for layer in layers if layer["relative_error"] is not None]
+        return {
+            "model": str(work.source),
+            "out": str(work.target),
+            "quantization_config": work.config.to_dict(),
+            "files": self.files,
+            "files_kept_of_an_earlier_run": self.kept_files,
+            "policy": [row.as_json() for row in work.rows],
+            "weights": work.weights,
+            "bytes": work.size,
+            "bits_per_weight": round(work.size * 8 / max(1, work.weights), 4),
+            "relative_error": self.relative_error,
+            "worst": sorted(packed, key=lambda layer: -layer["relative_error"])[:5],
+            "layers": layers,
+        }
+
+    @property
+    def relative_error(self) -> float | None:
+        """Of all packed matrices together; None where nothing was packed."""
+        measured = [layer for layer in self.layers if layer["norm"] is not None]
+        if not measured:
+            return None
+        return _relative(sum(layer["error"] for layer in measured), sum(layer["norm"] for layer in measured))
+
+
+def prepare(
+    model: nn.Module,
+    source: Path,
+    target: Path,
+    config: Quantization,
+    *,
+    format: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Work:
+    """What will be written for the checkpoint in the folder `source`, of which `model`, on the meta device, is the model.
+
+    config       a QuantizeConfig, or a BitsAndBytesConfig of 4 bits without double quantisation.
+    format       "hf" or "mistral" where `source` holds both.
+    shard_bytes  the most bytes of a file's tensors, but for a single larger one.
+
+    Reads headers only. CheckpointError for files that do not fit the model, InputError for a target that exists and for
+    patterns that fit nothing.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists already; give the name of a new folder.")
+    checkpoint = open_checkpoint(source, format)
+    plan = make_plan(model, checkpoint, None)
+    plan.refuse_if_amiss(model, checkpoint)
+    settings: Any = getattr(model, "config", None)
+    dtype = half_type(settings, checkpoint)
+    pieces = plan_pieces(model, checkpoint, plan, config, dtype)
+    rows = table(pieces, plan.tied is not None)
+    return Work(
+        source,
+        target,
+        checkpoint,
+        plan,
+        settings,
+        config,
+        dtype,
+        tuple(split(pieces, shard_bytes)),
+        tuple(rows),
+    )
+
+
+def write(work: Work, *, progress: Progress | None = None) -> Written:
+    """Do it. The target appears under its name when it is complete; the memory needed is that of the largest tensor.
+
+    CheckpointError for values that cannot be packed and for a disk that is full or fails: finished files are kept in
+    `work.scratch`, and the same work goes on from there. InputError where that folder holds other work, or another
+    process is at it.
+    """
+    written, new = Written(work), work.scratch / "new"
+    finished = False
+    try:
+        new.mkdir(parents=True, exist_ok=True)
+        with journal(work.scratch / Journal.NAME, new, _identity(work), str(work.target)) as notes:
+            try:
+                _write_all(work, new, notes, written, progress or _silent)
+                if work.target.is_dir():
+                    work.target.rmdir()  # checked to be empty
+                new.rename(work.target)
+            finally:
+                finished = bool(notes.files)
+                if not finished or not new.is_dir():  # nothing to go on from, or all is done
+                    shutil.rmtree(work.scratch, ignore_errors=True)
+    except OSError as error:
+        kept = (
+            f" Finished files are kept in {work.scratch}: the same command goes on from there."
+            if finished
+            else ""
+        )
+        raise CheckpointError(f"{work.target} cannot be written: {error.strerror or error}.{kept}") from error
+    return written
+
+
+def _write_all(work: Work, new: Path, notes: Journal, written: Written, progress: Progress) -> None:
+    done = {shard.file: notes.finished(shard.file, shard.size) for shard in work.shards}
+    _check_room(work, sum(shard.size for shard in work.shards if done[shard.file] is None))
+    for path in new.iterdir():
+        if done.get(path.name) is None:
+            path.unlink()
+    position = 0
+    for shard in work.shards:
+        record = done[shard.file]
+        if record is None:
+            layers = _write_shard(
+                work, shard, new / shard.file, lambda name, at: progress(name, at, work.size), position
+            )
+            notes.note(shard.file, layers=layers)
+        else:
+            layers = record["layers"]
+            written.kept_files += 1
+        position += shard.size
+        written.layers += layers
+        written.files.append(shard.file)
+    progress("", work.size, work.size)
+    _write_beside(work, new)
+
+
+def _check_room(work: Work, size: int) -> None:
+    free = shutil.disk_usage(work.scratch).free
+    if free < size:
+        raise CheckpointError(
+            f"{work.target.parent} has {free:,} bytes free, and the weights need {size:,}; free some or choose another."
+        )
+
+
+def _write_shard(
+    work: Work, shard: Shard, path: Path, progress: Callable[[str, int], None], position: int
+) -> list[dict[str, Any]]:
+    """One file, and what is to be reported of its tensors."""
+    specs = {name: spec for piece in shard.pieces for name, spec in piece.specs.items()}
+    own = not isinstance(work.config, BitsAndBytesConfig)
+    order = own_layout.file_order(specs) if own else library_order(specs)
+    layers = []
+    with SafetensorsWriter(path, specs, order, align=own_layout.ALIGNMENT if own else 8) as file:
+        for piece in shard.pieces:
+            progress(piece.name, position)
+            layers.append(_write_piece(work, piece, file))
+            position += piece.size
+    return layers
+
+
+def _write_piece(work: Work, piece: Piece, file: SafetensorsWriter) -> dict[str, Any]:
+    values = _values(work, piece.name)
+    record: dict[str, Any] = {
+        "name": piece.name,
+        "format": piece.choice.kind,
+        "group": piece.choice.group or None,
+        "weights": piece.weights,
+        "bytes": piece.size,
+        "error": None,
+        "norm": None,
+    }
+    if not piece.choice.packs or "" in piece.saved:
+        (name,) = piece.saved.values()
+        file.write(name, values.to(piece.specs[name][0]))
+        return record
+    foreign = isinstance(work.config, BitsAndBytesConfig)
+    dtype = work.dtype if foreign else torch.float32
+    packed = pack(values, piece.choice, work.config, name=piece.name, dtype=dtype, device=_CPU)
+    for part, tensor in to_state(packed).items():
+        file.write(piece.saved[part], tensor)
+    record["error"], record["norm"] = squared_error(values, packed)
+    return record
+
+
+def _values(work: Work, name: str) -> Tensor:
+    """A tensor of the source: mapped from its file, or decoded piece by piece where it is packed there."""
+    if name in work.plan.plain:
+        return work.checkpoint.tensor(work.plan.plain[name])
+    packed = work.plan.packed[name.rpartition(".")[0]]
+    values = torch.empty(packed.shape, dtype=packed.dtype)
+    for start in range(0, packed.shape[0], _CHUNK_ROWS):
+        rows = slice(start, start + _CHUNK_ROWS)
+        values[rows] = dequantize(packed, packed.dtype, rows)
+    return values
+
+
+def _write_beside(work: Work, new: Path) -> None:
+    """Index, configuration, tokenizer, settings."""
+    copy_beside(work.source, new, leave_out=(CONFIG_NAME, PARAMS_NAME))
+    config = work.model_config
+    note(config, work.plan, work.config)
+    config.quantization_config = work.config
+    note_kind(config, work.checkpoint)
+    if isinstance(work.config, BitsAndBytesConfig):
+        config.dtype = str(work.dtype).removeprefix("torch.")
+    (new / CONFIG_NAME).write_text(config.to_json_string(), encoding="utf-8")
+    write_picture_settings(config, new)
+    if len(work.shards) > 1:
+        where = {name: shard.file for shard in work.shards for piece in shard.pieces for name in piece.specs}
+        index = {"metadata": {"total_size": work.size}, "weight_map": where}
+        (new / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _identity(work: Work) -> str:
+    """What makes two runs the same work: the version, the settings, what is written where, and the source's files."""
+    files = {name: file.path.stat() for name, file in work.checkpoint.files.items()}
+    told: Mapping[str, Any] = {
+        "vitrail": __version__,
+        "config": work.config.to_dict(),
+        "shards": [[shard.file, [list(piece.specs) for piece in shard.pieces]] for shard in work.shards],
+        "choices": [str(piece.choice) for shard in work.shards for piece in shard.pieces],
+        "source": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()},
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _public(layer: Mapping[str, Any]) -> dict[str, Any]:
+    shown = {name: value for name, value in layer.items() if name not in ("error", "norm")}
+    error = None if layer["norm"] is None else _relative(layer["error"], layer["norm"])
+    return shown | {"relative_error": error}
+
+
+def _relative(error: float, norm: float) -> float:
+    return float((error / norm) ** 0.5) if norm else 0.0
+
+
+def _silent(name: str, done: int, size: int) -> None:
+    """Progress that nobody watches."""

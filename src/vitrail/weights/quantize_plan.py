@@ -1,0 +1,197 @@
+"""What `vitrail quantize` will write: each tensor's format, type, shape and shard, told from headers. Reads no values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import ConfigError
+from vitrail.files.safetensors_writer import Spec
+from vitrail.ops.weight import PackedWeight
+from vitrail.quant import bitsandbytes, own_layout
+from vitrail.quant.config import BitsAndBytesConfig, Quantization
+from vitrail.quant.policy import PLAIN, Choice, choose
+from vitrail.weights.checkpoint import INDEX, SINGLE, Checkpoint
+from vitrail.weights.load import resolve_dtype
+from vitrail.weights.names import saved_names
+from vitrail.weights.plan import FLOATS, Plan, own_tensors
+
+OTHER = "norms, biases, convolution"
+HALVES = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One tensor of the model and what is written for it.
+
+    name    of the model's own tensor.  shape: its shape.  choice: what becomes of it.
+    saved   part ("weight.codes", …; "" for a tensor that is not packed) → name in the new file.
+    specs   name in the new file → type and shape.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    choice: Choice
+    saved: Mapping[str, str]
+    specs: Mapping[str, Spec]
+
+    @property
+    def weights(self) -> int:
+        """How many numbers the tensor has."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes in the new file."""
+        return sum(math.prod(shape) * dtype.itemsize for dtype, shape in self.specs.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A file and what goes into it."""
+
+    file: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(piece.size for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the policy table: what is treated alike. `bits` are those of a weight, scales included."""
+
+    part: str
+    kind: str
+    group: int
+    why: str
+    modules: int
+    weights: int
+    size: int
+
+    @property
+    def bits(self) -> float:
+        """Bits that a weight takes."""
+        return self.size * 8 / max(1, self.weights)
+
+    def as_json(self) -> dict[str, Any]:
+        """The record that `--json` prints."""
+        named = {"part": self.part, "format": self.kind, "group": self.group or None, "why": self.why or None}
+        return named | {
+            "modules": self.modules,
+            "weights": self.weights,
+            "bytes": self.size,
+            "bits_per_weight": round(self.bits, 4),
+        }
+
+
+def plan_pieces(
+    model: nn.Module, checkpoint: Checkpoint, plan: Plan, config: Quantization, dtype: torch.dtype
+) -> list[Piece]:
+    """Every tensor of `model` that is written, in the model's order; a tied head is not.
+
+    `dtype`: the 16 bits of what is not packed. Own formats leave vectors as they are in the files, and matrices that
+    have 16 bits already.
+    """
+    choices = choose(model, config, plan.tied or ())
+    own, names = own_tensors(model), saved_names(own_tensors(model))
+    head = f"{plan.tied[0]}.weight" if plan.tied else None
+    pieces = []
+    for name, tensor in own.items():
+        if name == head:
+            continue
+        path, _, leaf = name.rpartition(".")
+        choice = choices.get(path) if leaf == "weight" else None
+        shape = tuple(tensor.shape)
+        if choice is not None and choice.packs:
+            found = _packed_specs(name, shape, choice, config, dtype)
+            stem = names[name].removesuffix("weight")
+            saved = {part: stem + part for part in found}
+            specs = {saved[part]: spec for part, spec in found.items()}
+        else:
+            type_ = _plain_type(checkpoint, plan, name, dtype, config)
+            saved, specs = {"": names[name]}, {names[name]: (type_, shape)}
+        pieces.append(Piece(name, shape, choice or Choice(OTHER, _word(specs)), saved, specs))
+    return pieces
+
+
+def split(pieces: list[Piece], limit: int) -> list[Shard]:
+    """The pieces in files of at most `limit` bytes, in order; a larger one gets a file of its own."""
+    groups: list[list[Piece]] = [[]]
+    room = limit
+    for piece in pieces:
+        if piece.size > room and groups[-1]:
+            groups.append([])
+            room = limit
+        groups[-1].append(piece)
+        room -= piece.size
+    if len(groups) == 1:
+        return [Shard(SINGLE, tuple(groups[0]))]
+    stem = INDEX.partition(".")[0]
+    return [
+        Shard(f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group))
+        for number, group in enumerate(groups, start=1)
+    ]
+
+
+def table(pieces: list[Piece], tied: bool) -> list[Row]:
+    """The policy: a row for all that is treated alike, in the model's order."""
+    groups: dict[tuple[str, str, int, str], list[Piece]] = {}
+    for piece in pieces:
+        choice = piece.choice
+        groups.setdefault((choice.part, choice.kind, choice.group, choice.why), []).append(piece)
+    rows = [
+        Row(*key, len(group), sum(p.weights for p in group), sum(p.size for p in group))
+        for key, group in groups.items()
+    ]
+    return [*rows, *([Row("head", "tied", 0, "it is the embeddings' table", 1, 0, 0)] if tied else [])]
+
+
+def half_type(config: Any, checkpoint: Checkpoint) -> torch.dtype:
+    """The 16 bits of what stays: the checkpoint's own, bfloat16 for one in float32."""
+    named = resolve_dtype("auto", config, checkpoint)
+    return named if named in HALVES else torch.bfloat16
+
+
+def _packed_specs(
+    name: str, shape: tuple[int, ...], choice: Choice, config: Quantization, dtype: torch.dtype
+) -> dict[str, Spec]:
+    rows, columns = shape
+    if choice.kind in own_layout.OWN_KINDS:
+        return own_layout.specs(choice.kind, (rows, columns), choice.group)
+    if not isinstance(config, BitsAndBytesConfig) or config.load_in_8bit or config.bnb_4bit_use_double_quant:
+        raise ConfigError(f"{name}: only bitsandbytes' plain 4-bit formats are written this way.")
+    count = rows * columns
+    tensors: dict[str, Tensor] = {
+        "codes": torch.empty((count + 1) // 2, dtype=torch.uint8, device="meta"),
+        "quant_map": torch.empty(16, device="meta"),
+        "absmax": torch.empty(math.ceil(count / choice.group), device="meta"),
+    }
+    state = bitsandbytes.to_state(PackedWeight(choice.kind, (rows, columns), choice.group, tensors, dtype))
+    return {part: (tensor.dtype, tuple(tensor.shape)) for part, tensor in state.items()}
+
+
+def _plain_type(
+    checkpoint: Checkpoint, plan: Plan, name: str, dtype: torch.dtype, config: Quantization
+) -> torch.dtype:
+    if name not in plan.plain:
+        return dtype  # packed in the files
+    entry = checkpoint.entry(plan.plain[name])
+    if entry.dtype not in FLOATS:
+        return entry.dtype
+    if isinstance(config, BitsAndBytesConfig):
+        return dtype
+    as_it_is = (*HALVES, torch.float32) if len(entry.shape) < 2 else HALVES
+    return entry.dtype if entry.dtype in as_it_is else dtype
+
+
+def _word(specs: Mapping[str, Spec]) -> str:
+    (dtype, _), *_ = specs.values()
+    return PLAIN if dtype == torch.bfloat16 else str(dtype).removeprefix("torch.")
