@@ -16,7 +16,8 @@ READ, MULTIPLY = "streaming read", "matrix products"
 class Setting:
     """What is measured: names and numbers as they were given.
 
-    layers: of the decoder; context: positions that are cached before; side: of a square picture, in pixels.
+    layers: of the decoder, or of the tower where only that is measured; context: positions that are cached before;
+    side: of a square picture, in pixels; repeat: turns.
     """
 
     geometry: str
@@ -98,8 +99,10 @@ class Report:
         yield f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads"
         kernels = f"kernels {machine.instructions}" if machine.instructions else "no kernels, PyTorch alone"
         yield f"vitrail {machine.library} ({kernels}), torch {machine.torch} ({machine.torch_isa})"
-        extent = "" if setting.layers == 0 else f", {setting.layers} decoder layers"
-        yield f"{self.benchmark}: {setting.geometry}{extent}, {setting.format}, random weights, {setting.repeat} turns"
+        yield (
+            f"{self.benchmark}: {setting.geometry}, {setting.layers} layers, {setting.format}, random weights, "
+            f"{setting.repeat} turns"
+        )
         for one in self.measured:
             yield from _lines_of(one)
         for name, value in self.more.items():

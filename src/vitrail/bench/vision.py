@@ -41,8 +41,10 @@ class Pictures:
 
 
 def bench_vision(setting: Setting, counts: Sequence[int]) -> Report:
-    """Each of these numbers of pictures in one call. The decoder's layers are not built."""
-    model = random_model(params_of(setting.geometry, 1), setting.format)
+    """Each of these numbers of pictures in one call; layers are the tower's, and the decoder has one."""
+    params = params_of(setting.geometry, 1)
+    params["vision_encoder"]["num_hidden_layers"] = setting.layers
+    model = random_model(params, setting.format)
     works = [Pictures(model, count, setting.side or 1024) for count in counts]
     limit = MatrixRate(tower_shapes(model, works[0].patches))
     turns = by_turns(works, [limit.rate] * len(works), setting.repeat)

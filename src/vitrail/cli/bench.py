@@ -51,17 +51,24 @@ class Counts(click.ParamType):  # type: ignore[type-arg]
         return tuple(int(word) for word in words)
 
 
-def _shared(format: str, layers: bool = True) -> Callable[[Command], Command]:
+def _shared(format: str, part: str = "Decoder") -> Callable[[Command], Command]:
     """Adds what every benchmark takes."""
 
     def add(command: Command) -> Command:
-        options = [
+        return added(
+            command,
             click.option(
                 "--geometry",
                 type=click.Choice(GEOMETRIES),
                 default="pixtral-12b",
                 show_default=True,
                 help="Whose sizes; tiny is no model and tries the command in a second.",
+            ),
+            click.option(
+                "--layers",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help=f"{part} layers. [default: the geometry's own]",
             ),
             click.option(
                 "--format",
@@ -81,18 +88,7 @@ def _shared(format: str, layers: bool = True) -> Callable[[Command], Command]:
                 help="Turns of the work and its limit; medians are told.",
             ),
             click.option("--json", "as_json", is_flag=True, help="Print one JSON object; bytes and seconds."),
-        ]
-        if layers:
-            options.insert(
-                1,
-                click.option(
-                    "--layers",
-                    type=click.IntRange(min=1),
-                    metavar="N",
-                    help="Decoder layers. [default: the geometry's own]",
-                ),
-            )
-        return added(command, *options)
+        )
 
     return add
 
@@ -142,7 +138,7 @@ def prefill(rows: tuple[int, ...], **options: Any) -> None:
 
 
 @bench.command("vision")
-@_shared("bf16", layers=False)
+@_shared("bf16", "Tower")
 @click.option(
     "--side", type=click.IntRange(min=1), default=1024, show_default=True, help="Pixels of a picture's side."
 )
@@ -157,7 +153,7 @@ def vision(side: int, pictures: tuple[int, ...], **options: Any) -> None:
 
         return bench_vision(setting, pictures)
 
-    _run(work, {**options, "layers": 0}, side=side)
+    _run(work, options, "vision_encoder", side=side)
 
 
 @bench.command("load")
@@ -195,8 +191,8 @@ def e2e(side: int, **options: Any) -> None:
     _run(work, options, side=side)
 
 
-def _run(work: "Callable[[Setting], Report]", options: dict[str, Any], **more: int) -> None:
-    """Measure and print."""
+def _run(work: "Callable[[Setting], Report]", options: dict[str, Any], part: str = "", **more: int) -> None:
+    """Measure and print. part: the key of params.json whose layers are meant; "": the decoder's own."""
     with waiting() as line:
         line.say("measuring")
         import torch
@@ -207,7 +203,8 @@ def _run(work: "Callable[[Setting], Report]", options: dict[str, Any], **more: i
         torch.set_num_threads(options["threads"] or os.cpu_count() or 1)
         layers = options["layers"]
         if layers is None:
-            layers = params_of(options["geometry"])["n_layers"]
+            params = params_of(options["geometry"])
+            layers = params[part]["num_hidden_layers"] if part else params["n_layers"]
         report = work(
             Setting(options["geometry"], options["format_name"], layers, repeat=options["repeat"], **more)
         )
