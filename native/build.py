@@ -19,7 +19,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
 TARGET = SOURCES.parent / "src" / "vitrail" / "ops" / "_kernels"
-LIBRARY = "libvitrail.dll" if sys.platform == "win32" else "libvitrail.so"
+LIBRARY = {"win32": "libvitrail.dll", "darwin": "libvitrail.dylib"}.get(sys.platform, "libvitrail.so")
 NOTE = "build.json"
 
 # -ffp-contract=off: q4 and q8 are defined by separate roundings, and a compiler may not merge them.
@@ -32,6 +32,9 @@ COMMON = [
     "-Wall",
     "-Wextra",
 ]
+# On Windows code has no fixed place anyway, and the compiler's own libraries go into ours.
+_POSITION = [] if sys.platform == "win32" else ["-fPIC"]
+_LINK = ["-static"] if sys.platform == "win32" else ["-pthread"]
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # GCC 12 warns of its own headers' undefined vectors.
 _AVX512 = [
@@ -70,24 +73,39 @@ def flags_of(source: Path, machine: str) -> list[str] | None:
     return []
 
 
-def build(target: Path = TARGET, *, cxx: str | None = None, machine: str | None = None) -> Path:
-    """Compile and link into the folder `target`; the library's path. CompilerError says what went wrong."""
+def sources(machine: str) -> list[tuple[Path, list[str]]]:
+    """The files that an architecture compiles, each with its own flags."""
+    found = [(source, flags_of(source, machine)) for source in sorted(SOURCES.glob("*.cpp"))]
+    return [(source, flags) for source, flags in found if flags is not None]
+
+
+def build(
+    target: Path = TARGET,
+    *,
+    cxx: str | None = None,
+    machine: str | None = None,
+    files: list[tuple[Path, list[str]]] | None = None,
+) -> Path:
+    """Compile and link into the folder `target`; the library's path. CompilerError says what went wrong.
+
+    `files` are other sources and flags than `sources(machine)`: tests compile for processors that are not there.
+    """
     cxx, machine = cxx or compiler(), machine or architecture()
     with tempfile.TemporaryDirectory() as room:
-        jobs = []
-        for source in sorted(SOURCES.glob("*.cpp")):
-            flags = flags_of(source, machine)
-            if flags is not None:
-                made = Path(room) / f"{source.stem}.o"
-                jobs.append((made, [cxx, *COMMON, "-fPIC", *flags, "-c", str(source), "-o", str(made)]))
+        made = [Path(room) / f"{number}.o" for number in range(len(files or sources(machine)))]
+        commands = [
+            [cxx, *COMMON, *_POSITION, *flags, "-c", str(source), "-o", str(out)]
+            for out, (source, flags) in zip(made, files or sources(machine), strict=True)
+        ]
         with ThreadPoolExecutor(os.cpu_count()) as workers:
-            list(workers.map(_run, [command for _, command in jobs]))
+            list(workers.map(_run, commands))
         library = Path(room) / LIBRARY
-        _run([cxx, "-shared", "-pthread", *(str(made) for made, _ in jobs), "-o", str(library)])
+        _run([cxx, "-shared", *_LINK, *map(str, made), "-o", str(library)])
         target.mkdir(parents=True, exist_ok=True)
-        # Renamed into place: a process that has the old library open keeps it.
-        shutil.copy(library, target / f"{LIBRARY}.new")
-        os.replace(target / f"{LIBRARY}.new", target / LIBRARY)
+        # Renamed into place: a process that has the old library open keeps it. Two builds at once don't meet.
+        new = target / f"{LIBRARY}.{os.getpid()}.new"
+        shutil.copy(library, new)
+        os.replace(new, target / LIBRARY)
     _note(target, {"compiler": _version(cxx), "architecture": machine, "error": None})
     return target / LIBRARY
 
@@ -100,7 +118,7 @@ def build_if_possible(target: Path = TARGET) -> Path | None:
             raise CompilerError("VITRAIL_BUILD=off was set when Vitrail was installed")
         return build(target)
     except CompilerError as error:
-        for leftover in target.glob("libvitrail.*"):
+        for leftover in target.glob("libvitrail.*"):  # of an older build
             leftover.unlink()
         _note(target, {"compiler": None, "architecture": architecture(), "error": str(error)})
         return None

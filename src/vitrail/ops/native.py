@@ -25,6 +25,7 @@ ENVIRONMENT = "VITRAIL_KERNELS"
 ISAS = ("portable", "neon", "avx2", "avx512", "amx")
 _ABI = 1
 _FOLDER = Path(__file__).parent / "_kernels"
+_LIBRARIES = ("libvitrail.so", "libvitrail.dylib", "libvitrail.dll")
 _NAMESPACE = "vitrail"
 
 # Element types as native/abi.h counts them.
@@ -86,13 +87,17 @@ def _read_note() -> dict[str, Any]:
     return note if isinstance(note, dict) else {}
 
 
+def _load(path: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path))
+
+
 def _open() -> tuple[ctypes.CDLL | None, str]:
     """The library, or None and the reason."""
-    found = sorted(_FOLDER.glob("libvitrail.[sd]*[ol]"))
+    found = [_FOLDER / name for name in _LIBRARIES if (_FOLDER / name).exists()]
     if not found:
         return None, str(_read_note().get("error") or "no library was built")
     try:
-        library = ctypes.CDLL(str(found[0]))
+        library = _load(found[0])
         library.vt_abi_version.restype = ctypes.c_int64
         version = library.vt_abi_version()
     except (OSError, AttributeError) as error:
