@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.ops.rounded import rounded_input_grad, rounded_products
+from vitrail.ops.native_quant import quant_products
+from vitrail.ops.rounded import rounded_input_grad
 from vitrail.ops.weight import OWN_KINDS, PackedWeight, Weight, dequantize, dequantize_rows
 
 __all__ = ["PackedWeight", "Weight", "dequantize", "embedding", "linear", "linear_group", "linear_input_grad"]
@@ -23,6 +24,8 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """
     if isinstance(weight, Tensor):
         return F.linear(x, weight, bias)
+    if not torch.is_grad_enabled() or not (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return _products(x, [weight], [bias])[0]
     product: Tensor = _PackedLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return product
 
@@ -94,8 +97,8 @@ def _decoded_input_grad(dy: Tensor, weight: PackedWeight) -> Tensor:
 
 # kind → its product (x (rows, in), weights, biases) → one (rows, out_i) each; what is not here is decoded.
 _PRODUCTS: dict[str, Callable[[Tensor, Sequence[PackedWeight], Sequence[Tensor | None]], list[Tensor]]] = {
-    "q4": rounded_products,
-    "q8": rounded_products,
+    "q4": quant_products,
+    "q8": quant_products,
 }
 # kind → the gradient of x (dy (…, out), weight) → (…, in); what is not here is decoded.
 _INPUT_GRADS: dict[str, Callable[[Tensor, PackedWeight], Tensor]] = {

@@ -1,0 +1,74 @@
+// Products with q4 and q8 matrices: rounds the activations once, divides panels and rows among threads.
+#include "quant.h"
+
+#include <algorithm>
+
+#include "pool.h"
+
+namespace {
+
+#if defined(__x86_64__)
+const QuantKernels* const table[kIsaCount] = {&quant_portable, nullptr, &quant_avx2, &quant_avx512, &quant_amx};
+#elif defined(__aarch64__)
+const QuantKernels* const table[kIsaCount] = {&quant_portable, &quant_neon, nullptr, nullptr, nullptr};
+#else
+const QuantKernels* const table[kIsaCount] = {&quant_portable, nullptr, nullptr, nullptr, nullptr};
+#endif
+
+// Up to so many rows the memory is the limit: a thread reads panel after panel, as they lie.
+constexpr int64_t kFewRows = 16;
+// Bytes of codes that one chunk reads then: some microseconds of work, a fraction of which is lost to waiting at the end.
+constexpr int64_t kChunkBytes = 96 * 1024;
+// Activations that are worth waking another thread for.
+constexpr int64_t kRoundGrain = 32768;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t aligned(int64_t bytes) { return divide_up(bytes, 64) * 64; }
+
+// How one call is cut: every weight into pieces of `panels` panels, x into pieces of `rows` rows.
+struct Cut {
+    int64_t panels, rows;
+
+    Cut(int32_t kind, int64_t all_rows, int64_t columns) {
+        rows = std::min(all_rows, kMostRows);
+        panels = kMostPanels;
+        if (all_rows <= kFewRows) panels = std::min(panels, std::max<int64_t>(1, kChunkBytes / (columns * 2 * kind)));
+    }
+    int64_t pieces(const QuantWeight& weight) const { return divide_up(weight.panels, panels); }
+};
+
+}  // namespace
+
+int64_t vt_quant_scratch(int64_t rows, int64_t columns, int64_t group) {
+    return aligned(rows * columns) + 2 * aligned(rows * (columns / group) * 4);
+}
+
+void vt_quant_linear(int32_t kind, const void* x, int32_t type, int64_t rows, int64_t columns, int64_t group,
+                     const QuantWeight* weights, int64_t count, void* scratch) {
+    const QuantKernels& kernels = choose(table);
+    char* const room = static_cast<char*>(scratch);
+    const int64_t codes_bytes = aligned(rows * columns), scales_bytes = aligned(rows * (columns / group) * 4);
+    const Rounded rounded = {reinterpret_cast<int8_t*>(room), reinterpret_cast<float*>(room + codes_bytes),
+                             reinterpret_cast<int32_t*>(room + codes_bytes + scales_bytes), rows, columns, group};
+    const int64_t together = std::max<int64_t>(1, kRoundGrain / std::max<int64_t>(1, columns));
+    parallel(divide_up(rows, together), [&](int64_t chunk) {
+        const int64_t last = std::min(rows, (chunk + 1) * together);
+        for (int64_t row = chunk * together; row < last; row++) kernels.round(x, type, row, kind, rounded);
+    });
+
+    const Cut cut(kind, rows, columns);
+    int64_t pieces = 0;
+    for (int64_t i = 0; i < count; i++) pieces += cut.pieces(weights[i]);
+    if (rows == 0 || pieces == 0) return;
+    // Rows are the outer loop: neighbouring chunks read the same activations.
+    parallel(divide_up(rows, cut.rows) * pieces, [&](int64_t chunk) {
+        const int64_t begin = chunk / pieces * cut.rows;
+        int64_t piece = chunk % pieces;
+        const QuantWeight* weight = weights;
+        for (; piece >= cut.pieces(*weight); weight++) piece -= cut.pieces(*weight);
+        const int64_t first = piece * cut.panels;
+        kernels.multiply(rounded, *weight, kind, type, first, std::min(first + cut.panels, weight->panels), begin,
+                         std::min(begin + cut.rows, rows));
+    });
+}

@@ -1,0 +1,3 @@
+#include "quant_kernel.h"
+
+extern const QuantKernels quant_neon = kQuantKernels;

@@ -1,0 +1,167 @@
+"""The product with q4 and q8 matrices as an operator: kernels from native/quant.h, definition in ops/rounded.py."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.errors import CheckpointError
+from vitrail.ops import native
+from vitrail.ops.panels import ROWS, panel_count
+from vitrail.ops.rounded import rounded_products
+from vitrail.ops.weight import PackedWeight
+
+_BITS = {"q4": 4, "q8": 8}
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_WORDS = 7  # of native/quant.h's QuantWeight
+
+
+def quant_products(
+    x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """x (rows, in) through q4 or q8 matrices (out_i, in) of one kind, plus biases: each (rows, out_i) in x's dtype.
+
+    Those of one group size are one call, which rounds x once.
+    """
+    kind, group = weights[0].kind, weights[0].group
+    if any(weight.group != group for weight in weights):
+        pairs = zip(weights, biases, strict=True)
+        return [quant_products(x, [weight], [bias])[0] for weight, bias in pairs]
+    results: list[Tensor] = torch.ops.vitrail.quant_linear(
+        x,
+        [weight.tensors["codes"] for weight in weights],
+        [weight.tensors["scales"] for weight in weights],
+        [weight.tensors["levels"] for weight in weights] if kind == "q4" else [],
+        list(biases),
+        [weight.shape[0] for weight in weights],
+        kind,
+        group,
+    )
+    return results
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> tuple[Any, Any]:
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    scratch = native.function("vt_quant_scratch", size, size, size)
+    if scratch is not None:
+        scratch.restype = size
+    arguments = (number, pointer, number, size, size, size, pointer, size, pointer)
+    return native.function("vt_quant_linear", *arguments), scratch
+
+
+def _everywhere(
+    x: Tensor,
+    codes: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    levels: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    outs: Sequence[int],
+    kind: str,
+    group: int,
+) -> list[Tensor]:
+    weights = []
+    for i, out in enumerate(outs):
+        tensors = {"codes": codes[i], "scales": scales[i]}
+        if kind == "q4":
+            tensors["levels"] = levels[i]
+        weights.append(PackedWeight(kind, (out, x.shape[1]), group, tensors, x.dtype))
+    return rounded_products(x, weights, biases)
+
+
+def _cpu(
+    x: Tensor,
+    codes: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    levels: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    outs: Sequence[int],
+    kind: str,
+    group: int,
+) -> list[Tensor]:
+    if native.library() is None or x.dtype not in _TYPES:
+        return _everywhere(x, codes, scales, levels, biases, outs, kind, group)
+    product, scratch_bytes = _kernels()
+    rows, columns = x.shape
+    x = x.contiguous()
+    scratch = torch.empty(scratch_bytes(rows, columns, group), dtype=torch.uint8)
+    results, words, kept = [], [], []
+    for i, out in enumerate(outs):
+        _check(codes[i], scales[i], levels[i] if kind == "q4" else None, (out, columns), kind, group)
+        bias = biases[i]
+        if bias is not None:
+            bias = bias.float().contiguous()
+            kept.append(bias)  # until the call is done
+        y = torch.empty(rows, out, dtype=x.dtype)
+        words += [
+            codes[i].data_ptr(),
+            scales[i].data_ptr(),
+            levels[i].data_ptr() if kind == "q4" else 0,
+            0 if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            out,
+            codes[i].shape[0],
+        ]
+        results.append(y)
+    table = (ctypes.c_int64 * len(words))(*words)
+    product(
+        _BITS[kind],
+        x.data_ptr(),
+        native.DTYPES[x.dtype],
+        rows,
+        columns,
+        group,
+        table,
+        len(words) // _WORDS,
+        scratch.data_ptr(),
+    )
+    return results
+
+
+def _check(
+    codes: Tensor, scales: Tensor, levels: Tensor | None, shape: tuple[int, int], kind: str, group: int
+) -> None:
+    """A kernel reads what the shape says: refuse tensors that are not what it says."""
+    panels, columns = panel_count(shape[0]), shape[1]
+    code_type = torch.uint8 if kind == "q4" else torch.int8
+    if (
+        codes.shape != (panels, columns * _BITS[kind] // 32, 4 * ROWS)
+        or scales.shape != (panels, columns // group, ROWS)
+        or columns % group
+        or group not in (32, 64, 128)
+        or codes.dtype != code_type
+        or scales.dtype != torch.bfloat16
+        or not (codes.is_contiguous() and scales.is_contiguous())
+        or (levels is not None and (levels.shape != (16,) or levels.dtype != torch.int8))
+    ):
+        raise CheckpointError(
+            f"a {kind} matrix of {shape[0]} rows, multiplied with {columns} columns in groups of {group}, has codes "
+            f"{codes.dtype} {tuple(codes.shape)} and scales {scales.dtype} {tuple(scales.shape)}, which do not fit."
+        )
+
+
+def _fake(
+    x: Tensor,
+    codes: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    levels: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    outs: Sequence[int],
+    kind: str,
+    group: int,
+) -> list[Tensor]:
+    return [x.new_empty(x.shape[0], out) for out in outs]
+
+
+native.define(
+    "quant_linear(Tensor x, Tensor[] codes, Tensor[] scales, Tensor[] levels, Tensor?[] biases, SymInt[] outs, "
+    "str kind, int group) -> Tensor[]",
+    cpu=_cpu,
+    everywhere=_everywhere,
+    fake=_fake,
+)
