@@ -13,6 +13,7 @@ from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import CheckpointError, UnsupportedError
 from vitrail.files.hub import resolve, with_weights
 from vitrail.inputs.tokenizer_choice import check_tokenizer
+from vitrail.ops import native
 from vitrail.weights.load import load_into
 from vitrail.weights.save import save
 
@@ -54,6 +55,7 @@ def load_pretrained(
     options.pop("low_cpu_mem_usage", None)  # always so here: tensors are streamed one by one
     if options:
         raise UnsupportedError(f"from_pretrained does not know the argument {', '.join(sorted(options))}.")
+    native.library()  # a VITRAIL_KERNELS that cannot be had is told before anything is fetched or read
     folder = resolve(name_or_path, **hub, format=format)
     chosen = _config_for(cls, folder, config, format)
     check_tokenizer(folder, chosen)

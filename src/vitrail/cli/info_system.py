@@ -1,0 +1,113 @@
+"""`vitrail info --system`: this machine and the kernels that run on it. What a model is and costs is in model_info.py."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from vitrail import __version__
+from vitrail.cli.info_printer import WIDTH
+from vitrail.files.size import in_words
+from vitrail.ops import native
+from vitrail.weights.free_memory import host_memory
+
+
+@dataclass(frozen=True)
+class SystemInfo:
+    """One machine.
+
+    Attributes:
+        cpu: the processor's name, as the system tells it.
+        cores, usable_cores: of the machine; that this process may use.
+        memory: bytes: {"total": …, "free": …}, None where nobody tells.
+        threads: with which PyTorch and the kernels work.
+        kernels: of native.Status: used, reason, compiler, others.
+    """
+
+    vitrail: str
+    python: str
+    torch: str
+    platform: str
+    cpu: str
+    cores: int
+    usable_cores: int
+    memory: dict[str, int | None]
+    threads: int
+    kernels: dict[str, Any]
+
+
+def gather() -> SystemInfo:
+    """This machine, now. ConfigError for a VITRAIL_KERNELS that cannot be had here."""
+    status = native.status()
+    cores = os.cpu_count() or 1
+    return SystemInfo(
+        vitrail=__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        platform=platform.platform(),
+        cpu=_cpu_name(),
+        cores=cores,
+        usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores,
+        memory={"total": _total_memory(), "free": host_memory()},
+        threads=status.threads,
+        kernels={name: value for name, value in asdict(status).items() if name != "threads"},
+    )
+
+
+def show(info: SystemInfo) -> None:
+    """Write it to standard output."""
+    console = Console(
+        highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else WIDTH
+    )
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in _lines(info):
+        table.add_row(name, "".join(letter for letter in value if letter.isprintable()))
+    console.print(table)
+
+
+def _lines(info: SystemInfo) -> list[tuple[str, str]]:
+    total, free = info.memory["total"], info.memory["free"]
+    cores = f"{info.cores}" if info.cores == info.usable_cores else f"{info.usable_cores} of {info.cores}"
+    memory = "unknown" if total is None else in_words(total)
+    kernels = info.kernels
+    lines = [
+        ("vitrail", f"{info.vitrail}, Python {info.python}, {info.platform}"),
+        ("processor", info.cpu),
+        ("cores", cores),
+        ("memory", memory if free is None else f"{memory}, {in_words(free)} free"),
+        ("torch", f"{info.torch}, {info.threads} thread{'' if info.threads == 1 else 's'}"),
+        ("kernels", kernels["used"] or f"none, PyTorch does the work: {kernels['reason']}"),
+    ]
+    if kernels["compiler"]:
+        lines.append(("built by", kernels["compiler"]))
+    for number, (isa, reason) in enumerate(kernels["others"].items()):
+        lines.append(
+            ("" if number else "others", f"{isa}: {reason or f'there too ({native.ENVIRONMENT}={isa})'}")
+        )
+    return lines
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return next((name for name in (*names, platform.processor(), platform.machine()) if name), "unknown")
+
+
+def _total_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # as on Windows
+        return None
