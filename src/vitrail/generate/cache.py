@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitrail.configs import MistralConfig
 from vitrail.errors import CacheFull, InputError, UnsupportedError
-from vitrail.ops.kv import LayerKV
+from vitrail.ops.kv import Group, LayerKV
 from vitrail.ops.step import Step
 
 BLOCK = 32
@@ -33,6 +33,7 @@ class _View:
     slots: Tensor
     block_table: Tensor
     tables: tuple[tuple[int, ...], ...]
+    groups: list[Group | int] = field(default_factory=list)
 
 
 class KVCache:
@@ -234,7 +235,7 @@ class KVCache:
             keys, values = keys.to(step.positions.device), values.to(step.positions.device)
             self._layers[index] = (keys, values)
         view = self._view
-        return LayerKV(keys, values, view.slots, view.block_table, view.tables)
+        return LayerKV(keys, values, view.slots, view.block_table, view.tables, groups=view.groups)
 
     def _make_view(self, step: Step) -> _View:
         states = [self._get(sequence) for sequence in step.sequences]
@@ -244,17 +245,19 @@ class KVCache:
                 f"the step expects {step.segments.kv_host} positions, the cache has {lengths} reserved."
             )
         widest = max((len(state.blocks) for state in states), default=0)
-        table = torch.zeros(len(states), widest, dtype=torch.int32)
-        slots = []
-        for row, state in enumerate(states):
-            blocks = torch.tensor(state.blocks, dtype=torch.int64)
-            table[row, : len(blocks)] = blocks
-            positions = torch.arange(step.segments.past_length(row), state.length)
-            slots.append(blocks[positions // self.block] * self.block + positions % self.block)
-        joined = torch.cat(slots) if slots else torch.empty(0, dtype=torch.int64)
+        padded = [state.blocks + [0] * (widest - len(state.blocks)) for state in states]
+        table = torch.tensor(padded, dtype=torch.int32).reshape(len(states), widest)
+        slots = [self._slots(s, step.segments.past_length(row)) for row, s in enumerate(states)]
+        joined = torch.tensor([slot for some in slots for slot in some], dtype=torch.int64)
         tables = tuple(tuple(state.blocks) for state in states)
         device = step.positions.device
         return _View(step, joined.to(device), table.to(device), tables)
+
+    def _slots(self, state: _Sequence, start: int) -> list[int]:
+        """Where positions start … length−1 of a sequence are stored."""
+        return [
+            state.blocks[at // self.block] * self.block + at % self.block for at in range(start, state.length)
+        ]
 
     # --- Hugging Face's view: cache[layer] is (key, value), each (B, G, S, K) -----------------------------
 

@@ -2,13 +2,14 @@
 
 Three ways give the same numbers and are held together by tests:
   • all keys are new        → scaled_dot_product_attention, neighbours of equal shape in one batched call;
-  • one new row, rest cached → the same on the cached keys, without a mask;
+  • one new row, rest cached → the same on the cached keys; many such sequences in few calls;
   • many new rows after a cache, or a sliding window → an online softmax over tiles of absolute positions.
 No mask over (new × all) positions and none over several pictures is ever built.
 
 Letters: L packed rows · A query heads · G key/value heads · K head width · T new rows · S keys of one segment.
 """
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -16,13 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import InputError
-from vitrail.ops.kv import LayerKV
+from vitrail.ops.kv import Group, LayerKV
 from vitrail.ops.segments import Segments
 
 # Keys that one tile holds, a multiple of every cache block, so that tiles begin at fixed absolute positions.
 TILE = 1024
 # Scores held at once: with more, fewer queries are taken at a time.
 SCORES = 1 << 24
+# Elements of keys that are copied for one call of decoding, at most: they stay in the cache of a CPU. A call costs more
+# than the arithmetic of a short sequence, but less than the copy of a long one.
+COPIED = 1 << 17
 
 
 def attention(
@@ -49,6 +53,8 @@ def attention(
     """
     if kv is not None:
         kv.write(k, v)
+        if _decodes(segments, kv, window):
+            return _decode_rows(q, segments.kv_host, scale, kv)
     pieces: list[Tensor] = []
     for first, count in segments.runs():
         new, total = segments.query_length(first), segments.kv_host[first]
@@ -103,20 +109,98 @@ def _repeat(x: Tensor, heads: int) -> Tensor:
     return x if groups == heads else x.repeat_interleave(heads // groups, dim=1)
 
 
+def _decodes(segments: Segments, kv: LayerKV, window: int | None) -> bool:
+    """Whether the step is one new row of each of several sequences, which see their whole past."""
+    return (
+        len(segments) > 1
+        and segments.q_host == tuple(range(len(segments) + 1))
+        and (window is None or max(segments.kv_host) <= window)
+        and kv.scales is None
+        and not torch.is_grad_enabled()
+    )
+
+
+def _decode_rows(q: Tensor, totals: tuple[int, ...], scale: float, kv: LayerKV) -> Tensor:
+    """Softmax attention of q (n, A, K), row i over the first totals[i] positions of segment i: (n, A, K).
+
+    Sequences of equally many blocks are computed in one call, on copies of their blocks. A sequence's call has the shape
+    of its own number of blocks: which other sequences there are does not change what is computed for it.
+    """
+    if not kv.groups:  # the first layer of the step
+        kv.groups.extend(_groups(totals, kv, q.dtype))
+    order = [row for group in kv.groups for row in (group.rows if isinstance(group, Group) else [group])]
+    places = torch.tensor(order, device=q.device)
+    pieces, start, sorted_q = [], 0, q[places]
+    for group in kv.groups:
+        if isinstance(group, Group):
+            pieces.append(_together(sorted_q[start : start + len(group.rows)], group, scale, kv))
+        else:
+            pieces.append(_decode_row(sorted_q[start : start + 1], group, totals[group], scale, kv))
+        start += len(pieces[-1])
+    return torch.empty_like(q).index_copy_(0, places, torch.cat(pieces))
+
+
+def _decode_row(q: Tensor, segment: int, total: int, scale: float, kv: LayerKV) -> Tensor:
+    """q (1, A, K) over the first `total` positions of one segment: (1, A, K)."""
+    keys, values = kv.read(segment, 0, total)
+    out = F.scaled_dot_product_attention(
+        _grouped(q, keys.shape[1])[0][None],  # query heads of one group share their keys
+        keys.to(q.dtype).transpose(0, 1)[None],
+        values.to(q.dtype).transpose(0, 1)[None],
+        scale=scale,
+    )
+    return out.flatten(1, 2)
+
+
+def _together(q: Tensor, group: Group, scale: float, kv: LayerKV) -> Tensor:
+    """q (n, A, K) of the sequences of one group: (n, A, K)."""
+    keys, values = (_copy(stored, group).to(q.dtype) for stored in (kv.keys, kv.values))
+    grouped = _grouped(q, keys.shape[1])
+    out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=group.bias, scale=scale)
+    return out.flatten(1, 2)
+
+
+def _copy(stored: Tensor, group: Group) -> Tensor:
+    """What the group's sequences have in one storage (blocks, block, G, K): (n, G, S, K)."""
+    blocks = stored.index_select(0, group.blocks).reshape(len(group.rows), -1, *stored.shape[1:])
+    blocks[:, -1].masked_fill_(group.empty, 0)  # nothing was written there: it may be NaN
+    return blocks.flatten(1, 2).transpose(1, 2)
+
+
+def _groups(totals: tuple[int, ...], kv: LayerKV, dtype: torch.dtype) -> Iterator[Group | int]:
+    """All sequences: groups, and the numbers of those that are read where they lie."""
+    block, width = kv.keys.shape[1], kv.keys[0, 0].numel()
+    by_blocks: dict[int, list[int]] = {}
+    for row, total in enumerate(totals):
+        by_blocks.setdefault(-(-total // block), []).append(row)
+    for count, rows in by_blocks.items():
+        at_once = COPIED // (count * block * width)
+        if at_once < 2:
+            yield from rows
+            continue
+        for start in range(0, len(rows), at_once):
+            yield _group(rows[start : start + at_once], totals, count, kv, dtype)
+
+
+def _group(rows: list[int], totals: tuple[int, ...], count: int, kv: LayerKV, dtype: torch.dtype) -> Group:
+    block, device = kv.keys.shape[1], kv.keys.device
+    lengths = torch.tensor([totals[row] for row in rows], device=device)[:, None]
+    hidden = torch.arange(count * block, device=device) >= lengths  # (n, S)
+    bias = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
+    return Group(
+        rows,
+        kv.block_table[rows, :count].flatten().long(),
+        bias[:, None, None],
+        hidden[:, -block:, None, None],
+    )
+
+
 def _after_cache(q: Tensor, k: Tensor, v: Tensor, index: int, total: int, scale: float, kv: LayerKV | None,
                  window: int | None) -> Tensor:  # fmt: skip
     """One segment of T new rows after S−T cached ones: (T, A, K)."""
     new = q.shape[0]
     if new == 1 and window is None and kv is not None and not torch.is_grad_enabled():
-        keys, values = kv.read(index, 0, total)
-        grouped = _grouped(q, keys.shape[1])[0]  # (G, A/G, K): query heads of one group share their keys
-        out = F.scaled_dot_product_attention(
-            grouped[None],
-            keys.to(q.dtype).transpose(0, 1)[None],
-            values.to(q.dtype).transpose(0, 1)[None],
-            scale=scale,
-        )
-        return out[0].flatten(0, 1)[None]
+        return _decode_row(q, index, total, scale, kv)
     step = max(64, SCORES // (q.shape[1] * TILE))
     parts = [
         _tiled(q[at : at + step], k, v, at, index, total, scale, kv, window) for at in range(0, new, step)

@@ -1,9 +1,26 @@
 """LayerKV: one layer's share of the block cache as a step sees it. Who owns which block is decided elsewhere."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Sequences of a decoding step that attention takes in one call: n rows, S positions of whole blocks.
+
+    Attributes:
+        rows: their numbers in the step.
+        blocks: int64 (n · blocks of one,), their blocks in order.
+        bias: (n, 1, 1, S) in the dtype of q, 0 for positions that hold something, else −inf.
+        empty: bool (n, block, 1, 1), positions of the last blocks that hold nothing.
+    """
+
+    rows: list[int]
+    blocks: Tensor
+    bias: Tensor
+    empty: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +33,7 @@ class LayerKV:
         block_table: int32 (n, max_blocks), each segment's blocks in order.
         tables: the same on the host, one tuple per segment.
         scales: (2, blocks, block, G) for an int8 cache, else None.
+        groups: which sequences a decoding step takes together; one list for all layers, filled by the first one.
     """
 
     keys: Tensor
@@ -24,6 +42,7 @@ class LayerKV:
     block_table: Tensor
     tables: tuple[tuple[int, ...], ...]
     scales: Tensor | None = None
+    groups: list[Group | int] = field(default_factory=list)
 
     def write(self, k: Tensor, v: Tensor) -> None:
         """Store new rows k, v (L, G, K) at their slots; gradients do not flow through a cache."""
