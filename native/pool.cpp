@@ -5,8 +5,8 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <new>
 #include <thread>
-#include <vector>
 
 #if !defined(_WIN32)
 #include <pthread.h>
@@ -45,6 +45,8 @@ thread_local bool inside_job = false;
 
 class Pool {
   public:
+    explicit Pool(int64_t threads) : threads_(threads) {}
+
     void run(int64_t chunks, void (*body)(void*, int64_t), void* context) {
         Job job{body, context, chunks};
         // One job at a time: a second caller, or a chunk that calls back, does its work alone.
@@ -61,14 +63,19 @@ class Pool {
 
     int64_t threads() const { return threads_.load(std::memory_order_relaxed); }
 
+    // Waits for a job that runs. A chunk must not call it: it would wait for itself.
     void set_threads(int64_t threads) {
         threads = threads < 1 ? 1 : threads > kMostThreads ? kMostThreads : threads;
         std::lock_guard<std::mutex> alone(busy_);
-        threads_.store(threads, std::memory_order_relaxed);
+        {
+            std::lock_guard<std::mutex> lock(sleep_);
+            threads_.store(threads, std::memory_order_relaxed);
+        }
+        spare_.notify_all();
     }
 
-    // In a child process only the forking thread lives on. The old workers' handles and locks are left behind.
-    void forget() { new (this) Pool(); }
+    // In a child process only the forking thread lives on: no workers, and locks that nobody will ever release.
+    void forget() { new (this) Pool(threads()); }
 
   private:
     void run_together(Job& job) {
@@ -94,23 +101,22 @@ class Pool {
     }
 
     void start_missing_workers() {
-        while (int64_t(workers_.size()) < threads() - 1) {
-            const int64_t index = int64_t(workers_.size()) + 1;
+        while (workers_ < threads() - 1) {
+            const int64_t index = workers_ + 1;
             try {
-                workers_.emplace_back([this, index] { serve(index); });
-                workers_.back().detach();
+                std::thread([this, index] { serve(index); }).detach();
             } catch (...) {  // no more threads to be had: the caller does without
                 threads_.store(index, std::memory_order_relaxed);
                 return;
             }
+            workers_ = index;
         }
     }
 
     void serve(int64_t index) {
         inside_job = true;
-        uint64_t seen = 0;
-        for (;;) {
-            await_epoch_after(seen);
+        for (uint64_t seen = 0;;) {
+            await_epoch_after(seen, index);
             seen = epoch_.load();
             inside_.fetch_add(1);
             if (index < threads()) {
@@ -120,34 +126,44 @@ class Pool {
         }
     }
 
-    void await_epoch_after(uint64_t seen) {
-        const auto until = std::chrono::steady_clock::now() + kSpin;
-        do {
-            for (int i = 0; i < 64; i++) {
-                if (epoch_.load(std::memory_order_acquire) != seen) return;
-                pause_briefly();
-            }
-        } while (std::chrono::steady_clock::now() < until);
+    void await_epoch_after(uint64_t seen, int64_t index) {
+        if (index < threads()) {
+            const auto until = std::chrono::steady_clock::now() + kSpin;
+            do {
+                for (int i = 0; i < 64; i++) {
+                    if (epoch_.load(std::memory_order_acquire) != seen) return;
+                    pause_briefly();
+                }
+            } while (std::chrono::steady_clock::now() < until);
+        }
         std::unique_lock<std::mutex> lock(sleep_);
+        spare_.wait(lock, [&] { return index < threads(); });  // jobs don't wake those that are too many
         sleeping_.fetch_add(1);
         wake_.wait(lock, [&] { return epoch_.load() != seen; });
         sleeping_.fetch_sub(1);
     }
 
-    std::mutex busy_;
-    std::atomic<int64_t> threads_{int64_t(std::thread::hardware_concurrency() ? std::thread::hardware_concurrency() : 1)};
-    std::vector<std::thread> workers_;
-    std::atomic<Job*> job_{nullptr};
-    std::atomic<uint64_t> epoch_{0};
-    std::atomic<int> inside_{0}, sleeping_{0};
+    // Each on a cache line of its own: workers look at one while the others are written.
+    alignas(64) std::atomic<uint64_t> epoch_{0};
+    alignas(64) std::atomic<Job*> job_{nullptr};
+    alignas(64) std::atomic<int> inside_{0};
+    alignas(64) std::atomic<int> sleeping_{0};
+    alignas(64) std::mutex busy_;
+    std::atomic<int64_t> threads_;
+    int64_t workers_ = 0;
     std::mutex sleep_;
-    std::condition_variable wake_;
+    std::condition_variable wake_, spare_;
 };
+
+int64_t cores() {
+    const unsigned found = std::thread::hardware_concurrency();
+    return found ? int64_t(found) : 1;
+}
 
 // Never destroyed: detached workers may still look at it while the process ends.
 Pool& pool() {
     static Pool* const only = [] {
-        Pool* made = new Pool();
+        Pool* made = new Pool(cores());
 #if !defined(_WIN32)
         pthread_atfork(nullptr, nullptr, [] { pool().forget(); });
 #endif

@@ -1,4 +1,4 @@
-"""`vitrail info`: its options. Models are gathered in model_info.py, drawn in info_printer.py; machines in info_system.py."""
+"""`vitrail info`: its options. Models: model_info.py and info_printer.py; this machine: info_system.py."""
 
 import json
 from dataclasses import asdict
