@@ -15,7 +15,7 @@ from vitrail.adapters.layers import Adapted, Lora, LoraEmbedding, LoraLinear, Lo
 from vitrail.adapters.targets import find_saved, find_targets, is_linear
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.ops.weight import dequantize
-from vitrail.quant.replace import QuantLinear, replace
+from vitrail.quant.replace import Quantized, QuantLinear, replace
 
 DEFAULT = "default"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -74,7 +74,7 @@ def attach(model: nn.Module, path: str, name: str, config: LoraConfig, rank: int
 def retrain(model: nn.Module, path: str, name: str) -> nn.Module:
     """A copy of the module at `path` that belongs to the adapter `name`, trained in float32 at least."""
     base = plain(model, path)
-    if isinstance(base, QuantLinear):
+    if isinstance(base, Quantized):
         raise UnsupportedError(f"modules_to_save: {path} is quantised; leave it out when quantising.")
     part = copy.deepcopy(base)
     if part.weight.is_floating_point():  # type: ignore[operator]
@@ -198,7 +198,7 @@ def _note_merge(model: nn.Module) -> None:
     for part in (config, getattr(config, "text_config", None)):
         if part is not None and getattr(part, "tie_word_embeddings", False):
             part.tie_word_embeddings = tied
-    if not any(isinstance(module, QuantLinear) for module in model.modules()):
+    if not any(isinstance(module, Quantized) for module in model.modules()):
         config.__dict__.pop("quantization_config", None)
 
 

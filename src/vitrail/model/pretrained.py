@@ -93,8 +93,8 @@ class PreTrainedModel(AdapterMethods, nn.Module):
 
         Keywords: `dtype` (or `torch_dtype`): a torch.dtype, its name, or "auto" (the configuration's, else the
         files'); default float32, as in transformers. `device_map`: "auto", a device, or a dict of module prefixes.
-        `quantization_config`: a BitsAndBytesConfig. `attn_implementation`: "sdpa" or "eager", which are one here.
-        `format`: "hf" or "mistral" where a folder holds both; Hugging Face's comes first. `vision=False`: a
+        `quantization_config`: a BitsAndBytesConfig or a QuantizeConfig. `attn_implementation`: "sdpa" or "eager",
+        which are one here. `format`: "hf" or "mistral" where a folder holds both; Hugging Face's comes first. `vision=False`: a
         vision-language model without its tower and projector, which answers texts and refuses pictures.
 
         Raises:
@@ -232,7 +232,8 @@ class PreTrainedModel(AdapterMethods, nn.Module):
         counted = (
             p for p in self.parameters() if id(p) not in left_out and (p.requires_grad or not only_trainable)
         )
-        packed = sum(int(getattr(m, "packed_parameters", 0)) for m in self.modules())
+        tables = (self.get_input_embeddings(),) if exclude_embeddings and self.can_generate() else ()
+        packed = sum(int(getattr(m, "packed_parameters", 0)) for m in self.modules() if m not in tables)
         return sum(p.numel() for p in counted) + (0 if only_trainable else packed)
 
     # --- training -----------------------------------------------------------------------------------------

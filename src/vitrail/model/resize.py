@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from vitrail.errors import InputError
+from vitrail.errors import InputError, UnsupportedError
 from vitrail.model.layers import Embedding, Linear
+from vitrail.quant.replace import Quantized
 
 if TYPE_CHECKING:
     from vitrail.model.pretrained import PreTrainedModel
@@ -26,6 +27,11 @@ def resize_token_embeddings(
         raise InputError(f"new_num_tokens must be positive, got {rows}.")
     if rows == table.num_embeddings:
         return table
+    if any(isinstance(module, Quantized) for module in (table, model.get_output_embeddings())):
+        raise UnsupportedError(
+            "embeddings and head cannot get another number of rows once they are quantised; resize the model's unquantised "
+            "checkpoint, or quantise it with embeddings='bf16' and lm_head='bf16'."
+        )
     text = model.config.get_text_config()
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is table.weight

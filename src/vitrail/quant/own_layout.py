@@ -55,11 +55,16 @@ def to_state(weight: PackedWeight) -> dict[str, Tensor]:
 
 
 def from_state(
-    name: str, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype
+    name: str,
+    parts: Mapping[str, Tensor],
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    group: int | None = None,
 ) -> PackedWeight:
     """The packed weight (out, in) = `shape` of module `name` from what a file holds for it; nothing is copied.
 
-    The kind is told by the codes' type, the group by the number of scales. `dtype`: what decoded values are rounded to.
+    The kind is told by the codes' type, the group by the number of scales; `group`: which it must be, where that is
+    known. `dtype`: what decoded values are rounded to.
     CheckpointError names the tensor that is missing, of another type or shape, or out of range.
     """
     if "weight.codes" not in parts:
@@ -70,7 +75,7 @@ def from_state(
         raise CheckpointError(
             f"{name}.weight.codes is {codes.dtype}, which is no format of Vitrail's; int8 (q8) or uint8 (q4) was expected."
         )
-    group = _group(name, parts, shape[1])
+    group = _group(name, parts, shape[1], GROUPS if group is None else (group,))
     wanted = specs(kind, shape, group)
     for key, (type_, form) in wanted.items():
         if key not in parts:
@@ -96,16 +101,16 @@ def is_aligned(weight: PackedWeight) -> bool:
     return all(weight.tensors[name].data_ptr() % bytes_ == 0 for name, bytes_ in wanted.items())
 
 
-def _group(name: str, parts: Mapping[str, Tensor], columns: int) -> int:
+def _group(name: str, parts: Mapping[str, Tensor], columns: int, allowed: tuple[int, ...]) -> int:
     if "weight.scales" not in parts:
         raise CheckpointError(f"{name}.weight.scales is missing beside the codes.")
     scales = parts["weight.scales"]
     count = scales.shape[1] if scales.dim() == 3 else 0
     group = columns // count if count else 0
-    if group not in GROUPS or group * count != columns:
+    if group not in allowed or group * count != columns:
         raise CheckpointError(
             f"{name}.weight.scales has the shape {tuple(scales.shape)}: rows of {columns} weights in groups of "
-            f"{', '.join(map(str, GROUPS))} have another number of scales"
+            f"{' or '.join(map(str, allowed))} have another number of scales"
         )
     return group
 

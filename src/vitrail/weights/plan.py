@@ -14,7 +14,8 @@ from vitrail.files.safetensors import TensorEntry
 from vitrail.ops.weight import PackedWeight
 from vitrail.quant import own_layout
 from vitrail.quant.bitsandbytes import from_state
-from vitrail.quant.config import Quantization
+from vitrail.quant.config import Quantization, read_quantization
+from vitrail.quant.own_config import QuantizeConfig
 from vitrail.quant.policy import Choice, to_pack
 from vitrail.weights.checkpoint import Checkpoint
 from vitrail.weights.names import EMBEDDING, HEAD, PROJECTOR_BIASES, canonical, part
@@ -141,7 +142,9 @@ def _plan_packed(model: nn.Module, checkpoint: Checkpoint, files: dict[str, str]
         )
         try:
             if own:
-                packed = own_layout.from_state(path, tensors, shape, torch.float32)
+                packed = own_layout.from_state(
+                    path, tensors, shape, torch.float32, _group_of(model, shape[1])
+                )
             else:
                 packed = from_state(path, tensors)
         except CheckpointError as error:
@@ -153,6 +156,13 @@ def _plan_packed(model: nn.Module, checkpoint: Checkpoint, files: dict[str, str]
         if own and own_layout.is_aligned(packed):
             plan.in_place.add(path)
         _compare(plan, f"{path}.weight", packed.shape, shape)
+
+
+def _group_of(model: nn.Module, columns: int) -> int | None:
+    """The group that a row of so many weights has by the model's configuration; None where that says nothing."""
+    stored = getattr(getattr(model, "config", None), "quantization_config", None)
+    config = read_quantization(stored)
+    return own_layout.fitting_group(columns, config.group) if isinstance(config, QuantizeConfig) else None
 
 
 def _split(name: str) -> tuple[str, str]:
