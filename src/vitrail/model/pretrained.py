@@ -94,8 +94,8 @@ class PreTrainedModel(AdapterMethods, nn.Module):
         Keywords: `dtype` (or `torch_dtype`): a torch.dtype, its name, or "auto" (the configuration's, else the
         files'); default float32, as in transformers. `device_map`: "auto", a device, or a dict of module prefixes.
         `quantization_config`: a BitsAndBytesConfig or a QuantizeConfig. `attn_implementation`: "sdpa" or "eager",
-        which are one here. `format`: "hf" or "mistral" where a folder holds both; Hugging Face's comes first. `vision=False`: a
-        vision-language model without its tower and projector, which answers texts and refuses pictures.
+        which are one here. `format`: "hf" or "mistral" where a folder holds both; Hugging Face's comes first.
+        `vision=False`: a vision-language model without its tower and projector, which answers texts and refuses pictures.
 
         Raises:
             CheckpointError: files that are missing, damaged or do not fit (one report names every tensor).
