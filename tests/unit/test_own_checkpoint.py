@@ -19,6 +19,7 @@ import vitrail
 from tests import quantised, tiny
 from vitrail.errors import CheckpointError, ConfigError, InputError, UnsupportedError, VitrailError
 from vitrail.files.safetensors import SafetensorsFile, write_safetensors
+from vitrail.model import layers
 from vitrail.ops.weight import dequantize
 from vitrail.quant import own_layout
 from vitrail.quant.replace import QuantEmbedding, Quantized, QuantLinear, TiedHead
@@ -104,6 +105,25 @@ def test_it_answers_as_the_model_with_the_decoded_weights_does(
     got, wanted = model(prompt).logits, plain(prompt).logits
     assert torch.nn.functional.cosine_similarity(got, wanted, dim=-1).min() > 0.999
     assert (got - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_layers_of_one_input_are_one_call(q4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Query, key and value, gate and up, each as alone."""
+    block = quantised.load(q4).model.language_model.layers[0]
+    modules = (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj)
+    rows = torch.randn(5, 64)
+    together: list[int] = []
+    real = layers.linear_group
+
+    def linear_group(x: torch.Tensor, weights: Any) -> list[torch.Tensor]:
+        together.append(len(weights))
+        return real(x, weights)
+
+    monkeypatch.setattr(layers, "linear_group", linear_group)
+    found = layers.project(rows, *modules)
+    assert all(torch.equal(one, module(rows)) for one, module in zip(found, modules, strict=True))
+    block.mlp(rows)
+    assert together == [3, 2]
 
 
 def test_pictures_are_read(q4: Path) -> None:

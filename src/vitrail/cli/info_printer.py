@@ -103,6 +103,7 @@ def _weights(info: ModelInfo) -> str:
         return f"not here: {number}, {in_words(size)}" if size else "not here"
     kinds = ", ".join(f"{name} {in_words(part)}" for name, part in info.weights["dtypes"].items())
     packed = f", quantised: {info.weights['quantized']}" if info.weights["quantized"] else ""
+    packed += f", {info.weights['bits_per_weight']:.2f} bits a weight"
     return f"{number}, {in_words(size)} ({kinds}){packed}"
 
 
@@ -142,7 +143,14 @@ def _parameters(info: ModelInfo) -> Table:
 
 def _memory(info: ModelInfo) -> Table:
     """Precision, weights, while loading, cache; marked where it is more than is free."""
-    table = _table("precision", "weights", "while loading", "cache of 1,000 positions", "fits now")
+    mapped = any(need["mapped"] for need in info.memory.values())
+    columns = (
+        "weights",
+        *(["of them mapped"] if mapped else []),
+        "while loading",
+        "cache of 1,000 positions",
+    )
+    table = _table("precision", *columns, "fits now")
     free = info.free["bytes"]
     for name, need in info.memory.items():
         cache = info.cache["float32" if name == "float32" else "bfloat16"]
@@ -150,6 +158,7 @@ def _memory(info: ModelInfo) -> Table:
         table.add_row(
             _PRECISIONS[name],
             in_words(need["weights"]),
+            *([in_words(need["mapped"])] if mapped else []),
             in_words(need["while_loading"]),
             in_words(cache),
             fits,

@@ -21,9 +21,11 @@ from vitrail.inputs.grid import Dialect, image_grid
 from vitrail.inputs.processor_files import picture_settings
 from vitrail.inputs.tokenizer_choice import check_tokenizer, choose_tokenizer
 from vitrail.quant.config import BitsAndBytesConfig, Quantization, read_quantization
+from vitrail.quant.own_config import QuantizeConfig
+from vitrail.quant.policy import to_pack
 from vitrail.weights.devices import placement
 from vitrail.weights.free_memory import free_memory
-from vitrail.weights.memory import INT8, NF4, Form, Headers, kept_bytes, peak_bytes
+from vitrail.weights.memory import INT8, NF4, Form, Headers, kept_bytes, mapped_bytes, peak_bytes
 from vitrail.weights.names import EMBEDDING, HEAD, canonical
 from vitrail.weights.native import open_checkpoint
 from vitrail.weights.plan import Plan, make_plan
@@ -59,11 +61,11 @@ class ModelInfo:
     model_type: str
     format: str
     formats: list[str]
-    weights: dict[str, Any]  # files, bytes, dtypes (name → bytes), quantized, here
+    weights: dict[str, Any]  # files, bytes, dtypes (name → bytes), quantized, bits_per_weight, here
     geometry: dict[str, dict[str, Any]]
     parameters: dict[str, int]
     tied: bool
-    memory: dict[str, dict[str, int]]  # precision → weights, while_loading
+    memory: dict[str, dict[str, int]]  # precision → weights, mapped (of these), while_loading
     free: dict[str, Any]  # device, bytes
     cache: dict[str, int]  # precision → bytes per 1,000 positions
     positions: int
@@ -88,7 +90,10 @@ def gather(folder: Path, name: str, format: str | None = None) -> ModelInfo:
     here = bool(weight_files([path.name for path in folder.iterdir()], chosen))
     network, headers, plan = _open(folder, config, chosen) if here else _describe(config)
     text = config if isinstance(config, MistralConfig) else config.text_config
-    tied = plan.tied is not None
+    tied, parameters = plan.tied is not None, _parameters(network)
+    weights = _weights(folder, names, chosen, headers, plan, stored, here)
+    stored_bytes = sum(weights["dtypes"].values())
+    weights["bits_per_weight"] = round(stored_bytes * 8 / parameters["total"], 4) if here else None
     return ModelInfo(
         model=name,
         folder=str(folder),
@@ -96,9 +101,9 @@ def gather(folder: Path, name: str, format: str | None = None) -> ModelInfo:
         model_type=config.model_type,
         format=chosen,
         formats=complete_formats(names) or [chosen],
-        weights=_weights(folder, names, chosen, headers, plan, stored, here),
+        weights=weights,
         geometry=_geometry(config, text),
-        parameters=_parameters(network),
+        parameters=parameters,
         tied=tied,
         memory=_memory(network, headers, plan, stored),
         free=_free(),
@@ -232,8 +237,18 @@ def _memory(
             form = Form(form.dtype, None if plan.packed else stored)  # files that are not here are packed too
         weights = sum(kept_bytes(network, headers, plan, form).values())
         peak = sum(peak_bytes(network, headers, plan, form, where).values())
-        found[name] = {"weights": weights, "while_loading": weights if stored is not None else peak}
+        mapped = _mapped(network, headers, plan, form, stored)
+        loading = peak if stored is None else weights - mapped
+        found[name] = {"weights": weights, "mapped": mapped, "while_loading": loading}
     return found
+
+
+def _mapped(network: Any, headers: Headers, plan: Plan, form: Form, stored: Quantization | None) -> int:
+    """What of the weights stays in mapped files, or will when they have come."""
+    if not isinstance(stored, QuantizeConfig) or plan.packed:
+        return mapped_bytes(network, headers, plan, form, placement(network, None))
+    kept = kept_bytes(network, headers, plan, form)
+    return sum(kept[f"{path}.weight"] for path in to_pack(network, stored, plan.tied or ()))
 
 
 def _free() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.ops.linear import embedding, linear, linear_group
+from vitrail.quant.replace import QuantLinear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 
@@ -89,4 +90,6 @@ def project(x: Tensor, *modules: nn.Module) -> list[Tensor]:
 
 def _is_plain(module: nn.Module) -> bool:
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    return type(module) is Linear and module.bias is None and not hooked
+    # A packed layer that computes in another type than x's own casts x itself.
+    plain = type(module) is Linear or (type(module) is QuantLinear and module.compute_dtype is None)
+    return plain and module.bias is None and not hooked

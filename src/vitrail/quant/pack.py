@@ -12,7 +12,7 @@ from vitrail.quant.own_layout import OWN_KINDS
 from vitrail.quant.policy import Choice
 from vitrail.quant.replace import quantize
 
-_CHUNK = 1 << 22  # elements decoded at once
+_CHUNK = 1 << 18  # elements decoded at once
 
 
 def pack(

@@ -1,0 +1,97 @@
+"""Quantising takes the memory of the largest tensor and some work, however large the model is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import vitrail
+from vitrail.files.safetensors import write_safetensors
+
+MB = 1_000_000
+MEASURE = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from tests import quantised
+from vitrail import MistralForCausalLM, QuantizeConfig
+from vitrail.quant.own import quantize_own
+from vitrail.weights.quantize import write
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+quantize_own(torch.randn(64, 64), "q4")
+work = quantised.work(Path(sys.argv[1]), Path(sys.argv[2]), QuantizeConfig(sys.argv[3]))
+before, peak, done = anonymous(), 0, threading.Event()
+
+def watch():
+    global peak
+    while not done.is_set():
+        peak = max(peak, anonymous())
+        time.sleep(0.001)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+write(work)
+done.set()
+watcher.join()
+print(peak - before)
+"""
+# What the C library keeps of freed blocks for later is given back at once here.
+PROMPT_MALLOC = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def _write(folder: Path, layers: int, rows: int) -> int:
+    """A text model in bfloat16 with tensors that need no drawing; the bytes of its file."""
+    config = vitrail.MistralConfig(
+        vocab_size=rows, hidden_size=1024, intermediate_size=2816, num_hidden_layers=layers, num_attention_heads=8,
+        num_key_value_heads=2, head_dim=128, dtype="bfloat16", tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = vitrail.MistralForCausalLM(config)
+    state = {}
+    for name, parameter in model.named_parameters():
+        state[name] = torch.full(parameter.shape, 0.01, dtype=torch.bfloat16)
+        state[name].view(-1)[::97] = 0.5
+    folder.mkdir()
+    write_safetensors(folder / "model.safetensors", state)
+    config.save_pretrained(folder)
+    return (folder / "model.safetensors").stat().st_size
+
+
+def _peak(folder: Path, out: Path, format: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(folder), str(out), format],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False, env=PROMPT_MALLOC,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="counts anonymous memory as Linux tells it"
+)
+def test_memory_follows_the_largest_tensor_and_not_the_model(tmp_path: Path) -> None:
+    sizes, peaks = [], []
+    for number, (layers, rows, format) in enumerate(
+        [(1, 4096, "q8"), (4, 4096, "q8"), (1, 20480, "q8"), (1, 512, "q4")]
+    ):
+        folder = tmp_path / f"{number}"
+        sizes.append(_write(folder, layers, rows))
+        peaks.append(_peak(folder, tmp_path / f"{number}-q", format))
+    one, several, wide, four = peaks
+    assert sizes[1] - sizes[0] > 65 * MB
+    assert abs(several - one) < 12 * MB  # four layers need what one needs
+    grown = (20480 - 4096) * 1024  # weights that the larger table has more, each a byte in q8 and a little
+    assert 0.8 * grown < wide - one < 1.3 * grown
+    largest = [4096 * 1024, 4096 * 1024, 20480 * 1024, 2816 * 1024]
+    assert all(peak < 4 * size + 100 * MB for peak, size in zip(peaks, largest, strict=True))
+    assert four < 60 * MB
