@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from vitrail.cli.main import main
-from vitrail.cli.read import find_pictures
+from vitrail.cli.read import _in_order, find_pictures
+from vitrail.reader.files import FileReading, Reading
 from vitrail.reader.reading import BatchReader
 
 SIGN = Path(__file__).parents[2] / "examples" / "sign.png"
@@ -94,3 +95,44 @@ def test_batches_of_any_size_read_the_same(monkeypatch: pytest.MonkeyPatch) -> N
         assert one.confidence == pytest.approx(other.confidence, abs=1e-3)
     monkeypatch.setattr("vitrail.reader.reading.WINDOW", 2)
     assert [reading.text for reading in reader.read(iter(pictures))] == [reading.text for reading in together]
+
+
+@pytest.mark.slow
+def test_processes_read_the_same_in_the_same_order(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Image.open(SIGN) as picture:
+        for number in range(5):
+            picture.crop((0, 0, picture.width - 20 * number, picture.height)).save(folder / f"c{number}.png")
+    (folder / "broken.png").write_bytes(SIGN.read_bytes()[:200])
+    records = []
+    for processes in ("1", "3"):
+        assert main(["read", str(folder), "--json", "--processes", processes]) == 2
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        records.append([(line["file"], line.get("text"), line.get("error")) for line in lines])
+    assert records[0] == records[1]
+    assert [record[0] for record in records[0]] == find_pictures([str(folder)])
+    assert sum(record[2] is not None for record in records[0]) == 1
+
+
+def test_pages_of_a_pdf_are_read_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pypdfium2")
+    with Image.open(SIGN) as picture:
+        sign = picture.convert("RGB")
+    upper = sign.crop((0, 0, sign.width, sign.height // 2))
+    sign.save(tmp_path / "signs.pdf", save_all=True, append_images=[upper], resolution=150)
+    assert main(["read", str(tmp_path / "signs.pdf"), str(SIGN), "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(record["file"], record.get("page")) for record in records] == [
+        (str(tmp_path / "signs.pdf"), 1),
+        (str(tmp_path / "signs.pdf"), 2),
+        (str(SIGN), None),
+    ]
+    assert records[0]["text"] == TEXT
+    assert records[1]["text"] == "Reading Room"
+
+
+def test_progress_of_files_is_kept_in_order() -> None:
+    files = [FileReading((Reading(str(n), 1.0, 0.0),)) for n in range(4)]
+    seen: list[int] = []
+    found = _in_order([(n, files[n]) for n in (2, 0, 3, 1)], seen.append)
+    assert list(found) == list(enumerate(files))
+    assert len(seen) == 4

@@ -3,24 +3,23 @@
 import glob
 import json
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from vitrail.cli.pictures import open_picture
+from vitrail.cli.pictures import STDIN, open_picture
 from vitrail.cli.screen import waiting
-from vitrail.errors import ImageError, InputError
+from vitrail.errors import InputError
+from vitrail.reader.crew import read_apart, useful_processes
+from vitrail.reader.files import FileReading, Reading, open_file, read_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from PIL.Image import Image
-
-    from vitrail.reader.reading import Reading
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """What counts as a picture inside a folder; a file that is named is opened whatever its name."""
@@ -30,6 +29,7 @@ Examples:
   vitrail read sign.png
   vitrail read scans/ "labels/*.jpg" --json > texts.jsonl
   vitrail read scans/ --json | jq -r 'select(.confidence < 0.8) | .file'
+  vitrail read labels.pdf --json
 
 Exit status: 0 all were read, 2 a picture could not be read (one line on stderr says why; the others are read).
 """
@@ -38,7 +38,10 @@ Exit status: 0 all were read, 2 a picture could not be read (one line on stderr 
 @click.command("read", epilog=EXAMPLES)
 @click.argument("names", nargs=-1, required=True, metavar="FILE…")
 @click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object a file: file, text, confidence, seconds."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="One JSON object a file: file, text, confidence, seconds; for a PDF one a page, with its number as page.",
 )
 @click.option(
     "-m",
@@ -47,39 +50,60 @@ Exit status: 0 all were read, 2 a picture could not be read (one line on stderr 
     metavar="FOLDER",
     help="Another checkpoint of the reader.",
 )
-def read(names: tuple[str, ...], as_json: bool, model: Path | None) -> None:
-    """Read the printed text in each FILE: a picture, a folder of pictures, or a pattern such as 'scans/*.png'.
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="How many processes read side by side.  [default: one a core, for at least 40 files each]",
+)
+def read(names: tuple[str, ...], as_json: bool, model: Path | None, processes: int | None) -> None:
+    """Read the printed text in each FILE: a picture, a folder of pictures, a PDF, or a pattern such as 'scans/*.png'.
 
     Each line of text is printed after its file's name (without it for a single file). The confidence is the
     probability of the character that the reader was least sure of.
     """
     files = find_pictures(names)
+    count = 1 if STDIN in files else min(len(files), processes or useful_processes(len(files)))
+    found = read_apart(files, count, model) if count > 1 else _read_here(files, model)
     failed: list[str] = []
-    opened: deque[str] = deque()
+    with closing(found), _progress(len(files)) as advance:
+        for index, reading in _in_order(found, advance):
+            if reading.error is None:
+                _show(files[index], reading, as_json, alone=len(files) == 1)
+            else:
+                failed.append(files[index])
+                _tell_failure(files[index], reading.error, as_json)
+    if failed:
+        what = "the picture" if len(files) == 1 else f"{len(failed)} of {len(files)} pictures"
+        raise InputError(f"{what} could not be read: {', '.join(failed[:3])}{' …' if failed[3:] else ''}")
 
-    def pictures() -> "Iterator[Image]":
-        for file in files:
-            try:
-                picture = open_picture(file)
-            except ImageError as error:
-                failed.append(file)
-                _tell_failure(file, error, as_json)
-                continue
-            opened.append(file)
-            yield picture
 
+def _read_here(files: Sequence[str], model: Path | None) -> Generator[tuple[int, FileReading], None, None]:
+    """The same as read_apart(), in this process."""
     with waiting() as line:
         line.say("starting")
         from vitrail.reader.reading import BatchReader
 
         reader = BatchReader(model)
-    with _progress(len(files)) as advance:
-        for reading in reader.read(pictures()):
-            _show(opened.popleft(), reading, as_json, alone=len(files) == 1)
-            advance(1)
-    if failed:
-        count = "the picture" if len(files) == 1 else f"{len(failed)} of {len(files)} pictures"
-        raise InputError(f"{count} could not be read: {', '.join(failed[:3])}{' …' if failed[3:] else ''}")
+    yield from enumerate(read_files(reader, files, _open))
+
+
+def _open(name: str) -> "list[Image]":
+    return [open_picture(name)] if name == STDIN else open_file(name)
+
+
+def _in_order(
+    found: Iterable[tuple[int, FileReading]], advance: "Callable[[int], None]"
+) -> Iterator[tuple[int, FileReading]]:
+    """Files in the order of their names, each as soon as it and all before it are read."""
+    early: dict[int, FileReading] = {}
+    following = 0
+    for index, reading in found:
+        early[index] = reading
+        advance(1)
+        while following in early:
+            yield following, early.pop(following)
+            following += 1
 
 
 def find_pictures(names: Sequence[str]) -> list[str]:
@@ -105,23 +129,28 @@ def find_pictures(names: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _show(file: str, reading: "Reading", as_json: bool, alone: bool) -> None:
-    if as_json:
-        record = {
-            "file": file,
-            "text": reading.text,
-            "confidence": round(reading.confidence, 4),
-            "seconds": round(reading.seconds, 4),
-        }
-        click.echo(json.dumps(record, ensure_ascii=False))
-        return
-    for line in reading.text.split("\n"):
-        click.echo(line if alone else f"{file}: {line}")
+def _show(file: str, reading: FileReading, as_json: bool, alone: bool) -> None:
+    for number, page in enumerate(reading.pages, 1):
+        place = {"page": number} if reading.paged else {}
+        if as_json:
+            click.echo(json.dumps({"file": file, **place, **_record(page)}, ensure_ascii=False))
+            continue
+        before = f"{file}, page {number}: " if reading.paged else "" if alone else f"{file}: "
+        for line in page.text.split("\n"):
+            click.echo(before + line)
 
 
-def _tell_failure(file: str, error: ImageError, as_json: bool) -> None:
+def _record(page: Reading) -> dict[str, object]:
+    return {
+        "text": page.text,
+        "confidence": round(page.confidence, 4),
+        "seconds": round(page.seconds, 4),
+    }
+
+
+def _tell_failure(file: str, error: str, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"file": file, "error": str(error)}, ensure_ascii=False))
+        click.echo(json.dumps({"file": file, "error": error}, ensure_ascii=False))
     else:
         click.echo(f"vitrail: {error}", err=True)
 

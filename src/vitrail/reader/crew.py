@@ -1,0 +1,164 @@
+"""Several processes that read files side by side, each with its share of the cores. What one does: worker.py.
+
+On a few pictures the small reader keeps no second core busy: its matrices are small, and much of a step is not
+arithmetic. Processes share nothing and wait for nobody, but each takes seconds to start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from ..errors import CheckpointError, UnsupportedError, VitrailError
+from .files import FileReading, Reading
+
+WORTH = 40
+"""Files for which a process is started: fewer are read before it is ready."""
+MOST = 8
+"""Processes, at most; each has a model and a few hundred megabytes of PyTorch."""
+SHARE = 128
+"""Files that a process is given at a time, at most."""
+_START = "import sys; sys.path[:] = sys.argv[2:]; from vitrail.reader.worker import main; main(sys.argv[1])"
+
+
+def cores() -> int:
+    """Threads that PyTorch would take: OMP_NUM_THREADS, else the cores that this process may use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def useful_processes(files: int) -> int:
+    """How many processes read `files` files soonest."""
+    return max(1, min(files // WORTH, cores(), MOST))
+
+
+def read_apart(
+    names: Sequence[str], processes: int, model: Path | None = None
+) -> Generator[tuple[int, FileReading], None, None]:
+    """(index, what the file says) of every file, as they come, by `processes` processes.
+
+    Closing the iterator ends the processes.
+
+    Raises:
+        VitrailError: the reader cannot be loaded, or a process has ended before its work was done.
+    """
+    shares = _shares(names, processes)
+    with _crew(processes, model) as crew:
+        answers: SimpleQueue[tuple[int, bytes]] = SimpleQueue()
+        given: list[list[int]] = []
+        for number, process in enumerate(crew):
+            given.append([])
+            threading.Thread(target=_listen, args=(number, process, answers), daemon=True).start()
+            _give(process, given, number, shares, names)
+        while any(given):
+            number, line = answers.get()
+            if not given[number]:
+                continue  # it has nothing more to do and has ended
+            yield from zip(given[number], _understand(line, crew[number]), strict=True)
+            _give(crew[number], given, number, shares, names)
+
+
+def _shares(names: Sequence[str], processes: int) -> list[list[int]]:
+    """Indices of files in equal shares, the last one first: neighbours go to different processes at the same time."""
+    rounds = max(1, -(-len(names) // (processes * SHARE)))
+    size = -(-len(names) // rounds)
+    order = list(range(len(names)))
+    shares = []
+    for start in range(0, len(names), size):
+        together = sorted(order[start : start + size], key=lambda index: _bytes(names[index]))
+        shares += [sorted(together[k::processes]) for k in range(processes)]
+    return [share for share in reversed(shares) if share]
+
+
+def _bytes(name: str) -> int:
+    """A file's size, which says roughly how long it takes to read; 0 where that is not known."""
+    try:
+        return os.stat(name).st_size
+    except (OSError, ValueError):
+        return 0
+
+
+def _give(process: subprocess.Popen[bytes], given: list[list[int]], number: int, shares: list[list[int]],
+          names: Sequence[str]) -> None:  # fmt: skip
+    """Hand the next share to a process, or let it end."""
+    given[number] = shares.pop() if shares else []
+    if process.stdin is None:
+        return
+    try:
+        if given[number]:
+            line = json.dumps([names[index] for index in given[number]])
+            process.stdin.write(line.encode("ascii") + b"\n")
+            process.stdin.flush()
+        else:
+            process.stdin.close()
+    except OSError:  # it has ended; whoever listens to it is told
+        return
+
+
+def _listen(number: int, process: subprocess.Popen[bytes], answers: SimpleQueue[tuple[int, bytes]]) -> None:
+    """Put a process's lines into the queue, and an empty one when it has ended."""
+    if process.stdout is not None:
+        for line in process.stdout:
+            answers.put((number, line))
+    answers.put((number, b""))
+
+
+def _understand(line: bytes, process: subprocess.Popen[bytes]) -> Iterator[FileReading]:
+    if not line.endswith(b"\n"):
+        raise VitrailError(
+            f"a reading process ended before its pictures were read (status {process.wait()}); perhaps memory ran "
+            "out: try --processes 1, and fewer pictures at a time."
+        )
+    answer: dict[str, Any] = json.loads(line)
+    if "fault" in answer:
+        raise CheckpointError(str(answer["fault"]))
+    for pages, paged, error in answer["files"]:
+        yield FileReading(tuple(Reading(*page) for page in pages), paged, error)
+
+
+@contextmanager
+def _crew(count: int, model: Path | None) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Reading processes with their share of the cores; they are gone afterwards."""
+    if not sys.executable:
+        raise UnsupportedError("this program does not say where Python is; use --processes 1.")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // count))}
+    crew: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(count):
+            crew.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", _START, "" if model is None else str(model), *sys.path],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    env=environment,
+                    start_new_session=True,  # Ctrl-C is for the one who started them
+                )
+            )
+        yield crew
+    finally:
+        for process in crew:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and those that it started (a page of a PDF is rendered by one)."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        with suppress(OSError):  # what was left to write has no reader
+            if stream is not None:
+                stream.close()

@@ -1,0 +1,96 @@
+"""Files → what each says: opened one after the other, a PDF's pages in order, what cannot be opened told. No processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import ImageError, MissingPackageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PAGE_PIXELS = 2_000_000
+"""Of a PDF's page, at most; the reader shrinks whatever is longer than 512 pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one picture says.
+
+    Attributes:
+        text: its lines, separated by newlines; empty where nothing was found.
+        confidence: the probability, 0 to 1, of the character that the reader was least sure of.
+        seconds: this picture's share of its batch.
+    """
+
+    text: str
+    confidence: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FileReading:
+    """What one file says.
+
+    Attributes:
+        pages: a reading of each page, one for a picture; empty where the file could not be opened.
+        paged: whether it is a PDF.
+        error: why it could not be opened, else None.
+    """
+
+    pages: tuple[Reading, ...] = ()
+    paged: bool = False
+    error: str | None = None
+
+
+class Reader(Protocol):
+    """What reads pictures; BatchReader does."""
+
+    def read(self, pictures: Iterable[Image]) -> Iterator[Reading]:
+        """A reading of each picture, in order."""
+
+
+def open_file(name: str) -> list[Image]:
+    """The picture at a path or URL, or the pages of a PDF, which is told by its name.
+
+    Raises:
+        ImageError: it cannot be opened. MissingPackageError: a PDF, without the extra `pdf`.
+    """
+    from ..inputs.images import load_image
+    from ..inputs.pdf import PdfLimits, load_pages, names_pdf
+
+    return (
+        load_pages(name, limits=PdfLimits(max_pixels=PAGE_PIXELS)) if names_pdf(name) else [load_image(name)]
+    )
+
+
+def read_files(
+    reader: Reader, names: Sequence[str], opener: Callable[[str], list[Image]] = open_file
+) -> Iterator[FileReading]:
+    """What each file says, in their order; files are opened while the reader asks for pictures."""
+    from ..inputs.pdf import names_pdf
+
+    opened: deque[tuple[int, FileReading]] = deque()  # pictures to come, and what is known before
+
+    def pictures() -> Iterator[Image]:
+        for name in names:
+            try:
+                pages = opener(name)
+            except (ImageError, MissingPackageError) as error:
+                opened.append((0, FileReading(error=str(error))))
+                continue
+            opened.append((len(pages), FileReading(paged=names_pdf(name))))
+            yield from pages
+
+    readings = reader.read(pictures())
+    for first in readings:
+        while not opened[0][0]:
+            yield opened.popleft()[1]
+        count, file = opened.popleft()
+        yield FileReading((first, *islice(readings, count - 1)), file.paged)
+    for _, file in opened:
+        yield file

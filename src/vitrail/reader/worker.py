@@ -1,0 +1,44 @@
+"""One of several processes that read files for `vitrail read`: names come in, readings go out. See crew.py.
+
+Standard input: a JSON list of file names on every line. Standard output: for each such line one, {"files": [[pages,
+paged, error], …]}, a page being [text, confidence, seconds]; or {"fault": reason}, and the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import astuple
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import VitrailError
+from .files import read_files
+
+
+def main(model: str) -> None:
+    """Read lists of files until there are no more. `model`: a checkpoint's folder, or nothing for the embedded one."""
+    answers = _take_output()
+    try:
+        from .reading import BatchReader
+
+        reader = BatchReader(Path(model) if model else None)
+        for line in sys.stdin.buffer:
+            _tell(answers, files=[astuple(file) for file in read_files(reader, json.loads(line))])
+    except VitrailError as error:
+        _tell(answers, fault=str(error))
+    except BrokenPipeError:  # nobody waits for the answer any more
+        return
+
+
+def _take_output() -> IO[bytes]:
+    """The standard output for answers alone: whatever else is written to it goes to the standard error."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return answers
+
+
+def _tell(answers: IO[bytes], **fields: Any) -> None:
+    answers.write(json.dumps(fields).encode("ascii") + b"\n")
+    answers.flush()

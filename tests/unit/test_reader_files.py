@@ -1,0 +1,129 @@
+"""Files, shares and processes of `vitrail read`, without a model: order, pages, errors, processes that die or hang on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vitrail.errors import CheckpointError, ImageError, VitrailError
+from vitrail.reader import crew
+from vitrail.reader.crew import read_apart, useful_processes
+from vitrail.reader.files import FileReading, Reading, read_files
+
+STAND_IN = """
+import json, os, sys, time
+for line in sys.stdin.buffer:
+    names = json.loads(line)
+    if "die" in names:
+        os._exit(9)
+    if "wait" in names:
+        open(sys.argv[1], "w").write(str(os.getpid()))
+        time.sleep(600)
+    if "fault" in names:
+        print(json.dumps({"fault": "no such reader"}), flush=True)
+        break
+    print(json.dumps({"files": [[[[name, 0.5, 0.1]], False, None] for name in names]}), flush=True)
+"""
+
+
+class Echo:
+    """Reads a picture's width; holds three pictures at once, as BatchReader holds a window."""
+
+    def read(self, pictures: Iterable[Image.Image]) -> Iterator[Reading]:
+        held = []
+        for picture in pictures:
+            held.append(Reading(str(picture.width), 1.0, 0.0))
+            if len(held) == 3:
+                yield from held
+                held = []
+        yield from held
+
+
+def open_widths(name: str) -> list[Image.Image]:
+    """ "3,5": two pages 3 and 5 pixels wide; "bad": an error."""
+    if name == "bad":
+        raise ImageError("bad is no picture")
+    return [Image.new("RGB", (int(width), 1)) for width in name.split(",") if width]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["bad"],
+        ["bad", "bad", "7"],
+        ["1", "2", "bad"],
+        ["1,2,3,4,5", "bad", "6", "7,8", "bad"],
+        ["1", "", "2"],
+    ],
+)
+def test_every_file_comes_once_in_order_with_its_pages(names: list[str]) -> None:
+    found = list(read_files(Echo(), names, open_widths))
+    expected = [[] if name in ("bad", "") else name.split(",") for name in names]
+    assert [[page.text for page in file.pages] for file in found] == expected
+    assert [file.error for file in found] == ["bad is no picture" if n == "bad" else None for n in names]
+
+
+@pytest.mark.parametrize(
+    ("files", "threads", "count"),
+    [(1, 8, 1), (79, 8, 1), (80, 8, 2), (200, 2, 2), (9999, 4, 4), (9999, 99, crew.MOST), (200, 1, 1)],
+)
+def test_processes_are_started_where_they_are_worth_it(
+    files: int, threads: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    assert useful_processes(files) == count
+
+
+@pytest.mark.parametrize(("files", "processes"), [(1, 3), (7, 2), (128, 1), (300, 2), (1000, 3)])
+def test_shares_are_equal_and_hold_every_file_once(files: int, processes: int) -> None:
+    shares = crew._shares([f"{n}.png" for n in range(files)], processes)
+    assert sorted(index for share in shares for index in share) == list(range(files))
+    sizes = [len(share) for share in shares]
+    assert max(sizes) <= crew.SHARE
+    assert max(sizes) - min(sizes) <= 1 or files > processes * crew.SHARE
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Processes that answer with names; the file that tells the number of one that waits."""
+    monkeypatch.setattr(crew, "_START", STAND_IN)
+    return tmp_path / "waiting"
+
+
+def names_of(found: Iterable[tuple[int, FileReading]]) -> dict[int, str]:
+    return {index: file.pages[0].text for index, file in found}
+
+
+def test_processes_share_all_files(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "SHARE", 2)
+    names = [f"{n}é\udcff.png" for n in range(11)]
+    assert names_of(read_apart(names, 3)) == dict(enumerate(names))
+
+
+def test_a_process_that_dies_is_an_error(stand_in: Path) -> None:
+    with pytest.raises(VitrailError, match=r"ended before its pictures were read \(status 9\)"):
+        list(read_apart(["a", "die"], 2))
+
+
+def test_what_is_wrong_with_the_reader_is_told(stand_in: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such reader"):
+        list(read_apart(["a", "fault"], 2))
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="asks for a process by its number")
+def test_closing_ends_the_processes(stand_in: Path) -> None:
+    found = read_apart(["a", "wait"], 2, stand_in)
+    assert next(found)[1].pages[0].text == "a"
+    deadline = time.monotonic() + 10
+    while not (stand_in.exists() and stand_in.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    number = int(stand_in.read_text())
+    found.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(number, 0)
