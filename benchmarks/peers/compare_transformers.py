@@ -10,7 +10,7 @@ import json
 import sys
 
 from comparison import Timed, compared, header, numbers, options, reader, set_threads
-from worker import Worker
+from worker import Worker, clock
 
 from vitrail.bench.decode import DecodeStep
 from vitrail.bench.geometries import params_of
@@ -57,7 +57,7 @@ def main() -> None:
             lambda length=length: peer.ask("prefill", rows=length)["seconds"],  # type: ignore[misc]
             given.turns,
             work=work.cost.flop,
-            limits={"PyTorch's products": MatrixRate(decoder_shapes(model, length)).rate},
+            limits={"PyTorch's products": MatrixRate(decoder_shapes(model, length), clock).rate},
             out=given.out,
         )
     peer.close()

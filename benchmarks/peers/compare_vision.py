@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from comparison import Timed, compared, header, keep, numbers, options, set_threads
 from turns import interleaved, ratio
-from worker import Worker
+from worker import Worker, clock
 
 from vitrail.bench.geometries import params_of
 from vitrail.bench.matmul import MatrixRate
@@ -52,7 +52,7 @@ def main() -> None:
     header(peer.about)
     model = random_model(params, given.format)
     patches = (given.side // model.config.vision_config.patch_size) ** 2
-    limit = MatrixRate(tower_shapes(model, patches))
+    limit = MatrixRate(tower_shapes(model, patches), clock)
     sides = {}
     for count in numbers(given.pictures):
         work = Tower(model, count, given.side)

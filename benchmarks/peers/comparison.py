@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from turns import interleaved, median, ratio
+from worker import CLOCK, clock
 
 from vitrail.bench.machine import this_machine
 from vitrail.bench.stream import StreamingRead
@@ -19,7 +20,10 @@ from vitrail.bench.timing import calls_per_turn, seconds
 
 
 def options(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
-    """--geometry, --layers, --threads, --turns and --out; `defaults` are their defaults."""
+    """--geometry, --layers, --threads, --turns and --out; `defaults` are their defaults.
+
+    With BENCH_CLOCK=cpu in the environment both sides count seconds of their own work; take --threads 1 with it.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,14 +48,18 @@ class Timed:
         self.calls = calls_per_turn(work)
 
     def __call__(self) -> float:
-        return seconds(self._work, self.calls)
+        return seconds(self._work, self.calls, clock)
 
 
 def header(about: Mapping[str, Any]) -> None:
     """Which machine, and which peer."""
     machine = this_machine()
+    counted = "CPU" if os.environ.get(CLOCK) == "cpu" else "wall"
     kernels = machine.instructions or "none, PyTorch alone"
-    print(f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads; kernels {kernels}", flush=True)
+    print(
+        f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads; kernels {kernels}; {counted} seconds",
+        flush=True,
+    )
     print(
         f"vitrail {machine.library}, torch {machine.torch} ({machine.torch_isa}); peer: {json.dumps(about)}",
         flush=True,
@@ -112,7 +120,7 @@ def show(spent: float) -> str:
 
 def reader(geometry: str) -> Callable[[], float]:
     """The streaming read as a limit."""
-    read = StreamingRead(geometry)
+    read = StreamingRead(geometry, clock)
     return read.bandwidth
 
 

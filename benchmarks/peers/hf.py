@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from worker import serve
+from worker import clock, serve
 
 DTYPES = {"bf16": torch.bfloat16, "nf4": torch.bfloat16, "f32": torch.float32}
 
@@ -93,9 +92,9 @@ class Decoder:
     def prefill(self, rows: int) -> dict[str, float]:
         """Seconds to read `rows` positions; logits of the last one."""
         ids = torch.arange(rows)[None]
-        started = time.perf_counter()
+        started = clock()
         self.model(ids, use_cache=True, logits_to_keep=1)
-        return {"seconds": time.perf_counter() - started}
+        return {"seconds": clock() - started}
 
     @torch.inference_mode()
     def decode(self, rows: int, context: int, steps: int) -> dict[str, float]:
@@ -103,11 +102,11 @@ class Decoder:
         if (rows, context) not in self.caches:
             self.caches[rows, context] = self._cache(rows, context)
         cache, ids = self.caches[rows, context], torch.zeros(rows, 1, dtype=torch.long)
-        started = time.perf_counter()
+        started = clock()
         for _ in range(steps):
             self.model(ids, past_key_values=cache, use_cache=True).logits.argmax(-1)
             cache.crop(context)
-        return {"seconds": (time.perf_counter() - started) / steps}
+        return {"seconds": (clock() - started) / steps}
 
     def _cache(self, rows: int, context: int) -> Any:
         config = self.model.config
@@ -129,9 +128,9 @@ class Tower:
         """Seconds for so many pictures of side × side pixels."""
         pixels = torch.randn(pictures, 3, side, side).to(self.model.dtype)
         sizes = [(side, side)] * pictures
-        started = time.perf_counter()
+        started = clock()
         self.model(pixels, image_sizes=sizes)
-        return {"seconds": time.perf_counter() - started}
+        return {"seconds": clock() - started}
 
 
 def main() -> None:

@@ -7,30 +7,26 @@ fair; each side keeps its model and its threads between requests.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 Handler = Callable[..., Mapping[str, Any]]
+CLOCK = "BENCH_CLOCK"  # "cpu": seconds of a process's own work, for one thread on a machine that others use
+clock = time.process_time if os.environ.get(CLOCK) == "cpu" else time.perf_counter
 
 
 class Worker:
     """A script of this folder, run by `python`; `ask` sends it work."""
 
-    def __init__(
-        self, python: str, script: str, *arguments: object, env: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, python: str, script: str, *arguments: object) -> None:
         command = [python, str(HERE / script), *map(str, arguments)]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=None if env is None else dict(env),
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.about: dict[str, Any] = self._read()
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitrail.bench.timing import Clock
+
 TYPES = (torch.bfloat16, torch.float32)
 _PROBE = 512  # side of the products by which the faster type is found
 
@@ -28,10 +30,11 @@ class Shape:
 class MatrixRate:
     """Products of plain matrices, in the faster of bfloat16 and float32 on this machine.
 
-    shapes: what is multiplied, once each, in this order.
+    shapes: what is multiplied, once each, in this order. clock: of seconds.
     """
 
-    def __init__(self, shapes: Sequence[Shape]) -> None:
+    def __init__(self, shapes: Sequence[Shape], clock: Clock = time.perf_counter) -> None:
+        self._clock = clock
         self.dtype = max(TYPES, key=_probe)
         self._pairs = [
             (self._random(shape.rows, shape.width), self._random(shape.out, shape.width)) for shape in shapes
@@ -41,10 +44,10 @@ class MatrixRate:
 
     def rate(self) -> float:
         """Floating-point operations per second of all products, one after another."""
-        started = time.perf_counter()
+        started = self._clock()
         for x, weight in self._pairs:
             x @ weight.T
-        return self.flop / (time.perf_counter() - started)
+        return self.flop / (self._clock() - started)
 
     def _random(self, rows: int, columns: int) -> Tensor:
         return torch.randn(rows, columns).to(self.dtype)

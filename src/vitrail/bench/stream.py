@@ -8,6 +8,7 @@ import time
 import torch
 
 from vitrail.bench.geometries import TINY
+from vitrail.bench.timing import Clock
 
 SIZE = 512 * 2**20  # bytes: many times the largest cache of a desktop, and a few dozen milliseconds
 _TINY_SIZE = 4 * 2**20  # where no figure means anything
@@ -16,15 +17,16 @@ _TINY_SIZE = 4 * 2**20  # where no figure means anything
 class StreamingRead:
     """Reads one buffer again and again, with as many threads as PyTorch has.
 
-    geometry: whose work it stands beside; the tiny one's buffer is tiny too.
+    geometry: whose work it stands beside; the tiny one's buffer is tiny too. clock: of seconds.
     """
 
-    def __init__(self, geometry: str) -> None:
+    def __init__(self, geometry: str, clock: Clock = time.perf_counter) -> None:
         size = _TINY_SIZE if geometry == TINY else SIZE
+        self._clock = clock
         self._values = torch.ones(size // 4, dtype=torch.float32)
 
     def bandwidth(self) -> float:
         """Bytes per second of one pass."""
-        started = time.perf_counter()
+        started = self._clock()
         self._values.sum()
-        return self._values.numel() * 4 / (time.perf_counter() - started)
+        return self._values.numel() * 4 / (self._clock() - started)
