@@ -231,7 +231,8 @@ def test_a_name_of_the_hub_fetches_no_weights(
     assert not [name for name in hub.sent() if name.endswith(".safetensors")]
     size = (tiny_llava / "model.safetensors").stat().st_size
     assert record["weights"] == {
-        "files": ["model.safetensors"], "bytes": size, "dtypes": {}, "quantized": None, "bits_per_weight": None, "here": False,
+        "files": ["model.safetensors"], "bytes": size, "dtypes": {}, "quantized": None, "here": False,
+        "bits_per_weight": None,
     }  # fmt: skip
     assert record["model"] == "owner/tiny"
     here = told(tiny_llava)

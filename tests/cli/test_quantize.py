@@ -67,7 +67,7 @@ def test_the_table_shows_the_policy(folder: Path, tmp_path: Path, capsys: Screen
     assert any(row.startswith("language model bf16 7 ") and row.endswith("kept") for row in rows)
     assert any(row.startswith("language model q4, groups of 64 10 ") for row in rows)
     assert any(
-        row.startswith("language model q4, groups of 32 4 ") and "64 does not divide" in row for row in rows
+        row.startswith("language model q4, groups of 32 2 ") and "64 does not divide" in row for row in rows
     )
     assert any(row.startswith("head bf16 1 ") for row in rows)
     assert any(row.startswith("embeddings q8, groups of 64 1 ") for row in rows)
