@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import sys
 import sysconfig
 from pathlib import Path
@@ -32,5 +33,10 @@ class KernelBuildHook(BuildHookInterface[Any]):
             sys.stderr.write("Vitrail was built without its kernels; `vitrail info --system` says why.\n")
             return
         build_data["pure_python"] = False
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["tag"] = f"py3-none-{platform}"
+        build_data["tag"] = f"py3-none-{_platform()}"
+
+
+def _platform() -> str:
+    """The tag of this platform. A Python for two kinds of Mac still compiled for this one alone."""
+    named = sysconfig.get_platform().replace("universal2", platform.machine())
+    return named.replace("-", "_").replace(".", "_")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,23 +39,31 @@ _LINK = ["-static"] if sys.platform == "win32" else ["-pthread"]
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # GCC 12 warns of its own headers' undefined vectors.
 _AVX512 = [
-    *_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-Wno-maybe-uninitialized"
+    *_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-Wno-uninitialized", "-Wno-maybe-uninitialized"
 ]  # fmt: skip
 X86 = {"avx2": _AVX2, "avx512": _AVX512, "amx": [*_AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16"]}
 ARM = {"neon": ["-march=armv8.2-a+dotprod"]}
 
 
 class CompilerError(Exception):
-    """What the compiler said, or that there is none."""
+    """One sentence for `vitrail info --system`; `details` is all that the compiler said."""
+
+    def __init__(self, sentence: str, details: str = "") -> None:
+        super().__init__(sentence)
+        self.details = details
 
 
-def compiler() -> str:
-    """The C++ compiler: CXX, else the first of the usual names. CompilerError when there is none."""
-    named = os.environ.get("CXX")
-    for name in [named] if named else ["c++", "g++", "clang++"]:
-        found = shutil.which(name)
-        if found:
-            return found
+def compiler() -> list[str]:
+    """The C++ compiler as the first words of a command: CXX ("ccache g++" too), else the first of the usual names."""
+    named = os.environ.get("CXX", "").strip()
+    if named:
+        words = [named] if shutil.which(named) else shlex.split(named)
+        if words and shutil.which(words[0]):
+            return words
+        raise CompilerError(f"the compiler that CXX named, {named}, was not found when Vitrail was installed")
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
     raise CompilerError("no C++ compiler (c++, g++ or clang++) was found when Vitrail was installed")
 
 
@@ -82,7 +91,7 @@ def sources(machine: str) -> list[tuple[Path, list[str]]]:
 def build(
     target: Path = TARGET,
     *,
-    cxx: str | None = None,
+    cxx: list[str] | None = None,
     machine: str | None = None,
     files: list[tuple[Path, list[str]]] | None = None,
 ) -> Path:
@@ -94,13 +103,13 @@ def build(
     with tempfile.TemporaryDirectory() as room:
         made = [Path(room) / f"{number}.o" for number in range(len(files or sources(machine)))]
         commands = [
-            [cxx, *COMMON, *_POSITION, *flags, "-c", str(source), "-o", str(out)]
+            [*cxx, *COMMON, *_POSITION, *flags, "-c", str(source), "-o", str(out)]
             for out, (source, flags) in zip(made, files or sources(machine), strict=True)
         ]
         with ThreadPoolExecutor(os.cpu_count()) as workers:
             list(workers.map(_run, commands))
         library = Path(room) / LIBRARY
-        _run([cxx, "-shared", *_LINK, *map(str, made), "-o", str(library)])
+        _run([*cxx, "-shared", *_LINK, *map(str, made), "-o", str(library)])
         target.mkdir(parents=True, exist_ok=True)
         # Renamed into place: a process that has the old library open keeps it. Two builds at once don't meet.
         new = target / f"{LIBRARY}.{os.getpid()}.new"
@@ -120,6 +129,7 @@ def build_if_possible(target: Path = TARGET) -> Path | None:
     except CompilerError as error:
         for leftover in target.glob("libvitrail.*"):  # of an older build
             leftover.unlink()
+        sys.stderr.write(error.details)
         _note(target, {"compiler": None, "architecture": architecture(), "error": str(error)})
         return None
 
@@ -128,24 +138,31 @@ def _note(target: Path, note: dict[str, str | None]) -> None:
     (target / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
 
 
-def _version(cxx: str) -> str:
-    said = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
-    return said.partition("\n")[0] or cxx
+def _version(cxx: list[str]) -> str:
+    said = subprocess.run([*cxx, "--version"], capture_output=True, text=True, check=False).stdout
+    return said.partition("\n")[0] or " ".join(cxx)
 
 
 def _run(command: list[str]) -> None:
+    """A compiler's or the linker's run; what it warns of goes to the standard error."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
         raise CompilerError(f"the compiler {command[0]} could not be run: {error}") from error
+    said = done.stderr.strip()
     if done.returncode:
-        raise CompilerError(f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
-    if done.stderr.strip():
-        sys.stderr.write(done.stderr)
+        named = next((Path(word).name for word in command if word.endswith(".cpp")), "the library")
+        worst = next((line for line in said.splitlines() if "error" in line), said.partition("\n")[0])
+        raise CompilerError(
+            f"the compiler {command[0]} failed on {named}: {worst.strip()[:300] or 'it did not say why'}",
+            f"{shlex.join(command)}\n{said}\n",
+        )
+    if said:
+        sys.stderr.write(f"{said}\n")
 
 
 if __name__ == "__main__":
     try:
         sys.stdout.write(f"{build()}\n")
-    except CompilerError as error:
-        sys.exit(str(error))
+    except CompilerError as failed:
+        sys.exit(f"{failed.details}{failed}")

@@ -97,7 +97,7 @@ def cross_library() -> Path:
     target = _cache("neon", files)
     if _is_built(target):
         return target
-    room = _built(native, target, cxx=CROSS_COMPILER, machine="aarch64", files=files)
+    room = _built(native, target, cxx=[CROSS_COMPILER], machine="aarch64", files=files)
     command = [CROSS_COMPILER, "-std=c++17", "-O2", "-Wall", "-Wextra", "-pthread", str(HERE / "remote.cpp")]
     subprocess.run([*command, "-ldl", "-o", str(room / "remote.new")], check=True)
     os.replace(room / "remote.new", room / "remote")
