@@ -45,7 +45,7 @@ def test_one_matrix_product_with_a_weight() -> None:
 
 
 def test_one_attention() -> None:
-    assert files_with(r"\bscaled_dot_product_attention\b") == {"ops/attention.py"}
+    assert files_with(r"\bscaled_dot_product_attention\b") == {"ops/sdpa.py"}
     assert files_with(r"\bMultiheadAttention\b|\bflex_attention\b") == set()
 
 

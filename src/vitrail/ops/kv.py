@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import torch
 from torch import Tensor
+
+from vitrail.ops import native_kv
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +49,34 @@ class LayerKV:
 
     def write(self, k: Tensor, v: Tensor) -> None:
         """Store new rows k, v (L, G, K) at their slots; gradients do not flow through a cache."""
-        self.keys.view(-1, *self.keys.shape[2:]).index_copy_(0, self.slots, k.detach().to(self.keys.dtype))
-        self.values.view(-1, *self.values.shape[2:]).index_copy_(
-            0, self.slots, v.detach().to(self.values.dtype)
-        )
+        native_kv.cache_write(k.detach(), v.detach(), self.keys, self.values, self.scales, self.slots)
+
+    def written(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The step's new keys and values (L, G, K) as the cache holds them, in `dtype`."""
+        return self._rows(0, self.keys, self.slots, dtype), self._rows(1, self.values, self.slots, dtype)
+
+    def _rows(self, side: int, stored: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
+        rows = stored.flatten(0, 1)[slots]
+        if self.scales is None:
+            return rows.to(dtype)
+        return (rows * self.scales[side].flatten(0, 1)[slots][..., None]).to(dtype)
 
     def read(self, segment: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of positions start … stop−1 of one segment, (stop−start, G, K).
+        """Keys and values of positions start … stop−1 of one segment, (stop−start, G, K), float.
 
-        Blocks that lie one after another in memory are a view; others are gathered.
+        Blocks of a float cache that lie one after another in memory are a view; others are gathered.
         """
         block = self.keys.shape[1]
         first, last = start // block, -(-stop // block)
         table = self.tables[segment][first:last]
-        lead = start - first * block
+        chosen: slice | Tensor
         if all(b - a == 1 for a, b in pairwise(table)):
             chosen = slice(table[0], table[-1] + 1) if table else slice(0, 0)
-            k, v = self.keys[chosen], self.values[chosen]
         else:
-            index = self.block_table[segment, first:last].long()
-            k, v = self.keys[index], self.values[index]
+            chosen = self.block_table[segment, first:last].long()
+        k, v = self.keys[chosen], self.values[chosen]
+        if self.scales is not None:
+            k, v = k * self.scales[0][chosen][..., None], v * self.scales[1][chosen][..., None]
+        lead = start - first * block
         k, v = k.flatten(0, 1), v.flatten(0, 1)
         return k[lead : lead + stop - start], v[lead : lead + stop - start]

@@ -1,0 +1,127 @@
+// Attention and cache writes: checks, divides the work among threads, calls the kernels of the chosen instruction set.
+#include "attention.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+#include "pool.h"
+
+namespace {
+
+#if defined(__x86_64__)
+const AttentionKernels* const table[kIsaCount] = {&attention_portable, nullptr, &attention_avx2, &attention_avx512, nullptr};
+#elif defined(__aarch64__)
+const AttentionKernels* const table[kIsaCount] = {&attention_portable, &attention_neon, nullptr, nullptr, nullptr};
+#else
+const AttentionKernels* const table[kIsaCount] = {&attention_portable, nullptr, nullptr, nullptr, nullptr};
+#endif
+
+// Query rows (positions × heads of a group) that share one pass over the keys; a multiple of every register tile.
+constexpr int64_t kPartRows = 120;
+// A part with no more rows is bound by reading keys; it may take several groups, which lie side by side.
+constexpr int64_t kFewRows = 16;
+// Parts per thread below which groups are not joined, so that threads finish together.
+constexpr int64_t kPartsPerThread = 4;
+
+// Working memory of one thread, kept from call to call.
+class Scratch {
+  public:
+    ~Scratch() { std::free(data_); }
+
+    // `floats` floats that begin at a cache line, or null.
+    float* get(int64_t floats) {
+        if (floats > size_) {
+            std::free(data_);
+            data_ = std::malloc(size_t(floats) * sizeof(float) + 64);
+            size_ = data_ ? floats : 0;
+        }
+        return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(data_) + 63) & ~uintptr_t(63));
+    }
+
+  private:
+    void* data_ = nullptr;
+    int64_t size_ = 0;
+};
+
+bool fits(const AttentionCall& c) {
+    if (c.groups < 1 || c.heads % c.groups || c.q_offsets[0] != 0 || c.q_offsets[c.segments] != c.rows) return false;
+    for (int64_t n = 0; n < c.segments; n++) {
+        const int64_t rows = int64_t(c.q_offsets[n + 1]) - c.q_offsets[n], length = c.kv_lengths[n];
+        if (rows < 0 || length < rows) return false;
+        if (c.block_table ? length > c.table_width * c.block : length != rows) return false;
+    }
+    return true;
+}
+
+// Parts of every segment; within one the last positions, which see most keys, come first.
+std::vector<AttentionPart> divide(const AttentionCall& c) {
+    const int64_t heads = c.heads / c.groups, positions = std::max<int64_t>(1, kPartRows / heads);
+    std::vector<AttentionPart> parts;
+    int64_t most = 0;
+    for (int64_t n = 0; n < c.segments; n++) {
+        const int64_t rows = c.q_offsets[n + 1] - c.q_offsets[n];
+        most = std::max(most, std::min(rows, positions));
+        for (int64_t tile = (rows + positions - 1) / positions; tile-- > 0;) {
+            parts.push_back({n, tile * positions, std::min(rows, (tile + 1) * positions), 0, c.groups});
+        }
+    }
+    int64_t together = 1;
+    if (most * heads <= kFewRows) {
+        const int64_t all = int64_t(parts.size()) * c.groups;
+        together = std::min(c.groups, std::max<int64_t>(1, all / (kPartsPerThread * pool_threads())));
+    }
+    std::vector<AttentionPart> split;
+    for (const AttentionPart& part : parts) {
+        for (int64_t g = 0; g < c.groups; g += together) {
+            split.push_back({part.segment, part.first, part.last, g, std::min(c.groups, g + together)});
+        }
+    }
+    return split;
+}
+
+AttentionResult run(const AttentionCall& c) {
+    if (!fits(c)) return kOutside;
+    if (c.rows == 0 || c.width == 0) return kDone;
+    const AttentionKernels& kernels = choose(table);
+    const std::vector<AttentionPart> parts = divide(c);
+    std::atomic<int32_t> result{kDone};
+    parallel(int64_t(parts.size()), [&](int64_t chunk) {
+        thread_local Scratch scratch;
+        const AttentionPart& part = parts[size_t(chunk)];
+        const int64_t rows = (part.last - part.first) * (c.heads / c.groups);
+        float* room = scratch.get(kernels.room(rows, part.group_last - part.group_first, c.width));
+        const AttentionResult done = room ? kernels.attend(c, part, room) : kNoMemory;
+        if (done != kDone) result.store(done, std::memory_order_relaxed);
+    });
+    return AttentionResult(result.load());
+}
+
+}  // namespace
+
+int32_t vt_attention(const AttentionCall* call) {
+    try {
+        return run(*call);
+    } catch (const std::bad_alloc&) {
+        return kNoMemory;
+    }
+}
+
+int32_t vt_cache_write(const CacheWrite* call) {
+    const CacheWrite& c = *call;
+    for (int64_t row = 0; row < c.rows; row++) {
+        if (c.at[row] < 0 || c.at[row] >= c.slots) return kOutside;
+    }
+    const AttentionKernels& kernels = choose(table);
+    constexpr int64_t kGrain = 16384;  // elements that are worth waking another thread for
+    const int64_t together = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, c.groups * c.width));
+    parallel((c.rows + together - 1) / together, [&](int64_t chunk) {
+        const int64_t last = std::min(c.rows, (chunk + 1) * together);
+        for (int64_t row = chunk * together; row < last; row++) kernels.write(c, row);
+    });
+    return kDone;
+}
+
+void vt_attention_exp2(const float* x, float* y, int64_t count) { choose(table).exp2(x, y, count); }

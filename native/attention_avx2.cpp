@@ -1,0 +1,3 @@
+#include "attention_kernel.h"
+
+extern const AttentionKernels attention_avx2 = kAttentionKernels;

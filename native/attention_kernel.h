@@ -1,0 +1,453 @@
+// The functions of native/attention.h for the instruction set that the including file is compiled for.
+//
+// Every query row walks blocks of kWalk absolute positions in ascending order. Of each block: the scores, each one chain
+// of fused products over the width; the greatest so far; weights 2^(score − greatest); their sum by halves; then, key by
+// key, weight · value onto the running output. What a row does is the same in every part that it can be in, so its
+// result depends on nothing but its position, its keys and its values. Rows share loads, never sums.
+#pragma once
+
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "attention.h"
+#include "attention_vec.h"
+
+namespace {
+
+constexpr int64_t kWidth = Vec::kWidth;
+// Rows and vectors of a register tile: as many running sums as there are registers for.
+#if defined(__AVX512F__)
+constexpr int kTileRows = 12, kTileVecs = 2;
+#elif defined(__AVX2__)
+constexpr int kTileRows = 6, kTileVecs = 2;
+#elif defined(__ARM_NEON)
+constexpr int kTileRows = 5, kTileVecs = 4;
+#else
+constexpr int kTileRows = 4, kTileVecs = 2;
+#endif
+constexpr int64_t kStrip = kTileVecs * kWidth;
+constexpr float kLog2E = 1.4426950408889634f, kInfinity = std::numeric_limits<float>::infinity();
+
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// --- register tiles ----------------------------------------------------------------------------------------------
+
+// scores[r · kWalk + j] = Σ q[r · stride + i] · keys[i · kWalk + j] for kRows rows and kVecs vectors of keys.
+template <int kRows, int kVecs>
+inline void score_tile(const float* q, int64_t stride, const float* keys, int64_t width, float* scores) {
+    Vec sums[kRows][kVecs];
+    for (auto& row : sums)
+        for (Vec& sum : row) sum = Vec::zero();
+    for (int64_t i = 0; i < width; i++) {
+        Vec key[kVecs];
+        for (int n = 0; n < kVecs; n++) key[n] = Vec::load(keys + i * kWalk + n * kWidth);
+        for (int r = 0; r < kRows; r++) {
+            const Vec one = Vec::all(q[r * stride + i]);
+            for (int n = 0; n < kVecs; n++) sums[r][n] = fma(one, key[n], sums[r][n]);
+        }
+    }
+    for (int r = 0; r < kRows; r++)
+        for (int n = 0; n < kVecs; n++) sums[r][n].store(scores + r * kWalk + n * kWidth);
+}
+
+// out[r] = out[r] · fade[r] + Σ weights[r · kWalk + j] · values[j · stride], keys low … high−1 in order.
+template <int kRows, int kVecs>
+inline void value_tile(const float* weights, const float* fade, int64_t low, int64_t high, const float* values, float* out,
+                       int64_t stride) {
+    Vec sums[kRows][kVecs];
+    for (int r = 0; r < kRows; r++)
+        for (int n = 0; n < kVecs; n++) sums[r][n] = Vec::load(out + r * stride + n * kWidth) * Vec::all(fade[r]);
+    for (int64_t j = low; j < high; j++) {
+        Vec value[kVecs];
+        for (int n = 0; n < kVecs; n++) value[n] = Vec::load(values + j * stride + n * kWidth);
+        for (int r = 0; r < kRows; r++) {
+            const Vec one = Vec::all(weights[r * kWalk + j]);
+            for (int n = 0; n < kVecs; n++) sums[r][n] = fma(one, value[n], sums[r][n]);
+        }
+    }
+    for (int r = 0; r < kRows; r++)
+        for (int n = 0; n < kVecs; n++) sums[r][n].store(out + r * stride + n * kWidth);
+}
+
+// body(std::integral_constant<int, rows>, first) over `count` rows in tiles of at most kTileRows.
+template <int kRows, typename Body>
+inline void last_tile(int64_t count, int64_t first, Body&& body) {
+    if constexpr (kRows > 0) {
+        if (count == kRows) {
+            body(std::integral_constant<int, kRows>{}, first);
+        } else {
+            last_tile<kRows - 1>(count, first, body);
+        }
+    }
+}
+
+template <typename Body>
+inline void by_tiles(int64_t count, Body&& body) {
+    int64_t first = 0;
+    for (; first + kTileRows <= count; first += kTileRows) body(std::integral_constant<int, kTileRows>{}, first);
+    last_tile<kTileRows - 1>(count - first, first, body);
+}
+
+// Few rows leave registers for twice the vectors, which hides the products' latency.
+template <int kRows>
+constexpr bool kTwice = 2 * kRows * kTileVecs <= kTileRows * kTileVecs && 2 * kStrip <= kWalk;
+
+// --- one part ----------------------------------------------------------------------------------------------------
+
+// Running state of the rows of one group of heads; rows are position by position, heads of the group within.
+struct Rows {
+    float *q, *out;         // (rows, padded)
+    float *best, *norm;     // (rows): the greatest score so far; the weights' sum
+};
+
+struct Room {
+    float *keys, *values;   // (width, kWalk) turned; (kWalk, padded)
+    float *scores;          // (rows, kWalk)
+    float *anchor, *fade;   // (rows)
+    float *none;            // a key of zeros
+    float key_scales[kWalk], value_scales[kWalk];
+};
+
+// Query rows that see the keys low … high−1 of a block, counted within the block.
+struct Run {
+    int64_t first, last, low, high;
+};
+
+// A vector, or one element, of any type, widened.
+inline Vec load_any(const void* data, int32_t type, int64_t i) {
+    switch (type) {
+        case kBFloat16:
+            return load_vec<kBFloat16>(data, i);
+        case kFloat16:
+            return load_vec<kFloat16>(data, i);
+        case kInt8:
+            return load_vec<kInt8>(data, i);
+        default:
+            return load_vec<kFloat32>(data, i);
+    }
+}
+
+inline float load_any_one(const void* data, int32_t type, int64_t i) {
+    return type == kInt8 ? float(static_cast<const int8_t*>(data)[i]) : load_one(data, type, i);
+}
+
+class Part {
+  public:
+    Part(const AttentionCall& call, const AttentionPart& part, float* room)
+        : c_(call), p_(part), heads_(call.heads / call.groups), rows_((part.last - part.first) * heads_),
+          padded_(round_up(call.width, kStrip)), length_(call.kv_lengths[part.segment]),
+          start_(call.q_offsets[part.segment]), past_(length_ - (call.q_offsets[part.segment + 1] - start_)) {
+        lay_out(room);
+    }
+
+    AttentionResult run() {
+        for (int64_t g = p_.group_first; g < p_.group_last; g++) begin(state(g), g);
+        const int64_t end = c_.causal ? past_ + p_.last : length_;
+        const int64_t first = c_.window > 0 ? std::max<int64_t>(0, past_ + p_.first - c_.window + 1) : 0;
+        int64_t now[kWalk], next[kWalk];
+        if (!find(first / kWalk * kWalk, first, end, now)) return kOutside;
+        for (int64_t at = first / kWalk * kWalk; at < end; at += kWalk) {
+            const bool more = at + kWalk < end;
+            if (more && !find(at + kWalk, first, end, next)) return kOutside;
+            const int64_t low = std::max(first - at, int64_t(0)), high = std::min(end - at, kWalk);
+            for (int64_t g = p_.group_first; g < p_.group_last; g++) {
+                pack(now, low, high, g);
+                if (more) ask_for(next, g);
+                visit(at, state(g));
+            }
+            std::copy(next, next + kWalk, now);
+        }
+        for (int64_t g = p_.group_first; g < p_.group_last; g++) finish(state(g), g);
+        return kDone;
+    }
+
+    static int64_t room(int64_t rows, int64_t groups, int64_t width) {
+        const int64_t padded = round_up(width, kStrip), lanes = round_up(rows, 16) + 16;
+        return 2 * kWalk * padded + lanes * (kWalk + 2) + padded + groups * (2 * rows * padded + 2 * lanes) + 64;
+    }
+
+  private:
+    void lay_out(float* room) {
+        const int64_t lanes = round_up(rows_, 16) + 16;
+        const auto take = [&](int64_t count) { return std::exchange(room, room + count); };
+        r_.keys = take(kWalk * padded_);
+        r_.values = take(kWalk * padded_);
+        r_.scores = take(lanes * kWalk);
+        r_.anchor = take(lanes);
+        r_.fade = take(lanes);
+        r_.none = take(padded_);
+        std::fill(r_.none, r_.none + padded_, 0.0f);
+        states_ = room;
+    }
+
+    Rows state(int64_t g) const {
+        const int64_t lanes = round_up(rows_, 16) + 16;
+        float* at = states_ + (g - p_.group_first) * (2 * rows_ * padded_ + 2 * lanes);
+        return {at, at + rows_ * padded_, at + 2 * rows_ * padded_, at + 2 * rows_ * padded_ + lanes};
+    }
+
+    // Queries times scale and log2(e), float32: scores are exponents of two.
+    void begin(const Rows& s, int64_t g) const {
+        const float factor = c_.scale * kLog2E;
+        for (int64_t r = 0; r < rows_; r++) {
+            const int64_t from = (start_ + p_.first + r / heads_) * c_.q_stride + (g * heads_ + r % heads_) * c_.width;
+            float* to = s.q + r * padded_;
+            int64_t i = 0;
+            for (; i + kWidth <= c_.width; i += kWidth) (load_any(c_.q, c_.type, from + i) * Vec::all(factor)).store(to + i);
+            for (; i < c_.width; i++) to[i] = load_one(c_.q, c_.type, from + i) * factor;
+        }
+        std::fill(s.out, s.out + rows_ * padded_, 0.0f);
+        std::fill(s.best, s.best + rows_, -kInfinity);
+        std::fill(s.norm, s.norm + rows_, 0.0f);
+    }
+
+    // Where each key of the block at position `at` lies: a row, or −1 where no row of this part sees it.
+    bool find(int64_t at, int64_t first, int64_t end, int64_t (&found)[kWalk]) const {
+        const int32_t* table = c_.block_table ? c_.block_table + p_.segment * c_.table_width : nullptr;
+        for (int64_t j = 0; j < kWalk; j++) {
+            const int64_t position = at + j;
+            found[j] = -1;
+            if (position < first || position >= end) continue;
+            if (!table) {
+                found[j] = start_ + position;
+            } else if (j > 0 && found[j - 1] >= 0 && position % c_.block) {
+                found[j] = found[j - 1] + 1;
+            } else {
+                found[j] = int64_t(table[position / c_.block]) * c_.block + position % c_.block;
+                if (found[j] < 0 || found[j] + c_.block - position % c_.block > c_.slots) return false;
+            }
+        }
+        return true;
+    }
+
+    const char* key_at(int64_t row, int64_t g) const {
+        return static_cast<const char*>(c_.keys) + (row * c_.key_stride + g * c_.width) * size_of(c_.key_type);
+    }
+    const char* value_at(int64_t row, int64_t g) const {
+        return static_cast<const char*>(c_.values) + (row * c_.value_stride + g * c_.width) * size_of(c_.key_type);
+    }
+
+    // Keys turned and values widened, low … high−1 of the block; the other keys are zero, the other values not touched.
+    void pack(const int64_t (&found)[kWalk], int64_t low, int64_t high, int64_t g) {
+        const char* rows[kWalk];
+        for (int64_t j = 0; j < kWalk; j++) {
+            rows[j] = found[j] < 0 ? reinterpret_cast<const char*>(r_.none) : key_at(found[j], g);
+        }
+        turn_keys(rows, c_.key_type, c_.width, r_.keys);
+        for (int64_t j = low; j < high; j++) {
+            const char* value = value_at(found[j], g);
+            float* to = r_.values + j * padded_;
+            int64_t i = 0;
+            for (; i + kWidth <= c_.width; i += kWidth) load_any(value, c_.key_type, i).store(to + i);
+            for (; i < c_.width; i++) to[i] = load_any_one(value, c_.key_type, i);
+            std::fill(to + c_.width, to + padded_, 0.0f);
+        }
+        if (c_.scales) {
+            for (int64_t j = 0; j < kWalk; j++) {
+                r_.key_scales[j] = found[j] < 0 ? 0.0f : c_.scales[found[j] * c_.groups + g];
+                r_.value_scales[j] = found[j] < 0 ? 0.0f : c_.scales[(c_.slots + found[j]) * c_.groups + g];
+            }
+        }
+    }
+
+    void ask_for(const int64_t (&found)[kWalk], int64_t g) const {
+        for (int64_t j = 0; j < kWalk && found[j] >= 0; j++) {
+            const char *key = key_at(found[j], g), *value = value_at(found[j], g);
+            for (int64_t i = 0; i < c_.width * size_of(c_.key_type); i += 64) {
+                __builtin_prefetch(key + i);
+                __builtin_prefetch(value + i);
+            }
+        }
+    }
+
+    // The rows' share of the block at position `at`: neighbours that see the same keys go together.
+    void visit(int64_t at, const Rows& s) {
+        for (int64_t t = p_.first; t < p_.last;) {
+            Run run = seen(at, t);
+            int64_t after = t + 1;
+            for (; after < p_.last; after++) {
+                const Run other = seen(at, after);
+                if (other.low != run.low || other.high != run.high) break;
+            }
+            run.first = (t - p_.first) * heads_;
+            run.last = (after - p_.first) * heads_;
+            if (run.low < run.high) take(run, s);
+            t = after;
+        }
+    }
+
+    Run seen(int64_t at, int64_t t) const {
+        const int64_t position = past_ + t;
+        const int64_t stop = c_.causal ? position + 1 : length_;
+        const int64_t start = c_.window > 0 ? position - c_.window + 1 : 0;
+        return {0, 0, std::max<int64_t>(0, start - at), std::min<int64_t>(kWalk, stop - at)};
+    }
+
+    void take(const Run& run, const Rows& s) {
+        score(run, s);
+        rescale(run, s);
+        weigh(run, s);
+        gather(run, s);
+    }
+
+    void score(const Run& run, const Rows& s) {
+        for (int64_t at = run.low / kStrip * kStrip; at < run.high;) {
+            const bool pair = at + 2 * kStrip <= round_up(run.high, kStrip);
+            bool both = false;
+            by_tiles(run.last - run.first, [&](auto rows, int64_t first) {
+                const float* q = s.q + (run.first + first) * padded_;
+                float* to = r_.scores + (run.first + first) * kWalk + at;
+                if constexpr (kTwice<rows>) {
+                    if (pair && run.last - run.first == rows) {
+                        score_tile<rows, 2 * kTileVecs>(q, padded_, r_.keys + at, c_.width, to);
+                        both = true;
+                        return;
+                    }
+                }
+                score_tile<rows, kTileVecs>(q, padded_, r_.keys + at, c_.width, to);
+            });
+            at += both ? 2 * kStrip : kStrip;
+        }
+    }
+
+    // Scores in their final form, the greatest so far, and what earlier sums are multiplied by.
+    void rescale(const Run& run, const Rows& s) {
+        for (int64_t r = run.first; r < run.last; r++) {
+            float* scores = r_.scores + r * kWalk;
+            if (c_.scales) {
+                for (int64_t j = 0; j < kWalk; j += kWidth) {
+                    (Vec::load(scores + j) * Vec::load(r_.key_scales + j)).store(scores + j);
+                }
+            }
+            std::fill(scores, scores + run.low, -kInfinity);
+            std::fill(scores + run.high, scores + kWalk, -kInfinity);
+            Vec most = Vec::load(scores);
+            for (int64_t j = kWidth; j < kWalk; j += kWidth) most = max(most, Vec::load(scores + j));
+            const float best = std::max(s.best[r], greatest(most));
+            r_.fade[r] = s.best[r];
+            s.best[r] = best;
+            r_.anchor[r] = best == -kInfinity ? 0.0f : best;
+        }
+        // What a vector reaches beyond the run is overwritten before it is read.
+        for (int64_t r = run.first; r < run.last; r += kWidth) {
+            exp2_vec(Vec::load(r_.fade + r) - Vec::load(r_.anchor + r)).store(r_.fade + r);
+        }
+    }
+
+    void weigh(const Run& run, const Rows& s) {
+        for (int64_t r = run.first; r < run.last; r++) {
+            float* scores = r_.scores + r * kWalk;
+            const Vec anchor = Vec::all(r_.anchor[r]);
+            Vec weights[kWalk / kWidth];
+            for (int64_t j = 0; j < kWalk / kWidth; j++) {
+                weights[j] = exp2_vec(Vec::load(scores + j * kWidth) - anchor);
+                if (c_.scales) {
+                    (weights[j] * Vec::load(r_.value_scales + j * kWidth)).store(scores + j * kWidth);
+                } else {
+                    weights[j].store(scores + j * kWidth);
+                }
+            }
+            for (int64_t half = kWalk / kWidth / 2; half > 0; half /= 2) {
+                for (int64_t j = 0; j < half; j++) weights[j] = weights[j] + weights[j + half];
+            }
+            s.norm[r] = s.norm[r] * r_.fade[r] + sum_by_halves(weights[0]);
+        }
+    }
+
+    void gather(const Run& run, const Rows& s) {
+        for (int64_t at = 0; at < padded_;) {
+            const bool pair = at + 2 * kStrip <= padded_;
+            bool both = false;
+            by_tiles(run.last - run.first, [&](auto rows, int64_t tile) {
+                const int64_t first = run.first + tile;
+                const float *weights = r_.scores + first * kWalk, *fade = r_.fade + first;
+                float* out = s.out + first * padded_ + at;
+                if constexpr (kTwice<rows>) {
+                    if (pair && run.last - run.first == rows) {
+                        value_tile<rows, 2 * kTileVecs>(weights, fade, run.low, run.high, r_.values + at, out, padded_);
+                        both = true;
+                        return;
+                    }
+                }
+                value_tile<rows, kTileVecs>(weights, fade, run.low, run.high, r_.values + at, out, padded_);
+            });
+            at += both ? 2 * kStrip : kStrip;
+        }
+    }
+
+    void finish(const Rows& s, int64_t g) const {
+        for (int64_t r = 0; r < rows_; r++) {
+            const int64_t to = (start_ + p_.first + r / heads_) * c_.heads * c_.width + (g * heads_ + r % heads_) * c_.width;
+            float* out = s.out + r * padded_;
+            const Vec norm = Vec::all(s.norm[r]);
+            for (int64_t i = 0; i < padded_; i += kWidth) (Vec::load(out + i) / norm).store(out + i);
+            for (int64_t i = 0; i < c_.width; i++) store_one(c_.out, c_.type, to + i, out[i]);
+        }
+    }
+
+    const AttentionCall& c_;
+    const AttentionPart& p_;
+    const int64_t heads_, rows_, padded_, length_, start_, past_;
+    Room r_;
+    float* states_ = nullptr;
+};
+
+AttentionResult attend(const AttentionCall& call, const AttentionPart& part, float* room) { return Part(call, part, room).run(); }
+
+// --- the cache ---------------------------------------------------------------------------------------------------
+
+// One head's row to int8: scale = max|x| / 127, codes = rint(x / scale) through one division. A row that is not finite
+// has the scale NaN and codes 0, one below 1e-30 the scale 0.
+void round_row(const void* x, int32_t type, int64_t from, int64_t width, int8_t* codes, float* scale) {
+    float most = 0.0f, finite = 0.0f;
+    for (int64_t i = 0; i < width; i++) {
+        const float value = std::fabs(load_one(x, type, from + i));
+        most = value > most ? value : most;
+        finite += value * 0.0f;  // NaN if any value is infinite or NaN
+    }
+    const bool known = finite == 0.0f;
+    const bool zero = most < 1e-30f;
+    *scale = !known ? std::numeric_limits<float>::quiet_NaN() : zero ? 0.0f : most / 127.0f;
+    const float inverse = known && !zero ? 1.0f / *scale : 0.0f;
+    for (int64_t i = 0; i < width; i++) {
+        const float value = known ? load_one(x, type, from + i) * inverse : 0.0f;
+        const float rounded = (value + 12582912.0f) - 12582912.0f;  // half to even
+        codes[i] = int8_t(std::max(-127.0f, std::min(127.0f, rounded)));
+    }
+}
+
+void write_row(const CacheWrite& c, int64_t row) {
+    const int64_t slot = c.at[row], size = size_of(c.key_type), elements = c.groups * c.width;
+    const void* const from[2] = {c.k, c.v};
+    void* const to[2] = {c.keys, c.values};
+    const int64_t strides[2] = {c.k_stride, c.v_stride};
+    for (int side = 0; side < 2; side++) {
+        char* const stored = static_cast<char*>(to[side]) + slot * elements * size;
+        const int64_t start = row * strides[side];
+        if (c.key_type == kInt8) {
+            for (int64_t g = 0; g < c.groups; g++) {
+                round_row(from[side], c.type, start + g * c.width, c.width, reinterpret_cast<int8_t*>(stored) + g * c.width,
+                          c.scales + (side * c.slots + slot) * c.groups + g);
+            }
+        } else if (c.key_type == c.type) {
+            std::memcpy(stored, static_cast<const char*>(from[side]) + start * size, size_t(elements * size));
+        } else {
+            for (int64_t i = 0; i < elements; i++) store_one(stored, c.key_type, i, load_one(from[side], c.type, start + i));
+        }
+    }
+}
+
+void exp2_many(const float* x, float* y, int64_t count) {
+    for (int64_t i = 0; i < count; i += kWidth) {
+        float lanes[kWidth] = {};
+        const int64_t here = std::min(kWidth, count - i);
+        std::copy(x + i, x + i + here, lanes);
+        exp2_vec(Vec::load(lanes)).store(lanes);
+        std::copy(lanes, lanes + here, y + i);
+    }
+}
+
+constexpr AttentionKernels kAttentionKernels = {Part::room, attend, write_row, exp2_many};
+
+}  // namespace

@@ -1,0 +1,262 @@
+"""Attention in PyTorch: what it is by definition. What runs with gradients, on other devices and without kernels.
+
+Three ways give the same numbers within rounding and are held together by tests:
+  • all keys are new        → scaled_dot_product_attention, neighbours of equal shape in one batched call;
+  • one new row, rest cached → the same on the cached keys; many such sequences in few calls;
+  • many new rows after a cache, or a sliding window → an online softmax over tiles of absolute positions.
+No mask over (new × all) positions and none over several pictures is ever built.
+
+Letters: L packed rows · A query heads · G key/value heads · K head width · T new rows · S keys of one segment.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitrail.errors import InputError
+from vitrail.ops.kv import Group, LayerKV
+from vitrail.ops.segments import Segments
+
+# Keys that one tile holds, a multiple of every cache block, so that tiles begin at fixed absolute positions.
+TILE = 1024
+# Scores held at once: with more, fewer queries are taken at a time.
+SCORES = 1 << 24
+# Elements of keys that are copied for one call of decoding, at most: they stay in the cache of a CPU. A call costs more
+# than the arithmetic of a short sequence, but less than the copy of a long one.
+COPIED = 1 << 17
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    *,
+    scale: float,
+    kv: LayerKV | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """As ops/attention.py's attention(), of new rows that lie in the cache already; (L, A, K)."""
+    if kv is not None and _decodes(segments, kv, window):
+        return _decode_rows(q, segments.kv_host, scale, kv)
+    pieces: list[Tensor] = []
+    for first, count in segments.runs():
+        new, total = segments.query_length(first), segments.kv_host[first]
+        if new == 0:
+            continue
+        start = segments.q_host[first]
+        rows = slice(start, start + count * new)
+        windowed = window is not None and segments.causal and total > window
+        if new == total and not windowed:
+            pieces.append(_fresh(q[rows], k[rows], v[rows], count, scale, segments.causal))
+            continue
+        for index in range(first, first + count):
+            here = slice(segments.q_host[index], segments.q_host[index] + new)
+            tile_window = window if windowed else None
+            pieces.append(_after_cache(q[here], k[here], v[here], index, total, scale, kv, tile_window))
+    if not pieces:
+        return q.new_empty(q.shape)
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def attention_cached(
+    q: Tensor, segments: Segments, *, scale: float, kv: LayerKV, window: int | None = None
+) -> Tensor:
+    """As `attention`, the new rows' keys and values too as the cache holds them, at kv.slots."""
+    if _decodes(segments, kv, window):
+        return _decode_rows(q, segments.kv_host, scale, kv)
+    k, v = kv.written(q.dtype)
+    return attention(q, k, v, segments, scale=scale, kv=kv, window=window)
+
+
+def _fresh(q: Tensor, k: Tensor, v: Tensor, count: int, scale: float, causal: bool) -> Tensor:
+    """`count` segments of equal length whose keys are all new: (count·T, A, K)."""
+    batched = [x.reshape(count, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]  # (count, heads, T, K)
+    out = F.scaled_dot_product_attention(
+        batched[0],
+        _repeat(batched[1], q.shape[1]),
+        _repeat(batched[2], q.shape[1]),
+        is_causal=causal and batched[0].shape[2] > 1,
+        scale=scale,
+    )
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+def _repeat(x: Tensor, heads: int) -> Tensor:
+    """(n, G, S, K) → (n, A, S, K): each key/value head serves A/G query heads."""
+    groups = x.shape[1]
+    return x if groups == heads else x.repeat_interleave(heads // groups, dim=1)
+
+
+def _decodes(segments: Segments, kv: LayerKV, window: int | None) -> bool:
+    """Whether the step is one new row of each of several sequences, which see their whole past."""
+    return (
+        len(segments) > 1
+        and segments.q_host == tuple(range(len(segments) + 1))
+        and (window is None or max(segments.kv_host) <= window)
+        and kv.scales is None
+        and not torch.is_grad_enabled()
+    )
+
+
+def _decode_rows(q: Tensor, totals: tuple[int, ...], scale: float, kv: LayerKV) -> Tensor:
+    """Softmax attention of q (n, A, K), row i over the first totals[i] positions of segment i: (n, A, K).
+
+    Sequences of equally many blocks are computed in one call, on copies of their blocks. A sequence's call has the shape
+    of its own number of blocks: which other sequences there are does not change what is computed for it.
+    """
+    if not kv.groups:  # the first layer of the step
+        kv.groups.extend(_groups(totals, kv, q.dtype))
+    order = [row for group in kv.groups for row in (group.rows if isinstance(group, Group) else [group])]
+    places = torch.tensor(order, device=q.device)
+    pieces, start, sorted_q = [], 0, q[places]
+    for group in kv.groups:
+        if isinstance(group, Group):
+            pieces.append(_together(sorted_q[start : start + len(group.rows)], group, scale, kv))
+        else:
+            pieces.append(_decode_row(sorted_q[start : start + 1], group, totals[group], scale, kv))
+        start += len(pieces[-1])
+    return torch.empty_like(q).index_copy_(0, places, torch.cat(pieces))
+
+
+def _decode_row(q: Tensor, segment: int, total: int, scale: float, kv: LayerKV) -> Tensor:
+    """q (1, A, K) over the first `total` positions of one segment: (1, A, K)."""
+    keys, values = kv.read(segment, 0, total)
+    out = F.scaled_dot_product_attention(
+        grouped(q, keys.shape[1])[0][None],  # query heads of one group share their keys
+        keys.to(q.dtype).transpose(0, 1)[None],
+        values.to(q.dtype).transpose(0, 1)[None],
+        scale=scale,
+    )
+    return out.flatten(1, 2)
+
+
+def _together(q: Tensor, group: Group, scale: float, kv: LayerKV) -> Tensor:
+    """q (n, A, K) of the sequences of one group: (n, A, K)."""
+    keys, values = (_copy(stored, group).to(q.dtype) for stored in (kv.keys, kv.values))
+    out = F.scaled_dot_product_attention(
+        grouped(q, keys.shape[1]), keys, values, attn_mask=group.bias, scale=scale
+    )
+    return out.flatten(1, 2)
+
+
+def _copy(stored: Tensor, group: Group) -> Tensor:
+    """What the group's sequences have in one storage (blocks, block, G, K): (n, G, S, K)."""
+    blocks = stored.index_select(0, group.blocks).reshape(len(group.rows), -1, *stored.shape[1:])
+    blocks[:, -1].masked_fill_(group.empty, 0)  # nothing was written there: it may be NaN
+    return blocks.flatten(1, 2).transpose(1, 2)
+
+
+def _groups(totals: tuple[int, ...], kv: LayerKV, dtype: torch.dtype) -> Iterator[Group | int]:
+    """All sequences: groups, and the numbers of those that are read where they lie."""
+    block, width = kv.keys.shape[1], kv.keys[0, 0].numel()
+    by_blocks: dict[int, list[int]] = {}
+    for row, total in enumerate(totals):
+        by_blocks.setdefault(-(-total // block), []).append(row)
+    for count, rows in by_blocks.items():
+        at_once = COPIED // (count * block * width)
+        if at_once < 2:
+            yield from rows
+            continue
+        for start in range(0, len(rows), at_once):
+            yield _group(rows[start : start + at_once], totals, count, kv, dtype)
+
+
+def _group(rows: list[int], totals: tuple[int, ...], count: int, kv: LayerKV, dtype: torch.dtype) -> Group:
+    block, device = kv.keys.shape[1], kv.keys.device
+    lengths = torch.tensor([totals[row] for row in rows], device=device)[:, None]
+    hidden = torch.arange(count * block, device=device) >= lengths  # (n, S)
+    bias = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
+    return Group(
+        rows,
+        kv.block_table[rows, :count].flatten().long(),
+        bias[:, None, None],
+        hidden[:, -block:, None, None],
+    )
+
+
+def _after_cache(q: Tensor, k: Tensor, v: Tensor, index: int, total: int, scale: float, kv: LayerKV | None,
+                 window: int | None) -> Tensor:  # fmt: skip
+    """One segment of T new rows after S−T cached ones: (T, A, K)."""
+    new = q.shape[0]
+    if new == 1 and window is None and kv is not None and not torch.is_grad_enabled():
+        return _decode_row(q, index, total, scale, kv)
+    step = max(64, SCORES // (q.shape[1] * TILE))
+    parts = [
+        _tiled(q[at : at + step], k, v, at, index, total, scale, kv, window) for at in range(0, new, step)
+    ]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _tiled(q: Tensor, k: Tensor, v: Tensor, offset: int, index: int, total: int, scale: float, kv: LayerKV | None,
+           window: int | None) -> Tensor:  # fmt: skip
+    """Online softmax of rows offset … of one segment over tiles of keys at fixed absolute positions.
+
+    Cached keys come from `kv`; the step's own rows from k, v, so that gradients reach them.
+    """
+    past = total - k.shape[0]
+    position = past + offset  # of the first query row
+    wide = torch.promote_types(q.dtype, torch.float32)
+    queries = grouped(q, k.shape[1]).permute(1, 2, 0, 3).to(wide) * scale  # (G, A/G, T, K)
+    best = queries.new_full(queries.shape[:3], float("-inf"))
+    norm = torch.zeros_like(best)
+    out = torch.zeros_like(queries)
+    stop = position + q.shape[0]
+    start = 0 if window is None else max(0, position - window + 1)
+    for at in _tiles(start, past, stop):
+        keys, values = _keys(k, v, past, at, index, kv)
+        scores = torch.einsum("ghtk,sgk->ghts", queries, keys.to(wide))
+        if at[1] > position + 1 or window is not None:
+            hidden = unseen(position, q.shape[0], at[0], at[1], window, q.device)
+            scores = scores.masked_fill(hidden, float("-inf"))
+        higher = torch.maximum(best, scores.amax(dim=-1))
+        anchor = higher.masked_fill(higher.isinf(), 0.0)  # rows that have seen no key yet
+        weights = torch.exp(scores - anchor[..., None])
+        fade = torch.exp(best - anchor)
+        norm = norm * fade + weights.sum(dim=-1)
+        out = out * fade[..., None] + torch.einsum("ghts,sgk->ghtk", weights, values.to(wide))
+        best = higher
+    return (out / norm[..., None]).permute(2, 0, 1, 3).flatten(1, 2).to(q.dtype)
+
+
+def _tiles(start: int, past: int, stop: int) -> list[tuple[int, int]]:
+    """Ranges of absolute positions start … stop, cut at multiples of TILE and where the cache ends."""
+    cuts = sorted({start, stop, *range(-(-start // TILE) * TILE, stop, TILE), min(max(past, start), stop)})
+    return list(pairwise(cuts))
+
+
+def _keys(
+    k: Tensor, v: Tensor, past: int, at: tuple[int, int], index: int, kv: LayerKV | None
+) -> tuple[Tensor, Tensor]:
+    if at[0] >= past:
+        return k[at[0] - past : at[1] - past], v[at[0] - past : at[1] - past]
+    keys, values = cached(kv, past).read(index, at[0], at[1])
+    if torch.is_grad_enabled():  # a later step overwrites what this one's backward pass still needs
+        return keys.clone(), values.clone()
+    return keys, values
+
+
+def cached(kv: LayerKV | None, past: int) -> LayerKV:
+    if kv is None:
+        raise InputError(f"the segments count {past} cached keys, but no cache was passed.")
+    return kv
+
+
+def unseen(
+    position: int, rows: int, start: int, stop: int, window: int | None, device: torch.device
+) -> Tensor:
+    """bool (rows, stop−start), True where the row at position+i must not see the key at start+j."""
+    row = torch.arange(position, position + rows, device=device)[:, None]
+    key = torch.arange(start, stop, device=device)[None, :]
+    hidden = key > row
+    if window is not None:
+        hidden = hidden | (key <= row - window)
+    return hidden
+
+
+def grouped(q: Tensor, groups: int) -> Tensor:
+    """(T, A, K) → (T, G, A/G, K)."""
+    return q.reshape(q.shape[0], groups, -1, q.shape[2])
