@@ -17,13 +17,21 @@ from vitrail.errors import InputError
 from vitrail.model.causal import CausalModel, MistralForCausalLM
 from vitrail.model.vlm import LlavaForConditionalGeneration, Mistral3ForConditionalGeneration
 from vitrail.ops.weight import PackedWeight
-from vitrail.quant.bitsandbytes import GROUP as NF4_GROUP, quant_map
+from vitrail.quant.bitsandbytes import quant_map
+from vitrail.quant.config import BitsAndBytesConfig, Quantization
+from vitrail.quant.own_config import QuantizeConfig
 from vitrail.quant.own_layout import from_state, specs
-from vitrail.quant.replace import QuantLinear, replace
+from vitrail.quant.policy import to_pack
+from vitrail.quant.replace import QuantEmbedding, QuantLinear, TiedHead, replace
 
 FORMATS = ("q4", "q8", "nf4", "bf16", "f32")
-OWN = ("q4", "q8")
-OWN_GROUP = 32
+_QUANTIZATIONS: dict[str, Quantization] = {
+    "q4": QuantizeConfig("q4"),
+    "q8": QuantizeConfig("q8"),
+    "nf4": BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16"
+    ),
+}
 _POOL = 1 << 24  # random bytes, or numbers, that are repeated
 _LEVELS = (-63, -48, -38, -30, -23, -16, -10, -3, 3, 10, 16, 23, 30, 38, 48, 63)
 _SPREAD = 0.55  # standard deviation of random codes of q4, q8 and NF4, as parts of the scale
@@ -36,9 +44,8 @@ _KINDS: dict[str, type[CausalModel]] = {
 def random_model(params: Mapping[str, Any], format: str) -> Any:
     """A model of a params.json's geometry on the CPU; the same weights each time.
 
-    format: of the decoder's matrices. With q4 and q8 everything else that is a matrix is q8, as `vitrail quantize` keeps
-    it; with nf4 head and embeddings stay bfloat16, as bitsandbytes keeps them; "f32" computes in float32, all others in
-    bfloat16. Raises InputError for an unknown format.
+    format: "q4", "q8" and "nf4" pack what loading with that format packs by default; "f32" computes in float32, all others
+    in bfloat16. Raises InputError for an unknown format.
     """
     if format not in FORMATS:
         raise InputError(f"format {format!r} is not known; one of {', '.join(FORMATS)} was expected.")
@@ -46,40 +53,39 @@ def random_model(params: Mapping[str, Any], format: str) -> Any:
     with torch.device("meta"):
         model = _KINDS.get(config.model_type, MistralForCausalLM)(config)
     dtype = torch.float32 if format == "f32" else torch.bfloat16
+    config.dtype = dtype
     tied = config.get_text_config().tie_word_embeddings
-    for name, module in list(model.named_modules()):
-        kind = _kind_of(name, module, format, tied)
-        if kind is not None:
-            shape = (module.out_features, module.in_features)
-            bias = None if module.bias is None else nn.Parameter(torch.zeros(shape[0], dtype=dtype))
-            replace(model, name, QuantLinear(_packed(name, kind, shape, dtype), bias))
+    if format in _QUANTIZATIONS:
+        config.quantization_config = _QUANTIZATIONS[format]
+        _pack(model, config.quantization_config, tied, dtype)
     for name, parameter in list(model.named_parameters()):
         owner, _, last = name.rpartition(".")
-        if parameter.is_meta:
-            setattr(
-                model.get_submodule(owner), last, nn.Parameter(_plain(name, parameter.shape, dtype), False)
-            )
-    model.tie_weights()
+        made = nn.Parameter(_plain(name, parameter.shape, dtype), False)
+        setattr(model.get_submodule(owner), last, made)
+    if tied and not isinstance(model.lm_head, TiedHead):
+        model.lm_head.weight = model.get_input_embeddings().weight
     return model.eval()
 
 
-def _kind_of(name: str, module: nn.Module, format: str, tied: bool) -> str | None:
-    """The packed kind of a Linear layer; None for what stays plain."""
-    if not isinstance(module, nn.Linear) or format in ("bf16", "f32"):
-        return None
-    in_decoder = "language_model." in name or name.startswith("model.layers.")
-    if in_decoder:
-        return format
-    if format == "nf4":
-        return None if name == "lm_head" else format
-    return None if name == "lm_head" and tied else "q8"
+def _pack(model: CausalModel, quantization: Quantization, tied: bool, dtype: torch.dtype) -> None:
+    """Put random packed layers where loading would put packed ones."""
+    table = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    for path, choice in to_pack(model, quantization, ("lm_head", table) if tied else ()).items():
+        old = model.get_submodule(path)
+        shape = tuple(old.weight.shape)  # type: ignore[arg-type]
+        packed = _packed(path, choice.kind, (shape[0], shape[1]), choice.group, dtype)
+        layer = QuantEmbedding(packed) if isinstance(old, nn.Embedding) else QuantLinear(packed, old.bias)  # type: ignore[arg-type]
+        replace(model, path, layer)
+    embeddings = model.get_input_embeddings()
+    if tied and isinstance(embeddings, QuantEmbedding):
+        replace(model, "lm_head", TiedHead(embeddings))
 
 
-def _packed(name: str, kind: str, shape: tuple[int, int], dtype: torch.dtype) -> PackedWeight:
-    scale = shape[1] ** -0.5 / _SPREAD
+def _packed(name: str, kind: str, shape: tuple[int, int], group: int, dtype: torch.dtype) -> PackedWeight:
+    scale = (1.0 if "embed_tokens" in name else shape[1] ** -0.5) / _SPREAD
     if kind == "nf4":
-        return PackedWeight(kind, shape, NF4_GROUP, _random_nf4(name, shape, scale), dtype)
-    wanted = specs(kind, shape, OWN_GROUP)
+        return PackedWeight(kind, shape, group, _random_nf4(name, shape, group, scale), dtype)
+    wanted = specs(kind, shape, group)
     code_type, code_shape = wanted["weight.codes"]
     scale_type, scale_shape = wanted["weight.scales"]
     parts = {
@@ -91,12 +97,12 @@ def _packed(name: str, kind: str, shape: tuple[int, int], dtype: torch.dtype) ->
     return from_state(name, parts, shape, dtype)
 
 
-def _random_nf4(name: str, shape: tuple[int, int], scale: float) -> dict[str, Tensor]:
+def _random_nf4(name: str, shape: tuple[int, int], group: int, scale: float) -> dict[str, Tensor]:
     count = shape[0] * shape[1]
     return {
         "codes": _codes(name, torch.uint8, (-(-count // 2),)),
         "quant_map": quant_map("nf4"),
-        "absmax": torch.full((-(-count // NF4_GROUP),), scale),
+        "absmax": torch.full((-(-count // group),), scale),
     }
 
 

@@ -106,7 +106,7 @@ class Report:
         for one in self.measured:
             yield from _lines_of(one)
         for name, value in self.more.items():
-            yield f"{name.replace('_', ' ')}: {value}"
+            yield f"{name.replace('_', ' ')}: {_shown(name, value)}"
 
 
 def _lines_of(one: Measured) -> Iterator[str]:
@@ -120,6 +120,15 @@ def _lines_of(one: Measured) -> Iterator[str]:
     yield f"  share   {found['share']:.0%} of the limit (median; turns from {spread})"
     for name, value in one.more.items():
         yield f"  {name.replace('_', ' ')}  {value:.4g}"
+
+
+def _shown(name: str, value: Any) -> str:
+    """A further figure in its unit, which its name ends with."""
+    if name.endswith("_seconds") or name.startswith("seconds_"):
+        return _time(value)
+    if name.endswith("_bytes"):
+        return in_words(int(value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _time(seconds: float) -> str:
