@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.ops import native_dense
 from vitrail.ops.native_quant import quant_products
 from vitrail.ops.rounded import rounded_input_grad
 from vitrail.ops.weight import OWN_KINDS, PackedWeight, Weight, dequantize, dequantize_rows
@@ -19,10 +20,12 @@ __all__ = ["PackedWeight", "Weight", "dequantize", "embedding", "linear", "linea
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out) in x's dtype.
 
-    q4 and q8 multiply rounded activations (ops/rounded.py), other packed weights are decoded for the product and
-    dropped again. Gradients flow to x and bias only.
+    q4 and q8 multiply rounded activations (ops/rounded.py), other packed weights are decoded piece by piece
+    (ops/native_dense.py). Gradients of packed weights flow to x and bias only.
     """
     if isinstance(weight, Tensor):
+        if native_dense.kernel_is_faster(x, [weight], bias):
+            return native_dense.plain_products(x, [weight], [bias])[0]
         return F.linear(x, weight, bias)
     if not torch.is_grad_enabled() or not (x.requires_grad or (bias is not None and bias.requires_grad)):
         return _products(x, [weight], [bias])[0]
@@ -35,6 +38,9 @@ def linear_group(x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
 
     Packed weights of one kind are one call: x is rounded once.
     """
+    plain = [weight for weight in weights if isinstance(weight, Tensor)]
+    if len(plain) == len(weights) and native_dense.kernel_is_faster(x, plain):
+        return native_dense.plain_products(x, plain, [None] * len(plain))
     packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
     kinds = {weight.kind for weight in packed}
     if len(packed) < len(weights) or len(kinds) != 1 or (x.requires_grad and torch.is_grad_enabled()):
@@ -49,7 +55,7 @@ def linear_input_grad(dy: Tensor, weight: Weight) -> Tensor:
     """
     if isinstance(weight, Tensor):
         return dy @ weight.to(dy.dtype)
-    return _INPUT_GRADS.get(weight.kind, _decoded_input_grad)(dy, weight)
+    return _INPUT_GRADS[weight.kind](dy, weight)
 
 
 def embedding(ids: Tensor, weight: Weight) -> Tensor:
@@ -80,28 +86,19 @@ class _PackedLinear(torch.autograd.Function):
 def _products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
     """x (…, in) through packed weights of one kind: the table's function on rows."""
     rows = x.reshape(-1, x.shape[-1])
-    results = _PRODUCTS.get(weights[0].kind, _decoded_products)(rows, weights, biases)
+    results = _PRODUCTS[weights[0].kind](rows, weights, biases)
     return [result.view(*x.shape[:-1], result.shape[-1]) for result in results]
 
 
-def _decoded_products(
-    x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
-) -> list[Tensor]:
-    pairs = zip(weights, biases, strict=True)
-    return [F.linear(x, dequantize(weight, x.dtype), bias) for weight, bias in pairs]
-
-
-def _decoded_input_grad(dy: Tensor, weight: PackedWeight) -> Tensor:
-    return dy @ dequantize(weight, dy.dtype)
-
-
-# kind → its product (x (rows, in), weights, biases) → one (rows, out_i) each; what is not here is decoded.
+# kind → its product (x (rows, in), weights, biases) → one (rows, out_i) each.
 _PRODUCTS: dict[str, Callable[[Tensor, Sequence[PackedWeight], Sequence[Tensor | None]], list[Tensor]]] = {
     "q4": quant_products,
     "q8": quant_products,
+    **dict.fromkeys(("nf4", "fp4", "int8", "bf16"), native_dense.products),
 }
-# kind → the gradient of x (dy (…, out), weight) → (…, in); what is not here is decoded.
+# kind → the gradient of x (dy (…, out), weight) → (…, in).
 _INPUT_GRADS: dict[str, Callable[[Tensor, PackedWeight], Tensor]] = {
     "q4": rounded_input_grad,
     "q8": rounded_input_grad,
+    **dict.fromkeys(("nf4", "fp4", "int8", "bf16"), native_dense.input_grad),
 }

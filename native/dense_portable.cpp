@@ -1,0 +1,3 @@
+#include "dense_kernel.h"
+
+extern const DenseKernels dense_portable = kDenseKernels;

@@ -1,0 +1,243 @@
+"""Products with plain, NF4, FP4, int8 and panelled matrices: of exactly the decoded weights, each row by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor, nn
+
+from tests.invariants.test_native_quant import same, threads
+from vitrail.ops import native, native_dense, panels
+from vitrail.ops.linear import linear, linear_group, linear_input_grad
+from vitrail.ops.weight import PackedWeight, Weight, dequantize
+from vitrail.quant.bitsandbytes import quantize_4bit, quantize_int8
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="no kernels were built")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ISAS = native.available() or ("off",)
+KINDS = ("plain", "nf4", "nested", "fp4", "int8", "bf16")
+# Half a step of a result beside 1: what rounding it once costs.
+HALF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
+
+
+def weight_of(
+    kind: str, out: int, columns: int, dtype: torch.dtype, *, group: int = 64, seed: int = 0
+) -> Weight:
+    """A random matrix of the kind, with rows of very different sizes."""
+    g = torch.Generator().manual_seed(seed)
+    plain = (torch.randn(out, columns, generator=g) * 2.0 ** torch.randint(-6, 3, (out, 1), generator=g)).to(
+        dtype
+    )
+    if kind == "plain":
+        return plain
+    if kind == "int8":
+        return quantize_int8(plain)
+    if kind == "bf16":
+        codes = {"codes": panels.pack_pairs(plain.bfloat16())}
+        return PackedWeight("bf16", (out, columns), 1, codes, torch.bfloat16)
+    return quantize_4bit(plain, "fp4" if kind == "fp4" else "nf4", nested=kind == "nested", group=group)
+
+
+def products(x: Tensor, weights: list[Weight], biases: list[Tensor | None]) -> list[Tensor]:
+    """By the kernel, whatever the processor would choose."""
+    packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
+    if packed:
+        return native_dense.products(x, packed, biases)
+    return native_dense.plain_products(x, [w for w in weights if isinstance(w, Tensor)], biases)
+
+
+def bound(x: Tensor, weight: Tensor, bias: Tensor | None, wanted: Tensor) -> Tensor:
+    """How far a float32 sum in any order, rounded once to x's type, may lie from the exact product."""
+    most = x.double().abs() @ weight.double().abs().T
+    if bias is not None:
+        most = most + bias.double().abs()
+    tiny = torch.finfo(x.dtype).tiny * 2.0**-9
+    # Lanes and blocks keep chains short: 512 / lanes + blocks + their joining, far fewer than 256.
+    return 256 * 2.0**-24 * most + HALF[x.dtype] * 2 * wanted.abs() + tiny
+
+
+shapes = {
+    "isa": st.sampled_from(ISAS),
+    "kind": st.sampled_from(KINDS),
+    "dtype": st.sampled_from(DTYPES),
+    "out": st.integers(1, 60),
+    "columns": st.one_of(st.integers(1, 140), st.sampled_from([64, 128, 512, 576, 1100])),
+    "group": st.sampled_from([32, 64, 256, 4096]),
+    "seed": st.integers(0, 2**31),
+}
+
+
+@settings(max_examples=80)
+@given(**shapes, rows=st.integers(1, 110), count=st.integers(1, 3), bias=st.booleans())
+def test_products_are_those_of_the_decoded_weight(
+    isa: str,
+    kind: str,
+    dtype: torch.dtype,
+    out: int,
+    columns: int,
+    group: int,
+    seed: int,
+    rows: int,
+    count: int,
+    bias: bool,
+) -> None:
+    weight = weight_of(kind, out, columns, dtype, group=group, seed=seed)
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(columns, rows, generator=g).to(dtype).T  # not contiguous
+    added = torch.randn(out, generator=g).to(dtype) if bias else None
+    with native.using(isa), threads(count):
+        (got,) = products(x, [weight], [added])
+    plain = weight if isinstance(weight, Tensor) else dequantize(weight, dtype)
+    wanted = x.double() @ plain.double().T + (0.0 if added is None else added.double())
+    assert got.dtype == dtype
+    assert bool(((got.double() - wanted).abs() <= bound(x, plain, added, wanted)).all())
+
+
+@settings(max_examples=60)
+@given(**shapes, rows=st.integers(2, 110), count=st.integers(2, 3))
+def test_a_row_is_the_same_in_any_company(
+    isa: str,
+    kind: str,
+    dtype: torch.dtype,
+    out: int,
+    columns: int,
+    group: int,
+    seed: int,
+    rows: int,
+    count: int,
+) -> None:
+    weight = weight_of(kind, out, columns, dtype, group=group, seed=seed)
+    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    row = seed % rows
+    with native.using(isa):
+        with threads(1):
+            alone = products(x[row : row + 1], [weight], [None])[0][0]
+        with threads(count):
+            together, again = products(x, [weight, weight], [None, None])
+    assert torch.equal(together[row], alone)
+    assert torch.equal(together, again)
+
+
+@settings(max_examples=60)
+@given(**shapes, result=st.sampled_from(DTYPES), first=st.integers(0, 30), length=st.integers(0, 30))
+def test_decoding_equals_the_definition_in_every_bit(
+    isa: str,
+    kind: str,
+    dtype: torch.dtype,
+    out: int,
+    columns: int,
+    group: int,
+    seed: int,
+    result: torch.dtype,
+    first: int,
+    length: int,
+) -> None:
+    weight = weight_of(kind, out, columns, dtype, group=group, seed=seed)
+    if isinstance(weight, Tensor):
+        return
+    rows = slice(min(first, out), min(first + length, out))
+    with native.using(isa):
+        got = native_dense.decode(weight, result, rows)
+    assert torch.equal(got, dequantize(weight, result, rows))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", ["nf4", "nested", "int8"])
+def test_scales_that_are_no_numbers(isa: str, kind: str) -> None:
+    weight = weight_of(kind, 4, 128, torch.bfloat16)
+    assert isinstance(weight, PackedWeight)
+    part = {"nf4": "absmax", "nested": "nested_absmax", "int8": "scale"}[kind]
+    for bits in (0x7F800000, 0x7FC00000, 0x7FFFFFFF, 0x7F800001):
+        tensors = {**weight.tensors, part: weight.tensors[part].clone()}
+        tensors[part].view(torch.int32)[0] = bits
+        broken = PackedWeight(weight.kind, weight.shape, weight.group, tensors, weight.dtype)
+        wanted = dequantize(broken, torch.float32)
+        with native.using(isa):
+            got = native_dense.decode(broken, torch.float32)
+        assert same(got, wanted)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_map_of_no_numbers(isa: str) -> None:
+    weight = weight_of("nf4", 4, 128, torch.bfloat16)
+    assert isinstance(weight, PackedWeight)
+    weight.tensors["quant_map"].view(torch.int32)[3:6] = torch.tensor([0x7FFFFFFF, 0x7F800001, 0x7F800000])
+    wanted = dequantize(weight, torch.float32)
+    with native.using(isa):
+        assert same(native_dense.decode(weight, torch.float32), wanted)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_group_is_each_alone(isa: str) -> None:
+    x = torch.randn(5, 192).bfloat16()
+    for kind in KINDS:
+        weights = [weight_of(kind, out, 192, torch.bfloat16, seed=out) for out in (40, 8, 33)]
+        with native.using(isa):
+            got = products(x, weights, [None] * 3)
+            assert all(torch.equal(a, products(x, [w], [None])[0]) for a, w in zip(got, weights, strict=True))
+    mixed = [weight_of("nf4", 7, 192, dtype) for dtype in DTYPES]
+    packed = [weight for weight in mixed if isinstance(weight, PackedWeight)]
+    with native.using(isa):
+        assert [y.shape for y in linear_group(x, packed)] == [(5, 7)] * 3
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_to_do(isa: str, kind: str) -> None:
+    weight = weight_of(kind, 6, 64, torch.float32)
+    with native.using(isa):
+        assert products(torch.empty(0, 64), [weight], [None])[0].shape == (0, 6)
+        assert linear(torch.empty(2, 0, 64), weight).shape == (2, 0, 6)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "nested", "int8", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_the_input(kind: str, dtype: torch.dtype) -> None:
+    weight = weight_of(kind, 70, 96, dtype)
+    dy = torch.randn(2, 3, 70).to(dtype)
+    wanted = dy.double() @ dequantize(weight, dtype).double()
+    got = linear_input_grad(dy, weight)
+    assert got.dtype == dtype
+    assert (got.double() - wanted).abs().max() <= 2 * HALF[dtype] * wanted.abs().max() + 1e-5
+
+
+def test_plain_weights_take_the_kernel_where_no_gradient_is_wanted() -> None:
+    layer = nn.Linear(96, 40, dtype=torch.bfloat16)
+    x = torch.randn(3, 96).bfloat16()
+    with torch.no_grad():
+        alone = torch.cat([linear(row[None], layer.weight, layer.bias) for row in x])
+        assert torch.equal(linear(x, layer.weight, layer.bias), alone)
+        assert torch.equal(linear_group(x, [layer.weight, layer.weight])[1], linear(x, layer.weight))
+    linear(x, layer.weight, layer.bias).float().sum().backward()  # type: ignore[no-untyped-call]
+    assert layer.weight.grad is not None
+    assert not native_dense.kernel_is_faster(x, [layer.weight])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert not native_dense.kernel_is_faster(x, [layer.weight])
+
+
+def test_operators_know_their_shapes() -> None:
+    weight = weight_of("nested", 10, 64, torch.bfloat16)
+    assert isinstance(weight, PackedWeight)
+
+    def step(x: Tensor) -> Tensor:
+        return (
+            linear(x, weight)
+            + native_dense.plain_products(
+                x, [weight.tensors["codes"].view(10, 32)[:, :1].bfloat16().expand(10, 64)], [None]
+            )[0]
+        )
+
+    x = torch.randn(3, 64).bfloat16()
+    with torch.no_grad():
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x), step(x))
+    meta = PackedWeight(
+        weight.kind,
+        weight.shape,
+        weight.group,
+        {k: t.to("meta") for k, t in weight.tensors.items()},
+        weight.dtype,
+    )
+    assert linear(x.to("meta"), meta).shape == (3, 10)
+    assert native_dense.decode(meta, torch.float16, slice(2, 5)).shape == (3, 64)
