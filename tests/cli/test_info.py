@@ -77,7 +77,7 @@ def test_it_is_what_loading_finds(family: str, told: Any, request: pytest.Fixtur
     assert record["memory"]["nf4"]["weights"] == held(packed)
     text = model.config.text_config
     cache = vitrail.KVCache(text, blocks=1, block=1000)
-    assert record["cache"]["float32"] == sum(k.nbytes + v.nbytes for k, v in cache._layers)
+    assert record["cache"]["float32"] == cache.nbytes
     assert record["positions"] == text.max_position_embeddings
     assert record["weights"]["here"]
     assert record["weights"]["dtypes"] == {"float32": held(model)}
@@ -217,7 +217,7 @@ def test_what_does_not_fit_is_marked(
         "vitrail.cli.model_info.free_memory", lambda device: need["bfloat16"]["while_loading"]
     )
     text = shown(tiny_llava)
-    assert f"{cache['bfloat16']} yes int8" in text
+    assert f"{cache['bfloat16']} yes q8" in text
     assert f"{cache['float32']} no bfloat16" in text
     monkeypatch.setattr("vitrail.cli.model_info.free_memory", lambda device: None)
     assert "free memory unknown" in shown(tiny_llava)

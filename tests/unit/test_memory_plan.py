@@ -36,6 +36,8 @@ FORMS = {
     "fp4": Form(torch.float16, FP4),
     "nf4": Form(torch.bfloat16, NF4),
     "nested": Form(torch.float32, NESTED),
+    "q4": Form(torch.bfloat16, vitrail.QuantizeConfig()),
+    "q8": Form(torch.float32, vitrail.QuantizeConfig("q8")),
 }
 
 
@@ -342,7 +344,7 @@ PROMPT_MALLOC = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_T
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="counts anonymous memory as Linux tells it"
 )
-@pytest.mark.parametrize("form", ["float32", "int8", "nf4"])
+@pytest.mark.parametrize("form", ["float32", "int8", "nf4", "q8"])
 def test_the_planned_peak_is_the_measured_one(tmp_path: Path, form: str) -> None:
     """Within 40 MB and a tenth, of a model of 123 MB in bfloat16."""
     config = vitrail.MistralConfig(

@@ -29,6 +29,8 @@ _PARTS = {
 _PRECISIONS = {
     "float32": "float32",
     "bfloat16": "bfloat16, float16",
+    "q8": "q8",
+    "q4": "q4",
     "int8": "int8",
     "fp4": "FP4",
     "nf4": "NF4",

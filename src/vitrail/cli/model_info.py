@@ -17,6 +17,7 @@ from vitrail.files.hub_cache import repository_of
 from vitrail.files.layout import choose_format, complete_formats, weight_files
 from vitrail.files.safetensors import TensorEntry
 from vitrail.files.token_ids import read_token_ids, tokenizer_file
+from vitrail.generate.cache import head_bytes
 from vitrail.inputs.grid import Dialect, image_grid
 from vitrail.inputs.processor_files import picture_settings
 from vitrail.inputs.tokenizer_choice import check_tokenizer, choose_tokenizer
@@ -36,6 +37,8 @@ HALF = torch.bfloat16  # float16 takes the same
 FORMS: Mapping[str, Form] = {
     "float32": Form(torch.float32),
     "bfloat16": Form(HALF),
+    "q8": Form(HALF, QuantizeConfig("q8")),
+    "q4": Form(HALF, QuantizeConfig("q4")),
     "int8": Form(HALF, INT8),
     "fp4": Form(HALF, BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4")),
     "nf4": Form(HALF, NF4),
@@ -258,8 +261,9 @@ def _free() -> dict[str, Any]:
 
 def _cache(text: MistralConfig) -> dict[str, int]:
     """Keys and values of all layers, per 1,000 positions."""
-    values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 1000
-    return {"float32": 4 * values, "bfloat16": 2 * values}
+    heads = 2 * text.num_hidden_layers * text.num_key_value_heads * 1000
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+    return {name: heads * head_bytes(text.head_dim, dtype) for name, dtype in names.items()}
 
 
 def _pictures(folder: Path, format: str) -> dict[str, Any]:
