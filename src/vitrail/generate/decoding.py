@@ -174,7 +174,8 @@ class Decoding:
         for n, (count, new) in enumerate(zip(counts, fresh, strict=True)):
             for source in sources[n * each : (n + 1) * each]:
                 source.features, source.next_feature = features, begin + count - new
-            self._pictures.append(features.digest(begin, begin + count))
+            if self.config.do_sample:  # nothing else asks who a row is
+                self._pictures.append(features.digest(begin, begin + count))
             begin += count
 
     def _begin(self) -> list[SamplingState]:
