@@ -15,9 +15,7 @@ const QuantKernels* const table[kIsaCount] = {&quant_portable, &quant_neon, null
 const QuantKernels* const table[kIsaCount] = {&quant_portable, nullptr, nullptr, nullptr, nullptr};
 #endif
 
-// Up to so many rows the memory is the limit: a thread reads panel after panel, as they lie.
-constexpr int64_t kFewRows = 16;
-// Bytes of codes that one chunk reads then: some microseconds of work, a fraction of which is lost to waiting at the end.
+// Bytes of codes that one chunk of few rows reads: some microseconds of work, a fraction of which is lost to waiting at the end.
 constexpr int64_t kChunkBytes = 96 * 1024;
 // Activations that are worth waking another thread for.
 constexpr int64_t kRoundGrain = 32768;

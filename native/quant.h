@@ -10,6 +10,8 @@ constexpr int64_t kPanelRows = 16;
 constexpr int64_t kUnpackColumns = 512;
 // The largest piece of work one call of a kernel gets: its sums lie on the stack.
 constexpr int64_t kMostRows = 64, kMostPanels = 8;
+// Up to so many rows the memory is the limit: a thread reads panel after panel, as they lie.
+constexpr int64_t kFewRows = 16;
 
 // One matrix of a call. As Python passes it: seven 64-bit words.
 struct QuantWeight {

@@ -2,10 +2,6 @@
 // are those of AVX-512. Works on the levels as they are: no offset.
 #include "quant_kernel.h"
 
-#if defined(VT_EMULATE_TILES)
-#include "emulated_tiles.h"
-#endif
-
 namespace {
 
 constexpr int64_t kTile = 16;
@@ -131,12 +127,7 @@ void multiply_tiles16(const Rounded& x, const QuantWeight& weight, int32_t kind,
         }
     }
     _tile_release();
-    for (int64_t panel = first; panel < last; panel++) {
-        for (int64_t row = 0; row < rows; row++) {
-            const float* sums = totals + ((panel - first) * rows + row) * kPanelRows;
-            store_results(sums, weight, type, begin + row, panel);
-        }
-    }
+    store_panels(totals, weight, type, first, last, begin, end);
 }
 
 void multiply_with_tiles(const Rounded& x, const QuantWeight& weight, int32_t kind, int32_t type, int64_t first, int64_t last,

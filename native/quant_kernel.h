@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
+#include <utility>
 
 #include "quant.h"
 #include "quant_unit.h"
@@ -76,19 +78,33 @@ void round_activations(const void* x, int32_t type, int64_t row, int32_t kind, c
 
 // ---- products
 
+// The compiler's own judgement leaves some of the innermost steps as calls.
+#define VT_QUANT_INLINED __attribute__((always_inline))
+#define VT_QUANT_INLINE VT_QUANT_INLINED inline
+
+// body(0) … body(N-1), written out: an array indexed by what body gets can live in registers.
+template <typename Body, int... I>
+VT_QUANT_INLINE void each(Body body, std::integer_sequence<int, I...>) {
+    (body(std::integral_constant<int, I>{}), ...);
+}
+template <int N, typename Body>
+VT_QUANT_INLINE void each(Body body) {
+    each(body, std::make_integer_sequence<int, N>{});
+}
+
 // Where the weights of 32 columns come from: q4 codes as they are stored,
 struct Packed4 {
     static constexpr int64_t kBytes = 256;
     static constexpr bool kStreams = true;
     template <int R>
-    static void add32(Sums (&sums)[R], const uint8_t* w, const Levels& levels, const int8_t* x, int64_t stride) {
-        for (int s = 0; s < 4; s++) {
+    static VT_QUANT_INLINE void add32(Sums (&sums)[R], const uint8_t* w, const Levels& levels, const int8_t* x, int64_t stride) {
+        each<4>([&](auto s) VT_QUANT_INLINED {
             __builtin_prefetch(w + 64 * s + 4096);
             Bytes low, high;
             split(Bytes::load(w + 64 * s), levels, low, high);
-            for (int r = 0; r < R; r++) sums[r].add4(low, x + r * stride + 8 * s);
-            for (int r = 0; r < R; r++) sums[r].add4(high, x + r * stride + 8 * s + 4);
-        }
+            each<R>([&](auto r) VT_QUANT_INLINED { sums[r].template add4<(R > 2)>(low, x + r * stride + 8 * s); });
+            each<R>([&](auto r) VT_QUANT_INLINED { sums[r].template add4<(R > 2)>(high, x + r * stride + 8 * s + 4); });
+        });
     }
 };
 
@@ -96,11 +112,11 @@ struct Packed4 {
 struct Unpacked4 {
     static constexpr int64_t kBytes = 512;
     template <int R>
-    static void add32(Sums (&sums)[R], const uint8_t* w, const Levels&, const int8_t* x, int64_t stride) {
-        for (int s = 0; s < 8; s++) {
+    static VT_QUANT_INLINE void add32(Sums (&sums)[R], const uint8_t* w, const Levels&, const int8_t* x, int64_t stride) {
+        each<8>([&](auto s) VT_QUANT_INLINED {
             const Bytes weights = Bytes::load(w + 64 * s);
-            for (int r = 0; r < R; r++) sums[r].add4(weights, x + r * stride + 4 * s);
-        }
+            each<R>([&](auto r) VT_QUANT_INLINED { sums[r].template add4<(R > 2)>(weights, x + r * stride + 4 * s); });
+        });
     }
 };
 
@@ -108,12 +124,12 @@ struct Unpacked4 {
 struct Stored8 {
     static constexpr int64_t kBytes = 512;
     template <int R>
-    static void add32(Sums (&sums)[R], const uint8_t* w, const Levels&, const int8_t* x, int64_t stride) {
-        for (int s = 0; s < 8; s++) {
+    static VT_QUANT_INLINE void add32(Sums (&sums)[R], const uint8_t* w, const Levels&, const int8_t* x, int64_t stride) {
+        each<8>([&](auto s) VT_QUANT_INLINED {
             __builtin_prefetch(w + 64 * s + 4096);
             const Bytes weights = ready8(Bytes::load(w + 64 * s));
-            for (int r = 0; r < R; r++) sums[r].add8(weights, x + r * stride + 4 * s);
-        }
+            each<R>([&](auto r) VT_QUANT_INLINED { sums[r].template add8<(R > 2)>(weights, x + r * stride + 4 * s); });
+        });
     }
 };
 
@@ -125,31 +141,49 @@ struct Strip {
     int64_t first, last;
 };
 
-// sums of R rows from `row` on; `totals` are R times 16 float32.
-template <typename Source, int R>
+// Results of R rows from `row` on so far; `totals` are R times 16 float32. One or two rows keep them in registers, more
+// leave these to the sums. kParts: a group's columns / 32, or 0 where it is read from x.
+template <typename Source, int R, int kParts>
 void multiply_rows(const Rounded& x, const Strip& strip, int64_t row, float* totals) {
-    const int64_t groups = x.groups(), parts = x.group / 32;
-    Floats acc[R];
-    for (int r = 0; r < R; r++) acc[r] = Floats::load(totals + r * kPanelRows);
+    constexpr bool kInMemory = R > 2;
+    const int64_t groups = x.groups(), parts = kParts ? kParts : x.group / 32;
+    Floats acc[kInMemory ? 1 : R];
+    if constexpr (!kInMemory) each<R>([&](auto r) VT_QUANT_INLINED { acc[r] = Floats::load(totals + r * kPanelRows); });
     const uint8_t* w = strip.weights;
     for (int64_t g = strip.first; g < strip.last; g++) {
         Sums sums[R];
-        for (int r = 0; r < R; r++) sums[r] = Sums::start(x.starts[(row + r) * groups + g]);
+        each<R>([&](auto r) VT_QUANT_INLINED { sums[r] = Sums::start(x.starts[(row + r) * groups + g]); });
         const int8_t* codes = x.codes + row * x.columns + g * x.group;
         for (int64_t part = 0; part < parts; part++, w += Source::kBytes) {
             Source::template add32<R>(sums, w, strip.levels, codes + 32 * part, x.columns);
         }
         const Floats scales = Floats::load_bf16(strip.scales + g * kPanelRows);
-        for (int r = 0; r < R; r++) acc[r].add_group(sums[r], scales, x.scales[(row + r) * groups + g]);
+        each<R>([&](auto r) VT_QUANT_INLINED {
+            const float x_scale = x.scales[(row + r) * groups + g];
+            if constexpr (kInMemory) {
+                Floats now = Floats::load(totals + r * kPanelRows);
+                now.add_group(sums[r], scales, x_scale);
+                now.store(totals + r * kPanelRows);
+            } else {
+                acc[r].add_group(sums[r], scales, x_scale);
+            }
+        });
     }
-    for (int r = 0; r < R; r++) acc[r].store(totals + r * kPanelRows);
+    if constexpr (!kInMemory) each<R>([&](auto r) VT_QUANT_INLINED { acc[r].store(totals + r * kPanelRows); });
 }
 
 // As above for any number of rows: full tiles, then what is left.
 template <typename Source, int R = kTileRows>
 void multiply_tiles(const Rounded& x, const Strip& strip, int64_t begin, int64_t end, float* totals) {
     int64_t row = begin;
-    for (; row + R <= end; row += R) multiply_rows<Source, R>(x, strip, row, totals + (row - begin) * kPanelRows);
+    for (; row + R <= end; row += R) {
+        float* const to = totals + (row - begin) * kPanelRows;
+        if (x.group == 32) {
+            multiply_rows<Source, R, 1>(x, strip, row, to);
+        } else {
+            multiply_rows<Source, R, 0>(x, strip, row, to);
+        }
+    }
     if constexpr (R > 1) {
         if (row < end) multiply_tiles<Source, R - 1>(x, strip, row, end, totals + (row - begin) * kPanelRows);
     }
@@ -158,6 +192,7 @@ void multiply_tiles(const Rounded& x, const Strip& strip, int64_t begin, int64_t
 // Levels of `columns` columns of q4 codes, ready for add4.
 inline void unpack4(const uint8_t* codes, const Levels& levels, int64_t columns, uint8_t* to) {
     for (int64_t s = 0; s < columns / 8; s++) {
+        __builtin_prefetch(codes + 64 * s + 4096);
         Bytes low, high;
         split(Bytes::load(codes + 64 * s), levels, low, high);
         low.store(to + 128 * s);
@@ -182,40 +217,49 @@ inline void store_results(const float* totals, const QuantWeight& weight, int32_
     }
 }
 
+// Groups first … last-1 of one panel, all rows.
+inline void multiply_panel(const Rounded& x, const QuantWeight& weight, int32_t kind, int64_t panel, const Levels& levels,
+                           int64_t first, int64_t last, int64_t begin, int64_t end, float* totals) {
+    const uint8_t* codes = weight.codes + (panel * x.columns + first * x.group) * 2 * kind;
+    Strip strip = {codes, weight.scales + panel * x.groups() * kPanelRows, levels, first, last};
+    if (kind == kQ8) {
+        multiply_tiles<Stored8>(x, strip, begin, end, totals);
+    } else if (end - begin <= kTileRows) {
+        multiply_tiles<Packed4>(x, strip, begin, end, totals);
+    } else {
+        alignas(64) uint8_t unpacked[kUnpackColumns * kPanelRows];
+        unpack4(codes, levels, (last - first) * x.group, unpacked);
+        strip.weights = unpacked;
+        multiply_tiles<Unpacked4>(x, strip, begin, end, totals);
+    }
+}
+
+inline void store_panels(const float* totals, const QuantWeight& weight, int32_t type, int64_t first, int64_t last, int64_t begin,
+                         int64_t end) {
+    for (int64_t panel = first; panel < last; panel++) {
+        for (int64_t row = begin; row < end; row++, totals += kPanelRows) store_results(totals, weight, type, row, panel);
+    }
+}
+
 void multiply(const Rounded& x, const QuantWeight& weight, int32_t kind, int32_t type, int64_t first, int64_t last, int64_t begin,
               int64_t end) {
     const int64_t rows = end - begin, groups = x.groups();
-    const int64_t panel_bytes = x.columns * 2 * kind, group_bytes = x.group * 2 * kind;
     const int8_t no_levels[16] = {};
     const Levels levels(kind == kQ4 ? weight.levels : no_levels);
     alignas(64) float totals[kMostPanels * kMostRows * kPanelRows];
-    alignas(64) uint8_t unpacked[kUnpackColumns * kPanelRows];
     std::memset(totals, 0, size_t((last - first) * rows * kPanelRows) * sizeof(float));
-    // Few rows read a panel to its end; many rows reuse their own codes for all panels before they go on.
+    // Few rows read panel after panel, as they lie; many reuse their own codes for all panels before they go on.
+    const int64_t side_by_side = rows <= kFewRows ? 1 : last - first;
     const int64_t together = rows <= kTileRows ? groups : kUnpackColumns / x.group;
-    for (int64_t g = 0; g < groups; g += together) {
-        const int64_t stop = std::min(groups, g + together);
-        for (int64_t panel = first; panel < last; panel++) {
-            const uint8_t* codes = weight.codes + panel * panel_bytes + g * group_bytes;
-            float* sums = totals + (panel - first) * rows * kPanelRows;
-            Strip strip = {codes, weight.scales + panel * groups * kPanelRows, levels, g, stop};
-            if (kind == kQ8) {
-                multiply_tiles<Stored8>(x, strip, begin, end, sums);
-            } else if (rows <= kTileRows) {
-                multiply_tiles<Packed4>(x, strip, begin, end, sums);
-            } else {
-                unpack4(codes, levels, (stop - g) * x.group, unpacked);
-                strip.weights = unpacked;
-                multiply_tiles<Unpacked4>(x, strip, begin, end, sums);
+    for (int64_t set = first; set < last; set += side_by_side) {
+        for (int64_t g = 0; g < groups; g += together) {
+            for (int64_t panel = set; panel < set + side_by_side; panel++) {
+                float* const to = totals + (panel - first) * rows * kPanelRows;
+                multiply_panel(x, weight, kind, panel, levels, g, std::min(groups, g + together), begin, end, to);
             }
         }
     }
-    for (int64_t panel = first; panel < last; panel++) {
-        for (int64_t row = 0; row < rows; row++) {
-            const float* sums = totals + ((panel - first) * rows + row) * kPanelRows;
-            store_results(sums, weight, type, begin + row, panel);
-        }
-    }
+    store_panels(totals, weight, type, first, last, begin, end);
 }
 
 constexpr QuantKernels kQuantKernels = {round_activations, multiply};

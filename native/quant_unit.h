@@ -37,12 +37,14 @@ inline Bytes ready8(Bytes codes) { return {_mm512_xor_si512(codes.v, _mm512_set1
 struct Sums {
     __m512i v;
     static Sums start(int32_t x) { return {_mm512_set1_epi32(x)}; }
+    template <bool kInOrder>
     void add4(const Bytes& w, const int8_t* x) {
         int32_t four;
         std::memcpy(&four, x, sizeof four);
         v = _mm512_dpbusd_epi32(v, w.v, _mm512_set1_epi32(four));
     }
-    void add8(const Bytes& w, const int8_t* x) { add4(w, x); }
+    template <bool kInOrder>
+    void add8(const Bytes& w, const int8_t* x) { add4<kInOrder>(w, x); }
     Vec floats(int) const { return {_mm512_cvtepi32_ps(v)}; }
 };
 
@@ -90,17 +92,27 @@ struct Sums {
         std::memcpy(&word, x, sizeof word);
         return _mm256_set1_epi32(word);
     }
+    // sum + products of four columns. GCC adds up the products of many steps before it adds them to the sum, which is
+    // quick for few sums, and runs out of registers for many: then the empty instruction keeps the order.
+    template <bool kInOrder>
+    static __m256i plus(__m256i sum, __m256i pairs) {
+        __m256i next = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        if constexpr (kInOrder) __asm__("" : "+x"(next));
+        return next;
+    }
     // Levels are 0 … 126: a pair of products is below 2·126·127 < 2^15.
+    template <bool kInOrder>
     void add4(const Bytes& w, const int8_t* x) {
-        const __m256i ones = _mm256_set1_epi16(1), xs = four(x);
-        a = _mm256_add_epi32(a, _mm256_madd_epi16(_mm256_maddubs_epi16(w.a, xs), ones));
-        b = _mm256_add_epi32(b, _mm256_madd_epi16(_mm256_maddubs_epi16(w.b, xs), ones));
+        const __m256i xs = four(x);
+        a = plus<kInOrder>(a, _mm256_maddubs_epi16(w.a, xs));
+        b = plus<kInOrder>(b, _mm256_maddubs_epi16(w.b, xs));
     }
     // |x| times the weight with x's sign: below 2·127·127 < 2^15.
+    template <bool kInOrder>
     void add8(const Bytes& w, const int8_t* x) {
-        const __m256i ones = _mm256_set1_epi16(1), xs = four(x), size = _mm256_abs_epi8(xs);
-        a = _mm256_add_epi32(a, _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(w.a, xs)), ones));
-        b = _mm256_add_epi32(b, _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(w.b, xs)), ones));
+        const __m256i xs = four(x), size = _mm256_abs_epi8(xs);
+        a = plus<kInOrder>(a, _mm256_maddubs_epi16(size, _mm256_sign_epi8(w.a, xs)));
+        b = plus<kInOrder>(b, _mm256_maddubs_epi16(size, _mm256_sign_epi8(w.b, xs)));
     }
     Vec floats(int part) const { return {_mm256_cvtepi32_ps(part ? b : a)}; }
 };
@@ -139,13 +151,15 @@ inline Bytes ready8(Bytes codes) { return codes; }
 struct Sums {
     int32x4_t v[4];
     static Sums start(int32_t x) { return {{vdupq_n_s32(x), vdupq_n_s32(x), vdupq_n_s32(x), vdupq_n_s32(x)}}; }
+    template <bool kInOrder>
     void add4(const Bytes& w, const int8_t* x) {
         int32_t word;
         std::memcpy(&word, x, sizeof word);
         const int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(word));
         for (int i = 0; i < 4; i++) v[i] = vdotq_s32(v[i], w.v[i], four);
     }
-    void add8(const Bytes& w, const int8_t* x) { add4(w, x); }
+    template <bool kInOrder>
+    void add8(const Bytes& w, const int8_t* x) { add4<kInOrder>(w, x); }
     Vec floats(int part) const { return {vcvtq_f32_s32(v[part])}; }
 };
 
@@ -185,16 +199,18 @@ struct Sums {
         for (int32_t& lane : r.v) lane = x;
         return r;
     }
+    template <bool kInOrder>
     void add4(const Bytes& w, const int8_t* x) {
         for (int i = 0; i < 16; i++) {
             for (int j = 0; j < 4; j++) v[i] += w.v[4 * i + j] * x[j];
         }
     }
-    void add8(const Bytes& w, const int8_t* x) { add4(w, x); }
+    template <bool kInOrder>
+    void add8(const Bytes& w, const int8_t* x) { add4<kInOrder>(w, x); }
     Vec floats(int part) const {
-        Vec r;
-        for (int i = 0; i < 8; i++) r.v[i] = float(v[8 * part + i]);
-        return r;
+        float lanes[Vec::kWidth];
+        for (int64_t i = 0; i < Vec::kWidth; i++) lanes[i] = float(v[part * Vec::kWidth + i]);
+        return Vec::load(lanes);
     }
 };
 
