@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
 from tests import tiny
 from vitrail.configs.generation import GenerationConfig
@@ -18,7 +20,7 @@ def test_every_option_of_transformers_can_be_read_and_has_its_default():
     for name, value in theirs.items():
         if name not in ("transformers_version", "_from_model_config"):
             assert getattr(ours, name) == value, name
-    assert set(ours.to_dict()) - set(theirs) == {"seed"}  # Vitrail's own
+    assert set(ours.to_dict()) - set(theirs) == {"seed", "cache_dtype"}  # Vitrail's own
 
 
 def test_a_folder_round_trip_keeps_unknown_keys(tmp_path):
@@ -83,7 +85,7 @@ def test_a_file_may_ask_for_what_is_refused_only_when_it_is_used():
     with pytest.raises(UnsupportedError, match="num_beams=4"):
         config.refuse_unsupported()
     GenerationConfig(length_penalty=2.0, cache_implementation="static").refuse_unsupported()
-    with pytest.raises(UnsupportedError, match="cache_implementation='quantized'"):
+    with pytest.raises(UnsupportedError, match="cache_implementation='quantized'.*; cache_dtype='int8'"):
         GenerationConfig(cache_implementation="quantized").refuse_unsupported()
 
 
@@ -109,3 +111,13 @@ def test_a_default_is_nobody_elses_list():
     first = GenerationConfig.from_dict({"eos_token_id": (held := [1, 2])})
     held.append(3)
     assert first.eos_token_ids == (1, 2)
+
+
+def test_the_precision_of_the_cache_is_kept_by_name(tmp_path: Path) -> None:
+    config = GenerationConfig(cache_dtype=torch.bfloat16)
+    config.save_pretrained(tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path).cache_dtype == "bfloat16"
+    assert json.loads((tmp_path / "generation_config.json").read_text())["cache_dtype"] == "bfloat16"
+    with pytest.raises(ConfigError, match="cache_dtype must be one of float32.*int8, got 'int4'"):
+        config.update(cache_dtype="int4")
+    assert config.cache_dtype == "bfloat16"

@@ -10,9 +10,10 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
+from vitrail.bench.geometries import config_of, params_of
 from vitrail.configs import MistralConfig
 from vitrail.errors import CacheFull, InputError, UnsupportedError
-from vitrail.generate.cache import KVCache
+from vitrail.generate.cache import KVCache, head_bytes
 from vitrail.ops.segments import Segments
 from vitrail.ops.step import Step
 
@@ -64,10 +65,14 @@ class Model:
 class Comparison(RuleBasedStateMachine):
     """Random calls on a cache of few small blocks and on plain lists."""
 
-    @initialize(blocks=st.integers(1, 8), block=st.sampled_from([1, 2, 4]))
-    def begin(self, blocks: int, block: int) -> None:
+    @initialize(
+        blocks=st.integers(1, 8),
+        block=st.sampled_from([1, 2, 4]),
+        dtype=st.sampled_from([torch.float32, torch.int8]),
+    )
+    def begin(self, blocks: int, block: int, dtype: torch.dtype) -> None:
         self.block = block
-        self.cache = KVCache(CONFIG, blocks=blocks, block=block)
+        self.cache = KVCache(CONFIG, blocks=blocks, block=block, dtype=dtype)
         self.model = Model()
 
     def pick(self, data: st.DataObject) -> int:
@@ -236,8 +241,50 @@ def test_wrong_calls() -> None:
         cache.open((sequence, -4))
     with pytest.raises(InputError, match="sequence 7 is not open"):
         cache.close(7)
-    with pytest.raises(UnsupportedError, match="int8"):
-        KVCache(CONFIG, blocks=1, dtype=torch.int8)
+    with pytest.raises(UnsupportedError, match=r"torch\.int32 is not supported.*int8"):
+        KVCache(CONFIG, blocks=1, dtype=torch.int32)
+
+
+# --- 8 bits ----------------------------------------------------------------------------------------------------
+
+
+def test_eight_bits_survive_forks_growth_and_truncation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    k, v = (torch.randn(9, GROUPS, HEAD, generator=generator) for _ in range(2))
+    cache = KVCache(CONFIG, blocks=3, block=4, dtype=torch.int8)
+    source = cache.open()
+    cache.reserve(source, 9)
+    step = Step(torch.zeros(9, dtype=torch.int64), Segments.new([9], [0]), (source,))
+    for layer in range(LAYERS):
+        cache.layer(layer, step).write(k, v)
+    near = {"rtol": 0, "atol": float(max(k.abs().max(), v.abs().max())) / 253}
+    before = cache[1]
+    assert before[0].dtype == torch.float32
+    torch.testing.assert_close(before[0][0].transpose(0, 1), k, **near)
+    cache.grow(4)
+    clone = cache.fork(source)
+    cache.truncate(source, 6)
+    empty = Step(torch.zeros(0, dtype=torch.int64), Segments.new([0, 0], [6, 9]), (source, clone))
+    kv = cache.layer(1, empty)
+    for found, expected in zip(kv.read(1, 0, 9), before, strict=True):
+        assert torch.equal(found, expected[0].transpose(0, 1))
+    assert torch.equal(kv.read(0, 2, 6)[1], before[1][0].transpose(0, 1)[2:6])
+    legacy = cache.to_legacy_cache()
+    again = KVCache.from_legacy(legacy, CONFIG, cache.kept(), dtype=torch.int8)
+    assert again.dtype == torch.int8
+    for ours, theirs in zip(again.to_legacy_cache(), legacy, strict=True):
+        torch.testing.assert_close(ours[0], theirs[0], rtol=1e-6, atol=1e-7)
+
+
+def test_128k_positions_of_the_12b_geometry_fit_in_ten_and_a_half_gib() -> None:
+    """8 bits with their scales; a real cache of a thousandth of it takes what is computed."""
+    config = config_of(params_of("pixtral-12b")).get_text_config()
+    heads = 2 * config.num_hidden_layers * config.num_key_value_heads
+    whole = 131_072 * heads * head_bytes(config.head_dim, torch.int8)
+    assert whole <= 10.5 * 2**30
+    cache = KVCache.sized(config, [128], dtype=torch.int8)
+    assert cache.nbytes * 1024 == whole
+    assert KVCache.sized(config, [128], dtype=torch.bfloat16).nbytes == 128 * heads * 2 * config.head_dim
 
 
 # --- Hugging Face's view ---------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ class Question:
     dtype: str = "auto"
     device: str = "auto"
     adapter: str | None = None  # a folder or a name on the hub
+    cache_dtype: str | None = None  # None: what the model computes with
 
 
 @dataclass
@@ -160,7 +161,7 @@ def _prepare(question: Question, processor: Any, model: Any) -> Any:
 
 def _drawing(question: Question) -> dict[str, Any]:
     """Keywords of generate(); where nothing was asked, generation_config.json of the checkpoint decides."""
-    chosen: dict[str, Any] = {}
+    chosen: dict[str, Any] = {} if question.cache_dtype is None else {"cache_dtype": question.cache_dtype}
     if question.temperature > 0:
         chosen |= {"do_sample": True, "temperature": question.temperature}
         chosen |= {"top_p": question.top_p} if question.top_p is not None else {}

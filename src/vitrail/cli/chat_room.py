@@ -33,12 +33,15 @@ class Settings:
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
+    cache_dtype: str | None = None
 
     def drawing(self, attempt: int) -> dict[str, Any]:
         """Keywords of generate(). attempt: how often the question was answered already; each draws anew from one seed."""
         given: dict[str, Any] = {"do_sample": self.temperature > 0}
         if self.max_new_tokens is not None:
             given["max_new_tokens"] = self.max_new_tokens
+        if self.cache_dtype is not None:
+            given["cache_dtype"] = self.cache_dtype
         if self.temperature > 0:
             given["temperature"] = self.temperature
             given |= {

@@ -10,6 +10,9 @@ from vitrail.errors import InputError
 if TYPE_CHECKING:
     from vitrail.inputs.pdf import PdfLimits
 
+# --cache → cache_dtype of generate().
+_CACHES = {"q8": "int8", "bf16": "bfloat16", "f32": "float32"}
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _PDF = {"pdf_pages": "max_pages", "pdf_pixels": "max_pixels", "pdf_seconds": "max_seconds"}
@@ -55,7 +58,7 @@ def source_options(command: Command) -> Command:
 
 
 def answer_options(command: Command) -> Command:
-    """Adds what shapes an answer: limits of pictures and answer, how ids are drawn, adapter, dtype and device.
+    """Adds what shapes an answer: limits of pictures and answer, how ids are drawn, adapter, dtype, cache and device.
 
     `refuse_idle` checks them.
     """
@@ -92,6 +95,13 @@ def answer_options(command: Command) -> Command:
             "--dtype",
             type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
             help="Numbers to compute with. [default: the checkpoint's; float32 for the embedded reader]",
+        ),
+        click.option(
+            "--cache",
+            "cache_dtype",
+            type=click.Choice(list(_CACHES)),
+            callback=lambda _context, _option, name: _CACHES.get(name),
+            help="Numbers of the cache; q8 is 8 bits. [default: those computed with]",
         ),
         click.option(
             "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda."

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.configs.base import PretrainedConfig, check_field
-from vitrail.configs.generation_options import KNOWN, REFUSED, SAME_CACHES, refuse_unknown
+from vitrail.configs.generation_options import CACHE_DTYPES, KNOWN, REFUSED, SAME_CACHES, refuse_unknown
 from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
 
@@ -32,6 +32,8 @@ class GenerationConfig:
         no_repeat_ngram_size: no run of so many ids stands twice in a row, prompt included; 0 is none.
         num_return_sequences: completions per prompt.
         prefill_chunk_size: positions of the prompt per step (at most 2048, which is also the default).
+        cache_dtype: precision of the cache, "float32", "bfloat16", "float16" or "int8"; None is the model's. A torch.dtype
+            is kept as its name.
         eos_token_id: the id, or ids, that end a row. pad_token_id fills rows that ended early.
         return_dict_in_generate, output_scores, output_logits: what `generate()` returns beside the ids.
 
@@ -50,6 +52,7 @@ class GenerationConfig:
     seed: int | list[int] | None
     use_cache: bool
     prefill_chunk_size: int | None
+    cache_dtype: str | None
     cache_implementation: str | None
     temperature: float | None
     top_k: int | None
@@ -230,6 +233,12 @@ class GenerationConfig:
             raise ConfigError(
                 f"repetition_penalty must be above 0 (1.0 is none), got {self.repetition_penalty!r}."
             )
+        if self.cache_dtype is not None:
+            self.cache_dtype = str(self.cache_dtype).removeprefix("torch.")
+            if self.cache_dtype not in CACHE_DTYPES:
+                raise ConfigError(
+                    f"cache_dtype must be one of {', '.join(CACHE_DTYPES)}, got {self.cache_dtype!r}."
+                )
         self._check_lists()
 
     def _check(self, name: str, kind: type | tuple[type, ...], minimum: float | None = None) -> None:
@@ -257,7 +266,10 @@ class GenerationConfig:
             wrong.pop("cache_implementation", None)
         if wrong:
             listed = ", ".join(f"{name}={value!r}" for name, value in sorted(wrong.items()))
-            raise UnsupportedError(f"generate() does not support {listed}; leave out what you do not need.")
+            hint = "; cache_dtype='int8' makes a cache of 8 bits" if "cache_implementation" in wrong else ""
+            raise UnsupportedError(
+                f"generate() does not support {listed}; leave out what you do not need{hint}."
+            )
 
     # --- views --------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from vitrail.errors import InputError
 
-# Names and defaults of transformers 4.57 that Vitrail obeys; `seed` is Vitrail's own.
+# Names and defaults of transformers 4.57 that Vitrail obeys; `seed` and `cache_dtype` are Vitrail's own.
 DEFAULTS: dict[str, Any] = {
     "max_length": 20,
     "max_new_tokens": None,
@@ -18,6 +18,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": None,
     "use_cache": True,
     "prefill_chunk_size": None,
+    "cache_dtype": None,
     "temperature": 1.0,
     "top_k": 50,
     "top_p": 1.0,
@@ -83,6 +84,9 @@ INERT: dict[str, Any] = {
     "max_matching_ngram_size": None,
     "disable_compile": False,
 }
+
+# What a cache can hold; int8 is 8 bits and a scale per position and head.
+CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 # Caches of transformers that hold the same numbers as ours does.
 SAME_CACHES = (None, "dynamic", "static")

@@ -14,15 +14,44 @@ from torch import Tensor
 from vitrail.configs import MistralConfig
 from vitrail.errors import CacheFull, InputError, UnsupportedError
 from vitrail.ops.kv import Group, LayerKV
+from vitrail.ops.native_kv import cache_write
 from vitrail.ops.step import Step
 
 BLOCK = 32
+
+
+def stored_dtype(name: str | None, computed: torch.dtype) -> torch.dtype:
+    """The dtype of a cache that is called `name` (GenerationConfig.cache_dtype); None: what is computed with."""
+    dtype: torch.dtype = computed if name is None else getattr(torch, name)
+    return dtype
+
+
+def head_bytes(width: int, dtype: torch.dtype) -> int:
+    """Bytes of one head's key or value at one position."""
+    return width * dtype.itemsize + (4 if dtype == torch.int8 else 0)
 
 
 @dataclass
 class _Sequence:
     length: int = 0
     blocks: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """One layer's keys and values (blocks, block, G, K), and for int8 their scales (2, blocks, block, G)."""
+
+    keys: Tensor
+    values: Tensor
+    scales: Tensor | None = None
+
+    def parts(self) -> list[Tensor]:
+        """Tensors of one memory each, whose first two dimensions are blocks and positions."""
+        return [self.keys, self.values, *(() if self.scales is None else self.scales)]
+
+    def to(self, device: torch.device) -> "_Stored":
+        scales = None if self.scales is None else self.scales.to(device)
+        return _Stored(self.keys.to(device), self.values.to(device), scales)
 
 
 @dataclass(frozen=True)
@@ -42,7 +71,8 @@ class KVCache:
     Args:
         config: the decoder's geometry.
         blocks: how many blocks of `block` positions there are.
-        dtype, device: of the storage; a bf16 cache of n positions takes 4·layers·G·K·n bytes.
+        dtype, device: of the storage. A bf16 cache of n positions takes 4·layers·G·K·n bytes, an int8 cache
+            2·layers·G·(K + 4)·n: 8 bits a number and one float32 scale per position and head (ops/native_kv.py).
     """
 
     def __init__(
@@ -54,15 +84,15 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-            raise UnsupportedError(f"a cache of {dtype} is not supported; use float32, bfloat16 or float16.")
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8):
+            raise UnsupportedError(
+                f"a cache of {dtype} is not supported; use float32, bfloat16, float16 or int8."
+            )
         self.block = block
         self.dtype = dtype
         self.device = torch.device(device)
         self._shape = (block, config.num_key_value_heads, config.head_dim)
-        self._layers = [
-            (self._storage(blocks), self._storage(blocks)) for _ in range(config.num_hidden_layers)
-        ]
+        self._layers = [self._storage(blocks) for _ in range(config.num_hidden_layers)]
         self._uses = [0] * blocks
         self._sequences: dict[int, _Sequence] = {}
         self._next = 0
@@ -84,8 +114,18 @@ class KVCache:
         blocks = sum(-(-room // block) for room in rooms)
         return cls(config, blocks=blocks, block=block, dtype=dtype, device=device)
 
-    def _storage(self, blocks: int) -> Tensor:
-        return torch.empty(blocks, *self._shape, dtype=self.dtype, device=self.device)
+    def _storage(self, blocks: int) -> _Stored:
+        keys, values = (
+            torch.empty(blocks, *self._shape, dtype=self.dtype, device=self.device) for _ in range(2)
+        )
+        if self.dtype != torch.int8:
+            return _Stored(keys, values)
+        return _Stored(keys, values, torch.empty(2, blocks, *self._shape[:2], device=self.device))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers' storage."""
+        return sum(part.nbytes for stored in self._layers for part in stored.parts())
 
     # --- sequences ----------------------------------------------------------------------------------------
 
@@ -182,9 +222,9 @@ class KVCache:
 
     def grow(self, blocks: int) -> None:
         """Add blocks by moving to larger storage; generate() and the engine size the cache beforehand instead."""
-        for index, pair in enumerate(self._layers):
-            larger = (self._storage(len(self._uses) + blocks), self._storage(len(self._uses) + blocks))
-            for old, new in zip(pair, larger, strict=True):
+        for index, stored in enumerate(self._layers):
+            larger = self._storage(len(self._uses) + blocks)
+            for old, new in zip(stored.parts(), larger.parts(), strict=True):
                 new[: len(self._uses)] = old
             self._layers[index] = larger
         self._uses.extend([0] * blocks)
@@ -192,8 +232,8 @@ class KVCache:
 
     def _copy(self, old: int, new: int, rows: int) -> None:
         """The first `rows` positions of one block into another, in every layer."""
-        for stored in (x for pair in self._layers for x in pair):
-            stored[new, :rows] = stored[old, :rows]
+        for part in (part for stored in self._layers for part in stored.parts()):
+            part[new, :rows] = part[old, :rows]
 
     def _get(self, sequence: int) -> _Sequence:
         if sequence not in self._sequences:
@@ -229,13 +269,14 @@ class KVCache:
         """One layer's keys and values with the places of the step's new rows."""
         if self._view is None or self._view.step is not step:
             self._view = self._make_view(step)
-        keys, values = self._layers[index]
-        if keys.device != step.positions.device:
+        stored = self._layers[index]
+        if stored.keys.device != step.positions.device:
             # A layer that lies on a device of its own (device_map): its storage goes there, once.
-            keys, values = keys.to(step.positions.device), values.to(step.positions.device)
-            self._layers[index] = (keys, values)
+            stored = self._layers[index] = stored.to(step.positions.device)
         view = self._view
-        return LayerKV(keys, values, view.slots, view.block_table, view.tables, groups=view.groups)
+        return LayerKV(
+            stored.keys, stored.values, view.slots, view.block_table, view.tables, stored.scales, view.groups
+        )
 
     def _make_view(self, step: Step) -> _View:
         states = [self._get(sequence) for sequence in step.sequences]
@@ -265,8 +306,8 @@ class KVCache:
         return len(self._layers)
 
     def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
-        keys, values = self._layers[layer]
-        return self._padded(keys), self._padded(values)
+        stored = self._layers[layer]
+        return self._padded(stored, 0), self._padded(stored, 1)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return (self[layer] for layer in range(len(self)))
@@ -289,32 +330,47 @@ class KVCache:
         longest = self.get_seq_length()
         return torch.arange(longest)[None, :] >= (longest - lengths)[:, None]
 
-    def _padded(self, stored: Tensor) -> Tensor:
-        kept = self.kept().to(stored.device)
-        out = stored.new_zeros(*kept.shape, *stored.shape[2:])
+    def _padded(self, stored: _Stored, side: int) -> Tensor:
+        """Keys (side 0) or values of every sequence, (B, G, S, K); those of 8 bits as float32."""
+        held = (stored.keys, stored.values)[side]
+        kept = self.kept().to(held.device)
+        dtype = held.dtype if stored.scales is None else torch.float32
+        out = held.new_zeros(*kept.shape, *held.shape[2:], dtype=dtype)
         for row, state in enumerate(self._sequences.values()):
-            out[row, kept[row]] = stored[state.blocks].flatten(0, 1)[: state.length]
+            rows = held[state.blocks]
+            if stored.scales is not None:
+                rows = rows * stored.scales[side, state.blocks][..., None]
+            out[row, kept[row]] = rows.flatten(0, 1)[: state.length]
         return out.transpose(1, 2)
 
     @classmethod
     def from_legacy(
-        cls, past: Sequence[tuple[Tensor, Tensor]], config: MistralConfig, mask: Tensor | None = None
+        cls,
+        past: Sequence[tuple[Tensor, Tensor]],
+        config: MistralConfig,
+        mask: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> "KVCache":
-        """A cache from (key, value) per layer, each (B, G, S, K); rows where `mask` (B, S) is 0 are left out."""
+        """A cache from (key, value) per layer, each (B, G, S, K); rows where `mask` (B, S) is 0 are left out.
+
+        dtype: what it holds, by default what the tensors are.
+        """
         batch, positions = _check_legacy(past, config, mask)
         kept = torch.ones(batch, positions, dtype=torch.bool) if mask is None else mask.to(torch.bool).cpu()
         lengths = [int(n) for n in kept.sum(dim=1).tolist()]
         rooms = [length + BLOCK for length in lengths]
-        cache = cls.sized(config, rooms, dtype=past[0][0].dtype, device=past[0][0].device)
+        cache = cls.sized(config, rooms, dtype=dtype or past[0][0].dtype, device=past[0][0].device)
         for length, room in zip(lengths, rooms, strict=True):
             cache.reserve(cache.open(room=room), length)
-        for pair, layer in zip(past, cache._layers, strict=True):
-            for given, stored in zip(pair, layer, strict=True):
-                for row, state in enumerate(cache._sequences.values()):
-                    flat = torch.tensor(state.blocks)[:, None] * cache.block + torch.arange(cache.block)
-                    rows = flat.flatten()[: state.length].to(stored.device)
-                    chosen = given[row].transpose(0, 1)[kept[row].to(given.device)]
-                    stored.view(-1, *stored.shape[2:])[rows] = chosen.detach()
+        for (keys, values), stored in zip(past, cache._layers, strict=True):
+            for row, state in enumerate(cache._sequences.values()):
+                flat = torch.tensor(state.blocks)[:, None] * cache.block + torch.arange(cache.block)
+                slots = flat.flatten()[: state.length].to(stored.keys.device)
+                k, v = (
+                    x[row].transpose(0, 1)[kept[row].to(x.device)].detach().to(stored.keys.device)
+                    for x in (keys, values)
+                )
+                cache_write(k, v, stored.keys, stored.values, stored.scales, slots)
         cache.mask = kept
         return cache
 

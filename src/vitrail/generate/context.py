@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import CacheFull
-from vitrail.generate.cache import BLOCK, KVCache
+from vitrail.generate.cache import BLOCK, KVCache, stored_dtype
 from vitrail.generate.features import PictureFeatures
 from vitrail.generate.prompt import count_ids
 from vitrail.generate.protocol import GeneratingModel
@@ -70,7 +70,7 @@ class CachedContext:
         copies: rows per prompt; they share the prompt's full blocks.
         room: ids that a row may draw.
         chunk: positions per step of the prefill.
-        cache: a caller's, with one sequence per prompt, or None for an own one.
+        cache: a caller's, with one sequence per prompt, or None for an own one, of `cache_dtype` (None: the model's).
         progress: called with (positions done, positions in all) before and after every step of the prefill.
     """
 
@@ -83,6 +83,7 @@ class CachedContext:
         room: int,
         chunk: int = CHUNK,
         cache: KVCache | None = None,
+        cache_dtype: str | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.model = model
@@ -92,7 +93,7 @@ class CachedContext:
         self._progress = progress
         self._room = min(room, AHEAD)
         self._lengths = {} if cache is None else {s: cache.length(s) for s in cache.sequences}
-        self.cache = self._allocate() if cache is None else cache
+        self.cache = self._allocate(cache_dtype) if cache is None else cache
         self._rows: list[int] = []  # the cache's sequence of each row
 
     def prefill(self) -> Tensor:
@@ -142,13 +143,13 @@ class CachedContext:
             else:
                 self.cache.close(sequence)
 
-    def _allocate(self) -> KVCache:
+    def _allocate(self, dtype: str | None) -> KVCache:
         blocks = 0
         for source in self.sources:
             whole = -(-(source.length + self._room) // BLOCK)
             blocks += whole + (self._copies - 1) * (whole - source.length // BLOCK)
         config, model = self.model.text_config, self.model
-        return KVCache(config, blocks=blocks, dtype=model.dtype, device=model.device)
+        return KVCache(config, blocks=blocks, dtype=stored_dtype(dtype, model.dtype), device=model.device)
 
     def _fork(self, sequence: int) -> list[int]:
         room = self.cache.length(sequence) + self._room

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import InputError
+from vitrail.generate.cache import stored_dtype
 from vitrail.generate.context import CHUNK, CachedContext, PlainContext, Progress, Source
 from vitrail.generate.features import PictureFeatures
 from vitrail.generate.outputs import GenerateOutput
@@ -221,6 +222,11 @@ class Decoding:
             raise InputError(
                 "num_return_sequences above 1 does not go with past_key_values; call once per completion."
             )
+        given = self.prompt.cache
+        if given is not None and stored_dtype(config.cache_dtype, given.dtype) != given.dtype:
+            raise InputError(
+                f"past_key_values hold {given.dtype} and cache_dtype asks for {config.cache_dtype}; leave one out."
+            )
         return CachedContext(
             self.model,
             sources,
@@ -228,6 +234,7 @@ class Decoding:
             room=self.stopper.limit,
             chunk=config.prefill_chunk_size or CHUNK,
             cache=self.prompt.cache,
+            cache_dtype=config.cache_dtype,
             progress=self._progress,
         )
 

@@ -5,7 +5,7 @@ It knows ids and prepared pictures; messages and texts are dialogue.py's. Letter
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from vitrail.configs.base import PretrainedConfig
 from vitrail.configs.generation import GenerationConfig
 from vitrail.configs.text import MistralConfig
 from vitrail.errors import InputError
-from vitrail.generate.cache import KVCache
+from vitrail.generate.cache import KVCache, stored_dtype
 from vitrail.generate.context import AHEAD
 from vitrail.generate.loop import generate
 from vitrail.generate.outputs import GenerateOutput
@@ -71,6 +71,7 @@ class PromptMemory:
         self.model = model
         self._tower = _RememberingModel(model, feature_bytes)
         self._cache: KVCache | None = None
+        self._dtype = model.dtype  # of the cache
         self._sequence = 0
         self._ids: list[int] = []
         self._pictures: list[tuple[int, bytes]] = []  # where each begins, and its key
@@ -102,6 +103,7 @@ class PromptMemory:
         Raises InputError where pictures and image tokens do not fit, and what generate() raises.
         """
         spans = self._spans(ids, pictures)
+        self._settle_dtype(options)
         reused = self._common(ids, pictures, spans)
         fresh = [picture for picture, (start, _) in zip(pictures, spans, strict=True) if start >= reused]
         cache = self._cut(reused, room=len(ids) + AHEAD)
@@ -164,11 +166,22 @@ class PromptMemory:
                 return start
         return common
 
+    def _settle_dtype(self, options: Mapping[str, Any]) -> None:
+        """The cache's precision, as generate() will read it; another one than before begins anew."""
+        given = (options.get("cache_dtype"), getattr(options.get("generation_config"), "cache_dtype", None))
+        named = [name for name in (*given, self.model.generation_config.cache_dtype) if name is not None]
+        dtype = stored_dtype(
+            GenerationConfig(cache_dtype=next(iter(named), None)).cache_dtype, self.model.dtype
+        )
+        if dtype != self._dtype:
+            self._cache, self._dtype = None, dtype
+            self._ids, self._pictures = [], []
+
     def _cut(self, length: int, *, room: int) -> KVCache:
         """The cache with one sequence of `length` positions."""
         if self._cache is None:
             config = self.model.text_config
-            self._cache = KVCache.sized(config, [room], dtype=self.model.dtype, device=self.model.device)
+            self._cache = KVCache.sized(config, [room], dtype=self._dtype, device=self.model.device)
             self._sequence = self._cache.open()
         self._cache.truncate(self._sequence, length)
         self._ids = self._ids[:length]
