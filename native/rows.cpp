@@ -29,12 +29,33 @@ void by_rows(int64_t rows, int64_t width, Body body) {
 
 int64_t bytes_of(int32_t type) { return type == kFloat32 ? 4 : 2; }
 
+const char* at(const void* base, int64_t offset) { return static_cast<const char*>(base) + offset; }
+char* at(void* base, int64_t offset) { return static_cast<char*>(base) + offset; }
+
 }  // namespace
 
 void vt_rms_norm(const void* x, const void* weight, void* y, int32_t type, int64_t rows, int64_t width, float eps) {
-    const RowKernels& kernels = choose(table);
+    const auto kernel = choose(table).rms_norm[type];
     const int64_t stride = width * bytes_of(type);
-    by_rows(rows, width, [&](int64_t row) {
-        kernels.rms_norm(static_cast<const char*>(x) + row * stride, weight, static_cast<char*>(y) + row * stride, type, width, eps);
+    by_rows(rows, width, [&](int64_t row) { kernel(at(x, row * stride), weight, at(y, row * stride), width, eps); });
+}
+
+void vt_silu_gate(const void* gate, const void* up, void* y, int32_t type, int64_t count) {
+    const auto kernel = choose(table).silu_gate[type];
+    constexpr int64_t kPart = 4096;
+    by_rows((count + kPart - 1) / kPart, kPart, [&](int64_t part) {
+        const int64_t offset = part * kPart * bytes_of(type), width = std::min(kPart, count - part * kPart);
+        kernel(at(gate, offset), at(up, offset), at(y, offset), width);
+    });
+}
+
+void vt_rotate(const void* q, const void* k, const void* cos, const void* sin, void* q_out, void* k_out, int32_t type,
+               int64_t rows, int64_t q_heads, int64_t k_heads, int64_t width) {
+    const auto kernel = choose(table).rotate[type];
+    const int64_t head = width * bytes_of(type);
+    by_rows(rows, (q_heads + k_heads) * width, [&](int64_t row) {
+        const char *c = at(cos, row * head), *s = at(sin, row * head);
+        kernel(at(q, row * q_heads * head), c, s, at(q_out, row * q_heads * head), q_heads, width);
+        kernel(at(k, row * k_heads * head), c, s, at(k_out, row * k_heads * head), k_heads, width);
     });
 }

@@ -1,13 +1,26 @@
-// Functions of single rows: root-mean-square norm. Row by row, so that a row's result never depends on its neighbours.
+// Functions of single rows: norm, SwiGLU, rotary. Row by row, so that a row's result never depends on its neighbours.
+//
+// Every instruction set gives the same bits. `type` is kFloat32, kBFloat16 or kFloat16 for all tensors of a call; what
+// PyTorch would round to the type between two operations is rounded here too.
 #pragma once
 
 #include "cpu.h"
 
+// Kernels of one row, by type.
 struct RowKernels {
-    void (*rms_norm)(const void* x, const void* weight, void* y, int32_t type, int64_t width, float eps);
+    void (*rms_norm[3])(const void* x, const void* weight, void* y, int64_t width, float eps);
+    void (*silu_gate[3])(const void* gate, const void* up, void* y, int64_t width);
+    void (*rotate[3])(const void* x, const void* cos, const void* sin, void* y, int64_t heads, int64_t width);
 };
 
 extern const RowKernels rows_portable, rows_neon, rows_avx2, rows_avx512;
 
-// y = weight · round(x / sqrt(mean(x²) + eps)) for each of `rows` rows of `width` elements of one float type.
+// y = weight · round(x / sqrt(mean(x²) + eps)) for each of `rows` rows of `width` elements.
 VT_EXPORT void vt_rms_norm(const void* x, const void* weight, void* y, int32_t type, int64_t rows, int64_t width, float eps);
+
+// y = round(silu(gate)) · up over `count` elements.
+VT_EXPORT void vt_silu_gate(const void* gate, const void* up, void* y, int32_t type, int64_t count);
+
+// Both q (rows, q_heads, width) and k (rows, k_heads, width), rotated by cos and sin (rows, width): halves are pairs.
+VT_EXPORT void vt_rotate(const void* q, const void* k, const void* cos, const void* sin, void* q_out, void* k_out,
+                         int32_t type, int64_t rows, int64_t q_heads, int64_t k_heads, int64_t width);

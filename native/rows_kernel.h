@@ -2,35 +2,96 @@
 #pragma once
 
 #include "rows.h"
-#include "vec.h"
+#include "rows_vec.h"
 
 namespace {
 
-inline Vec load_vec(const void* data, int32_t type, int64_t i) {
-    if (type == kFloat32) return Vec::load(static_cast<const float*>(data) + i);
-    if (type == kBFloat16) return Vec::load_bf16(static_cast<const uint16_t*>(data) + i);
-    float lanes[Vec::kWidth];
-    for (int64_t j = 0; j < Vec::kWidth; j++) lanes[j] = load_one(data, type, i + j);
-    return Vec::load(lanes);
+// Runs body(begin of 16 elements) over a row; the last ones of a row that is no multiple lie in padded copies.
+template <int32_t kType, int kInputs, typename Body>
+inline void by_blocks(const void* const (&inputs)[kInputs], void* output, int64_t width, Body body) {
+    constexpr int64_t kBytes = kType == kFloat32 ? 4 : 2;
+    const int64_t whole = width / kLanes * kLanes, rest = width - whole;
+    for (int64_t i = 0; i < whole; i += kLanes) {
+        for (int64_t j = 0; j < kLanes; j += Vec::kWidth) body(inputs, output, i + j);
+    }
+    if (!rest) return;
+    alignas(64) char padded[kInputs + 1][kLanes * 4] = {};
+    const void* copies[kInputs];
+    for (int n = 0; n < kInputs; n++) {
+        std::memcpy(padded[n], static_cast<const char*>(inputs[n]) + whole * kBytes, size_t(rest * kBytes));
+        copies[n] = padded[n];
+    }
+    for (int64_t j = 0; j < kLanes; j += Vec::kWidth) body(copies, padded[kInputs], j);
+    if (output) std::memcpy(static_cast<char*>(output) + whole * kBytes, padded[kInputs], size_t(rest * kBytes));
 }
 
-void rms_norm(const void* x, const void* weight, void* y, int32_t type, int64_t width, float eps) {
-    Vec squares = Vec::zero();
-    int64_t i = 0;
-    for (; i + Vec::kWidth <= width; i += Vec::kWidth) {
-        const Vec v = load_vec(x, type, i);
-        squares = fma(v, v, squares);
+template <int32_t kType>
+float mean_of_squares(const void* x, int64_t width) {
+    Vec sums[kVecs];
+    for (Vec& s : sums) s = Vec::zero();
+    const void* const inputs[] = {x};
+    by_blocks<kType>(inputs, nullptr, width, [&](auto& from, void*, int64_t i) {
+        const Vec v = load_as<kType>(from[0], i);
+        Vec& s = sums[i % kLanes / Vec::kWidth];
+        s = s + v * v;
+    });
+    float lanes[kLanes];
+    for (int64_t j = 0; j < kVecs; j++) sums[j].store(lanes + j * Vec::kWidth);
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+        for (int64_t i = 0; i < half; i++) lanes[i] += lanes[i + half];
     }
-    float total = sum(squares);
-    for (; i < width; i++) total += load_one(x, type, i) * load_one(x, type, i);
-    const float factor = 1.0f / std::sqrt(total / float(width) + eps);
-    char scaled[4];  // x's own type between the two products, as the models were trained
-    for (i = 0; i < width; i++) {
-        store_one(scaled, type, 0, load_one(x, type, i) * factor);
-        store_one(y, type, i, load_one(scaled, type, 0) * load_one(weight, type, i));
+    return lanes[0] / float(width);
+}
+
+template <int32_t kType>
+void rms_norm(const void* x, const void* weight, void* y, int64_t width, float eps) {
+    const Vec factor = Vec::all(1.0f / std::sqrt(mean_of_squares<kType>(x, width) + eps));
+    const void* const inputs[] = {x, weight};
+    by_blocks<kType>(inputs, y, width, [&](auto& from, void* to, int64_t i) {
+        const Vec scaled = rounded_as<kType>(load_as<kType>(from[0], i) * factor);
+        store_as<kType>(to, i, scaled * load_as<kType>(from[1], i));
+    });
+}
+
+template <int32_t kType>
+void silu_gate(const void* gate, const void* up, void* y, int64_t width) {
+    const void* const inputs[] = {gate, up};
+    by_blocks<kType>(inputs, y, width, [](auto& from, void* to, int64_t i) {
+        const Vec g = load_as<kType>(from[0], i);
+        const Vec silu = rounded_as<kType>(g / (Vec::all(1.0f) + exp(Vec::zero() - g)));
+        store_as<kType>(to, i, silu * load_as<kType>(from[1], i));
+    });
+}
+
+// One half of a head: x·cos + other·sin, where `other` is the other half, negated for the first.
+template <int32_t kType>
+void rotate_half(const void* x, const void* other, const void* cos, const void* sin, void* y, int64_t width, bool first) {
+    const void* const inputs[] = {x, other, cos, sin};
+    by_blocks<kType>(inputs, y, width, [&](auto& from, void* to, int64_t i) {
+        Vec turned = load_as<kType>(from[1], i);
+        if (first) turned = Vec::all(-0.0f) - turned;
+        const Vec a = rounded_as<kType>(load_as<kType>(from[0], i) * load_as<kType>(from[2], i));
+        const Vec b = rounded_as<kType>(turned * load_as<kType>(from[3], i));
+        store_as<kType>(to, i, a + b);
+    });
+}
+
+template <int32_t kType>
+void rotate(const void* x, const void* cos, const void* sin, void* y, int64_t heads, int64_t width) {
+    const int64_t half = width / 2 * (kType == kFloat32 ? 4 : 2);
+    const char *c = static_cast<const char*>(cos), *s = static_cast<const char*>(sin);
+    for (int64_t head = 0; head < heads; head++) {
+        const char* from = static_cast<const char*>(x) + head * 2 * half;
+        char* to = static_cast<char*>(y) + head * 2 * half;
+        rotate_half<kType>(from, from + half, c, s, to, width / 2, true);
+        rotate_half<kType>(from + half, from, c + half, s + half, to + half, width / 2, false);
     }
 }
 
-constexpr RowKernels kRowKernels = {rms_norm};
+constexpr RowKernels kRowKernels = {
+    {rms_norm<kFloat32>, rms_norm<kBFloat16>, rms_norm<kFloat16>},
+    {silu_gate<kFloat32>, silu_gate<kBFloat16>, silu_gate<kFloat16>},
+    {rotate<kFloat32>, rotate<kBFloat16>, rotate<kFloat16>},
+};
 
 }  // namespace

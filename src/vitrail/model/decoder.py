@@ -15,6 +15,7 @@ from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
 from vitrail.ops import rope
 from vitrail.ops.attention import attention, attention_weights
+from vitrail.ops.native_rows import rotate_pair
 from vitrail.ops.step import Step
 
 
@@ -44,7 +45,7 @@ class MistralAttention(nn.Module):
     def forward(self, x: Tensor, turn: Rotation, step: Step, cache: KVCache | None, record: Record) -> Tensor:
         projected = project(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (y.reshape(len(y), -1, self.head_dim) for y in projected)
-        q, k = rope.rotate(q, turn.cos, turn.sin), rope.rotate(k, turn.cos, turn.sin)
+        q, k = rotate_pair(q, k, turn.cos, turn.sin)
         if turn.temperature is not None:
             q = q * turn.temperature.to(q.dtype)[:, None, None]
         kv = None if cache is None else cache.layer(self.index, step)

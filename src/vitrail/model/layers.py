@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.ops.linear import embedding, linear, linear_group
+from vitrail.ops.native_rows import rms_norm, silu_gate
 from vitrail.quant.replace import QuantLinear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
@@ -54,9 +55,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * scaled.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"
@@ -74,7 +73,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = project(x, self.gate_proj, self.up_proj)
-        down: Tensor = self.down_proj(self.act_fn(gate) * up)
+        hidden = silu_gate(gate, up) if self.act_fn is F.silu else self.act_fn(gate) * up
+        down: Tensor = self.down_proj(hidden)
         return down
 
 

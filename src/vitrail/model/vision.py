@@ -20,6 +20,7 @@ from vitrail.model.record import Record
 from vitrail.ops import rope
 from vitrail.ops.attention import attention, attention_weights
 from vitrail.ops.linear import linear
+from vitrail.ops.native_rows import rotate_pair
 from vitrail.ops.segments import Segments
 
 NORM_EPS = 1e-5  # of every norm of the tower; not in any configuration
@@ -46,7 +47,7 @@ class PixtralAttention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: Segments, record: Record) -> Tensor:
         projected = project(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (y.reshape(len(y), self.heads, -1) for y in projected)
-        q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
+        q, k = rotate_pair(q, k, cos, sin)
         scale = self.head_dim**-0.5
         if record.weights:
             record.attentions.append(attention_weights(q, k, segments, scale=scale))
