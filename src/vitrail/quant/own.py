@@ -55,7 +55,7 @@ def quantize_own(
     for first, last, rows in _blocks(matrix):
         if not rows.isfinite().all():
             raise CheckpointError(f"{name} holds a value that is not finite; it cannot be stored as {kind}.")
-        groups = rows.float().view(-1, group)
+        groups = rows.float().reshape(-1, group)
         if kind == "q8":
             codes, scales = _code8(groups)
             tensors["codes"][first:last] = panels.pack8(codes.view(-1, columns))
@@ -134,7 +134,7 @@ def _best_scale(ratio: Tensor, values: Tensor) -> Tensor:
     scale = torch.zeros_like(gain)
     tried: list[float | Tensor] = [2.0 * end for end in _ENDS]
     for attempt in range(len(tried) + 1):
-        factor = tried[attempt] if attempt < len(tried) else (2.0 / scale)[:, None]
+        factor = tried[attempt] if attempt < len(tried) else (2.0 / _divisor(scale))[:, None]
         chosen = values.index_select(0, _cells(ratio * factor).view(-1)).view(ratio.shape)
         along = torch.linalg.vecdot(ratio, chosen)
         square = torch.linalg.vecdot(chosen, chosen).clamp_(min=1e-30)
@@ -183,7 +183,7 @@ def _fit_levels(matrix: Tensor, group: int) -> Tensor:
     for _ in range(_ROUNDS):
         table = _nearest(levels)
         scale = _best_scale(ratio, levels[table])
-        codes = table[_cells(ratio * (2.0 / scale)[:, None])].view(-1)
+        codes = table[_cells(ratio * (2.0 / _divisor(scale))[:, None])].view(-1)
         scale = scale * weights
         wanted = (scale * weights)[:, None] * ratio
         along = torch.bincount(codes, wanted.double().view(-1), 16)
