@@ -86,13 +86,17 @@ def quantize_4bit(weight: Tensor, kind: str, *, nested: bool = False, group: int
 
 def quantize_int8(weight: Tensor) -> PackedWeight:
     """A matrix (out, in) as int8 with one scale per row, the largest magnitude of the row in float16."""
-    half = weight.detach().to(torch.float16)
-    scale = half.abs().amax(1).float()
-    steps = half * (127.0 / scale)[:, None]
-    codes = torch.round(steps.nan_to_num(0.0)).to(torch.int8)  # a row of zeros: 0 · ∞
-    return PackedWeight(
-        "int8", _matrix(weight), weight.shape[1], {"codes": codes, "scale": scale}, weight.dtype
-    )
+    rows, columns = _matrix(weight)
+    codes = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
+    together = max(1, _CHUNK // max(1, columns))
+    for first in range(0, rows, together):
+        part = slice(first, first + together)
+        half = weight[part].detach().to(torch.float16)
+        scale[part] = half.abs().amax(1)
+        steps = half * (127.0 / scale[part])[:, None]
+        codes[part] = torch.round(steps.nan_to_num_(0.0))  # a row of zeros: 0 · ∞
+    return PackedWeight("int8", (rows, columns), columns, {"codes": codes, "scale": scale}, weight.dtype)
 
 
 def _matrix(weight: Tensor) -> tuple[int, int]:

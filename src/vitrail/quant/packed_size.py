@@ -15,7 +15,7 @@ from vitrail.quant.policy import Choice
 _MAP = 16 * 4  # float32 values of the 4-bit codes
 _NESTED_MAP = 256 * 4
 _OWN_WORK = 30_000_000  # intermediates of one chunk, and of fitting levels, of own.quantize_own
-_CHUNK_WORK = 40_000_000  # intermediates of one chunk of bitsandbytes.quantize_4bit
+_CHUNK_WORK = 40_000_000  # intermediates of one chunk of bitsandbytes.quantize_4bit or quantize_int8
 
 
 def chosen_bytes(rows: int, columns: int, choice: Choice, config: Quantization) -> int:
@@ -48,6 +48,6 @@ def packed_bytes(rows: int, columns: int, config: BitsAndBytesConfig) -> int:
 def packing_bytes(rows: int, columns: int, dtype: torch.dtype, config: BitsAndBytesConfig) -> int:
     """What is at work beside the result: the matrix itself, in `dtype`, and intermediates."""
     count = rows * columns
-    if config.load_in_8bit:  # in float16 if it is not, and three times in float32
-        return count * (dtype.itemsize + (0 if dtype == torch.float16 else 2) + 3 * 4)
+    if config.load_in_8bit:  # a chunk: in float16, its magnitudes, and three times in float32
+        return count * dtype.itemsize + min(_CHUNK_WORK, count * 16)
     return count * dtype.itemsize + packed_bytes(rows, columns, config) + min(_CHUNK_WORK, count * 40)
