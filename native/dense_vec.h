@@ -24,7 +24,8 @@ inline Vec load_f16(const uint16_t* p) {
 
 // By halves: lane i with lane i + 8, then + 4, + 2, + 1.
 inline float add_lanes(Vec x) {
-    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
+    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x.v), 1));
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x.v), upper);
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
