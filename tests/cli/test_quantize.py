@@ -73,6 +73,18 @@ def test_the_table_shows_the_policy(folder: Path, tmp_path: Path, capsys: Screen
     assert any(row.startswith("embeddings q8, groups of 64 1 ") for row in rows)
 
 
+def test_the_folder_that_one_is_in(
+    folder: Path, tmp_path: Path, capsys: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", str(tmp_path / "here")):
+        assert main(["quantize", str(folder), out, "--format", "q8"]) == 2
+        assert "cannot be replaced by a new one" in capsys.readouterr().err
+    assert main(["quantize", str(folder), "inside/deep", "--format", "q8"]) == 0
+    assert [path.name for path in (tmp_path / "here" / "inside").iterdir()] == ["deep"]
+
+
 def test_the_report_for_programs(folder: Path, tmp_path: Path, capsys: Screen) -> None:
     assert main(["quantize", str(folder), str(tmp_path / "q"), "--format", "q4", "--json"]) == 0
     out, err = capsys.readouterr()
@@ -196,3 +208,22 @@ def test_info_says_what_each_is(format: str, folder: Path, tmp_path: Path, capsy
     said = " ".join(capsys.readouterr().out.split())
     assert f"{report['bits_per_weight']:.2f} bits a weight" in said
     assert ("mapped" in said) == (format == "q4")
+
+
+def test_info_of_a_checkpoint_whose_weights_are_elsewhere(
+    folder: Path, tmp_path: Path, capsys: Screen
+) -> None:
+    """By its configuration alone the same is told."""
+    assert main(["quantize", str(folder), str(tmp_path / "q"), "--format", "q4", "--json"]) == 0
+    capsys.readouterr()
+    found = []
+    for _ in range(2):
+        assert main(["info", str(tmp_path / "q"), "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+        (tmp_path / "q" / "model.safetensors").unlink(missing_ok=True)
+    here, away = found
+    assert (here["weights"]["here"], away["weights"]["here"]) == (True, False)
+    assert away["weights"]["quantized"] == "vitrail"
+    assert away["parameters"] == here["parameters"]
+    for form in ("float32", "bfloat16"):
+        assert away["memory"][form]["weights"] == here["memory"][form]["weights"]

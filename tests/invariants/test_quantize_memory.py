@@ -1,7 +1,8 @@
-"""Quantising takes the memory of the largest tensor and some work, however large the model is."""
+"""Quantising takes the memory of the largest tensor and some work; loading what was quantised takes next to none."""
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,13 @@ import pytest
 import torch
 
 import vitrail
-from vitrail.files.safetensors import write_safetensors
+from vitrail.bench.geometries import PUBLISHED, config_of
+from vitrail.files.safetensors import dtype_name, header_bytes, write_safetensors
+from vitrail.files.safetensors_writer import Spec
+from vitrail.quant import own_layout
+from vitrail.quant.policy import to_pack
+from vitrail.weights.names import saved_names
+from vitrail.weights.plan import own_tensors
 
 MB = 1_000_000
 MEASURE = """
@@ -95,3 +102,70 @@ def test_memory_follows_the_largest_tensor_and_not_the_model(tmp_path: Path) -> 
     largest = [4096 * 1024, 4096 * 1024, 20480 * 1024, 2816 * 1024]
     assert all(peak < 4 * size + 100 * MB for peak, size in zip(peaks, largest, strict=True))
     assert four < 60 * MB
+
+
+LOAD = """
+import sys, time
+import torch
+import vitrail
+from vitrail.model import loading
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+before = anonymous()
+model = vitrail.LlavaForConditionalGeneration.from_pretrained(sys.argv[1], dtype="auto")
+print(anonymous() - before, model.num_parameters())
+"""
+
+
+def _write_empty(folder: Path) -> int:
+    """A file in q4 of Pixtral 12B's geometry that is one hole: all zeros, and no block on the disk. Its size."""
+    config = config_of(PUBLISHED["pixtral-12b"])
+    config.quantization_config = vitrail.QuantizeConfig()
+    config.dtype = "bfloat16"
+    with torch.device("meta"):
+        model = vitrail.LlavaForConditionalGeneration(config)
+    own, packed = own_tensors(model), to_pack(model, config.quantization_config)
+    specs: dict[str, Spec] = {}
+    for name, saved in saved_names(own).items():
+        choice = packed.get(name.removesuffix(".weight"))
+        if choice is None:
+            specs[saved] = (torch.bfloat16, tuple(own[name].shape))
+            continue
+        rows, columns = own[name].shape
+        for part, spec in own_layout.specs(choice.kind, (rows, columns), choice.group).items():
+            specs[saved.removesuffix("weight") + part] = spec
+    order = own_layout.file_order(specs)
+    header, position = {}, 0
+    for name in order:
+        dtype, shape = specs[name]
+        stop = position + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": dtype_name(name, dtype),
+            "shape": list(shape),
+            "data_offsets": [position, stop],
+        }
+        position = stop
+    start = header_bytes(header, own_layout.ALIGNMENT)
+    with (folder / "model.safetensors").open("wb") as stream:
+        stream.write(start)
+        stream.truncate(len(start) + position)
+    config.save_pretrained(folder)
+    return len(start) + position
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="counts anonymous memory as Linux tells it"
+)
+def test_pixtral_12b_in_q4_is_loaded_in_a_few_megabytes(tmp_path: Path) -> None:
+    size = _write_empty(tmp_path)
+    assert 7.9e9 < size < 8.1e9
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True, timeout=300, check=True
+    )
+    taken, parameters = (int(word) for word in done.stdout.split())
+    assert parameters == 12_682_739_712
+    assert taken < 60 * MB

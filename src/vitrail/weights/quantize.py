@@ -130,8 +130,7 @@ def prepare(
     Reads headers only. CheckpointError for files that do not fit the model, InputError for a target that exists and for
     patterns that fit nothing.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists already; give the name of a new folder.")
+    _check_target(target)
     checkpoint = open_checkpoint(source, format)
     plan = make_plan(model, checkpoint, None)
     plan.refuse_if_amiss(model, checkpoint)
@@ -150,6 +149,13 @@ def prepare(
         tuple(split(pieces, shard_bytes)),
         tuple(rows),
     )
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists already; give the name of a new folder.")
+    if target.name in ("", "..") or (target.exists() and target.samefile(Path.cwd())):
+        raise InputError(f"{target} is a folder that cannot be replaced by a new one; give another name.")
 
 
 def write(work: Work, *, progress: Progress | None = None) -> Written:
