@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from vitrail.cli.main import main
 from vitrail.cli.read import _in_order, find_pictures
+from vitrail.inputs.images import load_image
 from vitrail.reader.files import FileReading, Reading
 from vitrail.reader.reading import BatchReader
+from vitrail.reader.testset import make_testset
 
 SIGN = Path(__file__).parents[2] / "examples" / "sign.png"
 TEXT = "Reading Room\nSecond Floor"
@@ -136,3 +138,17 @@ def test_progress_of_files_is_kept_in_order() -> None:
     found = _in_order([(n, files[n]) for n in (2, 0, 3, 1)], seen.append)
     assert list(found) == list(enumerate(files))
     assert len(seen) == 4
+
+
+@pytest.mark.slow
+def test_generated_pictures_read_the_same_together_and_alone(tmp_path: Path) -> None:
+    font = ImageFont.load_default(20)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    (tmp_path / "plain.otf").write_bytes(font.font_bytes)
+    make_testset(tmp_path / "set", [tmp_path], count=20, seed=7)
+    pictures = [load_image(path) for path in sorted((tmp_path / "set").glob("*.png"))]
+    reader = BatchReader()
+    together = list(reader.read(pictures))
+    alone = [next(reader.read([picture])) for picture in pictures]
+    assert [reading.text for reading in together] == [reading.text for reading in alone]
+    assert max(len(reading.text) for reading in together) > 10

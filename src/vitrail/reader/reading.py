@@ -27,9 +27,9 @@ WINDOW = 256
 """Pictures that are held at once, at most."""
 WINDOW_PIXELS = 1 << 26
 """Their pixels together, about; a larger picture is held alone."""
-BATCH_TOKENS = 16000
-"""Picture tokens of one batch, at most; a larger picture is a batch of its own. A step of decoding costs little more for
-a hundred pictures than for one."""
+BATCH_PIXELS = 1 << 24
+"""Of one batch, with every picture padded to the highest and the widest. A step of decoding costs little more for a
+hundred pictures than for one, so batches are as large as memory likes."""
 
 
 class BatchReader:
@@ -57,15 +57,15 @@ class BatchReader:
 
     def _batches(self, pictures: Sequence[Image]) -> Iterator[list[int]]:
         """Indices of pictures that are read together, small pictures first."""
-        cost = [self._processor.num_image_tokens(picture.height, picture.width) for picture in pictures]
+        grids = [self._processor.picture_grid(picture.height, picture.width) for picture in pictures]
         batch: list[int] = []
-        total = 0
-        for index in sorted(range(len(pictures)), key=cost.__getitem__):
-            if batch and total + cost[index] > BATCH_TOKENS:
+        height = width = 0
+        for index in sorted(range(len(pictures)), key=lambda index: grids[index].tokens):
+            height, width = max(height, grids[index].height), max(width, grids[index].width)
+            if batch and (len(batch) + 1) * height * width > BATCH_PIXELS:
                 yield batch
-                batch, total = [], 0
+                batch, height, width = [], grids[index].height, grids[index].width
             batch.append(index)
-            total += cost[index]
         if batch:
             yield batch
 
