@@ -87,7 +87,7 @@ def right(model: AutoModelForImageTextToText, processor: AutoProcessor, count: i
             tokenize=True,
             return_dict=True,
         )
-        ids = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+        ids = model.generate(**inputs, max_new_tokens=40, do_sample=False)
         answer = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         good += answer == text
     return good / count
