@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,17 @@ def test_the_report_for_programs(folder: Path, tmp_path: Path, capsys: Screen) -
     assert worst["format"] == "q4"
     assert 0.06 < worst["relative_error"] < 0.1
     assert set(worst) == {"name", "format", "group", "weights", "bytes", "relative_error"}
+
+
+def test_a_terminal_shows_how_far_it_is(
+    folder: Path, tmp_path: Path, capsys: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["quantize", str(folder), str(tmp_path / "q"), "--format", "q8"]) == 0
+    err = capsys.readouterr().err
+    assert re.search(r"\d+(\.\d+)?/\d+(\.\d+)? [kM]?B", err)
 
 
 def test_layers_that_no_group_divides_are_told(tiny_llava: Path, tmp_path: Path, capsys: Screen) -> None:
