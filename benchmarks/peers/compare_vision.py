@@ -19,7 +19,7 @@ from worker import Worker, clock
 from vitrail.bench.geometries import params_of
 from vitrail.bench.matmul import MatrixRate
 from vitrail.bench.random_model import random_model
-from vitrail.bench.work import tower_shapes, vision_cost
+from vitrail.bench.work import tower_cost, tower_shapes
 
 
 class Tower:
@@ -28,7 +28,7 @@ class Tower:
     def __init__(self, model: Any, pictures: int, side: int) -> None:
         vision = model.config.vision_config
         patches = side // vision.patch_size
-        self.cost = vision_cost(model, [(patches, patches)] * pictures)
+        self.cost = tower_cost(model, [(patches, patches)] * pictures)
         self._tower = model.vision_tower
         self._pixels = torch.randn(pictures, 3, side, side).to(model.dtype)
 

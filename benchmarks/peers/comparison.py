@@ -96,7 +96,7 @@ def compared(
         shares = {"share": [work / spent for spent in found["ours"]], name: found[name]}
         record[name] = {"per_second": median(found[name]), "share": ratio(shares, "share", name)}
         text += f"; {spread(record[name]['share'])} of {name} ({record[name]['per_second'] / 1e9:.3g} G/s)"
-    print(f"{text}; others took {record['busy_before']:.0%} of the machine", flush=True)
+    print(f"{text}; before the turns the machine was busy to {record['busy_before']:.0%}", flush=True)
     keep(out, record)
     return record
 

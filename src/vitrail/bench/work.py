@@ -43,16 +43,20 @@ def prefill_cost(model: Any, rows: int) -> Cost:
 
 
 def vision_cost(model: Any, grids: list[tuple[int, int]]) -> Cost:
-    """Tower and projector for pictures of (rows, columns) patches; every patch sees its whole picture."""
-    vision = model.config.vision_config
+    """Tower and projector for pictures of (rows, columns) patches."""
+    tower, projector = tower_cost(model, grids), model.multi_modal_projector
     merge = getattr(model.config, "spatial_merge_size", 1)
-    tower, projector = model.vision_tower, model.multi_modal_projector
+    joined = sum(height * width for height, width in grids) // merge**2
+    return Cost(tower.bytes + matrix_bytes(projector), tower.flop + 2 * joined * matrix_size(projector))
+
+
+def tower_cost(model: Any, grids: list[tuple[int, int]]) -> Cost:
+    """The tower alone; every patch sees its whole picture."""
+    vision, tower = model.config.vision_config, model.vision_tower
     patches = [height * width for height, width in grids]
     heads = vision.num_attention_heads * vision.head_dim * vision.num_hidden_layers
     attention = sum(4 * heads * count * count for count in patches)
-    products = 2 * sum(patches) * matrix_size(tower)
-    joined = 2 * sum(patches) // merge**2 * matrix_size(projector)
-    return Cost(matrix_bytes(tower) + matrix_bytes(projector), attention + products + joined)
+    return Cost(matrix_bytes(tower), attention + 2 * sum(patches) * matrix_size(tower))
 
 
 def decoder_shapes(model: Any, rows: int) -> list[Shape]:
