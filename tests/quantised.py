@@ -10,7 +10,8 @@ import torch
 import vitrail
 from tests import tiny
 from vitrail.quant.config import Quantization
-from vitrail.weights.quantize import Work, Written, prepare, write
+from vitrail.weights.quantize import Written, write
+from vitrail.weights.quantize_plan import Work, prepare
 
 WIDE = {"text_config": {"hidden_size": 64, "intermediate_size": 160}}
 """Changes of a tiny configuration after which groups of 32 divide every row."""

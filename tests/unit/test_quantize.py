@@ -133,6 +133,19 @@ def test_sources_of_every_kind_give_the_same(tmp_path: Path) -> None:
     assert not (tmp_path / "q-own" / "params.json").exists()
 
 
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_projectors_biases_are_as_the_files_have_them(tmp_path: Path, biased: bool) -> None:
+    """Published configurations do not say whether there are any."""
+    source = quantised.source(tmp_path / "a", multimodal_projector_bias=biased)
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    config["multimodal_projector_bias"] = not biased
+    (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    quantised.written(source, tmp_path / "q", Q8)
+    model = quantised.load(tmp_path / "q")
+    assert (model.model.multi_modal_projector.linear_1.bias is not None) == biased
+    assert model.config.multimodal_projector_bias == biased
+
+
 def test_a_checkpoint_of_bitsandbytes_is_decoded_first(folder: Path, tmp_path: Path) -> None:
     nf4 = vitrail.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True

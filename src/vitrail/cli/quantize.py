@@ -84,7 +84,8 @@ def quantize(
     source.fetch_weights()
     with waiting(not as_json) as line:
         line.say(f"reading {model}")
-        from vitrail.weights.quantize import prepare, write
+        from vitrail.weights.quantize import write
+        from vitrail.weights.quantize_plan import prepare
 
         network = _build(source)
         config = _config(network, format_name, group, {k: v for k, v in parts.items() if v is not None}, keep)

@@ -14,7 +14,8 @@ from rich.table import Table
 from vitrail.files.size import in_words
 
 if TYPE_CHECKING:
-    from vitrail.weights.quantize import Progress, Work, Written
+    from vitrail.weights.quantize import Progress, Written
+    from vitrail.weights.quantize_plan import Work
 
 WIDTH = 110  # where the output is no terminal
 

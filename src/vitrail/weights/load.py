@@ -58,15 +58,15 @@ def load_into(
     config = getattr(model, "config", None)
     stored = read_quantization(getattr(config, "quantization_config", None))
     asked = read_quantization(quantization)
-    _refuse_another(stored, asked)
     plan = make_plan(model, checkpoint, asked if stored is None else None)
     plan.refuse_if_amiss(model, checkpoint)
+    _refuse_another(stored or _implied(plan), asked)
     half = bool(plan.to_quantise) and isinstance(asked, BitsAndBytesConfig)
     target = resolve_dtype(dtype, config, checkpoint, quantised=half)
     where = placement(model, device_map)
     form = Form(target, asked if stored is None else None)
     refuse_if_too_large(model, checkpoint, plan, form, where)
-    _fit_projector_bias(model, plan)
+    fit_projector_bias(model, plan)
     _fill(model, checkpoint, plan, target, where, asked or stored)
     if plan.tied:
         _tie(model, *plan.tied)
@@ -95,7 +95,8 @@ def _tie(model: nn.Module, head: str, table: str) -> None:
         _submodule(model, head).weight = module.weight
 
 
-def _fit_projector_bias(model: nn.Module, plan: Plan) -> None:
+def fit_projector_bias(model: nn.Module, plan: Plan) -> None:
+    """Give the projector of a model on the meta device biases, or take them, as the files have them."""
     if plan.projector_bias is None:
         return
     for path, module in model.named_modules():

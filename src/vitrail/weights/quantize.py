@@ -15,62 +15,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrail import __version__
-from vitrail.errors import CheckpointError, InputError
+from vitrail.errors import CheckpointError
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
 from vitrail.files.safetensors import library_order
 from vitrail.files.safetensors_writer import SafetensorsWriter
 from vitrail.ops.weight import dequantize
 from vitrail.quant import own_layout
-from vitrail.quant.config import BitsAndBytesConfig, Quantization
+from vitrail.quant.config import BitsAndBytesConfig
 from vitrail.quant.pack import pack, squared_error
 from vitrail.quant.replace import to_state
 from vitrail.weights.beside import copy_beside, note_kind, write_picture_settings
-from vitrail.weights.checkpoint import INDEX, Checkpoint
+from vitrail.weights.checkpoint import INDEX
 from vitrail.weights.journal import Journal, journal
 from vitrail.weights.load import note
-from vitrail.weights.native import open_checkpoint
-from vitrail.weights.plan import Plan, make_plan
-from vitrail.weights.quantize_plan import Piece, Row, Shard, half_type, plan_pieces, split, table
+from vitrail.weights.quantize_plan import Piece, Shard, Work
 
-SHARD_BYTES = 2_000_000_000
 _CHUNK_ROWS = 512  # of a packed matrix decoded at once
 _CPU = torch.device("cpu")
 
 Progress = Callable[[str, int, int], None]
 """Called with a tensor's name, the bytes written so far and all bytes, before each tensor and at the end."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """All that is known before the first value is read."""
-
-    source: Path
-    target: Path
-    checkpoint: Checkpoint
-    plan: Plan
-    model_config: Any
-    config: Quantization
-    dtype: torch.dtype
-    shards: tuple[Shard, ...]
-    rows: tuple[Row, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all tensors that are written."""
-        return sum(shard.size for shard in self.shards)
-
-    @property
-    def weights(self) -> int:
-        """How many numbers the model has."""
-        return sum(piece.weights for shard in self.shards for piece in shard.pieces)
-
-    @property
-    def scratch(self) -> Path:
-        """Where the work lies until it is complete."""
-        return self.target.with_name(f".{self.target.name}.quantizing")
 
 
 @dataclass
@@ -110,52 +77,6 @@ class Written:
         if not measured:
             return None
         return _relative(sum(layer["error"] for layer in measured), sum(layer["norm"] for layer in measured))
-
-
-def prepare(
-    model: nn.Module,
-    source: Path,
-    target: Path,
-    config: Quantization,
-    *,
-    format: str | None = None,
-    shard_bytes: int = SHARD_BYTES,
-) -> Work:
-    """What will be written for the checkpoint in the folder `source`, of which `model`, on the meta device, is the model.
-
-    config       a QuantizeConfig, or a BitsAndBytesConfig of 4 bits without double quantisation.
-    format       "hf" or "mistral" where `source` holds both.
-    shard_bytes  the most bytes of a file's tensors, but for a single larger one.
-
-    Reads headers only. CheckpointError for files that do not fit the model, InputError for a target that exists and for
-    patterns that fit nothing.
-    """
-    _check_target(target)
-    checkpoint = open_checkpoint(source, format)
-    plan = make_plan(model, checkpoint, None)
-    plan.refuse_if_amiss(model, checkpoint)
-    settings: Any = getattr(model, "config", None)
-    dtype = half_type(settings, checkpoint)
-    pieces = plan_pieces(model, checkpoint, plan, config, dtype)
-    rows = table(pieces, plan.tied is not None)
-    return Work(
-        source,
-        target,
-        checkpoint,
-        plan,
-        settings,
-        config,
-        dtype,
-        tuple(split(pieces, shard_bytes)),
-        tuple(rows),
-    )
-
-
-def _check_target(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists already; give the name of a new folder.")
-    if target.name in ("", "..") or (target.exists() and target.samefile(Path.cwd())):
-        raise InputError(f"{target} is a folder that cannot be replaced by a new one; give another name.")
 
 
 def write(work: Work, *, progress: Progress | None = None) -> Written:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, InputError
 from vitrail.files.safetensors_writer import Spec
 from vitrail.ops.weight import PackedWeight
 from vitrail.quant import bitsandbytes, own_layout
 from vitrail.quant.config import BitsAndBytesConfig, Quantization
 from vitrail.quant.policy import PLAIN, Choice, choose
 from vitrail.weights.checkpoint import INDEX, SINGLE, Checkpoint
-from vitrail.weights.load import resolve_dtype
+from vitrail.weights.load import fit_projector_bias, resolve_dtype
 from vitrail.weights.names import saved_names
-from vitrail.weights.plan import FLOATS, Plan, own_tensors
+from vitrail.weights.native import open_checkpoint
+from vitrail.weights.plan import FLOATS, Plan, make_plan, own_tensors
 
+SHARD_BYTES = 2_000_000_000
 OTHER = "norms, biases, convolution"
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -92,7 +95,84 @@ class Row:
         }
 
 
-def plan_pieces(
+@dataclass(frozen=True)
+class Work:
+    """All that is known before the first value is read."""
+
+    source: Path
+    target: Path
+    checkpoint: Checkpoint
+    plan: Plan
+    model_config: Any
+    config: Quantization
+    dtype: torch.dtype
+    shards: tuple[Shard, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors that are written."""
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def weights(self) -> int:
+        """How many numbers the model has."""
+        return sum(piece.weights for shard in self.shards for piece in shard.pieces)
+
+    @property
+    def scratch(self) -> Path:
+        """Where the work lies until it is complete."""
+        return self.target.with_name(f".{self.target.name}.quantizing")
+
+
+def prepare(
+    model: nn.Module,
+    source: Path,
+    target: Path,
+    config: Quantization,
+    *,
+    format: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Work:
+    """What will be written for the checkpoint in the folder `source`, of which `model`, on the meta device, is the model.
+
+    config       a QuantizeConfig, or a BitsAndBytesConfig of 4 bits without double quantisation.
+    format       "hf" or "mistral" where `source` holds both.
+    shard_bytes  the most bytes of a file's tensors, but for a single larger one.
+
+    Reads headers only. CheckpointError for files that do not fit the model, InputError for a target that exists and for
+    patterns that fit nothing.
+    """
+    _check_target(target)
+    checkpoint = open_checkpoint(source, format)
+    plan = make_plan(model, checkpoint, None)
+    plan.refuse_if_amiss(model, checkpoint)
+    fit_projector_bias(model, plan)
+    settings: Any = getattr(model, "config", None)
+    dtype = _half_type(settings, checkpoint)
+    pieces = _pieces(model, checkpoint, plan, config, dtype)
+    rows = _table(pieces, plan.tied is not None)
+    return Work(
+        source,
+        target,
+        checkpoint,
+        plan,
+        settings,
+        config,
+        dtype,
+        tuple(_split(pieces, shard_bytes)),
+        tuple(rows),
+    )
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists already; give the name of a new folder.")
+    if target.name in ("", "..") or (target.exists() and target.samefile(Path.cwd())):
+        raise InputError(f"{target} is a folder that cannot be replaced by a new one; give another name.")
+
+
+def _pieces(
     model: nn.Module, checkpoint: Checkpoint, plan: Plan, config: Quantization, dtype: torch.dtype
 ) -> list[Piece]:
     """Every tensor of `model` that is written, in the model's order; a tied head is not.
@@ -122,7 +202,7 @@ def plan_pieces(
     return pieces
 
 
-def split(pieces: list[Piece], limit: int) -> list[Shard]:
+def _split(pieces: list[Piece], limit: int) -> list[Shard]:
     """The pieces in files of at most `limit` bytes, in order; a larger one gets a file of its own."""
     groups: list[list[Piece]] = [[]]
     room = limit
@@ -141,7 +221,7 @@ def split(pieces: list[Piece], limit: int) -> list[Shard]:
     ]
 
 
-def table(pieces: list[Piece], tied: bool) -> list[Row]:
+def _table(pieces: list[Piece], tied: bool) -> list[Row]:
     """The policy: a row for all that is treated alike, in the model's order."""
     groups: dict[tuple[str, str, int, str], list[Piece]] = {}
     for piece in pieces:
@@ -154,7 +234,7 @@ def table(pieces: list[Piece], tied: bool) -> list[Row]:
     return [*rows, *([Row("head", "tied", 0, "it is the embeddings' table", 1, 0, 0)] if tied else [])]
 
 
-def half_type(config: Any, checkpoint: Checkpoint) -> torch.dtype:
+def _half_type(config: Any, checkpoint: Checkpoint) -> torch.dtype:
     """The 16 bits of what stays: the checkpoint's own, bfloat16 for one in float32."""
     named = resolve_dtype("auto", config, checkpoint)
     return named if named in HALVES else torch.bfloat16
