@@ -186,7 +186,7 @@ def assert_near(found: list[Tensor], exact: list[Tensor], dtype: torch.dtype) ->
         assert float((ours.double() - true).abs().max()) <= bound * float(true.abs().max())
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(cases(), st.sampled_from([1, 4, 32, 64]), st.integers(0, 99), st.data())
 def test_chunks_batches_threads_and_the_cache_change_no_bit(
     case: Case, block: int, seed: int, data: st.DataObject
@@ -211,7 +211,7 @@ def test_chunks_batches_threads_and_the_cache_change_no_bit(
             assert_same([torch.cat(rows) for rows in found], whole)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(cases(), st.sampled_from([*FLOATS, torch.int8]), st.sampled_from([1, 4, 32]), st.integers(0, 99))
 def test_row_by_row_from_a_cache_of_any_type_equals_all_at_once(
     case: Case, held_as: torch.dtype, block: int, seed: int
@@ -231,7 +231,7 @@ def test_row_by_row_from_a_cache_of_any_type_equals_all_at_once(
             assert_near(whole, exact, case.q[0].dtype)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(cases(causal=False), st.integers(1, 3))
 def test_pictures_are_near_the_walk_whatever_is_beside_them(case: Case, count: int) -> None:
     for isa in native.available():
@@ -310,7 +310,7 @@ def test_powers_of_two_are_within_two_units_of_the_last_place() -> None:
 # --- the cache's writes ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     st.sampled_from(FLOATS), st.sampled_from([*FLOATS, torch.int8]), st.integers(0, 9), st.integers(1, 3),
     st.sampled_from([1, 3, 8, 50]), st.integers(0, 999),

@@ -85,7 +85,7 @@ def test_a_file_may_ask_for_what_is_refused_only_when_it_is_used():
     with pytest.raises(UnsupportedError, match="num_beams=4"):
         config.refuse_unsupported()
     GenerationConfig(length_penalty=2.0, cache_implementation="static").refuse_unsupported()
-    with pytest.raises(UnsupportedError, match="cache_implementation='quantized'.*; cache_dtype='int8'"):
+    with pytest.raises(UnsupportedError, match=r"cache_implementation='quantized'.*; cache_dtype='int8'"):
         GenerationConfig(cache_implementation="quantized").refuse_unsupported()
 
 
@@ -118,6 +118,6 @@ def test_the_precision_of_the_cache_is_kept_by_name(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     assert GenerationConfig.from_pretrained(tmp_path).cache_dtype == "bfloat16"
     assert json.loads((tmp_path / "generation_config.json").read_text())["cache_dtype"] == "bfloat16"
-    with pytest.raises(ConfigError, match="cache_dtype must be one of float32.*int8, got 'int4'"):
+    with pytest.raises(ConfigError, match=r"cache_dtype must be one of float32.*int8, got 'int4'"):
         config.update(cache_dtype="int4")
     assert config.cache_dtype == "bfloat16"
