@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,27 @@ def test_a_full_disk_is_one_line(
     assert main(["quantize", str(folder), str(tmp_path / "q"), "--format", "q4", "--json"]) == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"vitrail: {tmp_path / 'q'} cannot be written: No space left on device.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+from vitrail.cli.main import main
+sys.exit(main(["quantize", sys.argv[1], sys.argv[2], "--format", "q4"]))
+"""
+
+
+@pytest.mark.slow
+def test_the_systems_refusal_is_one_line(folder: Path, tmp_path: Path) -> None:
+    """Really refused, in the middle of a file."""
+    pytest.importorskip("resource")
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(folder), str(tmp_path / "q")],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == f"vitrail: {tmp_path / 'q'} cannot be written: File too large.\n"
     assert list(tmp_path.iterdir()) == []
 
 

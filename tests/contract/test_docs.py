@@ -25,6 +25,7 @@ from vitrail.cli.chat import chat
 from vitrail.cli.info import info
 from vitrail.cli.main import main
 from vitrail.cli.prompt import prompt
+from vitrail.cli.quantize import quantize
 from vitrail.cli.tokens import tokens
 from vitrail.cli.train import train
 
@@ -219,6 +220,14 @@ def test_every_option_of_training_is_documented() -> None:
     page = (ROOT / "docs/training.md").read_text("utf-8")
     options = [flag for parameter in train.params for flag in parameter.opts if flag.startswith("--")]
     assert len(options) > 30
+    assert [flag for flag in options if f"`{flag}" not in page] == []
+
+
+def test_every_option_of_quantising_is_documented() -> None:
+    """docs/quantize.md names each option of `vitrail quantize`."""
+    page = (ROOT / "docs/quantize.md").read_text("utf-8")
+    options = [flag for parameter in quantize.params for flag in parameter.opts if flag.startswith("--")]
+    assert len(options) == 9
     assert [flag for flag in options if f"`{flag}" not in page] == []
 
 

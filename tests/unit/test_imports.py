@@ -60,7 +60,7 @@ def test_importing_vitrail_brings_nothing_heavy() -> None:
         ["--help"],
         ["--version"],
         [],
-        *([name, "--help"] for name in ("ask", "chat", "info", "tokens", "train")),
+        *([name, "--help"] for name in ("ask", "chat", "info", "quantize", "tokens", "train")),
     ],
 )
 def test_help_brings_nothing_heavy(arguments: list[str]) -> None:
