@@ -42,8 +42,8 @@ void vt_rms_norm(const void* x, const void* weight, void* y, int32_t type, int64
 
 void vt_silu_gate(const void* gate, const void* up, void* y, int32_t type, int64_t count) {
     const auto kernel = choose(table).silu_gate[type];
-    constexpr int64_t kPart = 4096;
-    by_rows((count + kPart - 1) / kPart, kPart, [&](int64_t part) {
+    constexpr int64_t kPart = 4096;  // an exponential and a division each: worth less than kGrain
+    parallel((count + kPart - 1) / kPart, [&](int64_t part) {
         const int64_t offset = part * kPart * bytes_of(type), width = std::min(kPart, count - part * kPart);
         kernel(at(gate, offset), at(up, offset), at(y, offset), width);
     });

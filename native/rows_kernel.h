@@ -57,7 +57,8 @@ template <int32_t kType>
 void silu_gate(const void* gate, const void* up, void* y, int64_t width) {
     const void* const inputs[] = {gate, up};
     by_blocks<kType>(inputs, y, width, [](auto& from, void* to, int64_t i) {
-        const Vec g = load_as<kType>(from[0], i);
+        // Below −104 silu is 0 in float32; the bound keeps g / e^88 there. A NaN passes: it is the second operand.
+        const Vec g = max(Vec::all(-104.0f), load_as<kType>(from[0], i));
         const Vec silu = rounded_as<kType>(g / (Vec::all(1.0f) + exp(Vec::zero() - g)));
         store_as<kType>(to, i, silu * load_as<kType>(from[1], i));
     });
