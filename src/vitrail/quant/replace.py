@@ -11,8 +11,13 @@ from torch import Tensor, nn
 from vitrail.errors import CheckpointError
 from vitrail.ops.linear import embedding, linear
 from vitrail.ops.weight import PackedWeight
-from vitrail.quant import bitsandbytes, own_layout
-from vitrail.quant.bitsandbytes import quantize_4bit, quantize_int8
+from vitrail.quant import own_layout
+from vitrail.quant.bitsandbytes import (
+    from_state as from_foreign_state,
+    quantize_4bit,
+    quantize_int8,
+    to_state as to_foreign_state,
+)
 from vitrail.quant.config import BitsAndBytesConfig
 
 
@@ -166,14 +171,14 @@ def to_state(packed: PackedWeight, storage: torch.dtype = torch.uint8) -> dict[s
     """What a file holds for a packed weight of any kind: the part of the key after the module's name → tensor."""
     if packed.kind in own_layout.OWN_KINDS:
         return own_layout.to_state(packed)
-    return bitsandbytes.to_state(packed, storage)
+    return to_foreign_state(packed, storage)
 
 
 def from_state(name: str, parts: Mapping[str, Tensor], like: PackedWeight) -> PackedWeight:
     """A packed weight of the kind and shape of `like` from what a file holds; CheckpointError for what does not fit."""
     if like.kind in own_layout.OWN_KINDS:
         return own_layout.from_state(name, parts, like.shape, like.dtype)
-    return bitsandbytes.from_state(name, parts, like.dtype)
+    return from_foreign_state(name, parts, like.dtype)
 
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:

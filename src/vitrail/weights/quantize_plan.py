@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from vitrail.errors import ConfigError, InputError
 from vitrail.files.safetensors_writer import Spec
 from vitrail.ops.weight import PackedWeight
-from vitrail.quant import bitsandbytes, own_layout
+from vitrail.quant import own_layout
 from vitrail.quant.config import BitsAndBytesConfig, Quantization
 from vitrail.quant.policy import PLAIN, Choice, choose
+from vitrail.quant.replace import to_state
 from vitrail.weights.checkpoint import INDEX, SINGLE, Checkpoint
 from vitrail.weights.load import fit_projector_bias, resolve_dtype
 from vitrail.weights.names import saved_names
@@ -254,7 +255,7 @@ def _packed_specs(
         "quant_map": torch.empty(16, device="meta"),
         "absmax": torch.empty(math.ceil(count / choice.group), device="meta"),
     }
-    state = bitsandbytes.to_state(PackedWeight(choice.kind, (rows, columns), choice.group, tensors, dtype))
+    state = to_state(PackedWeight(choice.kind, (rows, columns), choice.group, tensors, dtype))
     return {part: (tensor.dtype, tuple(tensor.shape)) for part, tensor in state.items()}
 
 
