@@ -15,7 +15,7 @@ const QuantKernels* const table[kIsaCount] = {&quant_portable, &quant_neon, null
 const QuantKernels* const table[kIsaCount] = {&quant_portable, nullptr, nullptr, nullptr, nullptr};
 #endif
 
-// Bytes of codes that one chunk of few rows reads: some microseconds of work, a fraction of which is lost to waiting at the end.
+// Bytes of codes that one chunk of few rows reads.
 constexpr int64_t kChunkBytes = 96 * 1024;
 // Activations that are worth waking another thread for.
 constexpr int64_t kRoundGrain = 32768;
@@ -26,14 +26,18 @@ int64_t aligned(int64_t bytes) { return divide_up(bytes, 64) * 64; }
 
 // How one call is cut: every weight into pieces of `panels` panels, x into pieces of `rows` rows.
 struct Cut {
-    int64_t panels, rows;
+    int64_t panels, rows, pieces = 0;
 
-    Cut(int32_t kind, int64_t all_rows, int64_t columns) {
-        rows = std::min(all_rows, kMostRows);
-        panels = kMostPanels;
-        if (all_rows <= kFewRows) panels = std::min(panels, std::max<int64_t>(1, kChunkBytes / (columns * 2 * kind)));
+    Cut(int32_t kind, int64_t all_rows, int64_t columns, const QuantWeight* weights, int64_t count) {
+        rows = std::max<int64_t>(1, std::min(all_rows, kMostRows));
+        int64_t all_panels = 0;
+        for (int64_t i = 0; i < count; i++) all_panels += weights[i].panels;
+        // Few rows: some microseconds of reading. Many: enough pieces that no thread waits long for the last.
+        const int64_t wanted = all_rows <= kFewRows ? kChunkBytes / std::max<int64_t>(1, columns * 2 * kind) : all_panels / (4 * pool_threads());
+        panels = std::max<int64_t>(1, std::min(kMostPanels, wanted));
+        for (int64_t i = 0; i < count; i++) pieces += pieces_of(weights[i]);
     }
-    int64_t pieces(const QuantWeight& weight) const { return divide_up(weight.panels, panels); }
+    int64_t pieces_of(const QuantWeight& weight) const { return divide_up(weight.panels, panels); }
 };
 
 }  // namespace
@@ -55,16 +59,13 @@ void vt_quant_linear(int32_t kind, const void* x, int32_t type, int64_t rows, in
         for (int64_t row = chunk * together; row < last; row++) kernels.round(x, type, row, kind, rounded);
     });
 
-    const Cut cut(kind, rows, columns);
-    int64_t pieces = 0;
-    for (int64_t i = 0; i < count; i++) pieces += cut.pieces(weights[i]);
-    if (rows == 0 || pieces == 0) return;
+    const Cut cut(kind, rows, columns, weights, count);
     // Rows are the outer loop: neighbouring chunks read the same activations.
-    parallel(divide_up(rows, cut.rows) * pieces, [&](int64_t chunk) {
-        const int64_t begin = chunk / pieces * cut.rows;
-        int64_t piece = chunk % pieces;
+    parallel(divide_up(rows, cut.rows) * cut.pieces, [&](int64_t chunk) {
+        const int64_t begin = chunk / cut.pieces * cut.rows;
+        int64_t piece = chunk % cut.pieces;
         const QuantWeight* weight = weights;
-        for (; piece >= cut.pieces(*weight); weight++) piece -= cut.pieces(*weight);
+        for (; piece >= cut.pieces_of(*weight); weight++) piece -= cut.pieces_of(*weight);
         const int64_t first = piece * cut.panels;
         kernels.multiply(rounded, *weight, kind, type, first, std::min(first + cut.panels, weight->panels), begin,
                          std::min(begin + cut.rows, rows));

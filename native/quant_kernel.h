@@ -178,8 +178,9 @@ void multiply_tiles(const Rounded& x, const Strip& strip, int64_t begin, int64_t
     int64_t row = begin;
     for (; row + R <= end; row += R) {
         float* const to = totals + (row - begin) * kPanelRows;
-        if (x.group == 32) {
-            multiply_rows<Source, R, 1>(x, strip, row, to);
+        // The usual group and the usual numbers of rows have code of their own.
+        if ((R == kTileRows || R <= 2) && x.group == 32) {
+            multiply_rows<Source, R, (R == kTileRows || R <= 2) ? 1 : 0>(x, strip, row, to);
         } else {
             multiply_rows<Source, R, 0>(x, strip, row, to);
         }
