@@ -285,7 +285,7 @@ class KVCache:
             raise InputError(
                 f"the step expects {step.segments.kv_host} positions, the cache has {lengths} reserved."
             )
-        widest = max((len(state.blocks) for state in states), default=0)
+        widest = max([0, *(len(state.blocks) for state in states)])
         padded = [state.blocks + [0] * (widest - len(state.blocks)) for state in states]
         table = torch.tensor(padded, dtype=torch.int32).reshape(len(states), widest)
         slots = [self._slots(s, step.segments.past_length(row)) for row, s in enumerate(states)]
