@@ -138,6 +138,7 @@ void one_tile(const float* x, int64_t x_stride, const float* weights, int64_t co
     for (auto& row : lanes) {
         for (Vec& lane : row) lane = Vec::zero();
     }
+#pragma GCC unroll 2
     for (int64_t i = 0; i < columns; i += Vec::kWidth) {
         Vec a[kRowCount];
         for (int64_t r = 0; r < kRowCount; r++) a[r] = Vec::load(x + r * x_stride + i);
@@ -151,14 +152,16 @@ void one_tile(const float* x, int64_t x_stride, const float* weights, int64_t co
     }
 }
 
+// As many rows at once as there are, at most kMost.
+template <int64_t kMost>
+void tiles(const float* x, int64_t x_stride, int64_t rows, const float* weights, int64_t columns, float* totals) {
+    if (rows == kMost) return one_tile<kMost>(x, x_stride, weights, columns, totals);
+    if constexpr (kMost > 1) tiles<kMost - 1>(x, x_stride, rows, weights, columns, totals);
+}
+
 void tile(const float* x, int64_t x_stride, int64_t rows, const float* weights, int64_t columns, float* totals) {
     for (int64_t n = 0; n < kOuts; n += kTileOuts) {
-        const float* const from = weights + n * kBlock;
-        if (rows == kTileRows) {
-            one_tile<kTileRows>(x, x_stride, from, columns, totals + n);
-        } else {
-            for (int64_t r = 0; r < rows; r++) one_tile<1>(x + r * x_stride, x_stride, from, columns, totals + r * kOuts + n);
-        }
+        tiles<kTileRows>(x, x_stride, rows, weights + n * kBlock, columns, totals + n);
     }
 }
 
@@ -183,11 +186,16 @@ void panel_rows(const uint16_t* pairs, int64_t steps, const float* x, int64_t x_
     }
 }
 
+template <int64_t kMost>
+void panels(const uint16_t* pairs, int64_t steps, const float* x, int64_t x_stride, int64_t rows, float* totals) {
+    if (rows == kMost) return panel_rows<kMost>(pairs, steps, x, x_stride, totals);
+    if constexpr (kMost > 1) panels<kMost - 1>(pairs, steps, x, x_stride, rows, totals);
+}
+
 void panel(const DenseMatrix& matrix, int64_t index, const float* x, int64_t x_stride, int64_t rows, float* totals) {
     const int64_t steps = (matrix.in + 1) / 2;
     const uint16_t* const pairs = static_cast<const uint16_t*>(matrix.codes) + index * steps * kPanelRows * 2;
-    if (rows == kPanelTile) return panel_rows<kPanelTile>(pairs, steps, x, x_stride, totals);
-    for (int64_t r = 0; r < rows; r++) panel_rows<1>(pairs, steps, x + r * x_stride, x_stride, totals + r * kPanelRows);
+    panels<kPanelTile>(pairs, steps, x, x_stride, rows, totals);
 }
 
 constexpr DenseKernels kDenseKernels = {kTileRows, kPanelTile, arrange, decode, natural, dots, tile, panel};
