@@ -14,7 +14,10 @@ import torch
 import transformers
 
 import vitrail
+from tests import quantised
 from tests.parity.pairs import FAMILIES, TEXTS, VISION_LANGUAGE, Shape, build, close, inputs
+from vitrail.ops.weight import dequantize
+from vitrail.quant.policy import nf4_config
 
 SHAPES = [
     *((shape, "30KB") for shape in (*VISION_LANGUAGE, *TEXTS)),
@@ -100,6 +103,41 @@ def test_bitsandbytes_live(tmp_path: Path, shape: Shape, kind: str, nested: bool
     assert torch.equal(logits[0], logits[2])
     for other in logits[1:]:
         close(logits[0], other, f"{kind} logits")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vision", [True, False])
+@pytest.mark.parametrize("shape", SIXTY_FOURS, ids=str)
+def test_transformers_loads_what_vitrail_quantize_writes(tmp_path: Path, shape: Shape, vision: bool) -> None:
+    """In NF4, tensor by tensor: the same layers packed, the same values in all."""
+    build(shape).ours.to(torch.bfloat16).save_pretrained(tmp_path / "plain")
+    keep = [] if vision else ["*.layers.0.*down_proj"]
+    network = quantised.network(tmp_path / "plain")
+    config = nf4_config(network, vision=vision, keep=keep)
+    quantised.written(tmp_path / "plain", tmp_path / "nf4", config)
+    loaded, info = _class(transformers, shape).from_pretrained(
+        tmp_path / "nf4", output_loading_info=True, dtype=torch.float32
+    )
+    assert {name: list(value) for name, value in info.items()} == NOTHING
+    ours = _class(vitrail, shape).from_pretrained(tmp_path / "nf4", dtype=torch.float32)
+    packed = {name for name, module in ours.named_modules() if type(module).__name__ == "QuantLinear"}
+    assert packed == {
+        name for name, module in loaded.named_modules() if type(module).__name__ == "Linear4bit"
+    }
+    assert any("vision_tower" in name for name in packed) == vision
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    for name in packed:
+        weight = loaded.get_submodule(name).weight
+        decoded = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+        assert torch.equal(decoded, dequantize(ours.get_submodule(name).packed, decoded.dtype))
+    plain = {
+        name: tensor for name, tensor in ours.state_dict().items() if name in dict(loaded.named_parameters())
+    }
+    assert all(
+        torch.equal(tensor, loaded.get_parameter(name))
+        for name, tensor in plain.items()
+        if tensor.is_floating_point()
+    )
 
 
 @pytest.mark.parametrize("skip", [None, ["vision_tower", "lm_head"], ["up_proj", "multi_modal_projector"]])

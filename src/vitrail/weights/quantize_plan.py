@@ -24,7 +24,7 @@ from vitrail.weights.names import saved_names
 from vitrail.weights.native import open_checkpoint
 from vitrail.weights.plan import FLOATS, Plan, make_plan, own_tensors
 
-SHARD_BYTES = 2_000_000_000
+SHARD_BYTES = 1_000_000_000  # what a kill costs at most
 OTHER = "norms, biases, convolution"
 HALVES = (torch.bfloat16, torch.float16)
 
