@@ -94,10 +94,11 @@ def test_the_report_for_programs(folder: Path, tmp_path: Path, capsys: Screen) -
     assert err == ""
     report = json.loads(out)
     assert set(report) == {
-        "model", "out", "quantization_config", "files", "files_kept_of_an_earlier_run", "policy", "weights", "bytes",
+        "model", "source_formats", "out", "quantization_config", "files", "files_kept_of_an_earlier_run", "policy", "weights", "bytes",
         "bits_per_weight", "relative_error", "worst", "layers",
     }  # fmt: skip
     assert report["model"] == str(folder)
+    assert report["source_formats"] == []
     assert report["files"] == ["model.safetensors"]
     assert (
         sum(row["bytes"] for row in report["policy"])
@@ -127,6 +128,16 @@ def test_layers_that_no_group_divides_are_told(tiny_llava: Path, tmp_path: Path,
     policy = json.loads(capsys.readouterr().out)["policy"]
     assert {row["why"] for row in policy} >= {"no group divides 80 columns", "no group divides 112 columns"}
     assert quantised.load(tmp_path / "q").get_input_embeddings().weight.shape == (512, 80)
+
+
+def test_a_source_that_is_quantised_already_is_told(folder: Path, tmp_path: Path, capsys: Screen) -> None:
+    assert main(["quantize", str(folder), str(tmp_path / "a"), "--format", "nf4"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["quantize", str(tmp_path / "a"), str(tmp_path / "b"), "--format", "q4", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "is quantised already (nf4)" in err
+    assert json.loads(out)["source_formats"] == ["nf4"]
+    assert "language model" in out
 
 
 def test_a_tied_head_is_told(tmp_path: Path, capsys: Screen) -> None:

@@ -92,6 +92,12 @@ def quantize(
         work = prepare(network, source.folder, out, config, format=source.format)
     from vitrail.cli.quantize_printer import show_policy, show_report, watching
 
+    if work.source_kinds:
+        click.echo(
+            f"vitrail: {model} is quantised already ({', '.join(work.source_kinds)}): the errors told are those that come on "
+            "top; better quantise the original",
+            err=True,
+        )
     if not as_json:
         show_policy(work)
     with watching(not as_json) as progress:

@@ -28,6 +28,8 @@ def show_policy(work: Work) -> None:
         format_ = f"{row.kind}, groups of {row.group}" if row.group else row.kind
         numbers = (f"{row.modules}", f"{row.weights:,}", f"{row.bits:.2f}", in_words(row.size))
         table.add_row(row.part, format_, *(numbers if row.weights else ("1", "", "", "")), row.why)
+    bits = work.size * 8 / max(1, work.weights)
+    table.add_row("all", "", "", f"{work.weights:,}", f"{bits:.2f}", in_words(work.size), "")
     _console().print(table)
 
 

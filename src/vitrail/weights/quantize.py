@@ -57,6 +57,7 @@ class Written:
         packed = [layer for layer in layers if layer["relative_error"] is not None]
         return {
             "model": str(work.source),
+            "source_formats": work.source_kinds,
             "out": str(work.target),
             "quantization_config": work.config.to_dict(),
             "files": self.files,

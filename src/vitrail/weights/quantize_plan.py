@@ -121,6 +121,11 @@ class Work:
         return sum(piece.weights for shard in self.shards for piece in shard.pieces)
 
     @property
+    def source_kinds(self) -> list[str]:
+        """The formats that the source is packed in already; its own errors are not among those that are reported."""
+        return sorted({packed.kind for packed in self.plan.packed.values()})
+
+    @property
     def scratch(self) -> Path:
         """Where the work lies until it is complete."""
         return self.target.with_name(f".{self.target.name}.quantizing")
