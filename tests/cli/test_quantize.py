@@ -94,8 +94,8 @@ def test_the_report_for_programs(folder: Path, tmp_path: Path, capsys: Screen) -
     assert err == ""
     report = json.loads(out)
     assert set(report) == {
-        "model", "source_formats", "out", "quantization_config", "files", "files_kept_of_an_earlier_run", "policy", "weights", "bytes",
-        "bits_per_weight", "relative_error", "worst", "layers",
+        "model", "source_formats", "out", "quantization_config", "files", "files_kept_of_an_earlier_run", "policy",
+        "weights", "bytes", "bits_per_weight", "relative_error", "worst", "layers",
     }  # fmt: skip
     assert report["model"] == str(folder)
     assert report["source_formats"] == []

@@ -93,9 +93,10 @@ def quantize(
     from vitrail.cli.quantize_printer import show_policy, show_report, watching
 
     if work.source_kinds:
+        kinds = ", ".join(work.source_kinds)
         click.echo(
-            f"vitrail: {model} is quantised already ({', '.join(work.source_kinds)}): the errors told are those that come on "
-            "top; better quantise the original",
+            f"vitrail: {model} is quantised already ({kinds}): the errors told come on top of its own; better quantise the "
+            "original",
             err=True,
         )
     if not as_json:
