@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from torch import Tensor
 from vitrail import LlavaForConditionalGeneration
 from vitrail.ops.linear import linear
 from vitrail.ops.weight import PackedWeight, dequantize
+from vitrail.quant import bitsandbytes_cuda
 from vitrail.quant.bitsandbytes import from_state, quantize_4bit, quantize_int8, to_state
 
 DATA = Path(__file__).parent / "data" / "bitsandbytes"
@@ -96,6 +99,70 @@ def test_products(files: dict[str, dict[str, Tensor]], name: str) -> None:
     step = {torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}[packed.dtype]
     assert got.dtype == wanted.dtype
     assert (got - wanted).abs().max() <= step * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", [name for name in FOUR_BIT if CASES[name]["blocksize"] <= 64])
+def test_what_a_gpu_calls(files: dict[str, dict[str, Tensor]], name: str) -> None:
+    """The call that a GPU's products make, here on a CPU: bitsandbytes understands our parts as we do."""
+    pytest.importorskip("bitsandbytes")
+    packed = from_state(name, _stored(files, name))
+    if packed.shape[1] % packed.group:
+        pytest.skip("bitsandbytes' own kernel for CPUs is wrong for such a matrix")
+    x = torch.randn(3, packed.shape[1]).to(packed.dtype)
+    (got,) = _on_a_gpu(x, packed)
+    step = {torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}[packed.dtype]
+    wanted = linear(x, packed)
+    assert got.dtype == x.dtype
+    assert (got - wanted).abs().max() <= step * wanted.abs().max()
+
+
+def _on_a_gpu(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> list[Tensor]:
+    names = ("codes", "quant_map", "absmax", "nested_absmax", "nested_map", "nested_offset")
+    parts = [packed.tensors.get(part) for part in (names if packed.kind != "int8" else ("codes", "scale"))]
+    outs, groups = [packed.shape[0]], [packed.group]
+    return bitsandbytes_cuda.products(x, packed.kind, parts, outs, groups, packed.dtype, [bias])
+
+
+def test_a_gpu_without_bitsandbytes_decodes(
+    files: dict[str, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = from_state("x", _stored(files, "nf4_bs64_bf16"))
+    x = torch.randn(3, packed.shape[1]).bfloat16()
+    wanted = torch.nn.functional.linear(x, dequantize(packed, torch.bfloat16))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    bitsandbytes_cuda._library.cache_clear()
+    try:
+        assert torch.equal(_on_a_gpu(x, packed)[0], wanted)
+    finally:
+        bitsandbytes_cuda._library.cache_clear()
+
+
+def test_a_gpu_hands_bitsandbytes_the_parts_as_they_are(
+    files: dict[str, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the library: nothing is copied or decoded on the way; int8 never gets there."""
+    calls: list[tuple[Any, ...]] = []
+
+    def matmul_4bit(x: Tensor, codes: Tensor, quant_state: SimpleNamespace, bias: Tensor | None) -> Tensor:
+        calls.append((codes, quant_state, bias))
+        return x.new_zeros(x.shape[0], quant_state.shape[0])
+
+    library = SimpleNamespace(functional=SimpleNamespace(QuantState=SimpleNamespace), matmul_4bit=matmul_4bit)
+    monkeypatch.setattr(bitsandbytes_cuda, "_library", lambda: library)
+    nested = next(name for name in FOUR_BIT if CASES[name]["double_quant"])
+    packed = from_state("x", _stored(files, nested))
+    bias = torch.zeros(packed.shape[0])
+    _on_a_gpu(torch.randn(2, packed.shape[1]), packed, bias)
+    ((codes, state, given),) = calls
+    assert codes.data_ptr() == packed.tensors["codes"].data_ptr()
+    assert given is bias
+    assert (state.shape, state.blocksize, state.quant_type) == (packed.shape, packed.group, packed.kind)
+    assert state.absmax is packed.tensors["absmax"]
+    assert state.state2.absmax is packed.tensors["nested_absmax"]
+    assert state.offset is packed.tensors["nested_offset"]
+    eight = from_state("x", _stored(files, EIGHT_BIT[0]))
+    _on_a_gpu(torch.randn(2, eight.shape[1]), eight)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("case", ["text_only", "single"])

@@ -200,7 +200,7 @@ def _run(x: Tensor, matrices: Sequence[_Matrix], biases: Sequence[Tensor | None]
     return results
 
 
-def _weights(
+def unpack_parts(
     kind: str,
     parts: Sequence[Tensor | None],
     outs: Sequence[int],
@@ -208,6 +208,7 @@ def _weights(
     groups: Sequence[int],
     dtype: torch.dtype,
 ) -> list[PackedWeight]:
+    """The packed weights that the operators' flat arguments stand for."""
     names, weights = _PARTS[kind], []
     for i, (out, group) in enumerate(zip(outs, groups, strict=True)):
         own = zip(names, parts[i * len(names) : (i + 1) * len(names)], strict=True)
@@ -216,7 +217,7 @@ def _weights(
     return weights
 
 
-def _products_oracle(
+def products_oracle(
     x: Tensor,
     kind: str,
     parts: Sequence[Tensor | None],
@@ -225,7 +226,8 @@ def _products_oracle(
     dtype: torch.dtype,
     biases: Sequence[Tensor | None],
 ) -> list[Tensor]:
-    weights = _weights(kind, parts, outs, x.shape[1], groups, dtype)
+    """The definition: the decoded matrix through PyTorch's product."""
+    weights = unpack_parts(kind, parts, outs, x.shape[1], groups, dtype)
     return [
         F.linear(x, dequantize(weight, x.dtype), bias) for weight, bias in zip(weights, biases, strict=True)
     ]
@@ -243,7 +245,7 @@ def _products_cpu(
     rounding = _rounding(kind, dtype, x.dtype)
     fits = all(bias is None or bias.dtype == x.dtype for bias in biases)
     if native.library() is None or rounding is None or not fits:
-        return _products_oracle(x, kind, parts, outs, groups, dtype, biases)
+        return products_oracle(x, kind, parts, outs, groups, dtype, biases)
     x, each = x.contiguous(), len(_PARTS[kind])
     parts = [None if part is None else part.contiguous() for part in parts]
     biases = [None if bias is None else bias.contiguous() for bias in biases]
@@ -299,7 +301,7 @@ def _decode_oracle(
     first: int,
     last: int,
 ) -> Tensor:
-    (weight,) = _weights(kind, parts, shape[:1], shape[1], [group], stored)
+    (weight,) = unpack_parts(kind, parts, shape[:1], shape[1], [group], stored)
     return dequantize(weight, dtype, slice(first, last))
 
 
@@ -341,7 +343,7 @@ native.define(
     "dense_products(Tensor x, str kind, Tensor?[] parts, int[] outs, int[] groups, ScalarType dtype, "
     "Tensor?[] biases) -> Tensor[]",
     cpu=_products_cpu,
-    everywhere=_products_oracle,
+    everywhere=products_oracle,
     fake=_products_fake,
 )
 native.define(

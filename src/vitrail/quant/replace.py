@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vitrail.errors import CheckpointError
 from vitrail.ops.linear import embedding, linear
 from vitrail.ops.weight import PackedWeight
-from vitrail.quant import own_layout
+from vitrail.quant import bitsandbytes_cuda, own_layout  # noqa: F401  (the first one registers a GPU's products)
 from vitrail.quant.bitsandbytes import (
     from_state as from_foreign_state,
     quantize_4bit,
