@@ -33,7 +33,13 @@ def pack8(codes: Tensor) -> Tensor:
 
 def unpack8(panels: Tensor) -> Tensor:
     """(P, columns/4, 64) → int8 (16·P, columns)."""
-    return torch.unflatten(panels, 2, (ROWS, 4)).transpose(1, 2).flatten(2).flatten(0, 1)
+    return byte_rows(panels)
+
+
+def byte_rows(panels: Tensor) -> Tensor:
+    """The bytes of 8-bit or 4-bit codes (P, steps, 64) row by row, in the order of the steps: (16·P, 4·steps)."""
+    fours = panels.view(torch.int32).transpose(1, 2).contiguous()  # four bytes of a row at a time
+    return fours.view(panels.dtype).flatten(0, 1)
 
 
 def pack4(codes: Tensor) -> Tensor:
@@ -43,10 +49,14 @@ def pack4(codes: Tensor) -> Tensor:
     return packed.transpose(1, 2).flatten(2).contiguous()
 
 
-def unpack4(panels: Tensor) -> Tensor:
-    """(P, columns/8, 64) → uint8 0 … 15 (16·P, columns)."""
-    packed = torch.unflatten(panels, 2, (ROWS, 4)).transpose(1, 2)
-    return torch.stack([packed & 15, packed >> 4], 3).flatten(2).flatten(0, 1)
+def paired(columns: Tensor) -> Tensor:
+    """Columns (…, n) of 4-bit codes in the order of their bytes: 0, 4, 1, 5, 2, 6, 3, 7 of every eight."""
+    return torch.unflatten(columns, -1, (-1, 2, 4)).transpose(-1, -2).flatten(-3)
+
+
+def unpaired(columns: Tensor) -> Tensor:
+    """The inverse of `paired`."""
+    return torch.unflatten(columns, -1, (-1, 4, 2)).transpose(-1, -2).flatten(-3)
 
 
 def pack_scales(scales: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from vitrail.ops import panels
-from vitrail.ops.weight import OWN_STEPS, PackedWeight, dequantize, integers
+from vitrail.ops.weight import OWN_STEPS, PackedWeight, dequantize, stored_integers
 
 TINY = 1e-30  # a group of activations below this counts as zeros; keeps every scale a normal float32
-_WORK = 1 << 22  # elements of one block of intermediates
+_WORK = 1 << 20  # elements of one block of intermediates: they stay in the caches
 _ROWS = 1024  # activations multiplied at once
 
 
@@ -72,6 +72,8 @@ def rounded_input_grad(dy: Tensor, weight: PackedWeight) -> Tensor:
 
 def _product(codes: Tensor, scale: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     """float32 (rows, out) from rounded activations; blocks of rows and of panels bound the memory."""
+    if weight.kind == "q4":
+        codes = panels.paired(codes)
     rows, out = codes.shape[0], weight.shape[0]
     result = torch.empty(rows, out, dtype=torch.float32, device=codes.device)
     columns = weight.shape[1]
@@ -81,7 +83,7 @@ def _product(codes: Tensor, scale: Tensor, weight: PackedWeight, bias: Tensor | 
         last = min(first + step, panels.panel_count(out))
         block = slice(first * panels.ROWS, min(last * panels.ROWS, out))
         width = block.stop - block.start
-        whole = integers(weight, first, last)[:width].float().view(width, -1, weight.group)
+        whole = stored_integers(weight, first, last)[:width].float().view(width, -1, weight.group)
         row_scales = panels.unpack_scales(weight.tensors["scales"][first:last])[:width].float()
         for at in range(0, rows, _ROWS):
             part = slice(at, at + _ROWS)

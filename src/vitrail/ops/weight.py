@@ -107,16 +107,24 @@ def _decode_map4(weight: PackedWeight, start: int, stop: int) -> Tensor:
     return decoded[offset : offset + (stop - start) * columns].view(stop - start, columns)
 
 
-def integers(weight: PackedWeight, first: int, last: int) -> Tensor:
-    """The int8 weights of panels first … last-1 of a q4 or q8 matrix, before their scales: (rows, in)."""
-    codes = weight.tensors["codes"][first:last]
-    if weight.kind == "q8":
-        return panels.unpack8(codes)
-    return _levels(weight, panels.unpack4(codes))
+def stored_integers(weight: PackedWeight, first: int, last: int) -> Tensor:
+    """The int8 weights of panels first … last-1 of a q4 or q8 matrix, before their scales: (rows, in).
+
+    Those of q4 are in the order of the bytes (panels.paired), which is quicker to have than that of the columns.
+    """
+    rows = panels.byte_rows(weight.tensors["codes"][first:last])
+    return rows if weight.kind == "q8" else _levels(weight, rows)
 
 
 def _levels(weight: PackedWeight, codes: Tensor) -> Tensor:
-    return weight.tensors["levels"].index_select(0, codes.flatten().int()).view(codes.shape)
+    """The levels of the two codes in each byte, side by side: (…, n) uint8 → (…, 2n) int8."""
+    levels = weight.tensors["levels"]
+    pairs = torch.stack([levels.repeat(16), levels.repeat_interleave(16)], 1).view(torch.int16).view(-1)
+    return (
+        pairs.index_select(0, codes.flatten().int())
+        .view(torch.int8)
+        .view(*codes.shape[:-1], 2 * codes.shape[-1])
+    )
 
 
 def _scaled(weight: PackedWeight, whole: Tensor, row_scales: Tensor) -> Tensor:
@@ -132,16 +140,18 @@ def _decode_own(weight: PackedWeight, start: int, stop: int) -> Tensor:
     if weight.kind == "bf16":
         return panels.unpack_pairs(weight.tensors["codes"][first:last])[inside, : weight.shape[1]].float()
     row_scales = panels.unpack_scales(weight.tensors["scales"][first:last])[inside]
-    return _scaled(weight, integers(weight, first, last)[inside], row_scales)
+    whole = stored_integers(weight, first, last)[inside]
+    return _scaled(weight, panels.unpaired(whole) if weight.kind == "q4" else whole, row_scales)
 
 
 def _pick_own(weight: PackedWeight, rows: Tensor) -> Tensor:
     codes = panels.pick_rows(weight.tensors["codes"], rows)
     if weight.kind == "bf16":
         return codes.flatten(1)[:, : weight.shape[1]]
+    whole = codes.flatten(1)
     if weight.kind == "q4":
-        codes = _levels(weight, torch.stack([codes & 15, codes >> 4], 2))
-    return _scaled(weight, codes.flatten(1), panels.pick_rows(weight.tensors["scales"], rows))
+        whole = panels.unpaired(_levels(weight, whole))
+    return _scaled(weight, whole, panels.pick_rows(weight.tensors["scales"], rows))
 
 
 _DECODERS: dict[str, Callable[[PackedWeight, int, int], Tensor]] = {
