@@ -75,6 +75,8 @@ class _Kernels:
     def why_not(self, isa: str) -> str:
         if self.library is None:
             return self.reason
+        if isa not in ISAS:
+            return f"the names are {', '.join(ISAS)}"
         said: bytes = self.library.vt_isa_reason(ISAS.index(isa))
         return said.decode()
 
