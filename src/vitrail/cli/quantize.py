@@ -56,6 +56,9 @@ PART = click.Choice(["q8", "q4", "bf16"])
     type=click.Choice(["hf", "mistral"]),
     help="Which files to read where MODEL has both. [default: hf]",
 )
+@click.option(
+    "--layers", "every", is_flag=True, help="Show the error of every layer, not of the worst five alone."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a report in JSON, for programs.")
 @revision_option
 def quantize(
@@ -68,6 +71,7 @@ def quantize(
     vision: str | None,
     keep: Sequence[str],
     read_as: str | None,
+    every: bool,
     as_json: bool,
     revision: str | None,
 ) -> None:
@@ -106,7 +110,7 @@ def quantize(
     if as_json:
         click.echo(json.dumps({**written.as_json(), "model": model}, indent=2))
     else:
-        show_report(written)
+        show_report(written, every=every)
 
 
 def _refuse_for_nf4(group: str | None, parts: dict[str, str | None]) -> None:
