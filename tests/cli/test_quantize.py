@@ -112,6 +112,16 @@ def test_the_report_for_programs(folder: Path, tmp_path: Path, capsys: Screen) -
     assert set(worst) == {"name", "format", "group", "weights", "bytes", "relative_error"}
 
 
+def test_every_layers_error(folder: Path, tmp_path: Path, capsys: Screen) -> None:
+    assert main(["quantize", str(folder), str(tmp_path / "q"), "--format", "q4", "--layers"]) == 0
+    said = capsys.readouterr().out
+    layers = [
+        name for name, module in quantised.load(tmp_path / "q").named_modules() if hasattr(module, "packed")
+    ]
+    assert len(layers) > 30
+    assert all(f" {name}.weight " in said for name in layers)
+
+
 def test_a_terminal_shows_how_far_it_is(
     folder: Path, tmp_path: Path, capsys: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:

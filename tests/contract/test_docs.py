@@ -227,7 +227,7 @@ def test_every_option_of_quantising_is_documented() -> None:
     """docs/quantize.md names each option of `vitrail quantize`."""
     page = (ROOT / "docs/quantize.md").read_text("utf-8")
     options = [flag for parameter in quantize.params for flag in parameter.opts if flag.startswith("--")]
-    assert len(options) == 9
+    assert len(options) == 10
     assert [flag for flag in options if f"`{flag}" not in page] == []
 
 

@@ -33,14 +33,16 @@ def show_policy(work: Work) -> None:
     _console().print(table)
 
 
-def show_report(written: Written) -> None:
-    """The worst layers, and what the whole became."""
+def show_report(written: Written, *, every: bool = False) -> None:
+    """The layers with the largest errors, or every packed one in the model's order, and what the whole became."""
     report = written.as_json()
-    if report["worst"]:
-        table = _table(
-            "largest relative errors", "format", "error", left=("largest relative errors", "format")
-        )
-        for layer in report["worst"]:
+    shown, title = report["worst"], "largest relative errors"
+    if every:
+        shown = [layer for layer in report["layers"] if layer["relative_error"] is not None]
+        title = "relative errors"
+    if shown:
+        table = _table(title, "format", "error", left=(title, "format"))
+        for layer in shown:
             table.add_row(layer["name"], layer["format"], f"{layer['relative_error']:.4f}")
         _console().print(table)
     files = report["files"][0] if len(report["files"]) == 1 else f"{len(report['files'])} files"
