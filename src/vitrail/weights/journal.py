@@ -115,7 +115,9 @@ def _lock(stream: IO[bytes], what: str) -> None:
         return
     try:
         fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         raise InputError(
             f"another process is writing {what}; wait for it, or choose another name."
         ) from error
+    except OSError:
+        return  # a file system without locks: likewise
