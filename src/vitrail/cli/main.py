@@ -32,7 +32,7 @@ Examples:
   vitrail tokens scan.png --model ./pixtral-12b
 """
 
-SMALLER = "Use a smaller model, --dtype bfloat16, or --max-image-tokens."
+SMALLER = "Use a smaller or quantised model (vitrail quantize), --dtype bfloat16, or --max-image-tokens."
 
 
 @click.group(

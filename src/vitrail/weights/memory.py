@@ -122,7 +122,10 @@ def _advice(
         if all(room is None or need.get(device, 0) <= room for device, room in free.items()):
             return f"{smaller}: pass {words}"
     if smaller:
-        return f"even {smaller}: free some memory, or use a smaller model or a larger machine"
+        return (
+            f"even {smaller}: free some memory, write a copy whose weights stay in the file (vitrail quantize), or use a "
+            "smaller model or a larger machine"
+        )
     return "free some memory, or use a smaller model or a larger machine"
 
 
