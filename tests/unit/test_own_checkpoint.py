@@ -245,6 +245,8 @@ def test_a_tied_head_is_the_table(tied: Path) -> None:
     head = model.get_output_embeddings()
     assert isinstance(head, TiedHead)
     assert head.weight is model.get_input_embeddings().weight
+    model.tie_weights()  # is so already
+    assert model.get_output_embeddings() is head
     assert not any(name.startswith("lm_head") for name in model.state_dict())
     plain = quantised.network(tied)
     assert model.num_parameters() == plain.num_parameters()

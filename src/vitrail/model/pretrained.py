@@ -59,8 +59,11 @@ class PreTrainedModel(AdapterMethods, nn.Module):
     def tie_weights(self) -> None:
         """Let the head and the embeddings be one tensor where the text configuration says so."""
         head = self.get_output_embeddings()
-        if head is not None and self.config.get_text_config().tie_word_embeddings:
-            head.weight = self.get_input_embeddings().weight
+        if head is None or not self.config.get_text_config().tie_word_embeddings:
+            return
+        weight = self.get_input_embeddings().weight
+        if head.weight is not weight:  # a packed table and its head are tied when they are loaded
+            head.weight = weight
 
     @classmethod
     def _from_config(cls: type[Self], config: Any, **kwargs: Any) -> Self:
