@@ -20,11 +20,10 @@ const AttentionKernels* const table[kIsaCount] = {&attention_portable, nullptr, 
 #endif
 
 // Query rows (positions × heads of a group) that share one pass over the keys; a multiple of every register tile.
-constexpr int64_t kPartRows = 120;
-// A part with no more rows is bound by reading keys; it may take several groups, which lie side by side.
+constexpr int64_t kPartRows = 240;
+// A part with no more rows is bound by reading keys; as many groups as leave every thread a part go into one, because
+// they lie side by side: pages of memory are entered less often.
 constexpr int64_t kFewRows = 16;
-// Parts per thread below which groups are not joined, so that threads finish together.
-constexpr int64_t kPartsPerThread = 4;
 
 // Working memory of one thread, kept from call to call.
 class Scratch {
@@ -71,7 +70,7 @@ std::vector<AttentionPart> divide(const AttentionCall& c) {
     int64_t together = 1;
     if (most * heads <= kFewRows) {
         const int64_t all = int64_t(parts.size()) * c.groups;
-        together = std::min(c.groups, std::max<int64_t>(1, all / (kPartsPerThread * pool_threads())));
+        together = std::min(c.groups, std::max<int64_t>(1, all / pool_threads()));
     }
     std::vector<AttentionPart> split;
     for (const AttentionPart& part : parts) {

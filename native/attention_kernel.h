@@ -29,6 +29,9 @@ constexpr int kTileRows = 4, kTileVecs = 2;
 constexpr int64_t kStrip = kTileVecs * kWidth;
 constexpr float kLog2E = 1.4426950408889634f, kInfinity = std::numeric_limits<float>::infinity();
 
+// Cache lines that are asked for between two register tiles' columns.
+constexpr int64_t kAsked = 24;
+
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // --- register tiles ----------------------------------------------------------------------------------------------
@@ -89,6 +92,18 @@ inline void by_tiles(int64_t count, Body&& body) {
     last_tile<kTileRows - 1>(count - first, first, body);
 }
 
+// Vectors added by halves: i + i + half, down to one.
+template <size_t kCount>
+inline Vec fold(const Vec (&parts)[kCount]) {
+    if constexpr (kCount == 1) {
+        return parts[0];
+    } else {
+        Vec half[kCount / 2];
+        for (size_t i = 0; i < kCount / 2; i++) half[i] = parts[i] + parts[i + kCount / 2];
+        return fold(half);
+    }
+}
+
 // Few rows leave registers for twice the vectors, which hides the products' latency.
 template <int kRows>
 constexpr bool kTwice = 2 * kRows * kTileVecs <= kTileRows * kTileVecs && 2 * kStrip <= kWalk;
@@ -97,15 +112,15 @@ constexpr bool kTwice = 2 * kRows * kTileVecs <= kTileRows * kTileVecs && 2 * kS
 
 // Running state of the rows of one group of heads; rows are position by position, heads of the group within.
 struct Rows {
-    float *q, *out;         // (rows, padded)
-    float *best, *norm;     // (rows): the greatest score so far; the weights' sum
+    float *q, *out;      // (rows, padded)
+    float *best, *norm;  // (rows): the greatest score so far; the weights' sum
 };
 
 struct Room {
-    float *keys, *values;   // (width, kWalk) turned; (kWalk, padded)
-    float *scores;          // (rows, kWalk)
-    float *anchor, *fade;   // (rows)
-    float *none;            // a key of zeros
+    float* packed;  // keys turned, (width, kWalk), then values, (kWalk, padded): both would not stay near the core
+    float* scores;  // (rows, kWalk)
+    float *anchor, *fade;  // (rows)
+    float* none;  // a key of zeros
     float key_scales[kWalk], value_scales[kWalk];
 };
 
@@ -114,22 +129,26 @@ struct Run {
     int64_t first, last, low, high;
 };
 
-// A vector, or one element, of any type, widened.
-inline Vec load_any(const void* data, int32_t type, int64_t i) {
-    switch (type) {
-        case kBFloat16:
-            return load_vec<kBFloat16>(data, i);
-        case kFloat16:
-            return load_vec<kFloat16>(data, i);
-        case kInt8:
-            return load_vec<kInt8>(data, i);
-        default:
-            return load_vec<kFloat32>(data, i);
-    }
+template <int32_t kType>
+inline void widen_typed(const char* from, int64_t width, int64_t padded, float* to) {
+    int64_t i = 0;
+    for (; i + kWidth <= width; i += kWidth) load_vec<kType>(from, i).store(to + i);
+    for (; i < width; i++) to[i] = load_scalar<kType>(from, i);
+    for (; i < padded; i++) to[i] = 0.0f;
 }
 
-inline float load_any_one(const void* data, int32_t type, int64_t i) {
-    return type == kInt8 ? float(static_cast<const int8_t*>(data)[i]) : load_one(data, type, i);
+// `width` elements of any type as float32, and zeros up to `padded`.
+inline void widen_row(const char* from, int32_t type, int64_t width, int64_t padded, float* to) {
+    switch (type) {
+        case kBFloat16:
+            return widen_typed<kBFloat16>(from, width, padded, to);
+        case kFloat16:
+            return widen_typed<kFloat16>(from, width, padded, to);
+        case kInt8:
+            return widen_typed<kInt8>(from, width, padded, to);
+        default:
+            return widen_typed<kFloat32>(from, width, padded, to);
+    }
 }
 
 class Part {
@@ -146,15 +165,19 @@ class Part {
         const int64_t end = c_.causal ? past_ + p_.last : length_;
         const int64_t first = c_.window > 0 ? std::max<int64_t>(0, past_ + p_.first - c_.window + 1) : 0;
         int64_t now[kWalk], next[kWalk];
+        const int64_t nothing[kWalk] = {-1};
         if (!find(first / kWalk * kWalk, first, end, now)) return kOutside;
         for (int64_t at = first / kWalk * kWalk; at < end; at += kWalk) {
             const bool more = at + kWalk < end;
             if (more && !find(at + kWalk, first, end, next)) return kOutside;
             const int64_t low = std::max(first - at, int64_t(0)), high = std::min(end - at, kWalk);
             for (int64_t g = p_.group_first; g < p_.group_last; g++) {
-                pack(now, low, high, g);
-                if (more) ask_for(next, g);
-                visit(at, state(g));
+                expect(more ? next : nothing, g);
+                const Rows rows = state(g);
+                pack_keys(now, g);
+                visit(at, [&](const Run& run) { weigh(run, rows); });
+                pack_values(now, low, high, g);
+                visit(at, [&](const Run& run) { gather(run, rows); });
             }
             std::copy(next, next + kWalk, now);
         }
@@ -164,15 +187,14 @@ class Part {
 
     static int64_t room(int64_t rows, int64_t groups, int64_t width) {
         const int64_t padded = round_up(width, kStrip), lanes = round_up(rows, 16) + 16;
-        return 2 * kWalk * padded + lanes * (kWalk + 2) + padded + groups * (2 * rows * padded + 2 * lanes) + 64;
+        return kWalk * padded + lanes * (kWalk + 2) + padded + groups * (2 * rows * padded + 2 * lanes) + 64;
     }
 
   private:
     void lay_out(float* room) {
         const int64_t lanes = round_up(rows_, 16) + 16;
         const auto take = [&](int64_t count) { return std::exchange(room, room + count); };
-        r_.keys = take(kWalk * padded_);
-        r_.values = take(kWalk * padded_);
+        r_.packed = take(kWalk * padded_);
         r_.scores = take(lanes * kWalk);
         r_.anchor = take(lanes);
         r_.fade = take(lanes);
@@ -193,9 +215,8 @@ class Part {
         for (int64_t r = 0; r < rows_; r++) {
             const int64_t from = (start_ + p_.first + r / heads_) * c_.q_stride + (g * heads_ + r % heads_) * c_.width;
             float* to = s.q + r * padded_;
-            int64_t i = 0;
-            for (; i + kWidth <= c_.width; i += kWidth) (load_any(c_.q, c_.type, from + i) * Vec::all(factor)).store(to + i);
-            for (; i < c_.width; i++) to[i] = load_one(c_.q, c_.type, from + i) * factor;
+            widen_row(static_cast<const char*>(c_.q) + from * size_of(c_.type), c_.type, c_.width, padded_, to);
+            for (int64_t i = 0; i < padded_; i += kWidth) (Vec::load(to + i) * Vec::all(factor)).store(to + i);
         }
         std::fill(s.out, s.out + rows_ * padded_, 0.0f);
         std::fill(s.best, s.best + rows_, -kInfinity);
@@ -228,21 +249,13 @@ class Part {
         return static_cast<const char*>(c_.values) + (row * c_.value_stride + g * c_.width) * size_of(c_.key_type);
     }
 
-    // Keys turned and values widened, low … high−1 of the block; the other keys are zero, the other values not touched.
-    void pack(const int64_t (&found)[kWalk], int64_t low, int64_t high, int64_t g) {
+    // The block's keys, turned; those that no row of this part sees are zero.
+    void pack_keys(const int64_t (&found)[kWalk], int64_t g) {
         const char* rows[kWalk];
         for (int64_t j = 0; j < kWalk; j++) {
             rows[j] = found[j] < 0 ? reinterpret_cast<const char*>(r_.none) : key_at(found[j], g);
         }
-        turn_keys(rows, c_.key_type, c_.width, r_.keys);
-        for (int64_t j = low; j < high; j++) {
-            const char* value = value_at(found[j], g);
-            float* to = r_.values + j * padded_;
-            int64_t i = 0;
-            for (; i + kWidth <= c_.width; i += kWidth) load_any(value, c_.key_type, i).store(to + i);
-            for (; i < c_.width; i++) to[i] = load_any_one(value, c_.key_type, i);
-            std::fill(to + c_.width, to + padded_, 0.0f);
-        }
+        turn_keys(rows, c_.key_type, c_.width, r_.packed);
         if (c_.scales) {
             for (int64_t j = 0; j < kWalk; j++) {
                 r_.key_scales[j] = found[j] < 0 ? 0.0f : c_.scales[found[j] * c_.groups + g];
@@ -251,18 +264,35 @@ class Part {
         }
     }
 
-    void ask_for(const int64_t (&found)[kWalk], int64_t g) const {
-        for (int64_t j = 0; j < kWalk && found[j] >= 0; j++) {
-            const char *key = key_at(found[j], g), *value = value_at(found[j], g);
-            for (int64_t i = 0; i < c_.width * size_of(c_.key_type); i += 64) {
+    // The values of keys low … high−1, in the room where the keys were.
+    void pack_values(const int64_t (&found)[kWalk], int64_t low, int64_t high, int64_t g) {
+        for (int64_t j = low; j < high; j++) {
+            widen_row(value_at(found[j], g), c_.key_type, c_.width, padded_, r_.packed + j * padded_);
+        }
+    }
+
+    // The next block of these heads is asked for while this one is computed with, a few lines at a time: more at once
+    // than the core has buffers for would make it wait.
+    void expect(const int64_t (&found)[kWalk], int64_t g) {
+        coming_ = found;
+        coming_group_ = g;
+        asked_ = 0;
+    }
+
+    void ask() {
+        const int64_t bytes = c_.width * size_of(c_.key_type);
+        for (int64_t asked = 0; asked_ < kWalk && asked < kAsked && coming_[asked_] >= 0; asked_++) {
+            const char *key = key_at(coming_[asked_], coming_group_), *value = value_at(coming_[asked_], coming_group_);
+            for (int64_t i = 0; i < bytes; i += 64, asked += 2) {
                 __builtin_prefetch(key + i);
                 __builtin_prefetch(value + i);
             }
         }
     }
 
-    // The rows' share of the block at position `at`: neighbours that see the same keys go together.
-    void visit(int64_t at, const Rows& s) {
+    // body(run) for the rows that see keys of the block at position `at`: neighbours that see the same keys go together.
+    template <typename Body>
+    void visit(int64_t at, Body&& body) {
         for (int64_t t = p_.first; t < p_.last;) {
             Run run = seen(at, t);
             int64_t after = t + 1;
@@ -272,7 +302,7 @@ class Part {
             }
             run.first = (t - p_.first) * heads_;
             run.last = (after - p_.first) * heads_;
-            if (run.low < run.high) take(run, s);
+            if (run.low < run.high) body(run);
             t = after;
         }
     }
@@ -284,15 +314,16 @@ class Part {
         return {0, 0, std::max<int64_t>(0, start - at), std::min<int64_t>(kWalk, stop - at)};
     }
 
-    void take(const Run& run, const Rows& s) {
+    // The weights of the run's rows, in r_.scores.
+    void weigh(const Run& run, const Rows& s) {
         score(run, s);
         rescale(run, s);
-        weigh(run, s);
-        gather(run, s);
+        exponents(run, s);
     }
 
     void score(const Run& run, const Rows& s) {
         for (int64_t at = run.low / kStrip * kStrip; at < run.high;) {
+            ask();
             const bool pair = at + 2 * kStrip <= round_up(run.high, kStrip);
             bool both = false;
             by_tiles(run.last - run.first, [&](auto rows, int64_t first) {
@@ -300,12 +331,12 @@ class Part {
                 float* to = r_.scores + (run.first + first) * kWalk + at;
                 if constexpr (kTwice<rows>) {
                     if (pair && run.last - run.first == rows) {
-                        score_tile<rows, 2 * kTileVecs>(q, padded_, r_.keys + at, c_.width, to);
+                        score_tile<rows, 2 * kTileVecs>(q, padded_, r_.packed + at, c_.width, to);
                         both = true;
                         return;
                     }
                 }
-                score_tile<rows, kTileVecs>(q, padded_, r_.keys + at, c_.width, to);
+                score_tile<rows, kTileVecs>(q, padded_, r_.packed + at, c_.width, to);
             });
             at += both ? 2 * kStrip : kStrip;
         }
@@ -335,28 +366,23 @@ class Part {
         }
     }
 
-    void weigh(const Run& run, const Rows& s) {
+    void exponents(const Run& run, const Rows& s) {
         for (int64_t r = run.first; r < run.last; r++) {
             float* scores = r_.scores + r * kWalk;
             const Vec anchor = Vec::all(r_.anchor[r]);
             Vec weights[kWalk / kWidth];
+            for (int64_t j = 0; j < kWalk / kWidth; j++) weights[j] = exp2_vec(Vec::load(scores + j * kWidth) - anchor);
+            s.norm[r] = s.norm[r] * r_.fade[r] + sum_by_halves(fold(weights));
             for (int64_t j = 0; j < kWalk / kWidth; j++) {
-                weights[j] = exp2_vec(Vec::load(scores + j * kWidth) - anchor);
-                if (c_.scales) {
-                    (weights[j] * Vec::load(r_.value_scales + j * kWidth)).store(scores + j * kWidth);
-                } else {
-                    weights[j].store(scores + j * kWidth);
-                }
+                if (c_.scales) weights[j] = weights[j] * Vec::load(r_.value_scales + j * kWidth);
+                weights[j].store(scores + j * kWidth);
             }
-            for (int64_t half = kWalk / kWidth / 2; half > 0; half /= 2) {
-                for (int64_t j = 0; j < half; j++) weights[j] = weights[j] + weights[j + half];
-            }
-            s.norm[r] = s.norm[r] * r_.fade[r] + sum_by_halves(weights[0]);
         }
     }
 
     void gather(const Run& run, const Rows& s) {
         for (int64_t at = 0; at < padded_;) {
+            ask();
             const bool pair = at + 2 * kStrip <= padded_;
             bool both = false;
             by_tiles(run.last - run.first, [&](auto rows, int64_t tile) {
@@ -365,12 +391,12 @@ class Part {
                 float* out = s.out + first * padded_ + at;
                 if constexpr (kTwice<rows>) {
                     if (pair && run.last - run.first == rows) {
-                        value_tile<rows, 2 * kTileVecs>(weights, fade, run.low, run.high, r_.values + at, out, padded_);
+                        value_tile<rows, 2 * kTileVecs>(weights, fade, run.low, run.high, r_.packed + at, out, padded_);
                         both = true;
                         return;
                     }
                 }
-                value_tile<rows, kTileVecs>(weights, fade, run.low, run.high, r_.values + at, out, padded_);
+                value_tile<rows, kTileVecs>(weights, fade, run.low, run.high, r_.packed + at, out, padded_);
             });
             at += both ? 2 * kStrip : kStrip;
         }
@@ -391,6 +417,8 @@ class Part {
     const int64_t heads_, rows_, padded_, length_, start_, past_;
     Room r_;
     float* states_ = nullptr;
+    const int64_t* coming_ = nullptr;
+    int64_t coming_group_ = 0, asked_ = kWalk;
 };
 
 AttentionResult attend(const AttentionCall& call, const AttentionPart& part, float* room) { return Part(call, part, room).run(); }

@@ -151,7 +151,7 @@ struct Words {
     }
 };
 
-inline void turn(Words (&w)[8]) {
+__attribute__((always_inline)) inline void turn(Words (&w)[8]) {
     __m256i a[8], b[8];
     for (int i = 0; i < 8; i += 2) {
         a[i] = _mm256_unpacklo_epi32(w[i].v, w[i + 1].v);
@@ -186,7 +186,7 @@ struct Words {
     }
 };
 
-inline void turn(Words (&w)[4]) {
+__attribute__((always_inline)) inline void turn(Words (&w)[4]) {
     const uint32x4x2_t low = vtrnq_u32(w[0].v, w[1].v), high = vtrnq_u32(w[2].v, w[3].v);
     w[0].v = vcombine_u32(vget_low_u32(low.val[0]), vget_low_u32(high.val[0]));
     w[1].v = vcombine_u32(vget_low_u32(low.val[1]), vget_low_u32(high.val[1]));
@@ -225,7 +225,7 @@ struct Words {
     }
 };
 
-inline void turn(Words (&w)[4]) {
+__attribute__((always_inline)) inline void turn(Words (&w)[4]) {
     for (int i = 0; i < 4; i++) {
         for (int j = 0; j < i; j++) std::swap(w[i].v[j], w[j].v[i]);
     }
@@ -235,7 +235,7 @@ inline void turn(Words (&w)[4]) {
 
 // Words::kLanes keys × as many words from element `at` on: rows of kWalk floats, one per element of the keys' width.
 template <int32_t kType>
-inline void turn_words(const char* const* rows, int64_t at, float* out) {
+__attribute__((always_inline)) inline void turn_words(const char* const* rows, int64_t at, float* out) {
     constexpr int64_t kLanes = Words::kLanes, kEach = kType == kInt8 ? 4 : kType == kBFloat16 ? 2 : 1;
     Words words[kLanes];
     for (int64_t i = 0; i < kLanes; i++) {
