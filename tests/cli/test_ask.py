@@ -281,6 +281,28 @@ def test_dtype_and_device_are_obeyed(tiny_llava: Path, sign: str, capsys: pytest
         assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_the_cache_is_as_small_as_asked_for(
+    tiny_llava: Path, sign: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--cache q8 reaches the cache; a name that nobody knows is a one-line mistake."""
+    from vitrail.generate.cache import KVCache
+
+    made: list[torch.dtype] = []
+    begin = KVCache.__init__
+
+    def noted(self: KVCache, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        made.append(self.dtype)
+
+    monkeypatch.setattr(KVCache, "__init__", noted)
+    for name, dtype in (("q8", torch.int8), ("bf16", torch.bfloat16), ("f32", torch.float32)):
+        assert ask(sign, QUESTION, model=tiny_llava, more=("--cache", name)) == 0
+        assert capsys.readouterr().out
+        assert made.pop() == dtype and not made
+    assert ask(sign, QUESTION, model=tiny_llava, more=("--cache", "q3")) == 2
+    assert "--cache" in capsys.readouterr().err
+
+
 def test_a_model_that_reads_text_only_answers_text(
     tiny_llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

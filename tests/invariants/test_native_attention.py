@@ -256,6 +256,19 @@ def test_kernel_and_definition_are_near(held_as: torch.dtype) -> None:
     assert float((found - expected).abs().max()) <= 4e-6 * float(expected.abs().max())
 
 
+@pytest.mark.parametrize("held_as", [torch.bfloat16, torch.int8])
+def test_instruction_sets_with_fused_products_give_the_same_bits(held_as: torch.dtype) -> None:
+    """Sums are in one order for vectors of every width."""
+    case = make([75, 33], 6, 2, 40, torch.bfloat16, window=50)
+    found = []
+    for isa in native.available():
+        if isa != "portable":
+            with native.using(isa):
+                found.append(case.cached(Cache.empty(case, held_as, 32, 0), [(0, 75), (0, 33)]))
+    for other in found[1:]:
+        assert_same(other, found[0])
+
+
 def test_the_walk_is_softmax_attention() -> None:
     case = make([70], 4, 2, 8, torch.float64, window=40)
     q, k, v = case.q[0], case.k[0].repeat_interleave(2, 1), case.v[0].repeat_interleave(2, 1)
