@@ -123,3 +123,24 @@ def test_min_length_counts_the_prompt_and_min_new_tokens_does_not():
     config = GenerationConfig(min_length=12, min_new_tokens=1)
     assert SamplingParameters.from_config(config, width=7).min_new_tokens == 5
     assert SamplingParameters.from_config(config, width=20).min_new_tokens == 1
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 4.0, 9.0])
+def test_top_p_of_a_large_vocabulary_sorts_only_what_matters(spread: float) -> None:
+    """The same ids as by sorting everything, for peaked and flat scores, after top-k, and for rows that keep all."""
+    generator = torch.Generator().manual_seed(int(spread * 100))
+    scores = torch.randn(4, 20000, generator=generator, dtype=torch.float64) * spread
+    scores[1, 100:] = -torch.inf
+    rows = [_row(top_p=mass) for mass in (0.9, 0.5, 0.999, 1e-9)]
+    ascending, order = scores.sort(dim=-1)
+    for chosen in ([0], [1], [2], [3], [0, 1, 2, 3]):
+        found = warp(scores[chosen], [rows[n] for n in chosen])
+        for place, row in enumerate(chosen):
+            tail = 1 - rows[row].parameters.top_p
+            keep = order[row][ascending[row].softmax(-1).cumsum(-1) > tail]
+            expected = torch.full_like(scores[row], -torch.inf)
+            expected[keep] = scores[row, keep]
+            expected[order[row, -1]] = ascending[row, -1]
+            assert torch.equal(found[place], expected)
+    mixed = warp(scores, [_row(top_p=1.0), *rows[1:]])
+    assert torch.equal(mixed[0], scores[0])

@@ -137,6 +137,7 @@ class SamplingState:
         return self._seen
 
 
+_LARGE = 4096  # a vocabulary whose sorting takes longer than finding the ids that matter
 Rows = Sequence[SamplingState]
 Between = Callable[[Tensor], Tensor]
 
@@ -230,12 +231,29 @@ def _top_k(scores: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def _top_p(scores: Tensor, masses: Sequence[float]) -> Tensor:
-    ascending, order = scores.sort(dim=-1)
-    cumulated = ascending.softmax(dim=-1).cumsum(dim=-1)
     # A row at 1.0 keeps everything, also ids whose probability rounds to 0.
-    drop = cumulated <= _column([1 - mass if mass < 1 else -1.0 for mass in masses], scores)
+    tail = _column([1 - mass if mass < 1 else -1.0 for mass in masses], scores)
+    if scores.shape[-1] >= _LARGE:
+        probabilities = scores.softmax(dim=-1)
+        # All ids of at most tail/V together weigh no more than the tail: they go, and only the others need an order.
+        heavy = (probabilities > tail / scores.shape[-1]) | (scores == scores.amax(dim=-1, keepdim=True))
+        count = int(heavy.sum(dim=-1).max())
+        if count <= scores.shape[-1] // 8:  # else sorting all is faster
+            return _top_p_of(scores, probabilities, probabilities.topk(count, dim=-1).indices, tail)
+    ascending, order = scores.sort(dim=-1)
+    drop = ascending.softmax(dim=-1).cumsum(dim=-1) <= tail
     drop[:, -1] = False
     return scores.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
+
+
+def _top_p_of(scores: Tensor, probabilities: Tensor, ids: Tensor, tail: Tensor) -> Tensor:
+    """The same, of the ids (n, k) alone; all others are dropped."""
+    order = ids.gather(1, scores.gather(1, ids).sort(dim=-1).indices)
+    others = probabilities.scatter(1, order, 0.0).sum(dim=-1, keepdim=True)
+    drop = others + probabilities.gather(1, order).cumsum(dim=-1) <= tail
+    drop[:, -1] = False
+    dropped = torch.ones_like(scores, dtype=torch.bool).scatter(1, order, drop)
+    return scores.masked_fill(dropped, -torch.inf)
 
 
 def _banned(row: SamplingState, vocabulary: int) -> list[int]:
