@@ -29,7 +29,9 @@ struct Cut {
     int64_t panels, rows, pieces = 0;
 
     Cut(int32_t kind, int64_t all_rows, int64_t columns, const QuantWeight* weights, int64_t count) {
-        rows = std::max<int64_t>(1, std::min(all_rows, kMostRows));
+        // Pieces of nearly one size, in whole tiles of sixteen.
+        const int64_t row_pieces = std::max<int64_t>(1, divide_up(all_rows, kMostRows));
+        rows = divide_up(std::max<int64_t>(1, divide_up(all_rows, row_pieces)), 16) * 16;
         int64_t all_panels = 0;
         for (int64_t i = 0; i < count; i++) all_panels += weights[i].panels;
         // Few rows: some microseconds of reading. Many: enough pieces that no thread waits long for the last.

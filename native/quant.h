@@ -9,7 +9,7 @@ constexpr int64_t kPanelRows = 16;
 // Columns whose weights are unpacked at once; every group size divides it.
 constexpr int64_t kUnpackColumns = 512;
 // The largest piece of work one call of a kernel gets: its sums lie on the stack.
-constexpr int64_t kMostRows = 64, kMostPanels = 8;
+constexpr int64_t kMostRows = 128, kMostPanels = 8;
 // Up to so many rows the memory is the limit: a thread reads panel after panel, as they lie.
 constexpr int64_t kFewRows = 16;
 

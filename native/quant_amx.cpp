@@ -108,14 +108,19 @@ void multiply_tiles16(const Rounded& x, const QuantWeight& weight, int32_t kind,
     written(&shapes);
     _tile_loadconfig(&shapes);  // this thread may never have had one
     const int64_t together = kUnpackColumns / x.group;
+    const int64_t panel_bytes = x.columns * 2 * kind, block_bytes = kUnpackColumns * 2 * kind;
     for (int64_t g = 0; g < groups; g += together) {
         const int64_t stop = std::min(groups, g + together);
         for (int64_t panel = first; panel < last; panel++) {
-            const uint8_t* codes = weight.codes + (panel * x.columns + g * x.group) * 2 * kind;
+            const uint8_t* codes = weight.codes + panel * panel_bytes + g * x.group * 2 * kind;
             if (kind == kQ4) unpack_signed(codes, levels, (stop - g) * x.group, unpacked);
             written(unpacked);
+            // What comes next: the same columns of the next panel, or the next ones of the first.
+            const uint8_t* next = panel + 1 < last ? codes + panel_bytes : codes - (panel - first) * panel_bytes + block_bytes;
+            const int64_t share = (block_bytes / (rows / kTile) + 63) / 64 * 64;
             const Strip strip = {kind == kQ4 ? unpacked : codes, weight.scales + panel * groups * kPanelRows, unused, g, stop};
-            for (int64_t row = 0; row < rows; row += kTile) {
+            for (int64_t row = 0; row < rows; row += kTile, next += share) {
+                for (int64_t at = 0; at < share; at += 64) __builtin_prefetch(next + at, 0, 2);
                 multiply_tile(x, strip, begin + row, totals + ((panel - first) * rows + row) * kPanelRows);
             }
         }
