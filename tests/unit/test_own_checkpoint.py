@@ -346,7 +346,7 @@ def test_files_and_settings_that_do_not_go_together(q4: Path, folder: Path) -> N
     for asked in (vitrail.QuantizeConfig("q8"), vitrail.BitsAndBytesConfig(load_in_4bit=True)):
         with pytest.raises(UnsupportedError, match="quantised already"):
             quantised.load(q4, quantization_config=asked)
-        with pytest.raises(UnsupportedError, match="quantised already"):  # its configuration says nothing of it
+        with pytest.raises(UnsupportedError, match="quantised already"):  # text_config says nothing
             vitrail.MistralForCausalLM.from_pretrained(q4, quantization_config=asked)
     assert quantised.load(q4, quantization_config=vitrail.QuantizeConfig()) is not None
     with pytest.raises(InputError, match=r"keep names what .* nonsense"):
