@@ -111,6 +111,7 @@ class Map4Source {
     Map4Source(const DenseMatrix& m, int64_t row, int64_t first) : m_(m), table_(m.map) {
         const int64_t element = row * m.in + first;
         codes_ = static_cast<const uint8_t*>(m.codes) + element / 2;
+        ahead_ = kTogether * m.in / 2;  // the rows that come next: the processor's own prefetching ends with a page
         group_ = element / m.group;
         left_ = (group_ + 1) * m.group - element;
         table_.build(map4_scale(m, group_));
@@ -122,6 +123,7 @@ class Map4Source {
             table_.build(map4_scale(m_, ++group_));
             left_ = m_.group;
         }
+        __builtin_prefetch(codes_ + ahead_);
         table_.lookup(codes_, use);
         codes_ += kStep / 2;
         left_ -= kStep;
@@ -131,7 +133,7 @@ class Map4Source {
     const DenseMatrix& m_;
     Table<kType> table_;
     const uint8_t* codes_;
-    int64_t group_, left_;
+    int64_t group_, left_, ahead_;
 };
 
 // The same where groups end anywhere and rows begin in the middle of a byte: code by code.
