@@ -240,6 +240,7 @@ def _keys(
 
 
 def cached(kv: LayerKV | None, past: int) -> LayerKV:
+    """The cache that holds `past` keys; InputError where there is none."""
     if kv is None:
         raise InputError(f"the segments count {past} cached keys, but no cache was passed.")
     return kv
