@@ -186,7 +186,7 @@ def assert_near(found: list[Tensor], exact: list[Tensor], dtype: torch.dtype) ->
         assert float((ours.double() - true).abs().max()) <= bound * float(true.abs().max())
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(cases(), st.sampled_from([1, 4, 32, 64]), st.integers(0, 99), st.data())
 def test_chunks_batches_threads_and_the_cache_change_no_bit(
     case: Case, block: int, seed: int, data: st.DataObject
@@ -211,7 +211,7 @@ def test_chunks_batches_threads_and_the_cache_change_no_bit(
             assert_same([torch.cat(rows) for rows in found], whole)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(cases(), st.sampled_from([*FLOATS, torch.int8]), st.sampled_from([1, 4, 32]), st.integers(0, 99))
 def test_row_by_row_from_a_cache_of_any_type_equals_all_at_once(
     case: Case, held_as: torch.dtype, block: int, seed: int
