@@ -39,7 +39,8 @@ _LINK = ["-static"] if sys.platform == "win32" else ["-pthread"]
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # GCC 12 warns of its own headers' undefined vectors.
 _AVX512 = [
-    *_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-Wno-uninitialized", "-Wno-maybe-uninitialized"
+    *_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni",
+    "-Wno-uninitialized", "-Wno-maybe-uninitialized",
 ]  # fmt: skip
 X86 = {"avx2": _AVX2, "avx512": _AVX512, "amx": [*_AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16"]}
 ARM = {"neon": ["-march=armv8.2-a+dotprod"]}
