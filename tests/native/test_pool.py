@@ -22,7 +22,7 @@ def compiled(folder: Path, *flags: str) -> Path:
     program = folder / "pool_test"
     sources = [harness.HERE / "pool_test.cpp", native.SOURCES / "pool.cpp"]
     command = [
-        compiler,
+        *compiler,
         "-std=c++17",
         "-Wall",
         "-Wextra",
