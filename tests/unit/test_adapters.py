@@ -194,8 +194,10 @@ def test_over_a_packed_base_it_learns_as_over_the_decoded_one(
     expected = step(dense)
     found = step(packed)
     assert expected.keys() == found.keys() and len(expected) == 14 * (3 if dora else 2)
+    # Against the largest value: single ones are small differences of large sums, which kernels and PyTorch add in
+    # other orders. Measured: up to 7e-6, with kernels or without.
     for name, grad in expected.items():
-        torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)
+        assert float((found[name] - grad).abs().max()) <= 1e-5 * float(grad.abs().max()), name
     for name, code in codes.items():
         assert torch.equal(packed.get_submodule(f"{name}.base_layer").packed.tensors["codes"], code)
     ids = torch.arange(12)[None]
@@ -304,7 +306,10 @@ def test_a_model_with_an_adapter_saves_the_adapter(tmp_path: Path) -> None:
     model.merge_and_unload().save_pretrained(tmp_path / "whole")
     again = vitrail.MistralForCausalLM.from_pretrained(tmp_path / "whole")
     ids = torch.arange(9)[None]
-    assert torch.equal(again(ids).logits, model(ids).logits)
+    with (
+        torch.no_grad()
+    ):  # a merged model's weights are frozen, a loaded one's are not: gradients take another way
+        assert torch.equal(again(ids).logits, model(ids).logits)
 
 
 def test_a_folder_with_an_adapter_is_the_model_with_it(tmp_path: Path) -> None:
