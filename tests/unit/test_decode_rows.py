@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -46,7 +48,17 @@ def test_together_equals_one_by_one(copied: int, monkeypatch: pytest.MonkeyPatch
     assert all(len(g.blocks) * BLOCK * GROUPS * WIDTH <= copied for g in copies)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_row_has_the_same_bits_whoever_is_beside_it() -> None:
+    """With several threads PyTorch cuts a batch by its size; the kernels' rows are the same with any number."""
     kv, q = cache(TOTALS), queries()
     whole = decode_rows(q, TOTALS, 0.3, kv)
     chosen = [0, 3, 4, 8, 10]
