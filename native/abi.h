@@ -13,7 +13,10 @@
 #endif
 
 // Raised whenever a signature changes, so that Python never calls a library that was built from other sources.
-constexpr int64_t kAbiVersion = 1;
+constexpr int64_t kAbiVersion = 2;
 
 // Element types of activations, as Python passes them.
 enum DataType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
+
+// Rows of a matrix that lie side by side in every layout of panels.
+constexpr int64_t kPanelRows = 16;

@@ -29,7 +29,6 @@ struct DenseMatrix {
 constexpr int64_t kStep = 64;         // columns are taken in steps; activations are padded to whole ones with zeros
 constexpr int64_t kBlock = 512;       // columns whose lanes are added before the next ones
 constexpr int64_t kOuts = 24;         // outputs of one piece of work
-constexpr int64_t kPanelRows = 16;    // rows of a panel of kPairPanels
 constexpr int64_t kMostTileRows = 8;  // no kernel takes more rows of activations at once
 
 struct DenseKernels {

@@ -5,7 +5,6 @@
 
 enum QuantKind : int32_t { kQ4 = 4, kQ8 = 8 };
 
-constexpr int64_t kPanelRows = 16;
 // Columns whose weights are unpacked at once; every group size divides it.
 constexpr int64_t kUnpackColumns = 512;
 // The largest piece of work one call of a kernel gets: its sums lie on the stack.

@@ -59,3 +59,15 @@ void vt_rotate(const void* q, const void* k, const void* cos, const void* sin, v
         kernel(at(k, row * k_heads * head), c, s, at(k_out, row * k_heads * head), k_heads, width);
     });
 }
+
+void add_rows(const void* x, const void* other, void* y, int32_t type, int64_t rows, int64_t width) {
+    const auto kernel = choose(table).add[type];
+    const int64_t stride = width * bytes_of(type);
+    by_rows(rows, width, [&](int64_t row) { kernel(at(x, row * stride), at(other, row * stride), at(y, row * stride), width); });
+}
+
+void scale_rows(const void* x, const void* factors, void* y, int32_t type, int64_t rows, int64_t width) {
+    const auto kernel = choose(table).scale[type];
+    const int64_t size = bytes_of(type), stride = width * size;
+    by_rows(rows, width, [&](int64_t row) { kernel(at(x, row * stride), at(factors, row * size), at(y, row * stride), width); });
+}

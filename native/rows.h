@@ -11,6 +11,8 @@ struct RowKernels {
     void (*rms_norm[3])(const void* x, const void* weight, void* y, int64_t width, float eps);
     void (*silu_gate[3])(const void* gate, const void* up, void* y, int64_t width);
     void (*rotate[3])(const void* x, const void* cos, const void* sin, void* y, int64_t heads, int64_t width);
+    void (*add[3])(const void* x, const void* other, void* y, int64_t width);
+    void (*scale[3])(const void* x, const void* factor, void* y, int64_t width);
 };
 
 extern const RowKernels rows_portable, rows_neon, rows_avx2, rows_avx512;
@@ -24,3 +26,9 @@ VT_EXPORT void vt_silu_gate(const void* gate, const void* up, void* y, int32_t t
 // Both q (rows, q_heads, width) and k (rows, k_heads, width), rotated by cos and sin (rows, width): halves are pairs.
 VT_EXPORT void vt_rotate(const void* q, const void* k, const void* cos, const void* sin, void* q_out, void* k_out,
                          int32_t type, int64_t rows, int64_t q_heads, int64_t k_heads, int64_t width);
+
+// y = x + other over `rows` rows of `width` elements; y may be x.
+void add_rows(const void* x, const void* other, void* y, int32_t type, int64_t rows, int64_t width);
+
+// y = x · factor, one factor a row; y may be x.
+void scale_rows(const void* x, const void* factors, void* y, int32_t type, int64_t rows, int64_t width);

@@ -89,10 +89,29 @@ void rotate(const void* x, const void* cos, const void* sin, void* y, int64_t he
     }
 }
 
+template <int32_t kType>
+void add(const void* x, const void* other, void* y, int64_t width) {
+    const void* const inputs[] = {x, other};
+    by_blocks<kType>(inputs, y, width, [](auto& from, void* to, int64_t i) {
+        store_as<kType>(to, i, load_as<kType>(from[0], i) + load_as<kType>(from[1], i));
+    });
+}
+
+template <int32_t kType>
+void scale(const void* x, const void* factor, void* y, int64_t width) {
+    const Vec by = Vec::all(value_as<kType>(factor));
+    const void* const inputs[] = {x};
+    by_blocks<kType>(inputs, y, width, [&](auto& from, void* to, int64_t i) {
+        store_as<kType>(to, i, load_as<kType>(from[0], i) * by);
+    });
+}
+
 constexpr RowKernels kRowKernels = {
     {rms_norm<kFloat32>, rms_norm<kBFloat16>, rms_norm<kFloat16>},
     {silu_gate<kFloat32>, silu_gate<kBFloat16>, silu_gate<kFloat16>},
     {rotate<kFloat32>, rotate<kBFloat16>, rotate<kFloat16>},
+    {add<kFloat32>, add<kBFloat16>, add<kFloat16>},
+    {scale<kFloat32>, scale<kBFloat16>, scale<kFloat16>},
 };
 
 }  // namespace

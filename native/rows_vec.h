@@ -121,6 +121,14 @@ inline Vec load_as(const void* data, int64_t i) {
     return kType == kBFloat16 ? Vec::load_bf16(halves) : load_f16(halves);
 }
 
+// One value of the type.
+template <int32_t kType>
+inline float value_as(const void* data) {
+    if (kType == kFloat32) return *static_cast<const float*>(data);
+    const uint16_t half = *static_cast<const uint16_t*>(data);
+    return kType == kBFloat16 ? widen_bf16(half) : widen_f16(half);
+}
+
 // Stores x rounded to the type.
 template <int32_t kType>
 inline void store_as(void* data, int64_t i, Vec x) {

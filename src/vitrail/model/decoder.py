@@ -3,13 +3,13 @@
 Letters: L packed rows · D width · A query heads · G key/value heads · K head width.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from vitrail.configs import MistralConfig
 from vitrail.generate.cache import KVCache
+from vitrail.model.fused import FusedBlocks
 from vitrail.model.layers import Embedding, GatedMLP, Linear, RMSNorm, project
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
@@ -19,8 +19,7 @@ from vitrail.ops.native_rows import rotate_pair
 from vitrail.ops.step import Step
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
+class Rotation(NamedTuple):
     """What every layer of one step shares: cos, sin (L, K) and the query's temperature (L,) or None."""
 
     cos: Tensor
@@ -87,6 +86,7 @@ class MistralModel(PreTrainedModel):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(MistralDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self._fused = FusedBlocks(MistralDecoderLayer, MistralAttention)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -100,9 +100,13 @@ class MistralModel(PreTrainedModel):
     def run(self, hidden: Tensor, step: Step, cache: KVCache | None, record: Record) -> Tensor:
         """(L, D) embeddings → (L, D) after the last block and the final norm."""
         turn = self._rotation(step.positions, hidden)
-        for layer in self.layers:
-            record.see(hidden)
-            hidden = self.run_layer(layer, hidden, turn, step, cache, record)
+        fused = None if record.wanted else self._fused.run(self.layers, hidden, turn, step, cache)
+        if fused is None:
+            for layer in self.layers:
+                record.see(hidden)
+                hidden = self.run_layer(layer, hidden, turn, step, cache, record)
+        else:
+            hidden = fused
         normed: Tensor = self.norm(hidden)
         record.see(normed)
         return normed

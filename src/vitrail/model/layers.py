@@ -83,13 +83,21 @@ def project(x: Tensor, *modules: nn.Module) -> list[Tensor]:
 
     A module with a hook, an adapter or another type is called, so that nothing attached to it is passed over.
     """
-    if all(_is_plain(module) for module in modules):
+    if all(is_plain(module, x.dtype) for module in modules):
         return linear_group(x, [module.weight for module in modules])  # type: ignore[misc]
     return [module(x) for module in modules]
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module | None, dtype: torch.dtype) -> bool:
+    """Whether calling a module on rows of `dtype` is the product with its weight and nothing else."""
+    if type(module) is QuantLinear:
+        # One that computes in another type than the rows' casts them itself, but for float32.
+        computed = dtype == torch.float32 or module.compute_dtype in (None, dtype)
+        return computed and module.bias is None and is_untouched(module)
+    return type(module) is Linear and module.bias is None and is_untouched(module)
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Whether calling a module is its class's forward: no hooks, and no other function in that one's place."""
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    # A packed layer that computes in another type than x's own casts x itself.
-    plain = type(module) is Linear or (type(module) is QuantLinear and module.compute_dtype is None)
-    return plain and module.bias is None and not hooked
+    return not hooked and "forward" not in module.__dict__

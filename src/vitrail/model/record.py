@@ -22,6 +22,11 @@ class Record:
     hidden_states: list[Tensor] = field(default_factory=list)
     attentions: list[list[Tensor]] = field(default_factory=list)
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is collected."""
+        return self.hidden or self.weights
+
     def see(self, hidden: Tensor) -> None:
         """Keep one layer's rows, where they are wanted."""
         if self.hidden:

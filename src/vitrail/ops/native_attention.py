@@ -23,7 +23,7 @@ from vitrail.ops.native_kv import dense_rows, pointer, run, supported
 from vitrail.ops.segments import Segments
 
 
-class _AttentionCall(ctypes.Structure):
+class AttentionCall(ctypes.Structure):
     """AttentionCall of native/attention.h, field by field."""
 
     _fields_ = [
@@ -52,7 +52,7 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, q_offsets: Tensor, kv_lengt
     offsets, lengths = _int32(q_offsets), _int32(kv_lengths)
     table = None if block_table is None else _int32(block_table)
     out = torch.empty(q.shape, dtype=q.dtype)
-    call = _AttentionCall(
+    call = AttentionCall(
         q=q.data_ptr(), keys=keys.data_ptr(), values=values.data_ptr(), scales=pointer(scales),
         block_table=pointer(table), q_offsets=offsets.data_ptr(), kv_lengths=lengths.data_ptr(), out=out.data_ptr(),
         rows=q.shape[0], segments=lengths.shape[0], heads=q.shape[1], groups=keys.shape[1], width=q.shape[2],

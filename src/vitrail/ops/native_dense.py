@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.ops import native
-from vitrail.ops.weight import PackedWeight, dequantize
+from vitrail.ops.weight import PackedWeight, Weight, dequantize
 
 _ROWS, _FORMATS = 0, {"nf4": 1, "fp4": 1, "int8": 2, "bf16": 3}  # native/dense.h's DenseFormat
 _STEP = 64  # kStep
 _ROOM = 1 << 22  # floats of activations that are arranged at once
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # What a packed weight consists of, in the order in which the operators take it.
 _PARTS = {
     "nf4": ("codes", "quant_map", "absmax", "nested_absmax", "nested_map", "nested_offset"),
@@ -33,7 +33,7 @@ _PARTS = {
 _MANY_ROWS = 16
 
 
-class _Matrix(ctypes.Structure):
+class Matrix(ctypes.Structure):
     """native/dense.h's DenseMatrix."""
 
     _fields_ = (
@@ -49,7 +49,7 @@ class _Matrix(ctypes.Structure):
 def _linear_kernel() -> Any:
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     return native.function(
-        "vt_dense_linear", pointer, ctypes.c_int32, size, ctypes.POINTER(_Matrix), size, pointer, size
+        "vt_dense_linear", pointer, ctypes.c_int32, size, ctypes.POINTER(Matrix), size, pointer, size
     )
 
 
@@ -57,7 +57,7 @@ def _linear_kernel() -> Any:
 def _decode_kernel() -> Any:
     size = ctypes.c_int64
     return native.function(
-        "vt_dense_decode", ctypes.POINTER(_Matrix), size, size, ctypes.c_void_p, ctypes.c_int32
+        "vt_dense_decode", ctypes.POINTER(Matrix), size, size, ctypes.c_void_p, ctypes.c_int32
     )
 
 
@@ -160,17 +160,17 @@ def _rounding(kind: str, stored: torch.dtype, used: torch.dtype) -> torch.dtype 
     if kind == "bf16":
         exact = (torch.float32, torch.bfloat16)
         return torch.bfloat16 if stored in exact and used in exact else None
-    if used in (torch.float32, stored) and stored in _FLOATS:
+    if used in (torch.float32, stored) and stored in FLOATS:
         return stored
-    return used if stored == torch.float32 and used in _FLOATS else None
+    return used if stored == torch.float32 and used in FLOATS else None
 
 
 def _matrix(
     kind: str, parts: Sequence[Tensor | None], shape: Sequence[int], group: int, rounding: torch.dtype
-) -> _Matrix:
+) -> Matrix:
     """The fields for a packed weight; the tensors must live as long as it does."""
     at = [None if part is None else part.data_ptr() for part in parts]
-    matrix = _Matrix(codes=at[0], out=shape[0], columns=shape[1], group=group)
+    matrix = Matrix(codes=at[0], out=shape[0], columns=shape[1], group=group)
     matrix.format, matrix.type = _FORMATS[kind], native.DTYPES[rounding]
     if kind == "int8":
         matrix.scales = at[1]
@@ -179,7 +179,22 @@ def _matrix(
     return matrix
 
 
-def _run(x: Tensor, matrices: Sequence[_Matrix], biases: Sequence[Tensor | None]) -> list[Tensor]:
+def matrix_of(weight: Weight, dtype: torch.dtype) -> Matrix | None:
+    """The fields for a weight that activations of `dtype` meet; None where that is PyTorch's work.
+
+    The weight must live as long as the fields are used.
+    """
+    if isinstance(weight, Tensor):
+        fits = weight.dtype == dtype and weight.is_contiguous() and weight.device.type == "cpu"
+        return _plain_matrix(weight) if fits else None
+    rounding = _rounding(weight.kind, weight.dtype, dtype)
+    parts = [weight.tensors.get(part) for part in _PARTS[weight.kind]]
+    if rounding is None or any(part is not None and not part.is_contiguous() for part in parts):
+        return None
+    return _matrix(weight.kind, parts, weight.shape, weight.group, rounding)
+
+
+def _run(x: Tensor, matrices: Sequence[Matrix], biases: Sequence[Tensor | None]) -> list[Tensor]:
     """The kernel on contiguous x (rows, in); biases are None or contiguous, of x's dtype."""
     rows, columns = x.shape
     padded = max(1, -(-columns // _STEP)) * _STEP
@@ -192,7 +207,7 @@ def _run(x: Tensor, matrices: Sequence[_Matrix], biases: Sequence[Tensor | None]
         x.data_ptr(),
         native.DTYPES[x.dtype],
         rows,
-        (_Matrix * len(matrices))(*matrices),
+        (Matrix * len(matrices))(*matrices),
         len(matrices),
         room.data_ptr(),
         together,
@@ -274,15 +289,15 @@ def _linear_oracle(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor
 
 def _linear_cpu(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
     others = [*weights, *(bias for bias in biases if bias is not None)]
-    if native.library() is None or x.dtype not in _FLOATS or any(t.dtype != x.dtype for t in others):
+    if native.library() is None or x.dtype not in FLOATS or any(t.dtype != x.dtype for t in others):
         return _linear_oracle(x, weights, biases)
     x, weights = x.contiguous(), [weight.contiguous() for weight in weights]
     biases = [None if bias is None else bias.contiguous() for bias in biases]
     return _run(x, [_plain_matrix(weight) for weight in weights], biases)
 
 
-def _plain_matrix(weight: Tensor) -> _Matrix:
-    matrix = _Matrix(codes=weight.data_ptr(), out=weight.shape[0], columns=weight.shape[1], group=1)
+def _plain_matrix(weight: Tensor) -> Matrix:
+    matrix = Matrix(codes=weight.data_ptr(), out=weight.shape[0], columns=weight.shape[1], group=1)
     matrix.format, matrix.type = _ROWS, native.DTYPES[weight.dtype]
     return matrix
 

@@ -23,7 +23,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _NO_MEMORY = 1
 
 
-class _CacheWrite(ctypes.Structure):
+class CacheWrite(ctypes.Structure):
     """CacheWrite of native/attention.h, field by field."""
 
     _fields_ = [
@@ -47,7 +47,11 @@ def run(name: str, call: ctypes.Structure) -> None:
         InputError: indices point outside the tensors.
         MemoryError: there was none for the kernel's own use.
     """
-    result = _kernel(name)(ctypes.byref(call))
+    check(_kernel(name)(ctypes.byref(call)))
+
+
+def check(result: int) -> None:
+    """Raise what an AttentionResult of native/attention.h says, as `run` does."""
     if result == _NO_MEMORY:
         raise MemoryError("attention could not get its working memory, a few hundred kilobytes per thread.")
     if result:
@@ -108,7 +112,7 @@ def _cache_write_cpu(
         cache_write_oracle(k, v, keys, values, scales, slots)
         return
     k, v, at = dense_rows(k), dense_rows(v), slots.to(torch.int64).contiguous()
-    call = _CacheWrite(
+    call = CacheWrite(
         k=k.data_ptr(), v=v.data_ptr(), keys=keys.data_ptr(), values=values.data_ptr(), scales=pointer(scales),
         at=at.data_ptr(), rows=k.shape[0], groups=k.shape[1], width=k.shape[2], slots=keys.shape[0] * keys.shape[1],
         k_stride=k.stride(0), v_stride=v.stride(0), type=native.DTYPES[k.dtype], key_type=native.DTYPES[keys.dtype],

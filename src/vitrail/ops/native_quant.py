@@ -16,9 +16,8 @@ from vitrail.ops.panels import ROWS, panel_count
 from vitrail.ops.rounded import rounded_products
 from vitrail.ops.weight import PackedWeight
 
-_BITS = {"q4": 4, "q8": 8}
+BITS = {"q4": 4, "q8": 8}  # native/quant.h's QuantKind
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
-_WORDS = 7  # of native/quant.h's QuantWeight
 
 
 def quant_products(
@@ -92,35 +91,45 @@ def _cpu(
     scratch = torch.empty(scratch_bytes(rows, columns, group), dtype=torch.uint8)
     results, words, kept = [], [], []
     for i, out in enumerate(outs):
-        _check(codes[i], scales[i], levels[i] if kind == "q4" else None, (out, columns), kind, group)
         bias = biases[i]
         if bias is not None:
             bias = bias.float().contiguous()
             kept.append(bias)  # until the call is done
         y = torch.empty(rows, out, dtype=x.dtype)
-        words += [
-            codes[i].data_ptr(),
-            scales[i].data_ptr(),
-            levels[i].data_ptr() if kind == "q4" else 0,
-            0 if bias is None else bias.data_ptr(),
-            y.data_ptr(),
-            out,
-            codes[i].shape[0],
-        ]
+        table = levels[i] if kind == "q4" else None
+        words += quant_words(codes[i], scales[i], table, (out, columns), kind, group, bias, y)
         results.append(y)
-    table = (ctypes.c_int64 * len(words))(*words)
     product(
-        _BITS[kind],
+        BITS[kind],
         x.data_ptr(),
         native.DTYPES[x.dtype],
         rows,
         columns,
         group,
-        table,
-        len(words) // _WORDS,
+        (ctypes.c_int64 * len(words))(*words),
+        len(outs),
         scratch.data_ptr(),
     )
     return results
+
+
+def quant_words(
+    codes: Tensor,
+    scales: Tensor,
+    levels: Tensor | None,
+    shape: tuple[int, int],
+    kind: str,
+    group: int,
+    bias: Tensor | None = None,
+    y: Tensor | None = None,
+) -> list[int]:
+    """The seven words of native/quant.h's QuantWeight; CheckpointError where the tensors are not what `shape` says.
+
+    bias is float32 and contiguous; all must live as long as the words are used.
+    """
+    _check(codes, scales, levels, shape, kind, group)
+    others = (0 if part is None else part.data_ptr() for part in (levels, bias, y))
+    return [codes.data_ptr(), scales.data_ptr(), *others, shape[0], codes.shape[0]]
 
 
 def _check(
@@ -130,7 +139,7 @@ def _check(
     panels, columns = panel_count(shape[0]), shape[1]
     code_type = torch.uint8 if kind == "q4" else torch.int8
     if (
-        codes.shape != (panels, columns * _BITS[kind] // 32, 4 * ROWS)
+        codes.shape != (panels, columns * BITS[kind] // 32, 4 * ROWS)
         or scales.shape != (panels, columns // group, ROWS)
         or columns % group
         or group not in (32, 64, 128)

@@ -1,0 +1,141 @@
+// Whole blocks of a decoder: where activations lie, and which kernel comes after which.
+#include "decoder.h"
+
+#include <algorithm>
+
+#include "rows.h"
+
+namespace {
+
+int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Where the activations of a run lie in its room, in bytes. Those that are not needed at once share memory.
+struct Layout {
+    int64_t normed, added, q, k, v, turned_q, turned_k, mixed, gate, up, scratch;
+
+    explicit Layout(const DecoderRun& run) {
+        const int64_t element = run.rows * (run.type == kFloat32 ? 4 : 2);
+        const int64_t heads = run.attend.heads * run.attend.width, groups = run.attend.groups * run.attend.width;
+        int64_t end = 0;
+        const auto take = [&](int64_t elements) {
+            const int64_t begin = end;
+            end += aligned(element * elements);
+            return begin;
+        };
+        normed = take(run.width);
+        added = take(run.width);
+        const int64_t shared = end;
+        q = take(heads);
+        k = take(groups);
+        v = take(groups);
+        turned_q = take(heads);
+        turned_k = take(groups);
+        mixed = take(heads);
+        const int64_t attention_end = end;
+        end = shared;
+        gate = take(run.inner);
+        up = take(run.inner);
+        scratch = std::max(end, attention_end);
+    }
+};
+
+struct Activations {
+    char *normed, *added, *q, *k, *v, *turned_q, *turned_k, *mixed, *gate, *up, *scratch;
+
+    Activations(const Layout& at, void* room) {
+        char* const base = static_cast<char*>(room);
+        normed = base + at.normed, added = base + at.added, scratch = base + at.scratch;
+        q = base + at.q, k = base + at.k, v = base + at.v;
+        turned_q = base + at.turned_q, turned_k = base + at.turned_k, mixed = base + at.mixed;
+        gate = base + at.gate, up = base + at.up;
+    }
+};
+
+// Rows of activations that a dense product arranges at once; the same as Python's own calls.
+int64_t dense_room(const Product& product) { return std::max(kStep, (product.columns + kStep - 1) / kStep * kStep); }
+
+int64_t scratch_of(const DecoderRun& run, const Product& product) {
+    if (product.kind) return vt_quant_scratch(run.rows, product.columns, product.group);
+    return aligned(run.rows * dense_room(product) * int64_t(sizeof(float)));
+}
+
+int64_t scratch_of(const DecoderRun& run) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < run.count; i++) {
+        const DecoderBlock& block = run.blocks[i];
+        for (const Product* product : {&block.qkv, &block.out, &block.gate_up, &block.down}) {
+            most = std::max(most, scratch_of(run, *product));
+        }
+    }
+    return most;
+}
+
+template <typename Matrix>
+const Matrix* with_results(const Product& product, void* const* results, Matrix (&copies)[kMostTogether]) {
+    for (int64_t i = 0; i < product.count; i++) {
+        copies[i] = static_cast<const Matrix*>(product.matrices)[i];
+        copies[i].y = results[i];
+    }
+    return copies;
+}
+
+void multiply(const DecoderRun& run, const Product& product, const void* x, void* const* results, void* scratch) {
+    if (product.kind) {
+        QuantWeight copies[kMostTogether];
+        vt_quant_linear(int32_t(product.kind), x, run.type, run.rows, product.columns, product.group,
+                        with_results(product, results, copies), product.count, scratch);
+    } else {
+        DenseMatrix copies[kMostTogether];
+        vt_dense_linear(x, run.type, run.rows, with_results(product, results, copies), product.count,
+                        static_cast<float*>(scratch), run.rows);
+    }
+}
+
+AttentionResult attend(const DecoderRun& run, const DecoderBlock& block, const Activations& at) {
+    const AttentionCall& shape = run.attend;
+    vt_rotate(at.q, at.k, run.cos, run.sin, at.turned_q, at.turned_k, run.type, run.rows, shape.heads, shape.groups, shape.width);
+    if (run.temperature) {
+        scale_rows(at.turned_q, run.temperature, at.turned_q, run.type, run.rows, shape.heads * shape.width);
+    }
+    CacheWrite write = run.write;
+    write.k = at.turned_k, write.v = at.v;
+    write.keys = block.keys, write.values = block.values, write.scales = block.scales;
+    const int32_t written = vt_cache_write(&write);
+    if (written != kDone) return AttentionResult(written);
+    AttentionCall call = shape;
+    call.q = at.turned_q, call.out = at.mixed;
+    call.keys = block.keys, call.values = block.values, call.scales = block.scales;
+    return AttentionResult(vt_attention(&call));
+}
+
+AttentionResult run_block(const DecoderRun& run, const DecoderBlock& block, const Activations& at) {
+    vt_rms_norm(run.hidden, block.attention_norm, at.normed, run.type, run.rows, run.width, run.eps);
+    void* const projected[] = {at.q, at.k, at.v};
+    multiply(run, block.qkv, at.normed, projected, at.scratch);
+    const AttentionResult done = attend(run, block, at);
+    if (done != kDone) return done;
+    void* const added[] = {at.added};
+    multiply(run, block.out, at.mixed, added, at.scratch);
+    add_rows(run.hidden, at.added, run.hidden, run.type, run.rows, run.width);
+
+    vt_rms_norm(run.hidden, block.mlp_norm, at.normed, run.type, run.rows, run.width, run.eps);
+    void* const gated[] = {at.gate, at.up};
+    multiply(run, block.gate_up, at.normed, gated, at.scratch);
+    vt_silu_gate(at.gate, at.up, at.gate, run.type, run.rows * run.inner);
+    multiply(run, block.down, at.gate, added, at.scratch);
+    add_rows(run.hidden, at.added, run.hidden, run.type, run.rows, run.width);
+    return kDone;
+}
+
+}  // namespace
+
+int64_t vt_decoder_room(const DecoderRun* run) { return Layout(*run).scratch + scratch_of(*run); }
+
+int32_t vt_decoder_run(const DecoderRun* run) {
+    const Activations at(Layout(*run), run->room);
+    for (int64_t i = 0; i < run->count; i++) {
+        const AttentionResult done = run_block(*run, run->blocks[i], at);
+        if (done != kDone) return done;
+    }
+    return kDone;
+}
