@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "pool.h"
+#include "vec.h"
 
 namespace {
 
@@ -42,6 +43,33 @@ struct Cut {
     int64_t pieces_of(const QuantWeight& weight) const { return divide_up(weight.panels, panels); }
 };
 
+// Columns first … first+count-1 of one row as float32: the integer times its step, which is exact, times the scale.
+void decode_columns(int32_t kind, const QuantWeight& weight, int64_t columns, int64_t group, int64_t id, int64_t first,
+                    int64_t count, float* to) {
+    const int64_t panel = id / kPanelRows, row = id % kPanelRows;
+    const uint8_t* codes = weight.codes + panel * columns * 2 * kind;
+    const uint16_t* scales = weight.scales + panel * (columns / group) * kPanelRows;
+    for (int64_t i = first; i < first + count; i++) {
+        float value;
+        if (kind == kQ8) {
+            value = float(int8_t(codes[(i / 4 * kPanelRows + row) * 4 + i % 4])) * 0.0078125f;
+        } else {
+            const uint8_t both = codes[(i / 8 * kPanelRows + row) * 4 + i % 4];
+            value = float(weight.levels[i % 8 < 4 ? both & 15 : both >> 4]) * 0.015625f;
+        }
+        to[i - first] = value * widen_bf16(scales[i / group * kPanelRows + row]);
+    }
+}
+
+void store_columns(const float* from, int64_t count, void* y, int32_t type, int64_t at) {
+    if (type == kFloat32) {
+        std::memcpy(static_cast<float*>(y) + at, from, size_t(count) * sizeof(float));
+        return;
+    }
+    uint16_t* const to = static_cast<uint16_t*>(y) + at;
+    for (int64_t i = 0; i < count; i++) to[i] = type == kBFloat16 ? round_bf16(from[i]) : round_f16(from[i]);
+}
+
 }  // namespace
 
 int64_t vt_quant_scratch(int64_t rows, int64_t columns, int64_t group) {
@@ -72,4 +100,23 @@ void vt_quant_linear(int32_t kind, const void* x, int32_t type, int64_t rows, in
         kernels.multiply(rounded, *weight, kind, type, first, std::min(first + cut.panels, weight->panels), begin,
                          std::min(begin + cut.rows, rows));
     });
+}
+
+int32_t vt_quant_rows(int32_t kind, const QuantWeight* weight, int64_t columns, int64_t group, const int64_t* ids, int64_t count,
+                      void* y, int32_t type) {
+    for (int64_t i = 0; i < count; i++) {
+        if (ids[i] < 0 || ids[i] >= weight->out) return 1;
+    }
+    const int64_t together = std::max<int64_t>(1, kRoundGrain / std::max<int64_t>(1, columns));
+    parallel(divide_up(count, together), [&](int64_t chunk) {
+        float part[kUnpackColumns];
+        for (int64_t i = chunk * together; i < std::min(count, (chunk + 1) * together); i++) {
+            for (int64_t first = 0; first < columns; first += kUnpackColumns) {
+                const int64_t some = std::min(kUnpackColumns, columns - first);
+                decode_columns(kind, *weight, columns, group, ids[i], first, some, part);
+                store_columns(part, some, y, type, i * columns + first);
+            }
+        }
+    });
+    return 0;
 }

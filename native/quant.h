@@ -49,3 +49,6 @@ VT_EXPORT int64_t vt_quant_scratch(int64_t rows, int64_t columns, int64_t group)
 // `scratch` is 64-byte aligned and vt_quant_scratch bytes long.
 VT_EXPORT void vt_quant_linear(int32_t kind, const void* x, int32_t type, int64_t rows, int64_t columns, int64_t group,
                                const QuantWeight* weights, int64_t count, void* scratch);
+// Rows `ids` of one matrix, decoded: y (count, columns) of `type`. 1 if an id lies outside; then y is undefined.
+VT_EXPORT int32_t vt_quant_rows(int32_t kind, const QuantWeight* weight, int64_t columns, int64_t group, const int64_t* ids,
+                                int64_t count, void* y, int32_t type);

@@ -13,8 +13,9 @@ from torch import Tensor
 from vitrail.errors import CheckpointError
 from vitrail.ops import native
 from vitrail.ops.linear import linear, linear_group
+from vitrail.ops.native_quant import quant_rows
 from vitrail.ops.rounded import rounded_products
-from vitrail.ops.weight import PackedWeight
+from vitrail.ops.weight import PackedWeight, dequantize_rows
 from vitrail.quant.own import quantize_own
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no kernels were built")
@@ -197,3 +198,29 @@ def test_shapes_of_the_real_geometry(kind: str) -> None:
             assert torch.equal(whole[:3], want)
             assert torch.equal(whole[:1], linear(x[:1], weight))
             assert torch.equal(whole[20:29], linear(x[20:29], weight))
+
+
+@settings(max_examples=40)
+@given(
+    kind=st.sampled_from(["q4", "q8"]),
+    group=st.sampled_from([32, 64, 128]),
+    out=st.integers(1, 70),
+    groups=st.integers(1, 9),
+    count=st.integers(0, 40),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**31),
+)
+def test_rows_of_a_table_equal_the_definition(
+    kind: str, group: int, out: int, groups: int, count: int, dtype: torch.dtype, seed: int
+) -> None:
+    packed = random_weight(kind, out, group * groups, group, seed)
+    weight = PackedWeight(kind, packed.shape, group, packed.tensors, dtype)
+    ids = torch.randint(0, out, (count,), generator=torch.Generator().manual_seed(seed))
+    assert same(quant_rows(weight, ids), dequantize_rows(weight, ids))
+
+
+@pytest.mark.parametrize("id", [-1, 20, 31, 2**40])
+def test_an_id_outside_the_table_is_an_error(id: int) -> None:
+    """20 … 31 lie in the last panel, behind the last row."""
+    with pytest.raises(IndexError, match=r"20 rows lie in 0 … 19; got 3 … \d+|got -1 … 3"):
+        quant_rows(random_weight("q8", 20, 32, 32, 0), torch.tensor([3, id]))

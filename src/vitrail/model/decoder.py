@@ -3,7 +3,7 @@
 Letters: L packed rows · D width · A query heads · G key/value heads · K head width.
 """
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -13,18 +13,10 @@ from vitrail.model.fused import FusedBlocks
 from vitrail.model.layers import Embedding, GatedMLP, Linear, RMSNorm, project
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
-from vitrail.ops import rope
+from vitrail.model.rotation import Rotation, Rotations
 from vitrail.ops.attention import attention, attention_weights
 from vitrail.ops.native_rows import rotate_pair
 from vitrail.ops.step import Step
-
-
-class Rotation(NamedTuple):
-    """What every layer of one step shares: cos, sin (L, K) and the query's temperature (L,) or None."""
-
-    cos: Tensor
-    sin: Tensor
-    temperature: Tensor | None
 
 
 class MistralAttention(nn.Module):
@@ -86,6 +78,7 @@ class MistralModel(PreTrainedModel):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(MistralDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self._rotations = Rotations()
         self._fused = FusedBlocks(MistralDecoderLayer, MistralAttention)
         self.post_init()
 
@@ -99,7 +92,7 @@ class MistralModel(PreTrainedModel):
 
     def run(self, hidden: Tensor, step: Step, cache: KVCache | None, record: Record) -> Tensor:
         """(L, D) embeddings → (L, D) after the last block and the final norm."""
-        turn = self._rotation(step.positions, hidden)
+        turn = self._rotations.at(self.config, step.positions, hidden.dtype)
         fused = None if record.wanted else self._fused.run(self.layers, hidden, turn, step, cache)
         if fused is None:
             for layer in self.layers:
@@ -110,37 +103,3 @@ class MistralModel(PreTrainedModel):
         normed: Tensor = self.norm(hidden)
         record.see(normed)
         return normed
-
-    def _rotation(self, positions: Tensor, like: Tensor) -> Rotation:
-        scaling = self.config.rope_scaling
-        width, theta = self.config.head_dim, self.config.rope_theta
-        if scaling is None:
-            inv_freq, factor = rope.frequencies(width, theta, like.device), 1.0
-        else:
-            inv_freq = rope.yarn_frequencies(
-                width,
-                theta,
-                factor=float(scaling["factor"]),
-                original_positions=int(
-                    scaling.get("original_max_position_embeddings") or self.config.max_position_embeddings
-                ),
-                beta_fast=float(scaling.get("beta_fast") or 32.0),
-                beta_slow=float(scaling.get("beta_slow") or 1.0),
-                truncate=bool(scaling.get("truncate", True)),
-                device=like.device,
-            )
-            given = scaling.get("attention_factor")
-            factor = (
-                rope.yarn_attention_factor(
-                    float(scaling["factor"]), scaling.get("mscale"), scaling.get("mscale_all_dim")
-                )
-                if given is None
-                else float(given)
-            )
-        cos, sin = rope.cos_sin(rope.angles(positions, inv_freq), like.dtype, factor)
-        beta = None if scaling is None else scaling.get("llama_4_scaling_beta")
-        temperature = None
-        if scaling is not None and beta is not None:
-            original = int(scaling["original_max_position_embeddings"])
-            temperature = rope.query_temperature(positions, float(beta), original)
-        return Rotation(cos, sin, temperature)

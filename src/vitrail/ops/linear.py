@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.ops import native_dense
-from vitrail.ops.native_quant import quant_products
+from vitrail.ops.native_quant import BITS, quant_products, quant_rows
 from vitrail.ops.rounded import rounded_input_grad
 from vitrail.ops.weight import OWN_KINDS, PackedWeight, Weight, dequantize, dequantize_rows
 
@@ -62,6 +62,8 @@ def embedding(ids: Tensor, weight: Weight) -> Tensor:
     """Rows of weight (V, D) at ids (…): (…, D). Of a packed weight only the rows asked for are decoded."""
     if isinstance(weight, Tensor):
         return F.embedding(ids, weight)
+    if weight.kind in BITS:
+        return quant_rows(weight, ids.flatten()).view(*ids.shape, weight.shape[1])
     if weight.kind in OWN_KINDS:
         return dequantize_rows(weight, ids.flatten()).view(*ids.shape, weight.shape[1])
     rows, where = torch.unique(ids, return_inverse=True)

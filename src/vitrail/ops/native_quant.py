@@ -14,7 +14,7 @@ from vitrail.errors import CheckpointError
 from vitrail.ops import native
 from vitrail.ops.panels import ROWS, panel_count
 from vitrail.ops.rounded import rounded_products
-from vitrail.ops.weight import PackedWeight
+from vitrail.ops.weight import PackedWeight, dequantize_rows
 
 BITS = {"q4": 4, "q8": 8}  # native/quant.h's QuantKind
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -42,6 +42,25 @@ def quant_products(
         group,
     )
     return results
+
+
+def quant_rows(weight: PackedWeight, ids: Tensor) -> Tensor:
+    """Rows ids int64 (n,) of a q4 or q8 matrix (out, in), decoded: (n, in) in the weight's own dtype.
+
+    Raises:
+        IndexError: an id lies outside.
+    """
+    rows: Tensor = torch.ops.vitrail.quant_rows(
+        weight.tensors["codes"],
+        weight.tensors["scales"],
+        weight.tensors.get("levels"),
+        ids,
+        weight.shape[0],
+        weight.kind,
+        weight.group,
+        weight.dtype,
+    )
+    return rows
 
 
 @lru_cache(maxsize=1)
@@ -167,6 +186,87 @@ def _fake(
     return [x.new_empty(x.shape[0], out) for out in outs]
 
 
+@lru_cache(maxsize=1)
+def _rows_kernel() -> Any:
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    found = native.function("vt_quant_rows", number, pointer, size, size, pointer, size, pointer, number)
+    found.restype = number
+    return found
+
+
+def _rows_everywhere(
+    codes: Tensor,
+    scales: Tensor,
+    levels: Tensor | None,
+    ids: Tensor,
+    out: int,
+    kind: str,
+    group: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    tensors = {"codes": codes, "scales": scales}
+    if levels is not None:
+        tensors["levels"] = levels
+    return dequantize_rows(PackedWeight(kind, (out, _columns(codes, kind)), group, tensors, dtype), ids)
+
+
+def _rows_cpu(
+    codes: Tensor,
+    scales: Tensor,
+    levels: Tensor | None,
+    ids: Tensor,
+    out: int,
+    kind: str,
+    group: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    if native.library() is None or dtype not in _TYPES:
+        return _rows_everywhere(codes, scales, levels, ids, out, kind, group, dtype)
+    columns = _columns(codes, kind)
+    words = quant_words(codes, scales, levels, (out, columns), kind, group)
+    ids = ids.to(torch.int64).contiguous()
+    y = torch.empty(len(ids), columns, dtype=dtype)
+    outside = _rows_kernel()(
+        BITS[kind],
+        (ctypes.c_int64 * len(words))(*words),
+        columns,
+        group,
+        ids.data_ptr(),
+        len(ids),
+        y.data_ptr(),
+        native.DTYPES[dtype],
+    )
+    if outside:
+        raise IndexError(
+            f"ids of a table of {out} rows lie in 0 … {out - 1}; got {int(ids.min())} … {int(ids.max())}."
+        )
+    return y
+
+
+def _columns(codes: Tensor, kind: str) -> int:
+    return codes.shape[1] * 32 // BITS[kind]
+
+
+def _rows_fake(
+    codes: Tensor,
+    scales: Tensor,
+    levels: Tensor | None,
+    ids: Tensor,
+    out: int,
+    kind: str,
+    group: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return codes.new_empty(ids.shape[0], _columns(codes, kind), dtype=dtype)
+
+
+native.define(
+    "quant_rows(Tensor codes, Tensor scales, Tensor? levels, Tensor ids, SymInt out, str kind, int group, "
+    "ScalarType dtype) -> Tensor",
+    cpu=_rows_cpu,
+    everywhere=_rows_everywhere,
+    fake=_rows_fake,
+)
 native.define(
     "quant_linear(Tensor x, Tensor[] codes, Tensor[] scales, Tensor[] levels, Tensor?[] biases, SymInt[] outs, "
     "str kind, int group) -> Tensor[]",

@@ -1,0 +1,96 @@
+"""Rotation: cos, sin and temperature of a step's positions, for all of a decoder's layers. The arithmetic is ops/rope.py's.
+
+Letters: L packed rows · K head width.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitrail.configs import MistralConfig
+from vitrail.ops import rope
+
+# A table of so many positions takes 64 MB in bfloat16; what lies beyond is computed.
+_MOST = 1 << 17
+_FEWEST = 1 << 10
+
+
+class Rotation(NamedTuple):
+    """What every layer of one step shares: cos, sin (L, K) and the query's temperature (L,) or None."""
+
+    cos: Tensor
+    sin: Tensor
+    temperature: Tensor | None
+
+
+def rotation_of(config: MistralConfig, positions: Tensor, dtype: torch.dtype) -> Rotation:
+    """The rotation at int64 positions (L,), in `dtype`; the temperature in float32."""
+    inv_freq, factor = _frequencies(config, positions.device)
+    cos, sin = rope.cos_sin(rope.angles(positions, inv_freq), dtype, factor)
+    scaling = config.rope_scaling
+    beta = None if scaling is None else scaling.get("llama_4_scaling_beta")
+    if scaling is None or beta is None:
+        return Rotation(cos, sin, None)
+    original = int(scaling["original_max_position_embeddings"])
+    return Rotation(cos, sin, rope.query_temperature(positions, float(beta), original))
+
+
+class Rotations:
+    """Rotations of one decoder. On a CPU they are looked up in a table, computed once for all positions so far.
+
+    Computing them takes a dozen small operations a step, two of which PyTorch divides among threads: beside a busy process
+    those wait longer than a layer takes. Copies begin without a table.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._table: Rotation | None = None
+
+    def __reduce__(self) -> tuple[type["Rotations"], tuple[()]]:
+        return Rotations, ()
+
+    def at(self, config: MistralConfig, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        """As `rotation_of`, bit for bit."""
+        if torch.compiler.is_compiling() or type(positions) is not Tensor or positions.device.type != "cpu":
+            return rotation_of(config, positions, dtype)
+        first, last = (int(x) for x in torch.aminmax(positions)) if len(positions) else (0, 0)
+        if first < 0 or last >= _MOST:
+            return rotation_of(config, positions, dtype)
+        cos, sin, temperature = self._rows(config, last + 1, dtype)
+        picked = None if temperature is None else temperature.index_select(0, positions)
+        return Rotation(cos.index_select(0, positions), sin.index_select(0, positions), picked)
+
+    def _rows(self, config: MistralConfig, count: int, dtype: torch.dtype) -> Rotation:
+        """The table, of at least `count` positions."""
+        scaling = None if config.rope_scaling is None else tuple(config.rope_scaling.items())
+        key = (dtype, config.head_dim, config.rope_theta, config.max_position_embeddings, scaling)
+        if self._table is None or self._key != key or len(self._table.cos) < count:
+            rows = max(_FEWEST, 1 << (count - 1).bit_length())
+            with torch.inference_mode(False), torch.no_grad():  # for steps with gradients too
+                self._table = rotation_of(config, torch.arange(rows, device="cpu"), dtype)
+            self._key = key
+        return self._table
+
+
+def _frequencies(config: MistralConfig, device: torch.device) -> tuple[Tensor, float]:
+    """float32 (K/2,) of each pair, and the factor of cos and sin."""
+    scaling, width = config.rope_scaling, config.head_dim
+    if scaling is None:
+        return rope.frequencies(width, config.rope_theta, device), 1.0
+    inv_freq = rope.yarn_frequencies(
+        width,
+        config.rope_theta,
+        factor=float(scaling["factor"]),
+        original_positions=int(
+            scaling.get("original_max_position_embeddings") or config.max_position_embeddings
+        ),
+        beta_fast=float(scaling.get("beta_fast") or 32.0),
+        beta_slow=float(scaling.get("beta_slow") or 1.0),
+        truncate=bool(scaling.get("truncate", True)),
+        device=device,
+    )
+    if scaling.get("attention_factor") is not None:
+        return inv_freq, float(scaling["attention_factor"])
+    mscale, mscale_all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    return inv_freq, rope.yarn_attention_factor(float(scaling["factor"]), mscale, mscale_all_dim)
