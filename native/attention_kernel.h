@@ -7,106 +7,21 @@
 #pragma once
 
 #include <limits>
-#include <type_traits>
 #include <utility>
 
 #include "attention.h"
+#include "attention_cache.h"
+#include "attention_tiles.h"
 #include "attention_vec.h"
 
 namespace {
 
-constexpr int64_t kWidth = Vec::kWidth;
-// Rows and vectors of a register tile: as many running sums as there are registers for.
-#if defined(__AVX512F__)
-constexpr int kTileRows = 12, kTileVecs = 2;
-#elif defined(__AVX2__)
-constexpr int kTileRows = 6, kTileVecs = 2;
-#elif defined(__ARM_NEON)
-constexpr int kTileRows = 5, kTileVecs = 4;
-#else
-constexpr int kTileRows = 4, kTileVecs = 2;
-#endif
-constexpr int64_t kStrip = kTileVecs * kWidth;
 constexpr float kLog2E = 1.4426950408889634f, kInfinity = std::numeric_limits<float>::infinity();
 
 // Cache lines that are asked for between two register tiles' columns.
 constexpr int64_t kAsked = 24;
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// --- register tiles ----------------------------------------------------------------------------------------------
-
-// scores[r · kWalk + j] = Σ q[r · stride + i] · keys[i · kWalk + j] for kRows rows and kVecs vectors of keys.
-template <int kRows, int kVecs>
-inline void score_tile(const float* q, int64_t stride, const float* keys, int64_t width, float* scores) {
-    Vec sums[kRows][kVecs];
-    for (auto& row : sums)
-        for (Vec& sum : row) sum = Vec::zero();
-    for (int64_t i = 0; i < width; i++) {
-        Vec key[kVecs];
-        for (int n = 0; n < kVecs; n++) key[n] = Vec::load(keys + i * kWalk + n * kWidth);
-        for (int r = 0; r < kRows; r++) {
-            const Vec one = Vec::all(q[r * stride + i]);
-            for (int n = 0; n < kVecs; n++) sums[r][n] = fma(one, key[n], sums[r][n]);
-        }
-    }
-    for (int r = 0; r < kRows; r++)
-        for (int n = 0; n < kVecs; n++) sums[r][n].store(scores + r * kWalk + n * kWidth);
-}
-
-// out[r] = out[r] · fade[r] + Σ weights[r · kWalk + j] · values[j · stride], keys low … high−1 in order.
-template <int kRows, int kVecs>
-inline void value_tile(const float* weights, const float* fade, int64_t low, int64_t high, const float* values, float* out,
-                       int64_t stride) {
-    Vec sums[kRows][kVecs];
-    for (int r = 0; r < kRows; r++)
-        for (int n = 0; n < kVecs; n++) sums[r][n] = Vec::load(out + r * stride + n * kWidth) * Vec::all(fade[r]);
-    for (int64_t j = low; j < high; j++) {
-        Vec value[kVecs];
-        for (int n = 0; n < kVecs; n++) value[n] = Vec::load(values + j * stride + n * kWidth);
-        for (int r = 0; r < kRows; r++) {
-            const Vec one = Vec::all(weights[r * kWalk + j]);
-            for (int n = 0; n < kVecs; n++) sums[r][n] = fma(one, value[n], sums[r][n]);
-        }
-    }
-    for (int r = 0; r < kRows; r++)
-        for (int n = 0; n < kVecs; n++) sums[r][n].store(out + r * stride + n * kWidth);
-}
-
-// body(std::integral_constant<int, rows>, first) over `count` rows in tiles of at most kTileRows.
-template <int kRows, typename Body>
-inline void last_tile(int64_t count, int64_t first, Body&& body) {
-    if constexpr (kRows > 0) {
-        if (count == kRows) {
-            body(std::integral_constant<int, kRows>{}, first);
-        } else {
-            last_tile<kRows - 1>(count, first, body);
-        }
-    }
-}
-
-template <typename Body>
-inline void by_tiles(int64_t count, Body&& body) {
-    int64_t first = 0;
-    for (; first + kTileRows <= count; first += kTileRows) body(std::integral_constant<int, kTileRows>{}, first);
-    last_tile<kTileRows - 1>(count - first, first, body);
-}
-
-// Vectors added by halves: i + i + half, down to one.
-template <size_t kCount>
-inline Vec fold(const Vec (&parts)[kCount]) {
-    if constexpr (kCount == 1) {
-        return parts[0];
-    } else {
-        Vec half[kCount / 2];
-        for (size_t i = 0; i < kCount / 2; i++) half[i] = parts[i] + parts[i + kCount / 2];
-        return fold(half);
-    }
-}
-
-// Few rows leave registers for twice the vectors, which hides the products' latency.
-template <int kRows>
-constexpr bool kTwice = 2 * kRows * kTileVecs <= kTileRows * kTileVecs && 2 * kStrip <= kWalk;
 
 // --- one part ----------------------------------------------------------------------------------------------------
 
@@ -176,8 +91,12 @@ class Part {
                 const Rows rows = state(g);
                 pack_keys(now, g);
                 visit(at, [&](const Run& run) { weigh(run, rows); });
-                pack_values(now, low, high, g);
-                visit(at, [&](const Run& run) { gather(run, rows); });
+                if (rows_ <= kTileRows && padded_ == c_.width) {
+                    visit(at, [&](const Run& run) { gather_stored(run, rows, now, g); });
+                } else {
+                    pack_values(now, low, high, g);
+                    visit(at, [&](const Run& run) { gather(run, rows); });
+                }
             }
             std::copy(next, next + kWalk, now);
         }
@@ -380,7 +299,33 @@ class Part {
         }
     }
 
+    // With values as pack_values left them, or (few rows: each value is used once) as they are stored.
     void gather(const Run& run, const Rows& s) {
+        gather_from(run, s, [this](int64_t j, int64_t i) { return Vec::load(r_.packed + j * padded_ + i); });
+    }
+
+    template <int32_t kType>
+    void gather_stored(const Run& run, const Rows& s, const int64_t (&found)[kWalk], int64_t g) {
+        const char* rows[kWalk];
+        for (int64_t j = run.low; j < run.high; j++) rows[j] = value_at(found[j], g);
+        gather_from(run, s, [&rows](int64_t j, int64_t i) { return load_vec<kType>(rows[j], i); });
+    }
+
+    void gather_stored(const Run& run, const Rows& s, const int64_t (&found)[kWalk], int64_t g) {
+        switch (c_.key_type) {
+            case kBFloat16:
+                return gather_stored<kBFloat16>(run, s, found, g);
+            case kFloat16:
+                return gather_stored<kFloat16>(run, s, found, g);
+            case kInt8:
+                return gather_stored<kInt8>(run, s, found, g);
+            default:
+                return gather_stored<kFloat32>(run, s, found, g);
+        }
+    }
+
+    template <typename Value>
+    void gather_from(const Run& run, const Rows& s, Value value) {
         for (int64_t at = 0; at < padded_;) {
             ask();
             const bool pair = at + 2 * kStrip <= padded_;
@@ -389,14 +334,15 @@ class Part {
                 const int64_t first = run.first + tile;
                 const float *weights = r_.scores + first * kWalk, *fade = r_.fade + first;
                 float* out = s.out + first * padded_ + at;
+                const auto value_of = [&value, at](int64_t j, int64_t n) { return value(j, at + n * kWidth); };
                 if constexpr (kTwice<rows>) {
                     if (pair && run.last - run.first == rows) {
-                        value_tile<rows, 2 * kTileVecs>(weights, fade, run.low, run.high, r_.packed + at, out, padded_);
+                        value_tile<rows, 2 * kTileVecs>(weights, fade, run.low, run.high, value_of, out, padded_);
                         both = true;
                         return;
                     }
                 }
-                value_tile<rows, kTileVecs>(weights, fade, run.low, run.high, r_.packed + at, out, padded_);
+                value_tile<rows, kTileVecs>(weights, fade, run.low, run.high, value_of, out, padded_);
             });
             at += both ? 2 * kStrip : kStrip;
         }
@@ -422,49 +368,6 @@ class Part {
 };
 
 AttentionResult attend(const AttentionCall& call, const AttentionPart& part, float* room) { return Part(call, part, room).run(); }
-
-// --- the cache ---------------------------------------------------------------------------------------------------
-
-// One head's row to int8: scale = max|x| / 127, codes = rint(x / scale) through one division. A row that is not finite
-// has the scale NaN and codes 0, one below 1e-30 the scale 0.
-void round_row(const void* x, int32_t type, int64_t from, int64_t width, int8_t* codes, float* scale) {
-    float most = 0.0f, finite = 0.0f;
-    for (int64_t i = 0; i < width; i++) {
-        const float value = std::fabs(load_one(x, type, from + i));
-        most = value > most ? value : most;
-        finite += value * 0.0f;  // NaN if any value is infinite or NaN
-    }
-    const bool known = finite == 0.0f;
-    const bool zero = most < 1e-30f;
-    *scale = !known ? std::numeric_limits<float>::quiet_NaN() : zero ? 0.0f : most / 127.0f;
-    const float inverse = known && !zero ? 1.0f / *scale : 0.0f;
-    for (int64_t i = 0; i < width; i++) {
-        const float value = known ? load_one(x, type, from + i) * inverse : 0.0f;
-        const float rounded = (value + 12582912.0f) - 12582912.0f;  // half to even
-        codes[i] = int8_t(std::max(-127.0f, std::min(127.0f, rounded)));
-    }
-}
-
-void write_row(const CacheWrite& c, int64_t row) {
-    const int64_t slot = c.at[row], size = size_of(c.key_type), elements = c.groups * c.width;
-    const void* const from[2] = {c.k, c.v};
-    void* const to[2] = {c.keys, c.values};
-    const int64_t strides[2] = {c.k_stride, c.v_stride};
-    for (int side = 0; side < 2; side++) {
-        char* const stored = static_cast<char*>(to[side]) + slot * elements * size;
-        const int64_t start = row * strides[side];
-        if (c.key_type == kInt8) {
-            for (int64_t g = 0; g < c.groups; g++) {
-                round_row(from[side], c.type, start + g * c.width, c.width, reinterpret_cast<int8_t*>(stored) + g * c.width,
-                          c.scales + (side * c.slots + slot) * c.groups + g);
-            }
-        } else if (c.key_type == c.type) {
-            std::memcpy(stored, static_cast<const char*>(from[side]) + start * size, size_t(elements * size));
-        } else {
-            for (int64_t i = 0; i < elements; i++) store_one(stored, c.key_type, i, load_one(from[side], c.type, start + i));
-        }
-    }
-}
 
 void exp2_many(const float* x, float* y, int64_t count) {
     for (int64_t i = 0; i < count; i += kWidth) {
