@@ -14,7 +14,7 @@ from vitrail.bench.random_model import FORMATS
 from vitrail.cli import bench as command
 from vitrail.cli.main import main
 
-MACHINE = {"cpu", "cores", "memory", "torch", "torch_isa", "library", "instructions", "threads"}
+MACHINE = {"cpu", "cores", "memory", "torch", "torch_isa", "library", "instructions", "threads", "page_bytes"}
 MEASURED = {
     "what", "tokens", "seconds", "tokens_per_second", "bytes", "flop", "limit", "limit_per_second", "share",
     "lowest_share", "highest_share",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 
 import vitrail
 from vitrail.cli.main import main
-from vitrail.ops import native
+from vitrail.ops import memory, native
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +47,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> str:
 def test_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     found = told(capsys)
     assert set(found) == {
-        "vitrail", "python", "torch", "platform", "cpu", "cores", "usable_cores", "memory", "threads", "kernels"
+        "vitrail", "python", "torch", "platform", "cpu", "cores", "usable_cores", "memory", "pages", "threads", "kernels"
     }  # fmt: skip
     assert found["vitrail"] == vitrail.__version__ and found["torch"] == torch.__version__
     assert 1 <= found["usable_cores"] <= found["cores"] == os.cpu_count()
@@ -54,6 +55,24 @@ def test_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["threads"] == torch.get_num_threads()
     text = shown(capsys)
     assert found["cpu"] in text and torch.__version__ in text
+
+
+def test_the_pages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(capsys)["pages"]
+    assert found == {
+        "size": memory.pages().size,
+        "large": memory.pages().large,
+        "reason": memory.pages().reason,
+    }
+    assert found["reason"] in shown(capsys)
+    if found["large"] and found["size"] == 2**21:
+        assert "pages 2 MiB where weights lie (transparent_hugepage: " in shown(capsys)
+    monkeypatch.setenv(memory.ENVIRONMENT, "small")
+    assert told(capsys)["pages"] == {"size": mmap.PAGESIZE, "large": False, "reason": "VITRAIL_PAGES=small"}
+    assert f"pages {mmap.PAGESIZE // 1024} KiB (VITRAIL_PAGES=small)" in shown(capsys)
+    monkeypatch.setenv(memory.ENVIRONMENT, "big")
+    assert main(["info", "--system"]) == 2
+    assert capsys.readouterr().err == "vitrail: VITRAIL_PAGES must be large or small, but is 'big'.\n"
 
 
 def test_the_kernels(capsys: pytest.CaptureFixture[str]) -> None:

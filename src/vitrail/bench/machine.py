@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vitrail import __version__
-from vitrail.ops import native
+from vitrail.ops import memory, native
 from vitrail.weights.free_memory import host_memory
 
 
@@ -19,7 +19,7 @@ class Machine:
 
     cpu: the processor's name; cores: logical ones; memory: free bytes, None where nobody tells; torch: its version;
     library: Vitrail's version; instructions: what its kernels use, or None where PyTorch does the work; torch_isa: what
-    PyTorch uses; threads: of both.
+    PyTorch uses; threads: of both; page_bytes: of the pages that large tensors lie in.
     """
 
     cpu: str
@@ -30,6 +30,7 @@ class Machine:
     library: str
     instructions: str | None
     threads: int
+    page_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
         """The same for JSON."""
@@ -47,6 +48,7 @@ def this_machine() -> Machine:
         library=__version__,
         instructions=native.status().used,
         threads=torch.get_num_threads(),
+        page_bytes=memory.pages().size,
     )
 
 

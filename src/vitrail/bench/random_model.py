@@ -16,6 +16,7 @@ from vitrail.bench.geometries import config_of
 from vitrail.errors import InputError
 from vitrail.model.causal import CausalModel, MistralForCausalLM
 from vitrail.model.vlm import LlavaForConditionalGeneration, Mistral3ForConditionalGeneration
+from vitrail.ops import memory
 from vitrail.ops.weight import PackedWeight
 from vitrail.quant.bitsandbytes import quant_map
 from vitrail.quant.config import BitsAndBytesConfig, Quantization
@@ -90,7 +91,7 @@ def _packed(name: str, kind: str, shape: tuple[int, int], group: int, dtype: tor
     scale_type, scale_shape = wanted["weight.scales"]
     parts = {
         "weight.codes": _codes(name, code_type, code_shape),
-        "weight.scales": torch.full(scale_shape, scale, dtype=scale_type),
+        "weight.scales": memory.empty(scale_shape, scale_type).fill_(scale),
     }
     if kind == "q4":
         parts["weight.levels"] = torch.tensor(_LEVELS, dtype=torch.int8)
@@ -102,7 +103,7 @@ def _random_nf4(name: str, shape: tuple[int, int], group: int, scale: float) -> 
     return {
         "codes": _codes(name, torch.uint8, (-(-count // 2),)),
         "quant_map": quant_map("nf4"),
-        "absmax": torch.full((-(-count // group),), scale),
+        "absmax": memory.empty((-(-count // group),), torch.float32).fill_(scale),
     }
 
 
@@ -120,7 +121,7 @@ def _plain(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 def _repeated(pool: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
-    made = torch.empty(shape, dtype=pool.dtype)
+    made = memory.empty(shape, pool.dtype)
     flat = made.view(-1)
     start = zlib.crc32(name.encode()) % pool.numel()
     done = 0

@@ -16,7 +16,7 @@ from rich.table import Table
 from vitrail import __version__
 from vitrail.cli.info_printer import WIDTH
 from vitrail.files.size import in_words
-from vitrail.ops import native
+from vitrail.ops import memory, native
 from vitrail.weights.free_memory import host_memory
 
 
@@ -28,6 +28,7 @@ class SystemInfo:
         cpu: the processor's name, as the system tells it.
         cores, usable_cores: of the machine; that this process may use.
         memory: bytes: {"total": …, "free": …}, None where nobody tells.
+        pages: of memory.Pages: those that weights get.
         threads: with which PyTorch and the kernels work.
         kernels: of native.Status: used, reason, compiler, others.
     """
@@ -40,6 +41,7 @@ class SystemInfo:
     cores: int
     usable_cores: int
     memory: dict[str, int | None]
+    pages: dict[str, Any]
     threads: int
     kernels: dict[str, Any]
 
@@ -57,6 +59,7 @@ def gather() -> SystemInfo:
         cores=cores,
         usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores,
         memory={"total": _total_memory(), "free": host_memory()},
+        pages=asdict(memory.pages()),
         threads=status.threads,
         kernels={name: value for name, value in asdict(status).items() if name != "threads"},
     )
@@ -85,6 +88,7 @@ def _lines(info: SystemInfo) -> list[tuple[str, str]]:
         ("processor", info.cpu),
         ("cores", cores),
         ("memory", memory if free is None else f"{memory}, {in_words(free)} free"),
+        ("pages", _pages(info.pages)),
         ("torch", f"{info.torch}, {info.threads} thread{'' if info.threads == 1 else 's'}"),
         ("kernels", kernels["used"] or f"none, PyTorch does the work: {kernels['reason']}"),
     ]
@@ -95,6 +99,12 @@ def _lines(info: SystemInfo) -> list[tuple[str, str]]:
             ("" if number else "others", f"{isa}: {reason or f'there too ({native.ENVIRONMENT}={isa})'}")
         )
     return lines
+
+
+def _pages(found: dict[str, Any]) -> str:
+    size = found["size"] >> 10
+    shown = f"{size >> 10} MiB" if size >= 1024 else f"{size} KiB"
+    return f"{shown}{' where weights lie' if found['large'] else ''} ({found['reason']})"
 
 
 def _cpu_name() -> str:

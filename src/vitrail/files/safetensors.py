@@ -9,6 +9,8 @@ import json
 import math
 import mmap
 import os
+import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,13 @@ from torch import Tensor
 from vitrail.errors import CheckpointError
 from vitrail.files.json import parse_json_object
 from vitrail.files.listing import listed
+from vitrail.ops import memory
 
 HEADER_LIMIT = 100_000_000  # the format's own limit
+# Linux's MAP_NORESERVE, whose name Python knows from 3.13 on.
+_NORESERVE = (
+    0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64") else 0
+)
 
 # In the order in which the format's own library lays tensors out (from the last to the first), so that a file
 # written here equals, byte for byte, one that it writes.
@@ -91,12 +98,14 @@ class SafetensorsFile:
 
 
 def _map_privately(number: int, size: int) -> mmap.mmap:
-    """A mapping whose pages come from the file; writing to one never reaches it."""
+    """A mapping whose pages come from the file, large ones if they can; writing to one never reaches it."""
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(number, size, access=mmap.ACCESS_COPY)
     # Without a reservation a file may be larger than the machine's memory.
-    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
-    return mmap.mmap(number, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", _NORESERVE)
+    mapping = mmap.mmap(number, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    memory.ask_for_large(mapping)
+    return mapping
 
 
 def _read_header(stream: BinaryIO, size: int, path: Path) -> tuple[int, dict[str, Any]]:

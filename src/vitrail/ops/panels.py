@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from vitrail.ops import memory
+
 ROWS = 16  # of a panel
 
 
@@ -72,7 +74,7 @@ def unpack_scales(panels: Tensor) -> Tensor:
 def pack_pairs(matrix: Tensor) -> Tensor:
     """bfloat16 (rows, columns) → (P, ceil(columns/2), 16, 2)."""
     even = pad(matrix, (0, matrix.shape[1] % 2))
-    return torch.unflatten(_rows16(even), 2, (-1, 2)).transpose(1, 2).contiguous()
+    return memory.copied(torch.unflatten(_rows16(even), 2, (-1, 2)).transpose(1, 2))
 
 
 def unpack_pairs(panels: Tensor) -> Tensor:

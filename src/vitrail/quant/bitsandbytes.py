@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.files.json import parse_json_object
+from vitrail.ops import memory
 from vitrail.ops.weight import NESTED_GROUP, PackedWeight
 
 STATE = "quant_state.bitsandbytes__"  # + nf4 or fp4: a JSON text as a uint8 vector
@@ -75,9 +76,9 @@ def quantize_4bit(weight: Tensor, kind: str, *, nested: bool = False, group: int
     """
     flat = weight.detach().contiguous().view(-1)
     chunks = [_codes(flat[at : at + _CHUNK], kind, group) for at in range(0, flat.numel(), _CHUNK)]
-    absmax = torch.cat([scale for _, scale in chunks])
+    absmax = memory.joined([scale for _, scale in chunks])
     tensors = {
-        "codes": torch.cat([codes for codes, _ in chunks]),
+        "codes": memory.joined([codes for codes, _ in chunks]),
         "quant_map": quant_map(kind).to(flat.device),
     }
     tensors |= _nest(absmax) if nested else {"absmax": absmax}
@@ -87,7 +88,7 @@ def quantize_4bit(weight: Tensor, kind: str, *, nested: bool = False, group: int
 def quantize_int8(weight: Tensor) -> PackedWeight:
     """A matrix (out, in) as int8 with one scale per row, the largest magnitude of the row in float16."""
     rows, columns = _matrix(weight)
-    codes = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
+    codes = memory.empty((rows, columns), torch.int8, weight.device)
     scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
     together = max(1, _CHUNK // max(1, columns))
     for first in range(0, rows, together):

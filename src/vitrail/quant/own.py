@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import CheckpointError, ConfigError
-from vitrail.ops import panels
+from vitrail.ops import memory, panels
 from vitrail.ops.weight import OWN_KINDS, OWN_STEPS, PackedWeight, dequantize
 
 GROUPS = (32, 64, 128)
@@ -47,8 +47,8 @@ def quantize_own(
     step = 4 if kind == "q8" else 8
     code_type = torch.int8 if kind == "q8" else torch.uint8
     tensors = {
-        "codes": matrix.new_zeros(count, columns // step, 64, dtype=code_type),
-        "scales": matrix.new_zeros(count, columns // group, panels.ROWS, dtype=torch.bfloat16),
+        "codes": memory.empty((count, columns // step, 64), code_type, matrix.device),
+        "scales": memory.empty((count, columns // group, panels.ROWS), torch.bfloat16, matrix.device),
     }
     if kind == "q4":
         tensors["levels"] = _fit_levels(matrix, group).to(matrix.device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import InputError, UnsupportedError
+from vitrail.ops import memory
 from vitrail.ops.weight import PackedWeight
 from vitrail.quant.config import BitsAndBytesConfig, Quantization, read_quantization
 from vitrail.quant.own_config import FORMATS, QuantizeConfig
@@ -145,7 +146,7 @@ def _fill(
     for path, packed in plan.packed.items():
         stays = path in plan.in_place and where.of(path).type == "cpu"
         tensors = {
-            name: tensor if stays else tensor.to(where.of(path), copy=True)
+            name: tensor if stays else memory.copied(tensor, where.of(path))
             for name, tensor in packed.tensors.items()
         }
         loaded_type = packed.dtype if packed.kind in ("nf4", "fp4") else dtype
@@ -158,7 +159,7 @@ def _fill(
         choice = plan.to_quantise.get(path) if name.endswith(".weight") else None
         if choice is None or quantization is None:
             stays = plan.stays_mapped(checkpoint.entry(file_name), target, where.of(name))
-            _put(model, name, tensor if stays else tensor.to(where.of(name), target, copy=True))
+            _put(model, name, tensor if stays else memory.copied(tensor, where.of(name), target))
             continue
         packed = pack(tensor, choice, quantization, name=name, dtype=target, device=where.of(name))
         layer = _layer(_submodule(model, path), packed, compute_dtype=compute, storage=storage)

@@ -1,0 +1,136 @@
+"""The memory that large CPU tensors lie in: 2 MiB pages where the system offers them. Knows neither weights nor files.
+
+A processor looks up where a page lies before it reads it, and remembers a few thousand pages. Weights read once per token
+are more than that in pages of 4 KiB; in large ones the looking up vanishes beside the reading.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vitrail.errors import ConfigError
+
+ENVIRONMENT = "VITRAIL_PAGES"  # "small": for comparing
+LEAST = 4 * 2**20  # bytes of a tensor from which on it gets a mapping of its own
+_SETTINGS = "sys/kernel/mm/transparent_hugepage"
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Which pages large tensors get.
+
+    Attributes:
+        size: bytes of one.
+        large: whether that is more than the system's ordinary ones.
+        reason: the system's setting that allows it, or why not.
+    """
+
+    size: int
+    large: bool
+    reason: str
+
+
+def pages(root: Path = Path("/")) -> Pages:
+    """Which pages `empty` asks for, as the system's files under `root` allow. ConfigError for an unknown VITRAIL_PAGES."""
+    if _wanted() == "small":
+        return _small(f"{ENVIRONMENT}=small")
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return _small(f"{platform.system() or 'this system'} has no way to ask for larger ones")
+    settings = root / _SETTINGS
+    size = _text(settings / "hpage_pmd_size")
+    if not size.isdecimal() or int(size) <= mmap.PAGESIZE:
+        return _small("the kernel is built without transparent_hugepage")
+    setting = _chosen(settings / f"hugepages-{int(size) // 1024}kB" / "enabled")
+    if setting in ("", "inherit"):
+        setting = _chosen(settings / "enabled")
+    if setting not in ("always", "madvise"):
+        return _small(f"transparent_hugepage: {setting or 'unknown'}")
+    return Pages(int(size), True, f"transparent_hugepage: {setting}")
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """A contiguous tensor with any values; on the CPU, if it is large, in large pages where they can be had.
+
+    It takes its own size of memory and no more, and gives it back when it is no longer used, like any other.
+    """
+    count = math.prod(shape)
+    if torch.device(device).type == "cpu" and count * dtype.itemsize >= LEAST:
+        flat = _mapped(count, dtype)
+        if flat is not None:
+            return flat.view(tuple(shape))
+    return torch.empty(tuple(shape), dtype=dtype, device=device)
+
+
+def copied(
+    tensor: Tensor, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """A contiguous copy, always a new one, in memory as `empty` gives; by default of the same device and type."""
+    return empty(tensor.shape, dtype or tensor.dtype, device or tensor.device).copy_(tensor)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Vectors of one type one after the other, in memory as `empty` gives."""
+    first, count = parts[0], sum(part.numel() for part in parts)
+    return torch.cat(list(parts), out=empty((count,), first.dtype, first.device))
+
+
+def ask_for_large(mapping: mmap.mmap) -> None:
+    """Have a mapped file read into large pages, where its file system can. Before its first byte is read."""
+    if hasattr(mmap, "MADV_HUGEPAGE") and _wanted() != "small":
+        _advise(mapping, 0, len(mapping))
+
+
+def _mapped(count: int, dtype: torch.dtype) -> Tensor | None:
+    """A vector that begins where a large page does, in a mapping of its own; None where there are no large pages."""
+    found, size = pages(), count * dtype.itemsize
+    whole = size // found.size * found.size
+    if not found.large or not whole:
+        return None
+    try:
+        mapping = mmap.mmap(-1, size + found.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        return None
+    # What lies before the first large page is never touched, so it takes no memory; and the rest of the last one stays
+    # in small pages, for a large one would be taken whole.
+    start = -torch.frombuffer(mapping, dtype=torch.uint8, count=1).data_ptr() % found.size
+    _advise(mapping, start, whole)
+    return torch.frombuffer(mapping, dtype=dtype, count=count, offset=start)
+
+
+def _advise(mapping: mmap.mmap, start: int, size: int) -> None:
+    try:
+        mapping.madvise(mmap.MADV_HUGEPAGE, start, size)
+    except OSError:  # a kernel without them: the pages are small ones then
+        return
+
+
+def _wanted() -> str:
+    wanted = os.environ.get(ENVIRONMENT, "").strip().lower()
+    if wanted not in ("", "large", "small"):
+        raise ConfigError(f"{ENVIRONMENT} must be large or small, but is {wanted!r}.")
+    return wanted
+
+
+def _small(reason: str) -> Pages:
+    return Pages(mmap.PAGESIZE, False, reason)
+
+
+def _chosen(path: Path) -> str:
+    """The word in brackets of a file such as `always [madvise] never`, or ""."""
+    return _text(path).partition("[")[2].partition("]")[0]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
