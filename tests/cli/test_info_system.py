@@ -164,8 +164,9 @@ def test_a_library_of_other_sources_is_not_called(
     if not native.available():
         pytest.skip("no kernels here")
     native._kernels.cache_clear()
+    built = native._ABI
     monkeypatch.setattr(native, "_ABI", 99)
-    assert "built for version 1 of the interface, expected 99" in told(capsys)["kernels"]["reason"]
+    assert f"built for version {built} of the interface, expected 99" in told(capsys)["kernels"]["reason"]
     native._kernels.cache_clear()
     name = next(name for name in native._LIBRARIES if (native._FOLDER / name).exists())
     (tmp_path / name).write_bytes(b"no library at all")
