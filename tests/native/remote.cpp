@@ -21,14 +21,17 @@ namespace {
 
 constexpr uint64_t kPage = 4096;
 constexpr int kMostPages = 1 << 18;  // 1 GiB a call
+constexpr uint64_t kPlaces = 1 << 19;
 
 struct Page {
     uint64_t address;
+    uint64_t* place;  // in the table `here`
     unsigned char* before;
 };
 
 int memory = -1;  // of the other process
 Page* pages = nullptr;
+uint64_t* here = nullptr;  // the same pages' addresses, to be found by address
 std::atomic<int> page_count{0};
 std::atomic_flag busy = ATOMIC_FLAG_INIT;
 
@@ -37,22 +40,24 @@ void* fresh(uint64_t bytes) {
     return got == MAP_FAILED ? nullptr : got;
 }
 
-bool is_here(uint64_t address) {
-    for (int i = page_count.load() - 1; i >= 0 && i > page_count.load() - 64; i--) {
-        if (pages[i].address == address) return true;
-    }
-    return false;
+// The place of an address in a table of those that are here, or the free one where it belongs.
+uint64_t* place_of(uint64_t address) {
+    uint64_t at = address / kPage * 0x9e3779b97f4a7c15u >> 45;
+    while (here[at] != 0 && here[at] != address) at = (at + 1) % kPlaces;
+    return here + at;
 }
 
 bool fetch(uint64_t address) {
-    if (is_here(address)) return true;  // another thread was first
+    uint64_t* const place = place_of(address);
+    if (*place == address) return true;  // another thread was first, maybe many pages ago
     if (page_count.load() == kMostPages) return false;
     auto* copy = static_cast<unsigned char*>(fresh(2 * kPage));
     if (!copy || pread(memory, copy, kPage, off_t(address)) != ssize_t(kPage)) return false;
     std::memcpy(copy + kPage, copy, kPage);
     // Moved into place whole: no thread sees a page that is not yet filled.
     if (mremap(copy, kPage, kPage, MREMAP_MAYMOVE | MREMAP_FIXED, reinterpret_cast<void*>(address)) == MAP_FAILED) return false;
-    pages[page_count.load()] = {address, copy + kPage};
+    *place = address;
+    pages[page_count.load()] = {address, place, copy + kPage};
     page_count.fetch_add(1);
     return true;
 }
@@ -82,6 +87,7 @@ void give_back() {
         munmap(reinterpret_cast<void*>(pages[i].address), kPage);
         munmap(pages[i].before, kPage);
     }
+    for (int i = 0; i < page_count.load(); i++) *pages[i].place = 0;
     page_count.store(0);
 }
 
@@ -144,7 +150,8 @@ int main(int count, char** words) {
     std::snprintf(path, sizeof path, "/proc/%s/mem", words[2]);
     memory = open(path, O_RDWR);
     pages = static_cast<Page*>(fresh(kMostPages * sizeof(Page)));
-    if (memory < 0 || !pages) {
+    here = static_cast<uint64_t*>(fresh(kPlaces * sizeof(uint64_t)));
+    if (memory < 0 || !pages || !here) {
         std::fprintf(stderr, "%s cannot be opened\n", path);
         return 2;
     }

@@ -17,9 +17,6 @@ TESTS = sorted(
 @pytest.mark.parametrize("processor", harness.PROCESSORS)
 def test_kernels_of_another_processor_pass_the_same_tests(processor: str, tests: str) -> None:
     """Whatever tests/invariants/test_native_*.py say of the instruction sets here, they say of these."""
-    if processor == "neon" and "attention" in tests:
-        # test_kernel_and_definition_are_near did not return in qemu; five others of the file passed there one by one.
-        pytest.skip("attention's tests do not come to their end in qemu; why is not known")
     try:
         said = harness.run_tests(processor, tests)
     except harness.Missing as reason:
