@@ -1,6 +1,6 @@
 """bitsandbytes' formats (NF4, FP4, int8): from a matrix to a PackedWeight, and to and from what files hold.
 
-Decoding is in ops/weight.py. The bytes equal those of bitsandbytes 0.50.2 on a CPU.
+Codes of 4 bits are found in ops/encode.py, decoding is in ops/weight.py. The bytes equal those of bitsandbytes 0.50.2 on a CPU.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.files.json import parse_json_object
 from vitrail.ops import memory
+from vitrail.ops.native_encode import encode_map4
 from vitrail.ops.weight import NESTED_GROUP, PackedWeight
 
 STATE = "quant_state.bitsandbytes__"  # + nf4 or fp4: a JSON text as a uint8 vector
 GROUP = 64  # the library's default on CPUs and Nvidia GPUs
 _GROUPS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_TINY = 1e-38  # stands for the largest value of a group of zeros
-_CHUNK = 1 << 20  # elements quantised at once, a multiple of every group: bounds the memory for intermediates
+_CHUNK = 1 << 20  # elements made int8 at once: bounds the memory for intermediates
 
 # Quantiles of the normal distribution (Dettmers et al., QLoRA, 2023, appendix E).
 _NF4 = (
@@ -75,12 +75,9 @@ def quantize_4bit(weight: Tensor, kind: str, *, nested: bool = False, group: int
     With `nested` the scales are quantised too. Decoded values are rounded to the matrix's own dtype.
     """
     flat = weight.detach().contiguous().view(-1)
-    chunks = [_codes(flat[at : at + _CHUNK], kind, group) for at in range(0, flat.numel(), _CHUNK)]
-    absmax = memory.joined([scale for _, scale in chunks])
-    tensors = {
-        "codes": memory.joined([codes for codes, _ in chunks]),
-        "quant_map": quant_map(kind).to(flat.device),
-    }
+    values = quant_map(kind).to(flat.device)
+    codes, absmax = encode_map4(flat, values, group)
+    tensors = {"codes": codes, "quant_map": values}
     tensors |= _nest(absmax) if nested else {"absmax": absmax}
     return PackedWeight(kind, _matrix(weight), group, tensors, weight.dtype)
 
@@ -103,24 +100,6 @@ def quantize_int8(weight: Tensor) -> PackedWeight:
 def _matrix(weight: Tensor) -> tuple[int, int]:
     rows, columns = weight.shape
     return rows, columns
-
-
-def _codes(flat: Tensor, kind: str, group: int) -> tuple[Tensor, Tensor]:
-    """Packed codes (uint8) and scales (float32) of a flat piece that begins at a group's first element."""
-    values = flat.float()
-    whole = values.numel() // group * group
-    groups, rest = values[:whole].view(-1, group), values[whole:]
-    absmax = groups.abs().amax(1)
-    # Full groups multiply by the reciprocal, a short last one divides: the last bits differ.
-    scaled = (groups * (1.0 / absmax.clamp(min=_TINY))[:, None]).view(-1)
-    if rest.numel():
-        last = rest.abs().max().clamp(min=_TINY)
-        absmax, scaled = torch.cat([absmax, last[None]]), torch.cat([scaled, rest / last])
-    scaled = torch.nn.functional.pad(scaled.clamp(-1, 1), (0, scaled.numel() % 2))
-    ordered, codes = quant_map(kind).to(flat.device).sort(stable=True)
-    nearest = torch.bucketize(scaled, (ordered[:-1] + ordered[1:]) / 2, out_int32=True)
-    nibbles = codes.to(torch.uint8)[nearest]
-    return nibbles[::2] << 4 | nibbles[1::2], absmax
 
 
 def _nest(absmax: Tensor) -> dict[str, Tensor]:

@@ -22,10 +22,11 @@ from vitrail.errors import CheckpointError
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
 from vitrail.files.safetensors import library_order
 from vitrail.files.safetensors_writer import SafetensorsWriter
+from vitrail.ops.native_encode import squared_error
 from vitrail.ops.weight import dequantize
 from vitrail.quant import own_layout
 from vitrail.quant.config import BitsAndBytesConfig
-from vitrail.quant.pack import pack, squared_error
+from vitrail.quant.pack import pack
 from vitrail.quant.replace import to_state
 from vitrail.weights.beside import copy_beside, note_kind, write_picture_settings
 from vitrail.weights.checkpoint import INDEX

@@ -1,0 +1,3 @@
+#include "encode_kernel.h"
+
+extern const EncodeKernels encode_portable = kEncodeKernels;
