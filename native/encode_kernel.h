@@ -11,6 +11,7 @@ constexpr int64_t kMostGroup = 128;  // of q4 and q8
 constexpr float kEnds[] = {-120.0f, -140.0f, -164.0f, 116.0f};
 constexpr float kLargestScale = 3.3895313892515355e38f;  // of bfloat16
 constexpr uint16_t kNoScale = 0x7fc0;                    // NaN
+constexpr int64_t kAhead = 128;                          // columns: so far ahead memory is asked for
 constexpr float kTiny = 1e-38f;                          // the divisor of a group of zeros in a map
 
 template <int32_t kType>
@@ -75,10 +76,16 @@ inline void find_extremes(Tile& tile, int64_t group, Eight& wrong) {
 
 template <int32_t kType>
 void open_tile(const void* rows, int64_t at, int64_t stride, int64_t count, int64_t group, Tile& tile) {
+    constexpr int64_t kBytes = kType == kFloat32 ? 4 : 2;
+    const char* const ahead = static_cast<const char*>(rows) + (at + kAhead) * kBytes;
+    for (int64_t row = 0; row < count; row++) __builtin_prefetch(ahead + row * stride * kBytes);
     for (int64_t column = 0; column < group; column += kTile) {
-        float square[kTile][kTile] = {};
-        for (int64_t row = 0; row < count; row++) {
-            for (int64_t i = 0; i < kTile; i += Vec::kWidth) load_as<kType>(rows, at + row * stride + column + i).store(square[row] + i);
+        float square[kTile][kTile];
+        for (int64_t row = 0; row < kTile; row++) {
+            for (int64_t i = 0; i < kTile; i += Vec::kWidth) {
+                const Vec x = row < count ? load_as<kType>(rows, at + row * stride + column + i) : Vec::zero();
+                x.store(square[row] + i);
+            }
         }
         turn(square, tile.values + column * kTile);
     }
@@ -141,8 +148,7 @@ inline Attempt attempt(const float* ratio, const Eight& factor, const EncodeLeve
                 }
                 const Bytes found = search(cells(x), levels.tree);
                 if (kWhole) {
-                    look_up(levels.whole, found).store(codes);
-                    for (int64_t i = 0; i < kParts; i++) level[i] = Vec::load_i8(reinterpret_cast<int8_t*>(codes) + i * Vec::kWidth);
+                    widen(look_up(levels.whole, found), level);
                 } else {
                     found.store(codes + at);
                     for (int64_t i = 0; i < kParts; i++) level[i] = look_up(levels.values, codes + at + i * Vec::kWidth);
@@ -277,13 +283,6 @@ void fit(const float* ratio, int64_t count, int64_t group, const EncodeLevels& l
 
 // --- maps of 4 bits -------------------------------------------------------------------------------------------------
 
-// 32 codes as 16 bytes, the first of two in the high half.
-inline void store_pairs(const Bytes& found, uint8_t* codes) {
-    uint8_t single[kEncodeBlock];
-    found.store(single);
-    for (int64_t i = 0; i < kEncodeBlock / 2; i++) codes[i] = uint8_t(single[2 * i] << 4 | single[2 * i + 1]);
-}
-
 // The largest magnitude of whole blocks; NaN if one is.
 template <int32_t kType>
 inline float largest_of(const void* values, int64_t at, int64_t count) {
@@ -321,7 +320,7 @@ void encode_rest(const void* values, int64_t at, int64_t count, const EncodeMap&
         Block x;
         load_block<kFloat32>(padded, 0, x);
         uint8_t pairs[kEncodeBlock / 2];
-        store_pairs(look_up(map.codes, count_below(x, map.bounds)), pairs);
+        join_pairs(look_up(map.codes, count_below(x, map.bounds)), pairs);
         std::memcpy(codes + begin / 2, pairs, size_t((here + 1) / 2));
     }
 }
@@ -337,7 +336,7 @@ void encode_map4(const void* values, int64_t count, int64_t group, const EncodeM
             Block x;
             load_block<kType>(values, at + i, x);
             for (Vec& part : x) part = part * factor;
-            store_pairs(look_up(map.codes, count_below(x, map.bounds)), codes + i / 2);
+            join_pairs(look_up(map.codes, count_below(x, map.bounds)), codes + i / 2);
         }
     }
     if (at < count) encode_rest<kType>(values, at, count - at, map, codes, absmax);
@@ -345,91 +344,114 @@ void encode_map4(const void* values, int64_t count, int64_t group, const EncodeM
 
 // --- errors ---------------------------------------------------------------------------------------------------------
 
-// Squares are float32, their sums double in eight lanes.
+// Sums in eight lanes: float32 within a block, beyond that double.
 struct Sums {
-    double error[8] = {}, norm[8] = {};
+    double error[kTile] = {}, norm[kTile] = {};
 
-    void add(const float* decoded, const float* values) {
-        for (int64_t i = 0; i < kEncodeBlock; i += 8) {
-            for (int64_t j = 0; j < 8; j++) {
-                const float off = decoded[i + j] - values[i + j];
-                error[j] += double(off * off);
-                norm[j] += double(values[i + j] * values[i + j]);
-            }
+    void add(const Block& decoded, const Block& values) {
+        Eight off = Eight::all(0), whole = off;
+        for (int64_t i = 0; i < kParts; i++) {
+            const Vec difference = decoded[i] - values[i];
+            off.v[i % kHalves] = off.v[i % kHalves] + difference * difference;
+            whole.v[i % kHalves] = whole.v[i % kHalves] + values[i] * values[i];
+        }
+        float lanes[2][kTile];
+        off.store(lanes[0]);
+        whole.store(lanes[1]);
+        for (int64_t i = 0; i < kTile; i++) {
+            error[i] += double(lanes[0][i]);
+            norm[i] += double(lanes[1][i]);
         }
     }
     void into(double* sums) const {
-        for (int j = 0; j < 8; j++) {
-            sums[0] += error[j];
-            sums[1] += norm[j];
+        for (int64_t i = 0; i < kTile; i++) {
+            sums[0] += error[i];
+            sums[1] += norm[i];
         }
     }
 };
 
-inline Vec rounded_to(Vec x, int32_t type) {
-    return type == kFloat32 ? x : type == kBFloat16 ? rounded_as<kBFloat16>(x) : rounded_as<kFloat16>(x);
-}
-
-// A block of what codes look up, or what `whole` is, times a scale.
-inline void decode_block(const EncodeTable& table, const uint8_t* codes, const int8_t* whole, float scale, float* decoded) {
-    for (int64_t i = 0; i < kEncodeBlock; i += Vec::kWidth) {
-        const Vec step = whole ? Vec::load_i8(whole + i) * Vec::all(0.0078125f) : look_up(table.values, codes + i);
-        rounded_to(step * Vec::all(scale), table.rounded).store(decoded + i);
+// x times a scale, rounded to the type that decoded values have.
+inline void scale_block(Block& x, float scale, int32_t rounded) {
+    for (Vec& part : x) {
+        part = part * Vec::all(scale);
+        if (rounded != kFloat32) part = rounded == kBFloat16 ? rounded_as<kBFloat16>(part) : rounded_as<kFloat16>(part);
     }
 }
 
-template <int32_t kType>
-inline void add_block(Sums& sums, const float* decoded, const void* values, int64_t at) {
-    float exact[kEncodeBlock];
-    for (int64_t i = 0; i < kEncodeBlock; i += Vec::kWidth) load_as<kType>(values, at + i).store(exact + i);
-    sums.add(decoded, exact);
+inline void look_up_block(const EncodeTable& table, const uint8_t* codes, Block& x) {
+    for (int64_t i = 0; i < kParts; i++) x[i] = look_up(table.values, codes + i * Vec::kWidth);
+}
+
+// What 32 columns of a row are before their scale.
+template <int32_t kBits>
+inline void stored_block(const EncodeTable& table, const uint8_t* codes, Block& x) {
+    uint8_t found[kEncodeBlock];
+    for (int64_t i = 0; i < kBits; i++) {
+        uint32_t four;
+        std::memcpy(&four, codes + i * 64, 4);
+        if (kBits == 8) {
+            std::memcpy(found + 4 * i, &four, 4);
+            continue;
+        }
+        const uint32_t low = four & 0x0f0f0f0fu, high = four >> 4 & 0x0f0f0f0fu;
+        std::memcpy(found + 8 * i, &low, 4);
+        std::memcpy(found + 8 * i + 4, &high, 4);
+    }
+    if (kBits == 4) return look_up_block(table, found, x);
+    for (int64_t i = 0; i < kParts; i++) {
+        x[i] = Vec::load_i8(reinterpret_cast<int8_t*>(found) + i * Vec::kWidth) * Vec::all(0.0078125f);
+    }
 }
 
 template <int32_t kType>
 void panel_error(const void* rows, int64_t stride, int64_t count, int64_t columns, int64_t group, int32_t bits,
                  const EncodeTable& table, const uint8_t* codes, const uint16_t* scales, double* into) {
+    const auto stored = bits == 8 ? stored_block<8> : stored_block<4>;
     Sums sums;
     for (int64_t at = 0; at < columns; at += kEncodeBlock) {
         for (int64_t row = 0; row < count; row++) {
-            const uint8_t* from = codes + at * bits * 2 + row * 4;
-            uint8_t found[kEncodeBlock];
-            for (int64_t i = 0; i < kEncodeBlock; i += 4) {
-                uint32_t four;  // of 4 bits, the first half of eight codes lies in the low ones
-                std::memcpy(&four, from + (bits == 8 ? i : i / 8 * 4) * 16, 4);
-                if (bits == 4) four = (i % 8 ? four >> 4 : four) & 0x0f0f0f0fu;
-                std::memcpy(found + i, &four, 4);
-            }
-            const int8_t* whole = bits == 8 ? reinterpret_cast<const int8_t*>(found) : nullptr;
-            const float scale = widen_bf16(scales[at / group * kPanelRows + row]);
-            float decoded[kEncodeBlock];
-            decode_block(table, found, whole, scale, decoded);
-            add_block<kType>(sums, decoded, rows, row * stride + at);
+            Block decoded, values;
+            stored(table, codes + at * bits * 2 + row * 4, decoded);
+            scale_block(decoded, widen_bf16(scales[at / group * kPanelRows + row]), table.rounded);
+            load_block<kType>(rows, row * stride + at, values);
+            sums.add(decoded, values);
         }
     }
     sums.into(into);
+}
+
+// The last values, fewer than a block: beyond them is 0 on both sides.
+template <int32_t kType>
+void add_rest(Sums& sums, const void* values, int64_t at, int64_t count, const EncodeTable& table, const uint8_t* codes,
+              float scale) {
+    float exact[kEncodeBlock] = {}, decoded[kEncodeBlock] = {};
+    for (int64_t i = 0; i < count; i++) {
+        exact[i] = load_one(values, kType, at + i);
+        decoded[i] = table.values[codes[i / 2] >> (i % 2 ? 0 : 4) & 15];
+    }
+    Block x, y;
+    load_block<kFloat32>(decoded, 0, x);
+    load_block<kFloat32>(exact, 0, y);
+    scale_block(x, scale, table.rounded);
+    sums.add(x, y);
 }
 
 template <int32_t kType>
 void map_error(const void* values, int64_t count, int64_t group, const EncodeTable& table, const uint8_t* codes,
                const float* absmax, double* into) {
     Sums sums;
-    for (int64_t at = 0; at < count; at += kEncodeBlock) {
-        const int64_t here = count - at < kEncodeBlock ? count - at : kEncodeBlock;
-        uint8_t found[kEncodeBlock] = {};
-        float decoded[kEncodeBlock];
-        for (int64_t i = 0; i < here; i++) found[i] = uint8_t(codes[(at + i) / 2] >> (i % 2 ? 0 : 4) & 15);
-        decode_block(table, found, nullptr, absmax[at / group], decoded);
-        if (here == kEncodeBlock) {
-            add_block<kType>(sums, decoded, values, at);
-            continue;
-        }
-        float rest[kEncodeBlock] = {};
-        for (int64_t i = 0; i < kEncodeBlock; i++) {
-            if (i < here) rest[i] = load_one(values, kType, at + i);
-            if (i >= here) decoded[i] = 0;
-        }
-        sums.add(decoded, rest);
+    int64_t at = 0;
+    for (; at + kEncodeBlock <= count; at += kEncodeBlock) {
+        uint8_t found[kEncodeBlock];
+        Block decoded, exact;
+        split_pairs(codes + at / 2, found);
+        look_up_block(table, found, decoded);
+        scale_block(decoded, absmax[at / group], table.rounded);
+        load_block<kType>(values, at, exact);
+        sums.add(decoded, exact);
     }
+    if (at < count) add_rest<kType>(sums, values, at, count - at, table, codes + at / 2, absmax[at / group]);
     sums.into(into);
 }
 

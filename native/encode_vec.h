@@ -26,12 +26,17 @@ inline Bytes count_below(const Block& x, const float (&bounds)[15]);
 // table[index] of each index 0 … 15.
 inline Bytes look_up(const int8_t (&table)[16], const Bytes& index);
 inline Vec look_up(const float (&table)[16], const uint8_t* index);
+// Small integers as floats.
+inline void widen(const Bytes& whole, Block& x);
 // Each value rounded to the nearest integer, half to even, within −127 … 127.
 inline Bytes nearest_integers(const Block& x);
 // 4 columns of 8 as 8 rows of 4.
 inline Bytes row_by_row(const Bytes& x);
 // Codes of 4 bits, two in a byte.
 inline Bytes nibbles(const Bytes& low, const Bytes& high);
+// 32 codes of 4 bits to and from 16 bytes, the first of two in the high half.
+inline void join_pairs(const Bytes& codes, uint8_t* pairs);
+inline void split_pairs(const uint8_t* pairs, uint8_t* codes);
 // a > b ? x : y of each lane.
 inline Vec pick_greater(Vec a, Vec b, Vec x, Vec y);
 // A square with rows and columns exchanged.
@@ -57,9 +62,9 @@ inline Bytes cells(const Block& x) {
     return packed(whole, 256);
 }
 inline Bytes search(const Bytes& x, const int8_t (&tree)[4][16]) {
-    __m256i found = _mm256_setzero_si256();
-    for (const auto& bounds : tree) {
-        const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bounds));
+    __m256i found = _mm256_abs_epi8(_mm256_cmpgt_epi8(x.v, _mm256_set1_epi8(tree[0][0])));
+    for (int depth = 1; depth < 4; depth++) {
+        const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(tree[depth]));
         const __m256i bound = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(half), found);
         found = _mm256_sub_epi8(_mm256_add_epi8(found, found), _mm256_cmpgt_epi8(x.v, bound));
     }
@@ -84,6 +89,13 @@ inline Vec look_up(const float (&table)[16], const uint8_t* index) {
     const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), wide);
     const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), wide);
     return {_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(wide, 28)))};
+}
+inline void widen(const Bytes& whole, Block& x) {
+    const __m128i low = _mm256_castsi256_si128(whole.v), high = _mm256_extracti128_si256(whole.v, 1);
+    x[0].v = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low));
+    x[1].v = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(low, 8)));
+    x[2].v = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high));
+    x[3].v = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(high, 8)));
 }
 inline Bytes nearest_integers(const Block& x) {
     __m256i whole[4];
@@ -119,6 +131,18 @@ inline void turn(const float (&rows)[kTile][kTile], float* columns) {
         _mm256_storeu_ps(columns + i * 8, _mm256_permute2f128_ps(fours[i], fours[4 + i], 0x20));
         _mm256_storeu_ps(columns + 32 + i * 8, _mm256_permute2f128_ps(fours[i], fours[4 + i], 0x31));
     }
+}
+
+inline void join_pairs(const Bytes& codes, uint8_t* pairs) {
+    const __m256i sums = _mm256_maddubs_epi16(codes.v, _mm256_set1_epi16(0x0110));
+    const __m128i low = _mm256_castsi256_si128(sums), high = _mm256_extracti128_si256(sums, 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(pairs), _mm_packus_epi16(low, high));
+}
+inline void split_pairs(const uint8_t* pairs, uint8_t* codes) {
+    const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(pairs)), mask = _mm_set1_epi8(15);
+    const __m128i first = _mm_and_si128(_mm_srli_epi16(both, 4), mask), second = _mm_and_si128(both, mask);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm_unpacklo_epi8(first, second));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 16), _mm_unpackhi_epi8(first, second));
 }
 
 #elif defined(__ARM_NEON)
@@ -259,6 +283,19 @@ inline Vec pick_greater(Vec a, Vec b, Vec x, Vec y) {
 #endif
 
 #if !defined(__AVX2__)
+inline void join_pairs(const Bytes& codes, uint8_t* pairs) {
+    uint8_t single[kEncodeBlock];
+    codes.store(single);
+    for (int64_t i = 0; i < kEncodeBlock / 2; i++) pairs[i] = uint8_t(single[2 * i] << 4 | single[2 * i + 1]);
+}
+inline void split_pairs(const uint8_t* pairs, uint8_t* codes) {
+    for (int64_t i = 0; i < kEncodeBlock; i++) codes[i] = uint8_t(pairs[i / 2] >> (i % 2 ? 0 : 4) & 15);
+}
+inline void widen(const Bytes& whole, Block& x) {
+    int8_t bytes[kEncodeBlock];
+    whole.store(bytes);
+    for (int64_t i = 0; i < kParts; i++) x[i] = Vec::load_i8(bytes + i * Vec::kWidth);
+}
 inline void turn(const float (&rows)[kTile][kTile], float* columns) {
     for (int64_t column = 0; column < kTile; column++) {
         for (int64_t row = 0; row < kTile; row++) columns[column * kTile + row] = rows[row][column];

@@ -58,8 +58,9 @@ def encode_own(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> 
         found, scale = _code8(groups) if levels is None else _code4(groups, levels.float())
         found = torch.where(finite[:, None], found, 0)
         scale = torch.where(finite, scale, torch.nan)
-        codes[first:last] = (panels.pack8 if kind == "q8" else panels.pack4)(found.view(-1, columns))
-        scales[first:last] = panels.pack_scales(scale.view(-1, columns // group))
+        pack = panels.pack8 if kind == "q8" else panels.pack4
+        codes[first:last] = pack(found.view(rows.shape))
+        scales[first:last] = panels.pack_scales(scale.view(rows.shape[0], columns // group))
     return codes, scales
 
 
@@ -80,13 +81,13 @@ def encode_fit(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
 
 
 def map_bounds(quant_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Where one value of a map (16,) ends and the next begins, float32 (15,) ascending, and the code of each, uint8 (16,)."""
+    """Where one value of a map (16,) ends and the next begins, float32 (15,) ascending; and the code of each, uint8."""
     ordered, codes = quant_map.sort(stable=True)
     return (ordered[:-1] + ordered[1:]) / 2, codes.to(torch.uint8)
 
 
 def encode_map4(values: Tensor, quant_map: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Floats (n,) as codes of a map of 16 values, two in a byte, the first in the high half; and absmax float32 (groups,)."""
+    """Floats (n,) as codes of a map of 16 values, two in a byte, the first in the high half; and float32 absmax."""
     bounds, order = map_bounds(quant_map)
     chunks = [
         _map_codes(values[at : at + _MAP_CHUNK], bounds, order, group)
@@ -148,14 +149,13 @@ def _best_scale(ratio: Tensor, values: Tensor) -> Tensor:
 
 def _total(products: Tensor) -> Tensor:
     """The sum of each group (n,), in an order of its own: in 32 lanes, these in 8, and these one after the other."""
-    blocks = products.view(products.shape[0], -1, 32)
+    blocks = products.view(products.shape[0], products.shape[1] // 32, 4, 8)
     lanes = torch.zeros_like(blocks[:, 0])
     for block in blocks.unbind(1):
         lanes += block
-    first, *others = lanes.split(8, 1)
-    eight = first.clone()
-    for other in others:
-        eight += other
+    eight = lanes[:, 0].clone()
+    for other in (1, 2, 3):
+        eight += lanes[:, other]
     total = eight[:, 0].clone()
     for lane in range(1, 8):
         total += eight[:, lane]

@@ -1,7 +1,7 @@
 """Encoding as operators: kernels from native/encode.h, definitions in ops/encode.py.
 
-Codes and scales are the same bits everywhere. Sums of errors are the same on all instruction sets and numbers of threads; the
-definition adds them in PyTorch's order.
+Codes and scales are the same bits everywhere. Sums of errors are the same on all instruction sets and numbers of
+threads; the definition adds them in PyTorch's order.
 """
 
 from __future__ import annotations
@@ -252,7 +252,8 @@ native.define(
     fake=_map4_fake,
 )
 native.define(
-    "encode_error(Tensor matrix, str kind, Tensor codes, Tensor scales, Tensor? table, int group, ScalarType dtype) -> Tensor",
+    "encode_error(Tensor matrix, str kind, Tensor codes, Tensor scales, Tensor? table, int group, ScalarType dtype) "
+    "-> Tensor",
     cpu=_error_cpu,
     everywhere=_error_everywhere,
     fake=_error_fake,

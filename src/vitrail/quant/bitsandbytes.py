@@ -1,6 +1,6 @@
 """bitsandbytes' formats (NF4, FP4, int8): from a matrix to a PackedWeight, and to and from what files hold.
 
-Codes of 4 bits are found in ops/encode.py, decoding is in ops/weight.py. The bytes equal those of bitsandbytes 0.50.2 on a CPU.
+Codes of 4 bits are found in ops/encode.py, decoding is in ops/weight.py. Bytes equal those of bitsandbytes 0.50.2 on a CPU.
 """
 
 from __future__ import annotations
