@@ -53,11 +53,13 @@ def encode_own(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> 
     columns = matrix.shape[1]
     for first, last, rows in row_blocks(matrix):
         groups = rows.float().reshape(-1, group)
-        finite = groups.isfinite().all(1)
-        groups = torch.where(finite[:, None], groups, 0.0)
+        finite = groups.isfinite()
+        wrong = None if finite.all() else ~finite.all(1)
+        if wrong is not None:
+            groups = torch.where(wrong[:, None], 0.0, groups)
         found, scale = _code8(groups) if levels is None else _code4(groups, levels.float())
-        found = torch.where(finite[:, None], found, 0)
-        scale = torch.where(finite, scale, torch.nan)
+        if wrong is not None:
+            found[wrong], scale[wrong] = 0, torch.nan
         pack = panels.pack8 if kind == "q8" else panels.pack4
         codes[first:last] = pack(found.view(rows.shape))
         scales[first:last] = panels.pack_scales(scale.view(rows.shape[0], columns // group))
@@ -70,9 +72,9 @@ def encode_fit(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
     `ratio` (n, group) holds groups divided by their extremes, `weights` (n,) what a group's error counts. Of each code, the
     sums of weight · worth · value, and of worth², where the worth of a level is the group's scale times its weight.
     """
-    table = _nearest(levels)
-    scale = _best_scale(ratio, levels[table])
-    codes = table[_cells(ratio * (2.0 / _divisor(scale))[:, None])].view(-1)
+    table, turned = _nearest(levels), ratio.t().contiguous()
+    scale = _best_scale(turned, levels[table])
+    codes = table[_cells(turned * (2.0 / _divisor(scale)))].t().flatten()
     scale = scale * weights
     wanted = (scale * weights)[:, None] * ratio
     along = torch.bincount(codes, wanted.double().view(-1), 16)
@@ -117,26 +119,28 @@ def _code8(groups: Tensor) -> tuple[Tensor, Tensor]:
 
 def _code4(groups: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """uint8 codes (n, group) and bfloat16 scales (n,) that make the squared error small."""
-    extreme = groups.gather(1, groups.abs().argmax(1, keepdim=True))
-    ratio = groups / torch.where(extreme == 0, 1.0, extreme)  # the extreme is +1 in every group
+    extreme = groups.gather(1, groups.abs().argmax(1, keepdim=True))[:, 0]
+    turned = groups.t().contiguous()
     table = _nearest(levels)
-    scale = _best_scale(ratio, levels[table]) * extreme[:, 0]
+    ratio = turned / torch.where(extreme == 0, 1.0, extreme)  # the extreme is +1 in every group
+    scale = _best_scale(ratio, levels[table]) * extreme
     scales = _storable(scale / OWN_STEPS["q4"])
-    steps = groups / (_divisor(scales) * OWN_STEPS["q4"])[:, None]
-    return table.to(torch.uint8).index_select(0, _cells(steps * 2.0).view(-1)).view(groups.shape), scales
+    steps = turned / (_divisor(scales) * OWN_STEPS["q4"])
+    codes = table.to(torch.uint8).index_select(0, _cells(steps * 2.0).view(-1))
+    return codes.view(turned.shape).t().contiguous(), scales
 
 
 def _best_scale(ratio: Tensor, values: Tensor) -> Tensor:
-    """The worth of a level (n,) among those tried that leaves the least squared error.
+    """The worth of a level (n,) among those tried that leaves the least squared error, for groups `ratio` (group, n).
 
     `values` holds the nearest level of every cell. With codes fixed, the best scale is w·q / q·q and takes
     (w·q)² / q·q from the squared error. After the ends that all groups try comes the best one's own scale.
     """
-    gain = torch.full_like(ratio[:, 0], -1.0)
+    gain = torch.full_like(ratio[0], -1.0)
     scale = torch.zeros_like(gain)
     tried: list[float | Tensor] = [2.0 * end for end in _ENDS]
     for attempt in range(len(tried) + 1):
-        factor = tried[attempt] if attempt < len(tried) else (2.0 / _divisor(scale))[:, None]
+        factor = tried[attempt] if attempt < len(tried) else 2.0 / _divisor(scale)
         chosen = values.index_select(0, _cells(ratio * factor).view(-1)).view(ratio.shape)
         along = _total(ratio * chosen)
         square = _total(chosen * chosen).clamp_(min=1e-30)
@@ -148,18 +152,19 @@ def _best_scale(ratio: Tensor, values: Tensor) -> Tensor:
 
 
 def _total(products: Tensor) -> Tensor:
-    """The sum of each group (n,), in an order of its own: in 32 lanes, these in 8, and these one after the other."""
-    blocks = products.view(products.shape[0], products.shape[1] // 32, 4, 8)
-    lanes = torch.zeros_like(blocks[:, 0])
-    for block in blocks.unbind(1):
-        lanes += block
-    eight = lanes[:, 0].clone()
-    for other in (1, 2, 3):
-        eight += lanes[:, other]
-    total = eight[:, 0].clone()
-    for lane in range(1, 8):
-        total += eight[:, lane]
-    return total
+    """The sums of the columns (group, n) in an order of their own: what is 32 rows apart, then 8, then one by one."""
+    blocks = (
+        products.view(-1, 4, 8, products.shape[1]) if products.numel() else products.new_zeros(1, 4, 8, 0)
+    )
+    return _in_turn(_in_turn(_in_turn(blocks))) + 0.0  # no sum is -0
+
+
+def _in_turn(parts: Tensor) -> Tensor:
+    """parts[0] + parts[1] + … in this order."""
+    first, *others = parts.unbind(0)
+    for other in others:
+        first = first + other
+    return first
 
 
 def _nearest(levels: Tensor) -> Tensor:
