@@ -15,7 +15,7 @@ from vitrail.quant.policy import Choice
 _MAP = 16 * 4  # float32 values of the 4-bit codes
 _NESTED_MAP = 256 * 4
 _OWN_WORK = 30_000_000  # intermediates of one chunk, and of fitting levels, of own.quantize_own
-_CHUNK_WORK = 40_000_000  # intermediates of one chunk of bitsandbytes.quantize_4bit or quantize_int8
+_CHUNK_WORK = 40_000_000  # intermediates of one chunk of ops/encode.encode_map4 or bitsandbytes.quantize_int8
 
 
 def chosen_bytes(rows: int, columns: int, choice: Choice, config: Quantization) -> int:
