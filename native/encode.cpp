@@ -116,7 +116,8 @@ void vt_encode_map4(const void* values, int32_t type, int64_t count, int64_t gro
     const int64_t together = values_together(group);
     parallel(pieces_of(count, together), [&](int64_t piece) {
         const int64_t first = piece * together, here = std::min(together, count - first);
-        kernel(element(values, type, first), here, group, map, static_cast<uint8_t*>(codes) + first / 2, absmax + first / group);
+        uint8_t* const to = static_cast<uint8_t*>(codes) + first / 2;
+        kernel(element(values, type, first), here, group, map, to, absmax + first / group);
     });
 }
 
@@ -126,7 +127,8 @@ int64_t vt_encode_pieces(int32_t bits, int64_t rows, int64_t columns, int64_t gr
 }
 
 void vt_encode_error(int32_t bits, const void* values, int32_t type, int64_t rows, int64_t stride, int64_t columns,
-                     int64_t group, const float* decoded, int32_t rounded, const void* codes, const void* scales, double* sums) {
+                     int64_t group, const float* decoded, int32_t rounded, const void* codes, const void* scales,
+                     double* sums) {
     const EncodeKernels& kernels = choose(table);
     EncodeTable prepared = {{}, rounded};
     if (bits != 8) std::memcpy(prepared.values, decoded, sizeof prepared.values);

@@ -52,8 +52,8 @@ VT_EXPORT void vt_encode_own(int32_t bits, const void* matrix, int32_t type, int
                              int64_t group, const float* levels, void* codes, void* scales);
 
 // One round of Lloyd's method over groups (count, group) whose extremes are 1, weighted by `weights` (count): sums (2, 16) are,
-// for each code, weight · worth · value and the squared worths. `codes` (count, group) and `scales` (count) are scratch, with room for
-// a multiple of eight groups.
+// for each code, weight · worth · value and the squared worths. `codes` (count, group) and `scales` (count) are scratch, with
+// room for a multiple of eight groups.
 VT_EXPORT void vt_encode_fit(const float* ratio, const float* weights, int64_t count, int64_t group, const float* levels,
                              void* codes, float* scales, double* sums);
 

@@ -13,7 +13,27 @@ constexpr int64_t kTile = 8;  // rows that are coded at once
 constexpr int64_t kHalves = kTile / Vec::kWidth;
 static_assert(Vec::kWidth <= kTile, "a vector must not take more rows than a tile has");
 
+constexpr int64_t kPanelRows = 16;
+
 using Block = Vec[kParts];
+
+// Eight numbers, one of each group.
+struct Eight {
+    Vec v[kHalves];
+    static Eight all(float x) {
+        Eight r;
+        for (Vec& half : r.v) half = Vec::all(x);
+        return r;
+    }
+    static Eight load(const float* p) {
+        Eight r;
+        for (int64_t i = 0; i < kHalves; i++) r.v[i] = Vec::load(p + i * Vec::kWidth);
+        return r;
+    }
+    void store(float* p) const {
+        for (int64_t i = 0; i < kHalves; i++) v[i].store(p + i * Vec::kWidth);
+    }
+};
 
 // 32 codes or small integers.
 struct Bytes;
@@ -302,5 +322,12 @@ inline void turn(const float (&rows)[kTile][kTile], float* columns) {
     }
 }
 #endif
+
+template <int32_t kType>
+inline void load_block(const void* values, int64_t at, Block& x) {
+    for (int64_t i = 0; i < kParts; i++) x[i] = load_as<kType>(values, at + i * Vec::kWidth);
+}
+
+inline Vec magnitude(Vec x) { return max(x, Vec::zero() - x); }
 
 }  // namespace
