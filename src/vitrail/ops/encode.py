@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vitrail.ops import panels
+from vitrail.ops import memory, panels
 from vitrail.ops.weight import OWN_STEPS, PackedWeight, dequantize
 
 _CHUNK = (
@@ -34,14 +34,21 @@ def row_blocks(matrix: Tensor) -> Iterator[tuple[int, int, Tensor]]:
         yield first, last, matrix[first * panels.ROWS : last * panels.ROWS]
 
 
-def new_panels(matrix: Tensor, kind: str, group: int) -> tuple[Tensor, Tensor]:
-    """Codes and scales of the shapes that a matrix (out, in) has in "q4" or "q8"; their values are anything."""
+def panel_shapes(matrix: Tensor, kind: str, group: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """The shapes of codes and scales that a matrix (out, in) has in "q4" or "q8"."""
     count, columns = panels.panel_count(matrix.shape[0]), matrix.shape[1]
-    width, code_type = (columns // 4, torch.int8) if kind == "q8" else (columns // 8, torch.uint8)
-    return (
-        matrix.new_empty(count, width, 4 * panels.ROWS, dtype=code_type),
-        matrix.new_empty(count, columns // group, panels.ROWS, dtype=torch.bfloat16),
+    return (count, columns // (4 if kind == "q8" else 8), 4 * panels.ROWS), (
+        count,
+        columns // group,
+        panels.ROWS,
     )
+
+
+def new_panels(matrix: Tensor, kind: str, group: int) -> tuple[Tensor, Tensor]:
+    """Codes and scales of these shapes; their values are anything."""
+    codes, scales = panel_shapes(matrix, kind, group)
+    code_type = torch.int8 if kind == "q8" else torch.uint8
+    return memory.empty(codes, code_type, matrix.device), memory.empty(scales, torch.bfloat16, matrix.device)
 
 
 def encode_own(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tuple[Tensor, Tensor]:
@@ -95,7 +102,7 @@ def encode_map4(values: Tensor, quant_map: Tensor, group: int) -> tuple[Tensor, 
         _map_codes(values[at : at + _MAP_CHUNK], bounds, order, group)
         for at in range(0, values.numel(), _MAP_CHUNK)
     ]
-    return torch.cat([codes for codes, _ in chunks]), torch.cat([scale for _, scale in chunks])
+    return memory.joined([codes for codes, _ in chunks]), memory.joined([scale for _, scale in chunks])
 
 
 def squared_error(matrix: Tensor, packed: PackedWeight) -> Tensor:

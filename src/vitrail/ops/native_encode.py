@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.ops import encode, native
+from vitrail.ops import encode, memory, native
 from vitrail.ops.panels import ROWS, panel_count
 from vitrail.ops.weight import PackedWeight
 
@@ -135,8 +135,8 @@ def _map4_cpu(values: Tensor, quant_map: Tensor, group: int) -> tuple[Tensor, Te
     if not count or not _takes(values, group):
         return encode.encode_map4(values, quant_map, group)
     bounds, order = encode.map_bounds(quant_map.float())
-    codes = torch.empty((count + 1) // 2, dtype=torch.uint8)
-    absmax = torch.empty(-(-count // group))
+    codes = memory.empty(((count + 1) // 2,), torch.uint8)
+    absmax = memory.empty((-(-count // group),), torch.float32)
     addresses = [tensor.data_ptr() for tensor in (bounds, order, codes, absmax)]
     _map4_kernel()(values.data_ptr(), native.DTYPES[values.dtype], count, group, *addresses)
     return codes, absmax
@@ -208,7 +208,9 @@ def _matches(bits: int, shape: tuple[int, int], group: int, codes: Tensor, scale
 
 
 def _own_fake(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tuple[Tensor, Tensor]:
-    return encode.new_panels(matrix, kind, group)
+    codes, scales = encode.panel_shapes(matrix, kind, group)
+    code_type = torch.int8 if kind == "q8" else torch.uint8
+    return matrix.new_empty(codes, dtype=code_type), matrix.new_empty(scales, dtype=torch.bfloat16)
 
 
 def _fit_fake(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
