@@ -16,8 +16,11 @@ const QuantKernels* const table[kIsaCount] = {&quant_portable, &quant_neon, null
 const QuantKernels* const table[kIsaCount] = {&quant_portable, nullptr, nullptr, nullptr, nullptr};
 #endif
 
-// Bytes of codes that one chunk of few rows reads.
-constexpr int64_t kChunkBytes = 96 * 1024;
+// Bytes of codes that one chunk of few rows reads, at least and at most: each new one begins with waiting for memory, and
+// the last one of a call keeps the other threads waiting.
+constexpr int64_t kLeastBytes = 96 * 1024, kMostBytes = 1024 * 1024;
+// As many chunks a thread, if they are large enough.
+constexpr int64_t kChunksEach = 16;
 // Activations that are worth waking another thread for.
 constexpr int64_t kRoundGrain = 32768;
 
@@ -35,10 +38,14 @@ struct Cut {
         rows = divide_up(std::max<int64_t>(1, divide_up(all_rows, row_pieces)), 16) * 16;
         int64_t all_panels = 0;
         for (int64_t i = 0; i < count; i++) all_panels += weights[i].panels;
-        // Few rows: some microseconds of reading. Many: enough pieces that no thread waits long for the last.
-        const int64_t wanted = all_rows <= kFewRows ? kChunkBytes / std::max<int64_t>(1, columns * 2 * kind) : all_panels / (4 * pool_threads());
+        const int64_t wanted = all_rows <= kFewRows ? few(all_panels, columns * 2 * kind) : all_panels / (4 * pool_threads());
         panels = std::max<int64_t>(1, std::min(kMostPanels, wanted));
         for (int64_t i = 0; i < count; i++) pieces += pieces_of(weights[i]);
+    }
+    // Panels of `bytes` each that a chunk of few rows reads.
+    static int64_t few(int64_t all_panels, int64_t bytes) {
+        const int64_t share = all_panels * bytes / (kChunksEach * pool_threads());
+        return std::max(kLeastBytes, std::min(kMostBytes, share)) / std::max<int64_t>(1, bytes);
     }
     int64_t pieces_of(const QuantWeight& weight) const { return divide_up(weight.panels, panels); }
 };

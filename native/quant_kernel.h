@@ -99,7 +99,7 @@ struct Packed4 {
     template <int R>
     static VT_QUANT_INLINE void add32(Sums (&sums)[R], const uint8_t* w, const Levels& levels, const int8_t* x, int64_t stride) {
         each<4>([&](auto s) VT_QUANT_INLINED {
-            __builtin_prefetch(w + 64 * s + 4096);
+            __builtin_prefetch(w + 64 * s + 3072);
             Bytes low, high;
             split(Bytes::load(w + 64 * s), levels, low, high);
             each<R>([&](auto r) VT_QUANT_INLINED { sums[r].template add4<(R > 2)>(low, x + r * stride + 8 * s); });
@@ -126,7 +126,7 @@ struct Stored8 {
     template <int R>
     static VT_QUANT_INLINE void add32(Sums (&sums)[R], const uint8_t* w, const Levels&, const int8_t* x, int64_t stride) {
         each<8>([&](auto s) VT_QUANT_INLINED {
-            __builtin_prefetch(w + 64 * s + 4096);
+            __builtin_prefetch(w + 64 * s + 2048);
             const Bytes weights = ready8(Bytes::load(w + 64 * s));
             each<R>([&](auto r) VT_QUANT_INLINED { sums[r].template add8<(R > 2)>(weights, x + r * stride + 4 * s); });
         });
