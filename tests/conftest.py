@@ -6,6 +6,7 @@ The tests run in several processes (pyproject.toml); `pytest -n 0` runs them in 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from hypothesis import settings
 from PIL import Image
 
 from tests import hub_server, tiny
+
+THREADS = int(os.environ["OMP_NUM_THREADS"].split(",")[0])  # outer,inner
 
 settings.register_profile("vitrail", deadline=None)  # a busy machine is no fault of an example
 settings.load_profile("vitrail")
@@ -45,6 +48,15 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     home.mkdir(exist_ok=True)
     for name in ("HOME", "USERPROFILE", "XDG_CACHE_HOME", "HF_HOME"):
         monkeypatch.setenv(name, str(home))
+
+
+@pytest.fixture(autouse=True)
+def _own_threads() -> Iterator[None]:
+    """`vitrail bench --threads` sets the whole process's: with more, every test after it waits for other tests' cores."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch and torch.get_num_threads() != THREADS:
+        torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")
