@@ -5,6 +5,7 @@ The tests run in several processes (pyproject.toml); `pytest -n 0` runs them in 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -39,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "v15",
         ):  # made from 19 MB of JSON; of these only v13 is always tried
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What the imported libraries hold stays; each collection that walks it anew is a tenth of the tests' time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
