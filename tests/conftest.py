@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub client
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and before anything imports torch
@@ -27,13 +29,32 @@ settings.register_profile("vitrail", deadline=None)  # a busy machine is no faul
 settings.load_profile("vitrail")
 
 
-@pytest.hookimpl(tryfirst=True)
+# What these files make once, or import, takes seconds.
+TOGETHER = ("parity/test_mistral_tokenizer.py", "parity/test_lora.py", "unit/test_house_rules.py")
+VERSION = re.compile(r"[\[-](v\d+(?:m1)?(?:-tekken)?)(?=[-\]])")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of one tokenizer's version run in one process, which then reads its large file once; some files as a whole.
+
+    xdist's own groups are names that it writes into the tests' ids, and pytest 9.2 keeps no such change.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            version = VERSION.search(nodeid)
+            return file if file.endswith(TOGETHER) else version[1] if version else nodeid
+
+    return Scheduler(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one tokenizer's version run in one process, which then reads its large file once; some files take long."""
+    """The files of some versions take long."""
     for item in items:
         version = getattr(item, "callspec", None) and item.callspec.params.get("version")
-        if isinstance(version, str):
-            item.add_marker(pytest.mark.xdist_group(version))
         if version in (
             "v7-tekken",
             "v11",

@@ -30,10 +30,6 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-# PEFT brings the compiler of PyTorch with it, and seconds of imports: where its tests run, and in one process.
-pytestmark = pytest.mark.xdist_group("peft")
-
-
 def labelled(shape: Shape) -> dict[str, Tensor]:
     """Two conversations; the last ids of each are learned."""
     given = inputs(shape, "right")
@@ -94,7 +90,7 @@ def as_peft_names(grads: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def adapted(shape: Shape, kind: str, folder: Path) -> Pair:
     """Both models with the same adapter, ours saved and loaded by PEFT."""
-    import peft
+    import peft  # here: it brings PyTorch's compiler with it, seconds of imports for every process that collects
 
     pair = build(shape, gain=0.7)
     torch.manual_seed(3)

@@ -20,7 +20,6 @@ from vitrail.inputs.tokenizer import Tokenizer, load_tokenizer
 
 pytest.importorskip("mistral_common")
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.xdist_group("tekken")  # both libraries' tokenizers of 19 MB of JSON are made once
 
 TEXTS = ["hello", "  two  spaces", "Décrivez l'image. 漢字 🦜\n", "[INST] typed <s>", "5 + 5 = 10", "'s"]
 SPM = (
