@@ -5,9 +5,13 @@ The tests run in several processes (pyproject.toml); `pytest -n 0` runs them in 
 
 from __future__ import annotations
 
+import gc
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub client
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and before anything imports torch
@@ -19,23 +23,50 @@ from PIL import Image
 
 from tests import hub_server, tiny
 
+THREADS = int(os.environ["OMP_NUM_THREADS"].split(",")[0])  # outer,inner
+
 settings.register_profile("vitrail", deadline=None)  # a busy machine is no fault of an example
 settings.load_profile("vitrail")
 
 
-@pytest.hookimpl(tryfirst=True)
+# What these files make once, or import, takes seconds.
+TOGETHER = ("parity/test_mistral_tokenizer.py", "parity/test_lora.py", "unit/test_house_rules.py")
+VERSION = re.compile(r"[\[-](v\d+(?:m1)?(?:-tekken)?)(?=[-\]])")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of one tokenizer's version run in one process, which then reads its large file once; some files as a whole.
+
+    xdist's own groups are names that it writes into the tests' ids, and pytest 9.2 keeps no such change.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            version = VERSION.search(nodeid)
+            return file if file.endswith(TOGETHER) else version[1] if version else nodeid
+
+    return Scheduler(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one tokenizer's version run in one process, which then reads its large file once; some files take long."""
+    """The files of some versions take long."""
     for item in items:
         version = getattr(item, "callspec", None) and item.callspec.params.get("version")
-        if isinstance(version, str):
-            item.add_marker(pytest.mark.xdist_group(version))
         if version in (
             "v7-tekken",
             "v11",
             "v15",
         ):  # made from 19 MB of JSON; of these only v13 is always tried
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What the imported libraries hold stays: the garbage collector need not walk it again with every test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +76,15 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     home.mkdir(exist_ok=True)
     for name in ("HOME", "USERPROFILE", "XDG_CACHE_HOME", "HF_HOME"):
         monkeypatch.setenv(name, str(home))
+
+
+@pytest.fixture(autouse=True)
+def _own_threads() -> Iterator[None]:
+    """`vitrail bench --threads` sets the whole process's: with more, every test after it waits for other tests' cores."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch and torch.get_num_threads() != THREADS:
+        torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")

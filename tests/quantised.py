@@ -13,8 +13,8 @@ from vitrail.quant.config import Quantization
 from vitrail.weights.quantize import Written, write
 from vitrail.weights.quantize_plan import Work, prepare
 
-WIDE = {"text_config": {"hidden_size": 64, "intermediate_size": 160}}
-"""Changes of a tiny configuration after which groups of 32 divide every row."""
+WIDE = {"text_config": {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2}}
+"""Changes of a tiny configuration after which groups of 32 divide every row; finding a layer's levels takes long."""
 
 
 def source(

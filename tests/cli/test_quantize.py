@@ -68,9 +68,9 @@ def test_the_table_shows_the_policy(folder: Path, tmp_path: Path, capsys: Screen
     assert any(row.startswith("vision tower bf16 7 ") for row in rows)
     assert any(row.startswith("vision tower bf16 7 ") and row.endswith("kept") for row in rows)  # its layer 0
     assert any(row.startswith("language model bf16 7 ") and row.endswith("kept") for row in rows)
-    assert any(row.startswith("language model q4, groups of 64 10 ") for row in rows)
+    assert any(row.startswith("language model q4, groups of 64 5 ") for row in rows)
     assert any(
-        row.startswith("language model q4, groups of 32 2 ") and "64 does not divide" in row for row in rows
+        row.startswith("language model q4, groups of 32 1 ") and "64 does not divide" in row for row in rows
     )
     assert any(row.startswith("head bf16 1 ") for row in rows)
     assert any(row.startswith("embeddings q8, groups of 64 1 ") for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,17 @@ def shape(request: pytest.FixtureRequest) -> Shape:
 @pytest.fixture
 def pair(shape: Shape) -> Pair:
     return build(shape)
+
+
+@pytest.fixture
+def model(shape: Shape) -> Any:
+    """Ours alone, one for all tests that leave it as it is."""
+    return built(shape.name)
+
+
+@cache
+def built(name: str) -> Any:
+    return build(next(shape for shape in SHAPES if shape.name == name)).ours
 
 
 def logits(model: nn.Module, given: dict[str, Tensor]) -> Tensor:
@@ -171,11 +183,11 @@ def test_gradient_checkpointing(pair: Pair, shape: Shape, counted: list[int]) ->
     assert len(counted) == 5
 
 
-def test_what_checkpointing_cannot_do_is_named(pair: Pair) -> None:
+def test_what_checkpointing_cannot_do_is_named(model: Any) -> None:
     with pytest.raises(vitrail.UnsupportedError, match="use_reentrant"):
-        pair.ours.gradient_checkpointing_enable({"use_reentrant": True})
+        model.gradient_checkpointing_enable({"use_reentrant": True})
     with pytest.raises(vitrail.UnsupportedError, match="determinism_check"):
-        pair.ours.gradient_checkpointing_enable({"determinism_check": "none"})
+        model.gradient_checkpointing_enable({"determinism_check": "none"})
 
 
 # --- save and load ----------------------------------------------------------------------------------------
@@ -199,18 +211,17 @@ def test_save_and_load_again(pair: Pair, shape: Shape, tmp_path: Path) -> None:
     assert type(pair.ours).from_pretrained(tmp_path, torch_dtype="float16").dtype == torch.float16
 
 
-def test_a_model_from_a_configuration(pair: Pair) -> None:
-    model = type(pair.ours)(pair.ours.config)
-    assert model.config is pair.ours.config
-    deviation = model.get_input_embeddings().weight.detach().std()
+def test_a_model_from_a_configuration(model: Any) -> None:
+    made = type(model)(model.config)
+    assert made.config is model.config
+    deviation = made.get_input_embeddings().weight.detach().std()
     assert 0.018 < float(deviation) < 0.022
 
 
 # --- what is refused --------------------------------------------------------------------------------------
 
 
-def test_unsupported_methods_name_themselves(pair: Pair, tmp_path: Path) -> None:
-    model = pair.ours
+def test_unsupported_methods_name_themselves(model: Any, tmp_path: Path) -> None:
     with pytest.raises(vitrail.UnsupportedError, match="prune_heads"):
         model.prune_heads({0: [1]})
     for thing in (model, model.config, vitrail.PixtralImageProcessor()):
@@ -234,10 +245,10 @@ def test_unsupported_methods_name_themselves(pair: Pair, tmp_path: Path) -> None
     ),  # a function's str is another in each process
 )
 def test_unsupported_arguments_of_save_pretrained(
-    pair: Pair, tmp_path: Path, options: dict[str, Any], word: str
+    model: Any, tmp_path: Path, options: dict[str, Any], word: str
 ) -> None:
     with pytest.raises(vitrail.UnsupportedError, match=word):
-        pair.ours.save_pretrained(tmp_path, **options)
+        model.save_pretrained(tmp_path, **options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -252,11 +263,11 @@ def test_unsupported_arguments_of_save_pretrained(
     ids=str,
 )
 def test_unsupported_arguments_of_from_pretrained(
-    pair: Pair, tmp_path: Path, options: dict[str, Any], word: str
+    model: Any, tmp_path: Path, options: dict[str, Any], word: str
 ) -> None:
-    pair.ours.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
     with pytest.raises(vitrail.UnsupportedError, match=word):
-        type(pair.ours).from_pretrained(tmp_path, **options)
+        type(model).from_pretrained(tmp_path, **options)
 
 
 @pytest.mark.parametrize(
@@ -274,10 +285,10 @@ def test_unsupported_arguments_of_from_pretrained(
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_unsupported_and_unknown_arguments_of_generate(
-    pair: Pair, shape: Shape, options: dict[str, Any], word: str
+    model: Any, shape: Shape, options: dict[str, Any], word: str
 ) -> None:
     with pytest.raises(vitrail.VitrailError, match=word):
-        pair.ours.generate(input_ids=inputs(shape, None)["input_ids"], **options)
+        model.generate(input_ids=inputs(shape, None)["input_ids"], **options)
 
 
 def test_image_features_of_one_picture(pair: Pair, shape: Shape) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from torch import Tensor
@@ -91,6 +90,8 @@ def as_peft_names(grads: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def adapted(shape: Shape, kind: str, folder: Path) -> Pair:
     """Both models with the same adapter, ours saved and loaded by PEFT."""
+    import peft  # here: it brings PyTorch's compiler with it, seconds of imports for every process that collects
+
     pair = build(shape, gain=0.7)
     torch.manual_seed(3)
     pair.ours.add_adapter(LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, **KINDS[kind]))
@@ -118,6 +119,8 @@ def test_a_step_of_an_adapter(shape: Shape, kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [PIXTRAL, TEXTS[0]], ids=str)
 def test_an_adapter_that_peft_saved(shape: Shape, tmp_path: Path) -> None:
+    import peft
+
     pair, given = build(shape, gain=0.7), inputs(shape, None)
     config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
     theirs = peft.get_peft_model(pair.theirs, config)

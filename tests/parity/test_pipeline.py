@@ -84,6 +84,7 @@ def test_ids_instead_of_text(pipes: tuple[Any, Any]) -> None:
     assert set(ours[0]) == set(theirs[0])
 
 
+@pytest.mark.slow
 def test_the_default_length_is_theirs(pipes: tuple[Any, Any]) -> None:
     """256 new ids where nobody said a number, and the checkpoint's own number where it has one."""
     ours, theirs = pipes

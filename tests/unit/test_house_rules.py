@@ -8,8 +8,7 @@ import re
 import tokenize
 from functools import cache
 from pathlib import Path
-
-import pytest
+from typing import TypeGuard
 
 import vitrail
 
@@ -30,6 +29,11 @@ def code(name: str) -> str:
         if token.type not in (tokenize.COMMENT, tokenize.STRING):
             kept.append("\n" if token.type == tokenize.NEWLINE else token.string)
     return " ".join(kept)
+
+
+@cache
+def tree(name: str) -> ast.Module:
+    return ast.parse(source(name))
 
 
 def files_with(pattern: str) -> set[str]:
@@ -65,27 +69,35 @@ def test_no_other_engine_and_no_code_from_data() -> None:
         assert code(name).count("torch . load (") == code(name).count("weights_only = True"), name
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_is_short_and_says_what_it_holds(name: str) -> None:
-    lines = source(name).splitlines()
-    assert len(lines) <= 500
-    tree = ast.parse(source(name))
-    assert ast.get_docstring(tree), "the first line is a docstring"
-    assert lines[0].startswith('"""')
+def test_every_file_is_short_and_says_what_it_holds() -> None:
+    """The first line is a docstring."""
+    assert {name: count for name in FILES if (count := len(source(name).splitlines())) > 500} == {}
+    assert [name for name in FILES if not source(name).startswith('"""')] == []
+    assert [name for name in FILES if not ast.get_docstring(tree(name))] == []
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_no_bare_except_no_assert_and_print_in_the_command_line_only(name: str) -> None:
-    for node in ast.walk(ast.parse(source(name))):
-        if isinstance(node, ast.ExceptHandler):
-            assert node.type is not None, f"bare except in line {node.lineno}"
-        assert not isinstance(node, ast.Assert), f"assert in line {getattr(node, 'lineno', 0)}"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not name.startswith("cli/"):
-            assert node.func.id != "print", f"print in line {node.lineno}"
+def test_no_bare_except_no_assert_and_print_in_the_command_line_only() -> None:
+    faults = []
+    for name in FILES:
+        for node in ast.walk(tree(name)):
+            if isinstance(node, ast.ExceptHandler) and node.type is None:
+                faults.append(f"{name}:{node.lineno}: bare except")
+            elif isinstance(node, ast.Assert):
+                faults.append(f"{name}:{node.lineno}: assert")
+            elif is_print(node) and not name.startswith("cli/"):
+                faults.append(f"{name}:{node.lineno}: print")
+    assert faults == []
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_public_things_have_docstrings(name: str) -> None:
-    for node in ast.parse(source(name)).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), f"{node.name} in line {node.lineno}"
+def is_print(node: ast.AST) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+
+
+def test_public_things_have_docstrings() -> None:
+    things = [(name, node) for name in FILES for node in tree(name).body]
+    assert [
+        f"{name}:{node.lineno}: {node.name}"
+        for name, node in things
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+        if not ast.get_docstring(node)
+    ] == []

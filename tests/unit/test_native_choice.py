@@ -32,6 +32,7 @@ def in_a_process(code: str, **settings: str) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_importing_opens_no_library() -> None:
     """No work at import, and no error of a wrong setting before something is asked for."""
     code = (

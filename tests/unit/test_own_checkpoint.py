@@ -298,15 +298,16 @@ def test_an_adapter_learns_over_it(name: str, tmp_path: Path, request: pytest.Fi
     model.add_adapter(vitrail.LoraConfig(r=4, target_modules="all-linear"))
     assert torch.equal(_ids(model), before)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=0.5)
+    optimizer = torch.optim.SGD(trained, lr=0.02)  # with more, the tied one leaps about
     ids = torch.tensor([[1, 7, 30, 99, 4, 5, 6, 7]])
     losses = []
-    for _ in range(8):
+    for _ in range(5):
         loss = model(ids, labels=ids).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
+    assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] - 0.1
     model.save_pretrained(tmp_path / "adapter")
     again = quantised.load(source)

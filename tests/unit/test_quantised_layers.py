@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -209,15 +210,21 @@ def test_quantised_while_loading(tmp_path: Path) -> None:
     assert model.num_parameters() == plain.num_parameters()
 
 
-def _quantised(tmp_path: Path) -> Path:
-    folder = tiny.write_checkpoint(tmp_path / "a")
+@pytest.fixture(scope="module")
+def written(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in NF4; `folder` is a copy that a test may spoil."""
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-    LLAVA.from_pretrained(folder, quantization_config=config).save_pretrained(tmp_path / "q")
-    return tmp_path / "q"
+    out = tmp_path_factory.mktemp("nf4")
+    LLAVA.from_pretrained(tiny_llava, quantization_config=config).save_pretrained(out)
+    return out
 
 
-def test_a_config_without_a_word_of_it_gets_one(tmp_path: Path) -> None:
-    folder = _quantised(tmp_path)
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "q"))
+
+
+def test_a_config_without_a_word_of_it_gets_one(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text("utf-8"))
     said = config.pop("quantization_config")
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -268,8 +275,7 @@ def _text(**change: Any) -> torch.Tensor:
         (STATE, _text(dtype=["float16"]), "dtype"),
     ],
 )
-def test_a_damaged_layer_is_named(tmp_path: Path, key: str, value: torch.Tensor | None, reason: str) -> None:
-    folder = _quantised(tmp_path)
+def test_a_damaged_layer_is_named(folder: Path, key: str, value: torch.Tensor | None, reason: str) -> None:
     tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
     if value is None:
         del tensors[key]
