@@ -84,6 +84,8 @@ struct Chains {
     Chains(const DenseMatrix& m, int64_t row) : source(m, row, 0), others(m, row + 1) {}
 
     void step(const float* x) {
+        // Each row loads x anew: kept in registers for the next row, x would drive the lanes out of them.
+        __asm__("" : "+r"(x));
         source.step([&](int64_t i, Vec v) { lanes = fma(v, Vec::load(x + i * Vec::kWidth), lanes); });
         others.step(x);
     }
