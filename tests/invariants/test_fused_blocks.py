@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -233,8 +234,39 @@ def test_copies_have_programs_of_their_own(used: list[bool]) -> None:
     model.decoder.layers[0].input_layernorm.weight.zero_()
     assert_same(Decoding(twin)(), expected)
     again = pickle.loads(pickle.dumps(twin.decoder._fused))
-    assert again._program is None
+    assert again._held is None
     assert used == [True, True]
+
+
+@torch.no_grad()
+def test_threads_that_share_a_model_have_their_own_caches(used: list[bool]) -> None:
+    model = packed("q4")
+    pasts = [(5, 40), (17,), (64, 3, 9), (33,)]
+    expected = [Decoding(model, past)() for past in pasts]
+
+    def repeat(past: tuple[int, ...]) -> list[tuple[Tensor, list[Tensor]]]:
+        with torch.no_grad():  # a thread's own
+            return [Decoding(model, past)() for _ in range(25)]
+
+    with ThreadPoolExecutor(len(pasts)) as pool:
+        for found, wanted in zip(pool.map(repeat, pasts), expected, strict=True):
+            for one in found:
+                assert_same(one, wanted)
+    assert all(used)
+
+
+@torch.no_grad()
+def test_a_hook_for_all_modules_sees_them(used: list[bool]) -> None:
+    model, seen = packed("q4"), set()
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, given, out: seen.add(type(module).__name__)
+    )
+    try:
+        Decoding(model)()
+    finally:
+        handle.remove()
+    assert {"QuantLinear", "GatedMLP", "MistralAttention"} <= seen
+    assert used == [False]
 
 
 class _Watching(TorchDispatchMode):

@@ -45,8 +45,8 @@ def test_positions_beyond_the_table_are_computed(config: Any, monkeypatch: pytes
             table.at(config, torch.tensor(asked), torch.float32),
             rotation_of(config, torch.tensor(asked), torch.float32),
         )
-    assert table._table is not None
-    assert len(table._table.cos) == 2048
+    assert table._held is not None
+    assert len(table._held[1].cos) == 2048
 
 
 def test_a_changed_configuration_is_seen(config: Any) -> None:
@@ -74,4 +74,4 @@ def test_a_table_made_without_gradients_serves_steps_with_them(config: Any) -> N
 def test_copies_begin_without_a_table(config: Any) -> None:
     table = Rotations()
     table.at(config, torch.tensor([1]), torch.float32)
-    assert copy.deepcopy(table)._table is None
+    assert copy.deepcopy(table)._held is None

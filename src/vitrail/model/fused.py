@@ -32,8 +32,8 @@ class FusedBlocks:
 
     def __init__(self, block: type[nn.Module], attention: type[nn.Module]) -> None:
         self._classes = (block, attention)
-        self._seen: list[Any] | None = None
-        self._program: DecoderProgram | None = None
+        # What was seen and its program: one tuple, replaced whole, for threads that share a model.
+        self._held: tuple[list[Any], DecoderProgram | None] | None = None
 
     def __reduce__(self) -> tuple[type[FusedBlocks], tuple[type[nn.Module], type[nn.Module]]]:
         return FusedBlocks, self._classes
@@ -74,10 +74,11 @@ class FusedBlocks:
         for layer in layers:
             if not self._look(layer, hidden.dtype, seen):
                 return None
-        if self._seen is None or not _are_same(seen, self._seen):
-            self._program = DecoderProgram.new([_weights(layer) for layer in layers], hidden.dtype, seen[1])
-            self._seen = seen
-        return self._program
+        held = self._held
+        if held is None or not _are_same(seen, held[0]):
+            program = DecoderProgram.new([_weights(layer) for layer in layers], hidden.dtype, seen[1])
+            self._held = held = (seen, program)
+        return held[1]
 
     def _look(self, layer: Any, dtype: torch.dtype, seen: list[Any]) -> bool:
         """Append what a program is made of; False where a block is not what it was built as."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from vitrail.errors import ConfigError
 from vitrail.ops.linear import embedding, linear, linear_group
@@ -98,6 +99,7 @@ def is_plain(module: nn.Module | None, dtype: torch.dtype) -> bool:
 
 
 def is_untouched(module: nn.Module) -> bool:
-    """Whether calling a module is its class's forward: no hooks, and no other function in that one's place."""
+    """Whether calling a module is its class's forward: no hooks, its own or all modules', and no function in its place."""
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    return not hooked and "forward" not in module.__dict__
+    watched = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    return not hooked and not watched and "forward" not in module.__dict__

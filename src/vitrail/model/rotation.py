@@ -44,8 +44,8 @@ class Rotations:
     """
 
     def __init__(self) -> None:
-        self._key: tuple[Any, ...] = ()
-        self._table: Rotation | None = None
+        # The key and its table: one tuple, replaced whole, for threads that share a model.
+        self._held: tuple[tuple[Any, ...], Rotation] | None = None
 
     def __reduce__(self) -> tuple[type["Rotations"], tuple[()]]:
         return Rotations, ()
@@ -65,12 +65,12 @@ class Rotations:
         """The table, of at least `count` positions."""
         scaling = None if config.rope_scaling is None else tuple(config.rope_scaling.items())
         key = (dtype, config.head_dim, config.rope_theta, config.max_position_embeddings, scaling)
-        if self._table is None or self._key != key or len(self._table.cos) < count:
+        held = self._held
+        if held is None or held[0] != key or len(held[1].cos) < count:
             rows = max(_FEWEST, 1 << (count - 1).bit_length())
             with torch.inference_mode(False), torch.no_grad():  # for steps with gradients too
-                self._table = rotation_of(config, torch.arange(rows, device="cpu"), dtype)
-            self._key = key
-        return self._table
+                self._held = held = (key, rotation_of(config, torch.arange(rows, device="cpu"), dtype))
+        return held[1]
 
 
 def _frequencies(config: MistralConfig, device: torch.device) -> tuple[Tensor, float]:

@@ -170,7 +170,9 @@ class DecoderProgram:
             return None
         if not all(_is_whole(layer) and layer.keys.shape == kv.keys.shape for layer in layers):
             return None
-        for entry, layer in zip(self._table, layers, strict=True):
+        # A copy: another thread may be running with another cache.
+        table = (_Block * len(self.blocks)).from_buffer_copy(self._table)
+        for entry, layer in zip(table, layers, strict=True):
             entry.keys, entry.values = layer.keys.data_ptr(), layer.values.data_ptr()
             entry.scales = pointer(layer.scales)
         result = hidden.clone(memory_format=torch.contiguous_format)
@@ -180,21 +182,21 @@ class DecoderProgram:
             x.to(torch.int32).contiguous() for x in (kv.block_table, segments.q_offsets, segments.kv_lengths)
         ]
         slots = kv.slots.to(torch.int64).contiguous()
-        stored, type = native.DTYPES[kv.keys.dtype], native.DTYPES[self.dtype]
+        stored, given = native.DTYPES[kv.keys.dtype], native.DTYPES[self.dtype]
         attend = AttentionCall(
             block_table=tensors[0].data_ptr(), q_offsets=tensors[1].data_ptr(), kv_lengths=tensors[2].data_ptr(),
             rows=len(result), segments=len(segments), heads=heads, groups=groups, width=width, slots=blocks * block,
             block=block, table_width=tensors[0].shape[1], q_stride=heads * width, key_stride=groups * width,
-            value_stride=groups * width, window=window or 0, causal=True, type=type, key_type=stored, scale=scale,
+            value_stride=groups * width, window=window or 0, causal=True, type=given, key_type=stored, scale=scale,
         )  # fmt: skip
         write = CacheWrite(
             at=slots.data_ptr(), rows=len(result), groups=groups, width=width, slots=blocks * block,
-            k_stride=groups * width, v_stride=groups * width, type=type, key_type=stored,
+            k_stride=groups * width, v_stride=groups * width, type=given, key_type=stored,
         )  # fmt: skip
         run = _Run(
-            blocks=ctypes.addressof(self._table), count=len(self._table), hidden=result.data_ptr(), cos=cos.data_ptr(),
+            blocks=ctypes.addressof(table), count=len(table), hidden=result.data_ptr(), cos=cos.data_ptr(),
             sin=sin.data_ptr(), temperature=pointer(temperature), attend=attend, write=write, rows=len(result),
-            width=result.shape[1], inner=self.blocks[0].gate_up[0].shape[0], type=type, eps=self._eps,
+            width=result.shape[1], inner=self.blocks[0].gate_up[0].shape[0], type=given, eps=self._eps,
         )  # fmt: skip
         kernel, room_bytes = _kernels()
         room = torch.empty(room_bytes(ctypes.byref(run)), dtype=torch.uint8)
