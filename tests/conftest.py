@@ -23,7 +23,7 @@ from PIL import Image
 
 from tests import hub_server, tiny
 
-THREADS = int(os.environ["OMP_NUM_THREADS"].split(",")[0])  # outer,inner
+THREADS = int(os.environ["OMP_NUM_THREADS"].split(",")[0] or 1)  # outer,inner
 
 settings.register_profile("vitrail", deadline=None)  # a busy machine is no fault of an example
 settings.load_profile("vitrail")

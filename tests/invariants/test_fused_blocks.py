@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -224,6 +226,76 @@ def test_replaced_and_moved_weights_are_seen(used: list[bool], by_modules: Calla
     assert not torch.equal(first[0], swapped[0])
     assert not torch.equal(swapped[0], scaled[0])
     assert halves[0].dtype == torch.float16
+
+
+@torch.no_grad()
+def test_narrowed_weights_are_seen(used: list[bool], by_modules: Callable[[Decoding], Any]) -> None:
+    """The same memory, read another way."""
+    model = fresh("bf16")
+    Decoding(model)()
+    for layer in model.decoder.layers:
+        mlp = layer.mlp
+        mlp.gate_proj.weight.data, mlp.up_proj.weight.data = (
+            mlp.gate_proj.weight[:96],
+            mlp.up_proj.weight[:96],
+        )
+        mlp.down_proj.weight.data = mlp.down_proj.weight[:, :96]
+    narrowed = Decoding(model)
+    assert_same(narrowed(), by_modules(narrowed))
+
+
+@torch.no_grad()
+def test_a_removed_layer_leaves_the_others_their_caches(
+    used: list[bool], by_modules: Callable[[Decoding], Any]
+) -> None:
+    model = fresh()
+    del model.decoder.layers[0]  # the cache still has a place for it
+    decoding = Decoding(model)
+    assert_same(decoding(), by_modules(decoding))
+    assert used == [True]
+
+
+@torch.no_grad()
+def test_another_forward_of_a_class_is_called(used: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = packed("q4")
+    before = Decoding(model)()
+    mlp = type(model.decoder.layers[0].mlp)
+    forward = mlp.forward
+    monkeypatch.setattr(mlp, "forward", lambda self, x: forward(self, x) * 2)
+    after = Decoding(model)()
+    assert used == [True, False]
+    assert not torch.equal(before[0], after[0])
+
+
+@torch.no_grad()
+def test_weights_that_went_elsewhere_are_let_go() -> None:
+    model = fresh()
+    Decoding(model)()
+    codes = weakref.ref(model.decoder.layers[0].mlp.down_proj.packed.tensors["codes"])
+    model.to("meta")
+    gc.collect()
+    assert codes() is None
+
+
+@torch.no_grad()
+def test_a_default_device_is_not_the_models(used: list[bool]) -> None:
+    model = packed("q4")
+    expected = Decoding(model)()
+    decoding = Decoding(model)
+    embed = model.embed
+
+    def then_elsewhere(ids: Tensor) -> Tensor:
+        torch.set_default_device("meta")
+        return embed(ids)
+
+    model.embed = then_elsewhere
+    try:
+        found = decoding()
+    finally:
+        torch.set_default_device(None)
+        del model.embed
+    assert_same(found, expected)
+    assert used == [True, False]
 
 
 @torch.no_grad()

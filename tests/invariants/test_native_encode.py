@@ -258,3 +258,16 @@ def test_operators_are_known_to_the_compiler(device: str) -> None:
         )
         for operator, arguments in calls:
             torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("kind", ["q4", "q8"])
+def test_the_default_type_of_tensors_does_not_matter(kind: str) -> None:
+    matrix = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
+    expected = quantize_own(matrix, kind, 32)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = quantize_own(matrix, kind, 32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, tensor in expected.tensors.items():
+        assert torch.equal(found.tensors[name], tensor)

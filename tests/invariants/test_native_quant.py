@@ -224,3 +224,8 @@ def test_an_id_outside_the_table_is_an_error(id: int) -> None:
     """20 … 31 lie in the last panel, behind the last row."""
     with pytest.raises(IndexError, match=r"20 rows lie in 0 … 19; got 3 … \d+|got -1 … 3"):
         quant_rows(random_weight("q8", 20, 32, 32, 0), torch.tensor([3, id]))
+
+
+def test_ids_that_are_no_integers_are_an_error() -> None:
+    with pytest.raises(IndexError):
+        quant_rows(random_weight("q8", 20, 32, 32, 0), torch.tensor([1.7]))

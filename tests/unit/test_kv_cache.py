@@ -357,3 +357,13 @@ def test_round_trip_through_tuples(mask: list[list[int]] | None) -> None:
 def test_tuples_that_do_not_fit(past: list, mask: Tensor | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
         KVCache.from_legacy(past, CONFIG, mask)
+
+
+def test_scales_are_float32_whatever_the_default_type_is() -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        cache = KVCache(CONFIG, blocks=3, block=4, dtype=torch.int8)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert cache._layers[0].scales is not None
+    assert cache._layers[0].scales.dtype == torch.float32

@@ -120,7 +120,9 @@ class KVCache:
         )
         if self.dtype != torch.int8:
             return _Stored(keys, values)
-        return _Stored(keys, values, torch.empty(2, blocks, *self._shape[:2], device=self.device))
+        return _Stored(
+            keys, values, torch.empty(2, blocks, *self._shape[:2], dtype=torch.float32, device=self.device)
+        )
 
     @property
     def nbytes(self) -> int:
@@ -287,9 +289,9 @@ class KVCache:
             )
         widest = max([0, *(len(state.blocks) for state in states)])
         padded = [state.blocks + [0] * (widest - len(state.blocks)) for state in states]
-        table = torch.tensor(padded, dtype=torch.int32).reshape(len(states), widest)
+        table = torch.tensor(padded, dtype=torch.int32, device="cpu").reshape(len(states), widest)
         slots = [self._slots(s, step.segments.past_length(row)) for row, s in enumerate(states)]
-        joined = torch.tensor([slot for some in slots for slot in some], dtype=torch.int64)
+        joined = torch.tensor([slot for some in slots for slot in some], dtype=torch.int64, device="cpu")
         tables = tuple(tuple(state.blocks) for state in states)
         device = step.positions.device
         return _View(step, joined.to(device), table.to(device), tables)

@@ -3,7 +3,7 @@
 Letters: L packed rows · D width · A query heads · G key/value heads · K head width.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -66,6 +66,11 @@ class MistralDecoderLayer(nn.Module):
         return x
 
 
+_FORWARDS: dict[type[nn.Module], Any] = {
+    module: module.forward for module in (MistralDecoderLayer, MistralAttention)
+}
+
+
 class MistralModel(PreTrainedModel):
     """The Mistral decoder without its head; also Ministral 3's (YaRN, query temperature)."""
 
@@ -79,7 +84,7 @@ class MistralModel(PreTrainedModel):
         self.layers = nn.ModuleList(MistralDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self._rotations = Rotations()
-        self._fused = FusedBlocks(MistralDecoderLayer, MistralAttention)
+        self._fused = FusedBlocks(_FORWARDS)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

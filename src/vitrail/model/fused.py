@@ -6,6 +6,7 @@ replaced, adapted or recorded. Everything else goes module by module, to the sam
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,29 +15,35 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from vitrail.generate.cache import KVCache
-from vitrail.model.layers import GatedMLP, RMSNorm, is_plain, is_untouched
+from vitrail.model.layers import GatedMLP, Linear, RMSNorm, is_plain, is_untouched
 from vitrail.ops import native, native_dense
 from vitrail.ops.native_decoder import BlockWeights, DecoderProgram
 from vitrail.ops.step import Step
+from vitrail.ops.weight import Weight
+from vitrail.quant.replace import QuantLinear
 
 # More rows are bound by arithmetic, not by calls, and a call cannot be interrupted.
 MOST_ROWS = 16
+# As these classes are written: somebody may put another function in a class's place.
+_FORWARDS: dict[type[nn.Module], Any] = {
+    module: module.forward for module in (GatedMLP, RMSNorm, Linear, QuantLinear)
+}
 
 
 class FusedBlocks:
     """What a decoder remembers of its blocks so that they can be one call. Copies of a decoder begin with nothing.
 
     Args:
-        block, attention: the classes whose arithmetic the kernels do.
+        forwards: the block's, its attention's class and the `forward` of each, whose arithmetic the kernels do.
     """
 
-    def __init__(self, block: type[nn.Module], attention: type[nn.Module]) -> None:
-        self._classes = (block, attention)
+    def __init__(self, forwards: Mapping[type[nn.Module], Any]) -> None:
+        self._forwards = {**forwards, **_FORWARDS}
         # What was seen and its program: one tuple, replaced whole, for threads that share a model.
         self._held: tuple[list[Any], DecoderProgram | None] | None = None
 
-    def __reduce__(self) -> tuple[type[FusedBlocks], tuple[type[nn.Module], type[nn.Module]]]:
-        return FusedBlocks, self._classes
+    def __reduce__(self) -> tuple[type[FusedBlocks], tuple[Mapping[type[nn.Module], Any]]]:
+        return FusedBlocks, (self._forwards,)
 
     def run(
         self,
@@ -54,14 +61,14 @@ class FusedBlocks:
         program = self._current_program(layers, hidden)
         if program is None:
             return None
-        if program.plain is not None and not native_dense.kernel_is_faster(hidden, [program.plain]):
+        if program.plain and not native_dense.kernel_is_faster(hidden, [_a_plain_weight(layers)]):
             return None
         attention: Any = layers[0].self_attn
         return program.run(
             hidden,
             turn,
             step.segments,
-            [cache.layer(index, step) for index in range(len(layers))],
+            [cache.layer(layer.self_attn.index, step) for layer in layers],  # type: ignore[arg-type]
             heads=attention.q_proj.out_features // attention.head_dim,
             scale=attention.head_dim**-0.5,
             window=attention.window,
@@ -75,34 +82,35 @@ class FusedBlocks:
             if not self._look(layer, hidden.dtype, seen):
                 return None
         held = self._held
-        if held is None or not _are_same(seen, held[0]):
+        if held is None or seen != held[0]:
             program = DecoderProgram.new([_weights(layer) for layer in layers], hidden.dtype, seen[1])
             self._held = held = (seen, program)
         return held[1]
 
     def _look(self, layer: Any, dtype: torch.dtype, seen: list[Any]) -> bool:
-        """Append what a program is made of; False where a block is not what it was built as."""
-        block, attention = self._classes
+        """Append what a program depends on, weights by where they lie; False where a block is not what it was built as."""
+        block, attention = list(self._forwards)[:2]
         attend, mlp = layer.self_attn, layer.mlp
-        if type(layer) is not block or type(attend) is not attention or type(mlp) is not GatedMLP:
+        if not (self._is(layer, block) and self._is(attend, attention) and self._is(mlp, GatedMLP)):
             return False
-        if (
-            not (is_untouched(layer) and is_untouched(attend) and is_untouched(mlp))
-            or mlp.act_fn is not F.silu
-        ):
-            return False
-        if seen[2:4] != [attend.head_dim, attend.window]:
+        if mlp.act_fn is not F.silu or seen[2:4] != [attend.head_dim, attend.window]:
             return False
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-            if type(norm) is not RMSNorm or not is_untouched(norm) or norm.eps != seen[1]:
+            if not self._is(norm, RMSNorm) or norm.eps != seen[1] or not _is_ordinary(norm.weight):
                 return False
-            seen += (norm.weight, norm.weight.data_ptr())
+            seen.append(_place(norm.weight))
         for linear in _linears(layer):
-            if not is_plain(linear, dtype):
+            if not self._is(linear, type(linear)) or not is_plain(linear, dtype):
                 return False
-            weight = linear.weight
-            seen += (weight, weight.data_ptr() if isinstance(weight, Tensor) else 0)
+            if isinstance(linear.weight, Tensor) and not _is_ordinary(linear.weight):
+                return False
+            seen.append(_place(linear.weight))
         return True
+
+    def _is(self, module: nn.Module, wanted: type[nn.Module]) -> bool:
+        """Whether calling the module is the arithmetic of that very class."""
+        forward = self._forwards.get(wanted)
+        return type(module) is wanted and wanted.forward is forward and is_untouched(module)
 
 
 def _is_a_short_step(hidden: Tensor) -> bool:
@@ -115,6 +123,7 @@ def _is_a_short_step(hidden: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not is_in_torch_dispatch_mode()
+        and not torch._C._len_torch_function_stack()  # default devices are such modes too
     )
 
 
@@ -132,8 +141,19 @@ def _weights(layer: Any) -> BlockWeights:
     return BlockWeights(*norms, (q, k, v), (out,), (gate, up), (down,))
 
 
-def _are_same(now: list[Any], before: list[Any]) -> bool:
-    """The same objects, or the same numbers."""
-    return len(now) == len(before) and all(
-        a is b or (type(a) in (int, float) and a == b) for a, b in zip(now, before, strict=True)
-    )
+def _a_plain_weight(layers: nn.ModuleList) -> Tensor:
+    every = (linear.weight for layer in layers for linear in _linears(layer))
+    return next(weight for weight in every if isinstance(weight, Tensor))
+
+
+def _is_ordinary(weight: Tensor) -> bool:
+    """Whether a tensor is its memory: subclasses may keep their numbers elsewhere."""
+    return type(weight) in (Tensor, nn.Parameter)
+
+
+def _place(weight: Weight) -> tuple[Any, ...]:
+    """Where a weight lies and how. While a module holds a weight with the same answer, that memory is the weight's."""
+    if isinstance(weight, Tensor):
+        return weight.data_ptr(), weight.shape, weight.stride(), weight.dtype
+    parts = [part for tensor in weight.tensors.values() for part in (tensor.data_ptr(), tensor.numel())]
+    return weight.kind, weight.group, weight.shape, weight.dtype, *parts

@@ -39,17 +39,18 @@ class BlockWeights:
         return self.qkv, self.out, self.gate_up, self.down
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """(out, in) of every matrix."""
-        return tuple(tuple(weight.shape) for weights in self.products() for weight in weights)
+        """Of both norms, then (out, in) of every matrix."""
+        matrices = (weight for weights in self.products() for weight in weights)
+        return tuple(tuple(x.shape) for x in (self.attention_norm, self.mlp_norm, *matrices))
 
-    def agrees(self, width: int, heads: int, groups: int, head_width: int) -> bool:
-        """Whether the shapes are those of a block D wide, with this attention."""
-        inner = self.gate_up[0].shape[0]
-        shared = groups * head_width
-        return self.shapes() == (
-            (heads * head_width, width), (shared, width), (shared, width), (width, heads * head_width),
-            (inner, width), (inner, width), (width, inner),
-        ) and self.attention_norm.shape == self.mlp_norm.shape == (width,)  # fmt: skip
+
+def _shapes(width: int, inner: int, heads: int, groups: int, head_width: int) -> tuple[tuple[int, ...], ...]:
+    """BlockWeights.shapes() of a block D wide, with this attention."""
+    whole, shared = heads * head_width, groups * head_width
+    matrices = (
+        (whole, width), (shared, width), (shared, width), (width, whole), (inner, width), (inner, width), (width, inner)
+    )  # fmt: skip
+    return (width,), (width,), *matrices
 
 
 class _Product(ctypes.Structure):
@@ -94,20 +95,21 @@ def _kernels() -> tuple[Any, Any]:
 
 
 class DecoderProgram:
-    """The blocks of one decoder as the kernels take them. Weights are looked at once, when it is made.
+    """The blocks of one decoder as the kernels take them: addresses. It does not keep the weights alive.
+
+    Whoever runs it has made sure that the weights are still where they were when it was made.
 
     Attributes:
-        blocks: the weights; they must not be moved or replaced while the program is used.
         dtype: what activations are.
-        plain: a matrix that is not packed, if there is one.
+        plain: whether there is a matrix that is not packed.
     """
 
     def __init__(self, blocks: Sequence[BlockWeights], dtype: torch.dtype, eps: float) -> None:
-        self.blocks = tuple(blocks)
         self.dtype = dtype
         self._eps = eps
+        self._shapes = blocks[0].shapes()
         every = (weight for block in blocks for weights in block.products() for weight in weights)
-        self.plain = next((weight for weight in every if isinstance(weight, Tensor)), None)
+        self.plain = any(isinstance(weight, Tensor) for weight in every)
         self._kept: list[Any] = []
         self._table = (_Block * len(blocks))()
         for entry, block in zip(self._table, blocks, strict=True):
@@ -117,7 +119,11 @@ class DecoderProgram:
 
     @classmethod
     def new(cls, blocks: Sequence[BlockWeights], dtype: torch.dtype, eps: float) -> DecoderProgram | None:
-        """A program for activations of `dtype`, or None where a weight is not the kernels' work."""
+        """A program for activations of `dtype`, or None where a weight is not the kernels' work.
+
+        Raises:
+            CheckpointError: the parts of a packed weight do not fit its shape.
+        """
         if native.library() is None or not blocks or not all(_fits(block, dtype) for block in blocks):
             return None
         if len({block.shapes() for block in blocks}) > 1:
@@ -163,15 +169,15 @@ class DecoderProgram:
         if native.library() is None or not supported(hidden, kv.keys, kv.scales):
             return None
         blocks, block, groups, width = kv.keys.shape
-        if not self.blocks[0].agrees(hidden.shape[1], heads, groups, width) or turn[0].shape != (
-            len(hidden),
-            width,
-        ):
+        inner = self._shapes[-1][1]
+        if self._shapes != _shapes(hidden.shape[1], inner, heads, groups, width):
+            return None
+        if turn[0].shape != (len(hidden), width):
             return None
         if not all(_is_whole(layer) and layer.keys.shape == kv.keys.shape for layer in layers):
             return None
         # A copy: another thread may be running with another cache.
-        table = (_Block * len(self.blocks)).from_buffer_copy(self._table)
+        table = (_Block * len(self._table)).from_buffer_copy(self._table)
         for entry, layer in zip(table, layers, strict=True):
             entry.keys, entry.values = layer.keys.data_ptr(), layer.values.data_ptr()
             entry.scales = pointer(layer.scales)
@@ -196,10 +202,10 @@ class DecoderProgram:
         run = _Run(
             blocks=ctypes.addressof(table), count=len(table), hidden=result.data_ptr(), cos=cos.data_ptr(),
             sin=sin.data_ptr(), temperature=pointer(temperature), attend=attend, write=write, rows=len(result),
-            width=result.shape[1], inner=self.blocks[0].gate_up[0].shape[0], type=given, eps=self._eps,
+            width=result.shape[1], inner=inner, type=given, eps=self._eps,
         )  # fmt: skip
         kernel, room_bytes = _kernels()
-        room = torch.empty(room_bytes(ctypes.byref(run)), dtype=torch.uint8)
+        room = torch.empty(room_bytes(ctypes.byref(run)), dtype=torch.uint8, device="cpu")
         run.room = room.data_ptr()
         check(kernel(ctypes.byref(run)))
         return result

@@ -97,7 +97,7 @@ def _takes(matrix: Tensor, group: int) -> bool:
 
 def _own_cpu(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tuple[Tensor, Tensor]:
     rows, columns = matrix.shape
-    fits = group in _GROUPS and columns % group == 0 and matrix.numel() > 0
+    fits = group in _GROUPS and columns % group == 0 and matrix.numel() > 0 and _has_table(kind, levels)
     if not fits or not _takes(matrix, group):
         return encode.encode_own(matrix, kind, levels, group)
     codes, scales = encode.new_panels(matrix, kind, group)
@@ -119,12 +119,20 @@ def _own_cpu(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tu
 
 def _fit_cpu(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
     count, group = ratio.shape
-    if ratio.dtype != torch.float32 or group not in _GROUPS or not _takes(ratio, group):
+    types = (ratio.dtype, weights.dtype, levels.dtype)
+    fits = (
+        group in _GROUPS
+        and types == (torch.float32,) * 3
+        and weights.shape == ratio.shape
+        and levels.shape == (16,)
+    )
+    if not fits or not _takes(ratio, group):
         return encode.encode_fit(ratio, weights, levels)
     ratio, weights, levels = ratio.contiguous(), weights.contiguous(), levels.contiguous()
     room = -(-count // _TOGETHER) * _TOGETHER
-    codes, scales = torch.empty(room * group, dtype=torch.uint8), torch.empty(room)
-    sums = torch.empty(2, 16, dtype=torch.float64)
+    codes = torch.empty(room * group, dtype=torch.uint8, device="cpu")
+    scales = torch.empty(room, dtype=torch.float32, device="cpu")
+    sums = torch.empty(2, 16, dtype=torch.float64, device="cpu")
     addresses = [tensor.data_ptr() for tensor in (levels, codes, scales, sums)]
     _fit_kernel()(ratio.data_ptr(), weights.data_ptr(), count, group, *addresses)
     return sums
@@ -132,7 +140,7 @@ def _fit_cpu(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
 
 def _map4_cpu(values: Tensor, quant_map: Tensor, group: int) -> tuple[Tensor, Tensor]:
     count = values.numel()
-    if not count or not _takes(values, group):
+    if not count or quant_map.shape != (16,) or not _takes(values, group):
         return encode.encode_map4(values, quant_map, group)
     bounds, order = encode.map_bounds(quant_map.float())
     codes = memory.empty(((count + 1) // 2,), torch.uint8)
@@ -171,7 +179,7 @@ def _error_cpu(
     rows, columns = matrix.shape
     bits = _BITS[kind]
     fits = _takes(matrix, group) and dtype in _FLOATS and (bits > 0 or matrix.is_contiguous())
-    if not fits or not _matches(bits, (rows, columns), group, codes, scales):
+    if not fits or not _has_table(kind, table) or not _matches(bits, (rows, columns), group, codes, scales):
         return _error_everywhere(matrix, kind, codes, scales, table, group, dtype)
     decoded = None if table is None else (table.float() * (2.0**-6 if kind == "q4" else 1.0)).contiguous()
     shape = (rows, matrix.stride(0), columns, group) if bits else (1, matrix.numel(), matrix.numel(), group)
@@ -191,12 +199,19 @@ def _error_cpu(
     return sums.sum(0)
 
 
+def _has_table(kind: str, table: Tensor | None) -> bool:
+    """Whether there are sixteen values to look up, where a kind looks them up."""
+    return kind == "q8" or (table is not None and table.shape == (16,))
+
+
 def _matches(bits: int, shape: tuple[int, int], group: int, codes: Tensor, scales: Tensor) -> bool:
     """Whether codes and scales are what a kernel will take them for."""
     (rows, columns), count = shape, shape[0] * shape[1]
     types = (torch.uint8, torch.float32)
     wanted: tuple[tuple[int, ...], tuple[int, ...]] = ((count + 1) // 2,), (-(-count // group),)
     if bits:
+        if columns % group:
+            return False
         types = torch.uint8 if bits == 4 else torch.int8, torch.bfloat16
         height = panel_count(rows)
         wanted = (height, columns * bits // 32, 4 * ROWS), (height, columns // group, ROWS)

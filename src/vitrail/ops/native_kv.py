@@ -74,7 +74,8 @@ def dense_rows(x: Tensor) -> Tensor:
 
 def supported(q: Tensor, keys: Tensor, scales: Tensor | None) -> bool:
     """Whether there are kernels, for rows of q's dtype and keys stored like these."""
-    held = keys.dtype in FLOATS or (keys.dtype == torch.int8 and scales is not None)
+    rounded = scales is not None and scales.dtype == torch.float32
+    held = keys.dtype in FLOATS or (keys.dtype == torch.int8 and rounded)
     return native.library() is not None and q.dtype in FLOATS and held
 
 

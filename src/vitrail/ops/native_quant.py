@@ -48,7 +48,7 @@ def quant_rows(weight: PackedWeight, ids: Tensor) -> Tensor:
     """Rows ids int64 (n,) of a q4 or q8 matrix (out, in), decoded: (n, in) in the weight's own dtype.
 
     Raises:
-        IndexError: an id lies outside.
+        IndexError: ids are no integers, or (where the kernel runs) one lies outside.
     """
     rows: Tensor = torch.ops.vitrail.quant_rows(
         weight.tensors["codes"],
@@ -165,7 +165,9 @@ def _check(
         or codes.dtype != code_type
         or scales.dtype != torch.bfloat16
         or not (codes.is_contiguous() and scales.is_contiguous())
+        or (levels is None) != (kind == "q8")
         or (levels is not None and (levels.shape != (16,) or levels.dtype != torch.int8))
+        or (levels is not None and not levels.is_contiguous())
     ):
         raise CheckpointError(
             f"a {kind} matrix of {shape[0]} rows, multiplied with {columns} columns in groups of {group}, has codes "
@@ -220,7 +222,7 @@ def _rows_cpu(
     group: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    if native.library() is None or dtype not in _TYPES:
+    if native.library() is None or dtype not in _TYPES or ids.dtype not in (torch.int64, torch.int32):
         return _rows_everywhere(codes, scales, levels, ids, out, kind, group, dtype)
     columns = _columns(codes, kind)
     words = quant_words(codes, scales, levels, (out, columns), kind, group)
