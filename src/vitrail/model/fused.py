@@ -12,10 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from vitrail.generate.cache import KVCache
-from vitrail.model.layers import GatedMLP, Linear, RMSNorm, is_plain, is_untouched
+from vitrail.model.layers import GatedMLP, Linear, RMSNorm
 from vitrail.ops import native, native_dense
 from vitrail.ops.native_decoder import BlockWeights, DecoderProgram
 from vitrail.ops.step import Step
@@ -24,6 +25,9 @@ from vitrail.quant.replace import QuantLinear
 
 # More rows are bound by arithmetic, not by calls, and a call cannot be interrupted.
 MOST_ROWS = 16
+_PARTS = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
 # As these classes are written: somebody may put another function in a class's place.
 _FORWARDS: dict[type[nn.Module], Any] = {
     module: module.forward for module in (GatedMLP, RMSNorm, Linear, QuantLinear)
@@ -39,11 +43,12 @@ class FusedBlocks:
 
     def __init__(self, forwards: Mapping[type[nn.Module], Any]) -> None:
         self._forwards = {**forwards, **_FORWARDS}
+        self._classes = [*forwards, GatedMLP, RMSNorm, RMSNorm]
         # What was seen and its program: one tuple, replaced whole, for threads that share a model.
         self._held: tuple[list[Any], DecoderProgram | None] | None = None
 
     def __reduce__(self) -> tuple[type[FusedBlocks], tuple[Mapping[type[nn.Module], Any]]]:
-        return FusedBlocks, (self._forwards,)
+        return FusedBlocks, ({module: self._forwards[module] for module in self._classes[:2]},)
 
     def run(
         self,
@@ -76,41 +81,68 @@ class FusedBlocks:
 
     def _current_program(self, layers: nn.ModuleList, hidden: Tensor) -> DecoderProgram | None:
         """The program of these very weights, made anew when one of them was replaced or moved."""
-        first: Any = layers[0]
-        seen = [hidden.dtype, first.input_layernorm.eps, first.self_attn.head_dim, first.self_attn.window]
+        first: Any = layers[0] if layers else None
+        if type(first) is not self._classes[0] or type(first.self_attn) is not self._classes[1]:
+            return None
+        eps = getattr(first.input_layernorm, "eps", None)
+        seen = [hidden.dtype, eps, first.self_attn.head_dim, first.self_attn.window]
         for layer in layers:
             if not self._look(layer, hidden.dtype, seen):
                 return None
+        if not self._are_as_written():
+            return None
         held = self._held
         if held is None or seen != held[0]:
             program = DecoderProgram.new([_weights(layer) for layer in layers], hidden.dtype, seen[1])
             self._held = held = (seen, program)
         return held[1]
 
-    def _look(self, layer: Any, dtype: torch.dtype, seen: list[Any]) -> bool:
-        """Append what a program depends on, weights by where they lie; False where a block is not what it was built as."""
-        block, attention = list(self._forwards)[:2]
-        attend, mlp = layer.self_attn, layer.mlp
-        if not (self._is(layer, block) and self._is(attend, attention) and self._is(mlp, GatedMLP)):
+    def _look(self, layer: nn.Module, dtype: torch.dtype, seen: list[Any]) -> bool:
+        """Append what a program depends on, weights by where they lie; False where a block is not what it was built as.
+
+        Past nn.Module's own look-ups: for all layers they would take longer than a block's products.
+        """
+        if type(layer) is not self._classes[0]:
             return False
-        if mlp.act_fn is not F.silu or seen[2:4] != [attend.head_dim, attend.window]:
+        parts: Any = layer._modules
+        attend, mlp, *norms = (parts[name] for name in _PARTS)
+        if [type(module) for module in (attend, mlp, *norms)] != self._classes[
+            1:
+        ] or mlp.act_fn is not F.silu:
             return False
-        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-            if not self._is(norm, RMSNorm) or norm.eps != seen[1] or not _is_ordinary(norm.weight):
+        linears = [attend._modules[name] for name in _PROJECTIONS] + [mlp._modules[name] for name in _MLP]
+        modules = (layer, attend, mlp, *norms, *linears)
+        if not all(map(_is_unhooked, modules)) or seen[2:4] != [attend.head_dim, attend.window]:
+            return False
+        for norm in norms:
+            weight = norm._parameters["weight"]
+            if norm.eps != seen[1] or not _is_ordinary(weight):
                 return False
-            seen.append(_place(norm.weight))
-        for linear in _linears(layer):
-            if not self._is(linear, type(linear)) or not is_plain(linear, dtype):
+            seen.append(_place(weight))
+        for linear in linears:
+            packed = type(linear) is QuantLinear
+            if not packed and type(linear) is not Linear:
                 return False
-            if isinstance(linear.weight, Tensor) and not _is_ordinary(linear.weight):
+            weight = linear.packed if packed else linear._parameters["weight"]
+            if linear._parameters["bias"] is not None or not (packed or _is_ordinary(weight)):
                 return False
-            seen.append(_place(linear.weight))
+            # As layers.is_plain: one that computes in another type casts its rows.
+            if packed and dtype != torch.float32 and linear.compute_dtype not in (None, dtype):
+                return False
+            seen.append(_place(weight))
         return True
 
-    def _is(self, module: nn.Module, wanted: type[nn.Module]) -> bool:
-        """Whether calling the module is the arithmetic of that very class."""
-        forward = self._forwards.get(wanted)
-        return type(module) is wanted and wanted.forward is forward and is_untouched(module)
+    def _are_as_written(self) -> bool:
+        """Whether calling a module of these classes is their own forward and nothing else."""
+        watched = _has_any_global_hook()  # type: ignore[no-untyped-call]
+        return not watched and all(module.forward is forward for module, forward in self._forwards.items())
+
+
+def _is_unhooked(module: nn.Module) -> bool:
+    own = module.__dict__
+    return not (
+        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or "forward" in own
+    )
 
 
 def _is_a_short_step(hidden: Tensor) -> bool:
