@@ -82,7 +82,7 @@ class FusedBlocks:
     def _current_program(self, layers: nn.ModuleList, hidden: Tensor) -> DecoderProgram | None:
         """The program of these very weights, made anew when one of them was replaced or moved."""
         first: Any = layers[0] if layers else None
-        if type(first) is not self._classes[0] or type(first.self_attn) is not self._classes[1]:
+        if [type(first), type(getattr(first, "self_attn", None))] != self._classes[:2]:
             return None
         eps = getattr(first.input_layernorm, "eps", None)
         seen = [hidden.dtype, eps, first.self_attn.head_dim, first.self_attn.window]
