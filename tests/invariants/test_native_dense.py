@@ -200,7 +200,10 @@ def test_the_gradient_of_the_input(kind: str, dtype: torch.dtype) -> None:
     wanted, terms = dy.double() @ decoded, dy.double().abs() @ decoded.abs()
     got = linear_input_grad(dy, weight)
     assert got.dtype == dtype
-    assert (got.double() - wanted).abs().max() <= 2 * HALF[dtype] * wanted.abs().max() + 1e-5
+    # 70 float32 additions of these terms, in any order, then one rounding to the type.
+    assert bool(
+        ((got.double() - wanted).abs() <= 70 * 2.0**-24 * terms + 2 * HALF[dtype] * wanted.abs()).all()
+    )
 
 
 def test_plain_weights_take_the_kernel_where_no_gradient_is_wanted() -> None:
