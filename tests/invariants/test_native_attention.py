@@ -5,8 +5,6 @@ Equalities are of bits. Nearness is to a walk in float64, which is the kernels' 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -16,6 +14,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from tests.threads import threads
 from vitrail.errors import InputError
 from vitrail.ops import native, native_attention, native_kv, sdpa
 from vitrail.ops.kv import LayerKV
@@ -24,16 +23,6 @@ from vitrail.ops.segments import Segments
 pytestmark = pytest.mark.skipif(not native.available(), reason="no kernels were built")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 WALK = 32  # kWalk of native/attention.h
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass

@@ -6,14 +6,14 @@ those of bitsandbytes, is in golden/.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from tests.threads import threads
 from vitrail.errors import CheckpointError
 from vitrail.ops import encode, native, native_encode
 from vitrail.ops.weight import PackedWeight
@@ -31,16 +31,6 @@ dtypes = st.sampled_from(DTYPES)
 spreads = st.sampled_from([1e-44, 1e-38, 1e-4, 1.0, 1e38])
 # What is put where normally distributed values were; nan and inf last, for tests that have none.
 PATTERNS = ("", "zeros", "minus zeros", "equal", "one sign", "outlier", "nan", "inf")
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def bits(x: Tensor) -> Tensor:

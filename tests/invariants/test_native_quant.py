@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from tests.threads import threads
 from vitrail.errors import CheckpointError
 from vitrail.ops import native
 from vitrail.ops.linear import linear, linear_group
@@ -20,16 +18,6 @@ from vitrail.quant.own import quantize_own
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no kernels were built")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def random_weight(kind: str, out: int, columns: int, group: int, seed: int) -> PackedWeight:

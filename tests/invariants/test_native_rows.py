@@ -6,14 +6,14 @@ exponential of its own: they are compared in units of the result's last place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from tests.threads import threads
 from vitrail.ops import native, native_rows
 from vitrail.ops.rope import angles, cos_sin, frequencies
 
@@ -23,16 +23,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAST_PLACE = {torch.float32: 4e-7, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 pytestmark = pytest.mark.skipif(not ISAS, reason="no kernels here")
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def normal(*shape: int, dtype: torch.dtype, seed: int = 0, spread: float = 1.0) -> Tensor:

@@ -101,7 +101,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = D
     _check_pairs(contents, config, source.path)
     try:
         _fill(model, contents, config, name, source.path)
-    except Exception:
+    except Exception:  # whatever it was: half an adapter must not stay, and the error goes on
         _remove_half(model, name)
         raise
     finish(model, name, config)
