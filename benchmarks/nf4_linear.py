@@ -17,7 +17,7 @@ import bitsandbytes
 import torch
 from torch import Tensor
 
-from vitrail.ops import native
+from vitrail.ops.cpu import library
 from vitrail.ops.linear import linear
 from vitrail.quant.bitsandbytes import quantize_4bit
 
@@ -61,7 +61,7 @@ def main() -> None:
     torch.manual_seed(0)
     print(
         f"{chosen.out} × {chosen.columns}, NF4 in groups of 64, bfloat16 activations; {torch.get_num_threads()} threads, "
-        f"kernels {native.status().used}, bitsandbytes {bitsandbytes.__version__}, torch {torch.__version__}"
+        f"kernels {library.status().used}, bitsandbytes {bitsandbytes.__version__}, torch {torch.__version__}"
     )
     with torch.inference_mode():
         work = sides(chosen.out, chosen.columns)

@@ -20,10 +20,10 @@ from typing import Any
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from PIL import Image
 
-from vitrail.inputs.formats import build_prompt, encode_prompt
-from vitrail.inputs.formats.sizes import lay_out
-from vitrail.inputs.grid import image_grid
-from vitrail.inputs.mistral_tokenizer import MistralCommonTokenizer
+from vitrail.images.grid import image_grid
+from vitrail.prompts.builtin import build_prompt, encode_prompt
+from vitrail.prompts.builtin.sizes import lay_out
+from vitrail.tokenizer.mistral import MistralCommonTokenizer
 
 MESSAGES, PICTURES = 100, 20
 TEXT = "Describe the picture, please: what does the sign say, and which colour is the house behind it? "

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vitrail.ops import native
-from vitrail.ops.native_encode import squared_error
+from vitrail.ops.cpu import library
+from vitrail.ops.cpu.encode import squared_error
 from vitrail.ops.weight import PackedWeight
 from vitrail.quant.bitsandbytes import quantize_4bit
 from vitrail.quant.own import quantize_own
@@ -46,7 +46,7 @@ def least(
     for _ in range(rounds):
         for what, call in work.items():
             for isa in isas:
-                with native.using(isa):
+                with library.using(isa):
                     turn = spent(call)
                 before = found.get((what, isa), turn)
                 found[what, isa] = min(before[0], turn[0]), min(before[1], turn[1])
@@ -65,10 +65,10 @@ def peer(matrix: Tensor, rounds: int) -> Seconds | None:
 
 def measure(matrix: Tensor, kind: str, rounds: int) -> None:
     """Print one format's lines."""
-    isa = native.status().used
+    isa = library.status().used
     if isa is None:
         raise SystemExit("there are no kernels to compare with")
-    with native.using("off"):
+    with library.using("off"):
         slow = packed(matrix, kind)
     fast = packed(matrix, kind)
     if any(not torch.equal(slow.tensors[name], part) for name, part in fast.tensors.items()):
@@ -105,7 +105,7 @@ def main() -> None:
     torch.manual_seed(0)
     matrix = (torch.randn(chosen.out, chosen.columns) * 0.02).bfloat16()
     print(
-        f"{chosen.out} × {chosen.columns}, bfloat16; {torch.get_num_threads()} threads, kernels {native.status().used}, "
+        f"{chosen.out} × {chosen.columns}, bfloat16; {torch.get_num_threads()} threads, kernels {library.status().used}, "
         f"torch {torch.__version__}"
     )
     for kind in chosen.formats:

@@ -12,9 +12,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from vitrail import AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
-from vitrail.inputs.mistral_tokenizer import MistralCommonTokenizer
-from vitrail.inputs.processor import PixtralProcessor
-from vitrail.inputs.processor_files import processor_parts
+from vitrail.processor.load import processor_parts
+from vitrail.processor.processor import PixtralProcessor
+from vitrail.tokenizer.mistral import MistralCommonTokenizer
 
 TOOLS = [
     {

@@ -11,7 +11,7 @@
 // first in the high half. Int8: codes with one scale a row. Panels: 16 rows together, pairs of bfloat16 columns.
 enum DenseFormat : int32_t { kRows = 0, kMap4 = 1, kInt8Rows = 2, kPairPanels = 3 };
 
-// One matrix (out, in) and where its product goes. Python fills it field by field (ops/native_dense.py).
+// One matrix (out, in) and where its product goes. Python fills it field by field (ops/cpu/dense.py).
 struct DenseMatrix {
     const void* codes;
     const float* map;            // map4: the value of each of the 16 codes

@@ -1,6 +1,6 @@
 // From floats to codes and scales: q4 and q8 in panels, bitsandbytes' 4-bit maps, and how far codes are from their floats.
 //
-// Every instruction set gives the bits of the PyTorch definition (ops/encode.py). `type` is the matrix's: kFloat32,
+// Every instruction set gives the bits of the PyTorch definition (ops/reference/encode.py). `type` is the matrix's: kFloat32,
 // kBFloat16 or kFloat16. Pieces are divided among threads; none of the results depends on how many there are.
 #pragma once
 

@@ -6,7 +6,7 @@
 namespace {
 
 constexpr int64_t kMostGroup = 128;  // of q4 and q8
-// As in ops/encode.py: where a group's extreme is tried to lie, in half steps of a level.
+// As in ops/reference/encode.py: where a group's extreme is tried to lie, in half steps of a level.
 constexpr float kEnds[] = {-120.0f, -140.0f, -164.0f, 116.0f};
 constexpr float kLargestScale = 3.3895313892515355e38f;  // of bfloat16
 constexpr uint16_t kNoScale = 0x7fc0;                    // NaN
@@ -101,7 +101,7 @@ struct Attempt {
     Eight along, square;  // Σ ratio · level, Σ level²
 };
 
-// The nearest levels of the groups' ratios times `factor`, which gives half steps. Sums run as ops/encode.py says: columns
+// The nearest levels of the groups' ratios times `factor`, which gives half steps. Sums run as ops/reference/encode.py says: columns
 // that lie 32 apart are added first, then those 8 apart, then their eight sums.
 template <int64_t kBlocks, bool kWhole>
 inline Attempt attempt(const float* ratio, const Eight& factor, const EncodeLevels& levels, uint8_t* codes) {

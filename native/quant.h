@@ -1,4 +1,4 @@
-// Products with q4 and q8 matrices (layout: src/vitrail/ops/panels.py; numbers: src/vitrail/ops/rounded.py, to the bit).
+// Products with q4 and q8 matrices (layout: src/vitrail/ops/packing_layout.py; numbers: src/vitrail/ops/reference/quant_matmul.py, to the bit).
 #pragma once
 
 #include "cpu.h"

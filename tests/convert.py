@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tests.prompts import SENTENCEPIECE, tokenizer, tokenizer_file
-from vitrail.inputs.tokenizer import FastTokenizer
+from vitrail.tokenizer.fast import FastTokenizer
 
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _BYTES = {byte: chr(byte) for byte in _PRINTABLE}

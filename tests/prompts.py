@@ -13,10 +13,10 @@ from typing import Any
 import mistral_common
 from PIL import Image
 
-from vitrail.inputs.formats import BuiltPrompt, Format, build_prompt
-from vitrail.inputs.formats.sizes import lay_out
-from vitrail.inputs.grid import Grid, image_grid
-from vitrail.inputs.mistral_tokenizer import MistralCommonTokenizer
+from vitrail.images.grid import Grid, image_grid
+from vitrail.prompts.builtin import BuiltPrompt, Format, build_prompt
+from vitrail.prompts.builtin.sizes import lay_out
+from vitrail.tokenizer.mistral import MistralCommonTokenizer
 
 RECORDED = Path(__file__).parent / "golden" / "data" / "prompts"
 SENTENCEPIECE = ("v1", "v2", "v3", "v7", "v7m1")

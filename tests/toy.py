@@ -11,7 +11,7 @@ from torch import Tensor
 from vitrail.configs import MistralConfig
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import InputError
-from vitrail.generate.cache import KVCache
+from vitrail.kv.cache import KVCache
 from vitrail.ops.step import Step
 
 WIDTH = 8

@@ -3,6 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vitrail._moved import install as _install
+from vitrail._version import __version__
+
 if TYPE_CHECKING:
     from vitrail.adapters.config import LoraConfig as LoraConfig
     from vitrail.auto import (
@@ -36,37 +39,27 @@ if TYPE_CHECKING:
         UnsupportedError as UnsupportedError,
         VitrailError as VitrailError,
     )
-    from vitrail.generate.cache import KVCache as KVCache
     from vitrail.generate.stream import (
         TextIteratorStreamer as TextIteratorStreamer,
         TextStreamer as TextStreamer,
     )
-    from vitrail.inputs.batch import BatchFeature as BatchFeature
-    from vitrail.inputs.fetch import FetchPolicy as FetchPolicy
-    from vitrail.inputs.grid import (
+    from vitrail.images.batch_feature import BatchFeature as BatchFeature
+    from vitrail.images.fetch import FetchPolicy as FetchPolicy
+    from vitrail.images.grid import (
         Grid as Grid,
         image_grid as image_grid,
         image_tokens as image_tokens,
     )
-    from vitrail.inputs.image_processor import (
-        PixtralImageProcessor as PixtralImageProcessor,
-        PixtralImageProcessorFast as PixtralImageProcessorFast,
-    )
-    from vitrail.inputs.images import (
+    from vitrail.images.load import (
         ImageLimits as ImageLimits,
         load_image as load_image,
     )
-    from vitrail.inputs.mistral_tokenizer import (
-        MistralCommonBackend as MistralCommonBackend,
-        MistralCommonTokenizer as MistralCommonTokenizer,
+    from vitrail.images.pdf import PdfLimits as PdfLimits, load_pages as load_pages
+    from vitrail.images.processor import (
+        PixtralImageProcessor as PixtralImageProcessor,
+        PixtralImageProcessorFast as PixtralImageProcessorFast,
     )
-    from vitrail.inputs.pdf import PdfLimits as PdfLimits, load_pages as load_pages
-    from vitrail.inputs.processor import PixtralProcessor as PixtralProcessor
-    from vitrail.inputs.response import ResponseParser as ResponseParser
-    from vitrail.inputs.response_pieces import (
-        Response as Response,
-        ToolCall as ToolCall,
-    )
+    from vitrail.kv.cache import KVCache as KVCache
     from vitrail.model.causal import MistralForCausalLM as MistralForCausalLM
     from vitrail.model.decoder import MistralModel as MistralModel
     from vitrail.model.outputs import (
@@ -86,10 +79,21 @@ if TYPE_CHECKING:
         ImageTextToTextPipeline as ImageTextToTextPipeline,
         pipeline as pipeline,
     )
+    from vitrail.processor.processor import PixtralProcessor as PixtralProcessor
     from vitrail.quant.config import BitsAndBytesConfig as BitsAndBytesConfig
     from vitrail.quant.own_config import QuantizeConfig as QuantizeConfig
+    from vitrail.responses.events import (
+        Response as Response,
+        ToolCall as ToolCall,
+    )
+    from vitrail.responses.parser import ResponseParser as ResponseParser
+    from vitrail.tokenizer.mistral import (
+        MistralCommonBackend as MistralCommonBackend,
+        MistralCommonTokenizer as MistralCommonTokenizer,
+    )
 
-__version__ = "0.1.0"
+
+_install()
 
 # One table, home → names. `import vitrail` reads it and imports nothing of it; type checkers
 # read the imports above, and a test holds the two together.
@@ -126,31 +130,31 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "UnsupportedError",
         "VitrailError",
     ),
-    "generate.cache": ("KVCache",),
+    "kv.cache": ("KVCache",),
     "generate.stream": (
         "TextIteratorStreamer",
         "TextStreamer",
     ),
-    "inputs.batch": ("BatchFeature",),
-    "inputs.fetch": ("FetchPolicy",),
-    "inputs.grid": (
+    "images.batch_feature": ("BatchFeature",),
+    "images.fetch": ("FetchPolicy",),
+    "images.grid": (
         "Grid",
         "image_grid",
         "image_tokens",
     ),
-    "inputs.image_processor": (
+    "images.processor": (
         "PixtralImageProcessor",
         "PixtralImageProcessorFast",
     ),
-    "inputs.images": (
+    "images.load": (
         "ImageLimits",
         "load_image",
     ),
-    "inputs.mistral_tokenizer": ("MistralCommonBackend", "MistralCommonTokenizer"),
-    "inputs.pdf": ("PdfLimits", "load_pages"),
-    "inputs.processor": ("PixtralProcessor",),
-    "inputs.response": ("ResponseParser",),
-    "inputs.response_pieces": (
+    "tokenizer.mistral": ("MistralCommonBackend", "MistralCommonTokenizer"),
+    "images.pdf": ("PdfLimits", "load_pages"),
+    "processor.processor": ("PixtralProcessor",),
+    "responses.parser": ("ResponseParser",),
+    "responses.events": (
         "Response",
         "ToolCall",
     ),

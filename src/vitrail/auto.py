@@ -90,7 +90,7 @@ class AutoTokenizer(_Auto):
 
         tekken.json and *.model.v* come before tokenizer.json; `tokenizer_mode="hf"` turns that round.
         """
-        from vitrail.inputs.tokenizer_choice import check_tokenizer, open_tokenizer_of
+        from vitrail.tokenizer.load import check_tokenizer, open_tokenizer_of
 
         _refuse_remote_code(cls.__name__, kwargs)
         if inputs:
@@ -112,14 +112,14 @@ class AutoImageProcessor(_Auto):
 
         Other keywords override the settings of the files.
         """
-        from vitrail.inputs.image_processor import PixtralImageProcessor, PixtralImageProcessorFast
+        from vitrail.images.processor import PixtralImageProcessor, PixtralImageProcessorFast
 
         _refuse_remote_code(cls.__name__, kwargs)
         if inputs:
             raise InputError(f"{cls.__name__}.from_pretrained takes one positional argument, the checkpoint.")
         folder = _folder(pretrained_model_name_or_path, kwargs)
         if choose_format(folder, format := kwargs.pop("format", None)) == MISTRAL:
-            from vitrail.inputs.processor_files import image_processor_of
+            from vitrail.processor.load import image_processor_of
 
             own = image_processor_of(
                 folder, _config_dict(folder, format), kwargs.pop("use_fast", None), own_format=True
@@ -171,7 +171,7 @@ class AutoProcessor(_Auto):
 
         `tokenizer_mode` and `format` as in AutoTokenizer and the models; other keywords as PixtralProcessor's.
         """
-        from vitrail.inputs.processor import load_processor
+        from vitrail.processor.processor import load_processor
 
         _refuse_remote_code(cls.__name__, kwargs)
         folder = _folder(pretrained_model_name_or_path, kwargs)

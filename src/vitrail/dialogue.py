@@ -10,11 +10,11 @@ from typing import Any
 
 from vitrail.errors import InputError, PromptError
 from vitrail.generate.reuse import Continuation, PromptMemory, PromptPicture
-from vitrail.inputs.laid_out import PreparedPicture, lay_out
-from vitrail.inputs.messages import ImagePart, Message, Part, normalize
-from vitrail.inputs.processor import PixtralProcessor
-from vitrail.inputs.response_pieces import Piece, Response
-from vitrail.inputs.response_stream import ResponseStream
+from vitrail.processor.prepared import PreparedPicture, lay_out
+from vitrail.processor.processor import PixtralProcessor
+from vitrail.prompts.messages import ImagePart, Message, Part, normalize
+from vitrail.responses.events import Piece, Response
+from vitrail.responses.streamer import ResponseStream
 
 LONGEST = 512  # new tokens, where neither the caller nor generation_config.json says
 

@@ -267,7 +267,7 @@ class ImageTextToTextPipeline:
 
     def _structure(self, ids: list[int], prompt: list[int]) -> Record:
         """What a record has besides plain text: nothing where the model neither reasons nor calls tools."""
-        from vitrail.inputs.response import is_structured
+        from vitrail.responses.parser import is_structured
 
         if not is_structured(self.tokenizer, ids, prompt):
             return {}
@@ -337,7 +337,7 @@ def _is_list(value: Any) -> bool:
 
 def _opened(images: Any, timeout: float | None) -> Any:
     """Pictures by path, URL or bytes become PIL pictures; nesting stays as it is."""
-    from vitrail.inputs.images import load_image
+    from vitrail.images.load import load_image
 
     if isinstance(images, (list, tuple)):
         return [_opened(image, timeout) for image in images]

@@ -285,7 +285,7 @@ def test_the_cache_is_as_small_as_asked_for(
     tiny_llava: Path, sign: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """--cache q8 reaches the cache; a name that nobody knows is a one-line mistake."""
-    from vitrail.generate.cache import KVCache
+    from vitrail.kv.cache import KVCache
 
     made: list[torch.dtype] = []
     begin = KVCache.__init__

@@ -13,7 +13,7 @@ import torch
 import vitrail
 from vitrail.cli import answer as cli_answer
 from vitrail.cli.main import main
-from vitrail.inputs.tokenizer import FastTokenizer
+from vitrail.tokenizer.fast import FastTokenizer
 
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
 TEMPLATE = (

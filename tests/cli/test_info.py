@@ -17,7 +17,7 @@ from tests.unit.test_memory_plan import FORMS, held
 from tests.unit.test_parameter_counts import MODELS
 from vitrail.cli.main import main
 from vitrail.files.size import in_words
-from vitrail.inputs.grid import image_tokens
+from vitrail.images.grid import image_tokens
 
 KEYS = {
     "model", "folder", "architecture", "model_type", "format", "formats", "weights", "geometry", "parameters", "tied",

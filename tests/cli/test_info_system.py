@@ -15,7 +15,8 @@ import torch
 
 import vitrail
 from vitrail.cli.main import main
-from vitrail.ops import memory, native
+from vitrail.ops import memory
+from vitrail.ops.cpu import library
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,12 +24,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The choice is made once per process: here, once per test."""
-    monkeypatch.delenv(native.ENVIRONMENT, raising=False)
-    before = native._kernels()
+    monkeypatch.delenv(library.ENVIRONMENT, raising=False)
+    before = library._kernels()
     current = None if before.library is None else before.library.vt_isa_current()
-    native._kernels.cache_clear()
+    library._kernels.cache_clear()
     yield
-    native._kernels.cache_clear()
+    library._kernels.cache_clear()
     if before.library is not None:
         before.library.vt_isa_use(current)
 
@@ -79,10 +80,10 @@ def test_the_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     kernels = told(capsys)["kernels"]
     if kernels["used"] is None:
         pytest.skip(f"no kernels here: {kernels['reason']}")
-    assert kernels["used"] == native.available()[-1] and kernels["reason"] == "" and kernels["compiler"]
-    assert {kernels["used"], *kernels["others"]} == set(native.ISAS)
+    assert kernels["used"] == library.available()[-1] and kernels["reason"] == "" and kernels["compiler"]
+    assert {kernels["used"], *kernels["others"]} == set(library.ISAS)
     usable = {isa for isa, reason in kernels["others"].items() if not reason}
-    assert usable | {kernels["used"]} == set(native.available())
+    assert usable | {kernels["used"]} == set(library.available())
     text = shown(capsys)
     assert f"kernels {kernels['used']} built by {kernels['compiler']}" in text
     for isa, reason in kernels["others"].items():
@@ -93,33 +94,33 @@ def test_the_kernels(capsys: pytest.CaptureFixture[str]) -> None:
 def test_each_can_be_forced_or_says_why_not(
     isa: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    available = native.available()
-    why_not = native._kernels().why_not(isa)
-    native._kernels.cache_clear()
-    monkeypatch.setenv(native.ENVIRONMENT, isa.upper())
+    available = library.available()
+    why_not = library._kernels().why_not(isa)
+    library._kernels.cache_clear()
+    monkeypatch.setenv(library.ENVIRONMENT, isa.upper())
     if isa in available:
         assert told(capsys)["kernels"]["used"] == isa
         return
     for words in (["info", "--system"], ["ask", str(ROOT / "examples" / "sign.png"), "What does it say?"]):
-        native._kernels.cache_clear()
+        library._kernels.cache_clear()
         assert main(words) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and isa in error and why_not in error
 
 
 def test_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv(native.ENVIRONMENT, "off")
+    monkeypatch.setenv(library.ENVIRONMENT, "off")
     kernels = told(capsys)["kernels"]
     assert kernels["used"] is None and kernels["reason"] == "VITRAIL_KERNELS=off" and kernels["others"] == {}
     assert "kernels none, PyTorch does the work: VITRAIL_KERNELS=off" in shown(capsys)
-    assert native.library() is None and native.available() == ()
+    assert library.library() is None and library.available() == ()
 
 
 @pytest.mark.parametrize("command", ["info", "ask"])
 def test_an_unknown_value_is_told_in_a_sentence(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(native.ENVIRONMENT, "sse9")
+    monkeypatch.setenv(library.ENVIRONMENT, "sse9")
     words = {"info": ["--system"], "ask": [str(ROOT / "examples" / "sign.png"), "What does it say?"]}
     assert main([command, *words[command]]) == 2
     assert capsys.readouterr().err == (
@@ -148,11 +149,11 @@ def test_without_a_library_the_note_of_the_build_tells_why(
 ) -> None:
     if note is not None:
         (tmp_path / "build.json").write_text(note, encoding="utf-8")
-    monkeypatch.setattr(native, "_FOLDER", tmp_path)
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
     kernels = told(capsys)["kernels"]
     assert kernels["used"] is None and reason in kernels["reason"]
-    native._kernels.cache_clear()
-    monkeypatch.setenv(native.ENVIRONMENT, "portable")
+    library._kernels.cache_clear()
+    monkeypatch.setenv(library.ENVIRONMENT, "portable")
     assert main(["info", "--system"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and reason in error
@@ -161,16 +162,16 @@ def test_without_a_library_the_note_of_the_build_tells_why(
 def test_a_library_of_other_sources_is_not_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if not native.available():
+    if not library.available():
         pytest.skip("no kernels here")
-    native._kernels.cache_clear()
-    built = native._ABI
-    monkeypatch.setattr(native, "_ABI", 99)
+    library._kernels.cache_clear()
+    built = library._ABI
+    monkeypatch.setattr(library, "_ABI", 99)
     assert f"built for version {built} of the interface, expected 99" in told(capsys)["kernels"]["reason"]
-    native._kernels.cache_clear()
-    name = next(name for name in native._LIBRARIES if (native._FOLDER / name).exists())
+    library._kernels.cache_clear()
+    name = next(name for name in library._LIBRARIES if (library._FOLDER / name).exists())
     (tmp_path / name).write_bytes(b"no library at all")
-    monkeypatch.setattr(native, "_FOLDER", tmp_path)
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
     assert f"{name} could not be loaded" in told(capsys)["kernels"]["reason"]
     shutil.rmtree(tmp_path)
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageFont
 
 from vitrail.cli.main import main
 from vitrail.cli.read import _in_order, find_pictures
-from vitrail.inputs.images import load_image
+from vitrail.images.load import load_image
 from vitrail.reader.files import FileReading, Reading
 from vitrail.reader.reading import BatchReader
 from vitrail.reader.testset import make_testset

@@ -7,7 +7,7 @@ import re
 
 from tests import tiny
 from tests.contract import snippets
-from vitrail.inputs.formats import build_prompt
+from vitrail.prompts.builtin import build_prompt
 
 TOOL = {"name": "draw", "description": "Draws.", "parameters": {"type": "object", "properties": {}}}
 CALL = {"id": "call00001", "type": "function", "function": {"name": "draw", "arguments": '{"what": "a cat"}'}}

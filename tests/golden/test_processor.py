@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.tiny import DATA
-from vitrail.inputs.batch import BatchFeature
-from vitrail.inputs.processor import PixtralProcessor
+from vitrail.images.batch_feature import BatchFeature
+from vitrail.processor.processor import PixtralProcessor
 
 CHECKPOINTS = ("pixtral-0", "mistral3-0", "ministral3-0")
 CASES = [

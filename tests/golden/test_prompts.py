@@ -6,12 +6,12 @@ import pytest
 
 from tests.prompts import TAKE_PICTURES, TEKKEN, VERSIONS, Record, build, records, tokenizer, with_pictures
 from vitrail.errors import PromptError
-from vitrail.inputs.formats import build_prompt, encode_prompt, fim_prompt, fit_prompt
-from vitrail.inputs.formats.pieces import Picture
-from vitrail.inputs.formats.sizes import lay_out
-from vitrail.inputs.grid import image_grid
-from vitrail.inputs.processor import PixtralProcessor
-from vitrail.inputs.processor_files import processor_parts
+from vitrail.images.grid import image_grid
+from vitrail.processor.load import processor_parts
+from vitrail.processor.processor import PixtralProcessor
+from vitrail.prompts.builtin import build_prompt, encode_prompt, fim_prompt, fit_prompt
+from vitrail.prompts.builtin.pieces import Picture
+from vitrail.prompts.builtin.sizes import lay_out
 
 pytestmark = pytest.mark.filterwarnings("ignore:tools are left out")
 
@@ -130,7 +130,7 @@ def test_named_format_is_that_of_the_file(version: str) -> None:
 
 
 def build_prompt_by_name(record: dict, version: str) -> str:
-    from vitrail.inputs.formats import find_format
+    from vitrail.prompts.builtin import find_format
 
     return build(record, version, find_format(version))[0]
 

@@ -19,9 +19,9 @@ from tests.prompts import (
     with_pictures,
 )
 from vitrail.errors import PromptError, UnsupportedError
-from vitrail.inputs.formats import build_prompt, encode_prompt, fim_prompt, find_format
-from vitrail.inputs.processor import PixtralProcessor
-from vitrail.inputs.processor_files import processor_parts
+from vitrail.processor.load import processor_parts
+from vitrail.processor.processor import PixtralProcessor
+from vitrail.prompts.builtin import build_prompt, encode_prompt, fim_prompt, find_format
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:tools are left out")]
 

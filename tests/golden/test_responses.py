@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.prompts import Record, records, tokenizer
-from vitrail.inputs.formats import build_prompt, encode_prompt
-from vitrail.inputs.formats.json_text import read_json_or_text
-from vitrail.inputs.response import ResponseParser, control_names, parse_response
-from vitrail.inputs.response_pieces import Response
+from vitrail.prompts.builtin import build_prompt, encode_prompt
+from vitrail.prompts.builtin.json_text import read_json_or_text
+from vitrail.responses.events import Response
+from vitrail.responses.parser import ResponseParser, control_names, parse_response
 
 Chunks = list[tuple[str, str, bool]]  # ("text" or "reasoning", the text, closed)
 OPENERS = ("<s>", "</s>", "[/INST]", "[/TOOL_RESULTS]", "[/SYSTEM_PROMPT]")

@@ -14,11 +14,11 @@ from torch import Tensor
 import vitrail
 from vitrail.errors import InputError
 from vitrail.generate.reuse import PromptMemory
-from vitrail.ops import native
+from vitrail.ops.cpu import library
 
 DATA = Path(__file__).parent.parent / "golden" / "data"
 CHECKPOINTS = ["pixtral-0", "mistral3-0", "ministral3-0"]
-KERNELS = ["off", *native.available()[-1:]]
+KERNELS = ["off", *library.available()[-1:]]
 
 
 @cache
@@ -45,7 +45,7 @@ def draw(name: str, which: str, **options: Any) -> Any:
 def test_eight_bits_move_logits_little_and_ids_only_where_two_are_as_likely(name: str, kernels: str) -> None:
     """These models are of noise, their logits as flat as any. Measured: at most 1.3 % of the largest logit; ids of one
     of them (ministral3-0) part at a tie, with bfloat16 too."""
-    with native.using(kernels):
+    with library.using(kernels):
         plain = draw(name, "ragged_batch")
         found = draw(name, "ragged_batch", cache_dtype="int8")
     assert found.past_key_values.dtype == torch.int8
@@ -68,7 +68,7 @@ def test_eight_bits_move_logits_little_and_ids_only_where_two_are_as_likely(name
 def test_where_a_prompt_is_cut_moves_nothing_but_the_last_bits(dtype: Any, kernels: str) -> None:
     """A row sees keys as the cache holds them, its own step's among them. Products in float32 depend on the step's shape
     in their last bits, and one such bit can move a key by one of the cache's own steps."""
-    with native.using(kernels):
+    with library.using(kernels):
         whole = draw("mistral3-0", "single", cache_dtype=dtype)
         for chunk in (1, 3):
             cut = draw("mistral3-0", "single", cache_dtype=dtype, prefill_chunk_size=chunk)
@@ -80,7 +80,7 @@ def test_where_a_prompt_is_cut_moves_nothing_but_the_last_bits(dtype: Any, kerne
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_gradients_pass_by_the_rounding_of_the_cache(kernels: str) -> None:
     """forward() after an int8 cache: gradients are those of the values that were used."""
-    with native.using(kernels):
+    with library.using(kernels):
         network = model("mistral3-0")
         given = prompt("mistral3-0", "text_only")
         first = network(input_ids=given["input_ids"][:, :4])

@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 import vitrail
 from tests import tiny
-from vitrail.generate.cache import KVCache
+from vitrail.kv.cache import KVCache
 from vitrail.model import decoder
-from vitrail.ops import sdpa
 from vitrail.ops.kv import LayerKV
+from vitrail.ops.reference import attention as reference_attention
 from vitrail.ops.segments import Segments
 from vitrail.ops.step import Step
 from vitrail.quant.replace import QuantLinear
@@ -135,7 +135,7 @@ def test_neither_does_what_other_devices_run(
         q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, scale: float, kv: LayerKV, window: int | None
     ) -> Tensor:
         kv.write(k, v)
-        return sdpa.attention_cached(q, segments, scale=scale, kv=kv, window=window)
+        return reference_attention.attention_cached(q, segments, scale=scale, kv=kv, window=window)
 
     model.to("meta")
     cache, ids, step = prefilled(model, dtype, "meta")

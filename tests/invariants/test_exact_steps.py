@@ -12,12 +12,12 @@ from torch import Tensor
 
 from vitrail.bench.geometries import params_of
 from vitrail.bench.random_model import random_model
-from vitrail.generate.cache import KVCache
-from vitrail.ops import native
+from vitrail.kv.cache import KVCache
+from vitrail.ops.cpu import library
 from vitrail.ops.segments import Segments
 from vitrail.ops.step import Step
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no kernels were built")
+pytestmark = pytest.mark.skipif(not library.available(), reason="no kernels were built")
 
 SMALL = {
     "dim": 96, "n_layers": 3, "head_dim": 16, "hidden_dim": 160, "n_heads": 6, "n_kv_heads": 2, "vocab_size": 128,
@@ -106,8 +106,8 @@ def check(geometry: str, lengths: list[int], cuts: list[int], dtype: torch.dtype
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int8])
 @pytest.mark.parametrize("cuts", [[1], [31, 33], [5, 6, 7, 40], list(range(1, 70))])
 def test_a_small_model(cuts: list[int], dtype: torch.dtype) -> None:
-    for isa in native.available()[-2:]:
-        with native.using(isa):
+    for isa in library.available()[-2:]:
+        with library.using(isa):
             check("small", [70, 1, 37], cuts, dtype)
 
 

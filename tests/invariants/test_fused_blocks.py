@@ -18,14 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
 from vitrail.bench.random_model import random_model
-from vitrail.generate.cache import KVCache
+from vitrail.kv.cache import KVCache
 from vitrail.model.fused import MOST_ROWS, FusedBlocks
 from vitrail.model.record import Record
-from vitrail.ops import native
+from vitrail.ops.cpu import library
 from vitrail.ops.segments import Segments
 from vitrail.ops.step import Step
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no kernels were built")
+pytestmark = pytest.mark.skipif(not library.available(), reason="no kernels were built")
 
 PARAMS = {
     "dim": 96, "n_layers": 2, "head_dim": 16, "hidden_dim": 160, "n_heads": 6, "n_kv_heads": 2, "vocab_size": 64,
@@ -107,13 +107,13 @@ def assert_same(found: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("isa", native.available())
+@pytest.mark.parametrize("isa", library.available())
 @pytest.mark.parametrize("format", ["q4", "q8", "nf4", "bf16"])
 def test_one_call_gives_the_bits_of_the_modules(
     format: str, isa: str, used: list[bool], by_modules: Callable[[Decoding], Any]
 ) -> None:
     model = packed(format)
-    with native.using(isa):
+    with library.using(isa):
         for decoding in (
             Decoding(model),
             Decoding(model, past=(33,), dtype=torch.int8),
@@ -358,6 +358,6 @@ def test_who_watches_or_differentiates_sees_modules(used: list[bool]) -> None:
         record = Record(hidden=True)
         Decoding(model)(record)
         assert len(record.hidden_states) == len(model.decoder.layers) + 1
-        with native.using("off"):
+        with library.using("off"):
             Decoding(model)()
     assert used == [False] * 5  # a step that is recorded never asks

@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from tests import tiny
-from vitrail.generate.cache import KVCache
+from vitrail.kv.cache import KVCache
 from vitrail.model import vision
 from vitrail.ops.segments import Segments
 from vitrail.ops.step import Step

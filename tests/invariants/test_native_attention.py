@@ -16,11 +16,12 @@ from torch import Tensor
 
 from tests.threads import threads
 from vitrail.errors import InputError
-from vitrail.ops import native, native_attention, native_kv, sdpa
+from vitrail.ops.cpu import attention as cpu_attention, kv as cpu_kv, library
 from vitrail.ops.kv import LayerKV
+from vitrail.ops.reference import attention as reference_attention
 from vitrail.ops.segments import Segments
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no kernels were built")
+pytestmark = pytest.mark.skipif(not library.available(), reason="no kernels were built")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 WALK = 32  # kWalk of native/attention.h
 
@@ -181,8 +182,8 @@ def test_chunks_batches_threads_and_the_cache_change_no_bit(
     case: Case, block: int, seed: int, data: st.DataObject
 ) -> None:
     dtype = case.q[0].dtype
-    for isa in native.available():
-        with native.using(isa):
+    for isa in library.available():
+        with library.using(isa):
             whole = case.fresh()
             # One sequence alone, on several threads.
             for n in range(len(case.q)):
@@ -205,8 +206,8 @@ def test_chunks_batches_threads_and_the_cache_change_no_bit(
 def test_row_by_row_from_a_cache_of_any_type_equals_all_at_once(
     case: Case, held_as: torch.dtype, block: int, seed: int
 ) -> None:
-    for isa in native.available():
-        with native.using(isa):
+    for isa in library.available():
+        with library.using(isa):
             held = Cache.empty(case, held_as, block, seed)
             whole = case.cached(held, [(0, total) for total in case.totals])
             again = Cache.empty(case, held_as, block, seed + 1)
@@ -223,8 +224,8 @@ def test_row_by_row_from_a_cache_of_any_type_equals_all_at_once(
 @settings(max_examples=15)
 @given(cases(causal=False), st.integers(1, 3))
 def test_pictures_are_near_the_walk_whatever_is_beside_them(case: Case, count: int) -> None:
-    for isa in native.available():
-        with native.using(isa), threads(count):
+    for isa in library.available():
+        with library.using(isa), threads(count):
             found = case.fresh()
             assert_near(found, walk(case), case.q[0].dtype)
             for n in range(len(case.q)):
@@ -240,7 +241,7 @@ def test_kernel_and_definition_are_near(held_as: torch.dtype) -> None:
     case.cached(held, [(0, 60), (0, 40)])
     ranges = [(60, 90), (40, 41)]
     found = torch.cat(case.cached(held, ranges))
-    with native.using("off"):
+    with library.using("off"):
         expected = torch.cat(case.cached(held, ranges))
     assert float((found - expected).abs().max()) <= 4e-6 * float(expected.abs().max())
 
@@ -250,9 +251,9 @@ def test_instruction_sets_with_fused_products_give_the_same_bits(held_as: torch.
     """Sums are in one order for vectors of every width."""
     case = make([75, 33], 6, 2, 40, torch.bfloat16, window=50)
     found = []
-    for isa in native.available():
+    for isa in library.available():
         if isa != "portable":
-            with native.using(isa):
+            with library.using(isa):
                 found.append(case.cached(Cache.empty(case, held_as, 32, 0), [(0, 75), (0, 33)]))
     for other in found[1:]:
         assert_same(other, found[0])
@@ -275,8 +276,8 @@ def test_what_is_not_finite_reaches_only_the_rows_that_see_it(value: float, held
     case = make([70], 4, 2, 16, torch.float32)
     for side in (case.k[0], case.v[0]):
         side[50, 1, 3] = value
-    for isa in native.available():
-        with native.using(isa):
+    for isa in library.available():
+        with library.using(isa):
             found, before = (x.cached(Cache.empty(x, held_as, 32, 0), [(0, 70)])[0] for x in (case, clean))
             assert torch.equal(found[:50], before[:50]) and torch.equal(found[50:, :2], before[50:, :2])
             assert bool(found[50:, 2:].isnan().any(dim=-1).all())
@@ -287,8 +288,8 @@ def test_scores_far_from_zero(factor: float) -> None:
     """One key takes all the weight; scores beyond float32's greatest number give NaN, as softmax does."""
     case = make([80], 2, 1, 16, torch.float32)
     case.q = [factor * x for x in case.q]
-    for isa in native.available():
-        with native.using(isa):
+    for isa in library.available():
+        with library.using(isa):
             found = case.fresh()[0]
             best = torch.einsum("tak,sgk->ats", case.q[0].double(), case.k[0].double())
             hidden = torch.arange(80)[None] > torch.arange(80)[:, None]
@@ -301,11 +302,11 @@ def test_powers_of_two_are_within_two_units_of_the_last_place() -> None:
     x = torch.cat([torch.linspace(-126, 0, 200_001), -torch.logspace(-10, 2, 50_001)])
     exact = torch.exp2(x.double())
     unit = torch.from_numpy(np.spacing(exact.float().numpy())).double()
-    for isa in native.available():
-        with native.using(isa):
-            error = (native_attention.exp2(x).double() - exact).abs() / unit
+    for isa in library.available():
+        with library.using(isa):
+            error = (cpu_attention.exp2(x).double() - exact).abs() / unit
             assert float(error.max()) <= (2 if isa == "portable" else 1)
-            ends = native_attention.exp2(torch.tensor([0.0, -1.0, -127.0, -1e30, -torch.inf, torch.nan]))
+            ends = cpu_attention.exp2(torch.tensor([0.0, -1.0, -127.0, -1e30, -torch.inf, torch.nan]))
             assert ends[:5].tolist() == [1, 0.5, 0, 0, 0] and bool(ends[5].isnan())
 
 
@@ -332,10 +333,10 @@ def test_writes_equal_their_definition(
 
     k, v = noise(), noise()
     slots = torch.randperm(12, generator=generator)[:rows]
-    for isa in native.available():
+    for isa in library.available():
         sides = []
         for chosen in (isa, "off"):
-            with native.using(chosen):
+            with library.using(chosen):
                 keys, values = (torch.zeros(4, 3, groups, width, dtype=held_as) for _ in range(2))
                 scales = torch.zeros(2, 4, 3, groups) if held_as == torch.int8 else None
                 torch.ops.vitrail.cache_write(k, v, keys, values, scales, slots)
@@ -350,7 +351,7 @@ def test_eight_bits_are_within_half_a_step() -> None:
         torch.randn(50, 3, 64, generator=torch.Generator().manual_seed(0))
         * torch.logspace(-6, 6, 50)[:, None, None]
     )
-    codes, scale = native_kv.round_rows(x)
+    codes, scale = cpu_kv.round_rows(x)
     assert bool((codes.int().abs().amax(-1) == 127).all())
     step = x.abs().amax(-1) / 127
     assert bool(((codes * scale[..., None] - x).abs() <= 0.5001 * step[..., None]).all())
@@ -419,11 +420,11 @@ def test_the_operators_are_described_truly() -> None:
 def test_a_cache_without_kernels_gives_what_the_definition_gives() -> None:
     case = make([9], 4, 2, 8, torch.float32)
     held = Cache.empty(case, torch.int8, 4, 0)
-    with native.using("off"):
+    with library.using("off"):
         found = case.cached(held, [(0, 9)])[0]
     kv = LayerKV(
         held.keys, held.values, held.slots(0, 0, 9), held.table, (tuple(held.table[0].tolist()),), held.scales
     )
-    expected = sdpa.attention_cached(case.q[0], Segments.new([9]), scale=case.scale, kv=kv)
+    expected = reference_attention.attention_cached(case.q[0], Segments.new([9]), scale=case.scale, kv=kv)
     assert torch.equal(found, expected)
     assert_near([found], walk(held.held(case)), torch.float32)

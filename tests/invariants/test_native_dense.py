@@ -8,14 +8,15 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from tests.invariants.test_native_quant import same, threads
-from vitrail.ops import native, native_dense, panels
+from vitrail.ops import packing_layout
+from vitrail.ops.cpu import dense as cpu_dense, library
 from vitrail.ops.linear import linear, linear_group, linear_input_grad
 from vitrail.ops.weight import PackedWeight, Weight, dequantize
 from vitrail.quant.bitsandbytes import quantize_4bit, quantize_int8
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no kernels were built")
+pytestmark = pytest.mark.skipif(not library.available(), reason="no kernels were built")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ISAS = native.available() or ("off",)
+ISAS = library.available() or ("off",)
 KINDS = ("plain", "nf4", "nested", "fp4", "int8", "bf16")
 # Half a step of a result beside 1: what rounding it once costs.
 HALF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
@@ -34,7 +35,7 @@ def weight_of(
     if kind == "int8":
         return quantize_int8(plain)
     if kind == "bf16":
-        codes = {"codes": panels.pack_pairs(plain.bfloat16())}
+        codes = {"codes": packing_layout.pack_pairs(plain.bfloat16())}
         return PackedWeight("bf16", (out, columns), 1, codes, torch.bfloat16)
     return quantize_4bit(plain, "fp4" if kind == "fp4" else "nf4", nested=kind == "nested", group=group)
 
@@ -43,8 +44,8 @@ def products(x: Tensor, weights: list[Weight], biases: list[Tensor | None]) -> l
     """By the kernel, whatever the processor would choose."""
     packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
     if packed:
-        return native_dense.products(x, packed, biases)
-    return native_dense.plain_products(x, [w for w in weights if isinstance(w, Tensor)], biases)
+        return cpu_dense.products(x, packed, biases)
+    return cpu_dense.plain_products(x, [w for w in weights if isinstance(w, Tensor)], biases)
 
 
 def bound(x: Tensor, weight: Tensor, bias: Tensor | None, wanted: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ def test_products_are_those_of_the_decoded_weight(
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(columns, rows, generator=g).to(dtype).T  # not contiguous
     added = torch.randn(out, generator=g).to(dtype) if bias else None
-    with native.using(isa), threads(count):
+    with library.using(isa), threads(count):
         (got,) = products(x, [weight], [added])
     plain = weight if isinstance(weight, Tensor) else dequantize(weight, dtype)
     wanted = x.double() @ plain.double().T + (0.0 if added is None else added.double())
@@ -110,7 +111,7 @@ def test_a_row_is_the_same_in_any_company(
     weight = weight_of(kind, out, columns, dtype, group=group, seed=seed)
     x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(dtype)
     row = seed % rows
-    with native.using(isa):
+    with library.using(isa):
         with threads(1):
             alone = products(x[row : row + 1], [weight], [None])[0][0]
         with threads(count):
@@ -137,8 +138,8 @@ def test_decoding_equals_the_definition_in_every_bit(
     if isinstance(weight, Tensor):
         return
     rows = slice(min(first, out), min(first + length, out))
-    with native.using(isa):
-        got = native_dense.decode(weight, result, rows)
+    with library.using(isa):
+        got = cpu_dense.decode(weight, result, rows)
     assert torch.equal(got, dequantize(weight, result, rows))
 
 
@@ -153,8 +154,8 @@ def test_scales_that_are_no_numbers(isa: str, kind: str) -> None:
         tensors[part].view(torch.int32)[0] = bits
         broken = PackedWeight(weight.kind, weight.shape, weight.group, tensors, weight.dtype)
         wanted = dequantize(broken, torch.float32)
-        with native.using(isa):
-            got = native_dense.decode(broken, torch.float32)
+        with library.using(isa):
+            got = cpu_dense.decode(broken, torch.float32)
         assert same(got, wanted)
 
 
@@ -164,8 +165,8 @@ def test_a_map_of_no_numbers(isa: str) -> None:
     assert isinstance(weight, PackedWeight)
     weight.tensors["quant_map"].view(torch.int32)[3:6] = torch.tensor([0x7FFFFFFF, 0x7F800001, 0x7F800000])
     wanted = dequantize(weight, torch.float32)
-    with native.using(isa):
-        assert same(native_dense.decode(weight, torch.float32), wanted)
+    with library.using(isa):
+        assert same(cpu_dense.decode(weight, torch.float32), wanted)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -173,12 +174,12 @@ def test_a_group_is_each_alone(isa: str) -> None:
     x = torch.randn(5, 192).bfloat16()
     for kind in KINDS:
         weights = [weight_of(kind, out, 192, torch.bfloat16, seed=out) for out in (40, 8, 33)]
-        with native.using(isa):
+        with library.using(isa):
             got = products(x, weights, [None] * 3)
             assert all(torch.equal(a, products(x, [w], [None])[0]) for a, w in zip(got, weights, strict=True))
     mixed = [weight_of("nf4", 7, 192, dtype) for dtype in DTYPES]
     packed = [weight for weight in mixed if isinstance(weight, PackedWeight)]
-    with native.using(isa):
+    with library.using(isa):
         assert [y.shape for y in linear_group(x, packed)] == [(5, 7)] * 3
 
 
@@ -186,7 +187,7 @@ def test_a_group_is_each_alone(isa: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_to_do(isa: str, kind: str) -> None:
     weight = weight_of(kind, 6, 64, torch.float32)
-    with native.using(isa):
+    with library.using(isa):
         assert products(torch.empty(0, 64), [weight], [None])[0].shape == (0, 6)
         assert linear(torch.empty(2, 0, 64), weight).shape == (2, 0, 6)
 
@@ -215,9 +216,9 @@ def test_plain_weights_take_the_kernel_where_no_gradient_is_wanted() -> None:
         assert torch.equal(linear_group(x, [layer.weight, layer.weight])[1], linear(x, layer.weight))
     linear(x, layer.weight, layer.bias).float().sum().backward()  # type: ignore[no-untyped-call]
     assert layer.weight.grad is not None
-    assert not native_dense.kernel_is_faster(x, [layer.weight])
+    assert not cpu_dense.kernel_is_faster(x, [layer.weight])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert not native_dense.kernel_is_faster(x, [layer.weight])
+        assert not cpu_dense.kernel_is_faster(x, [layer.weight])
 
 
 def test_operators_know_their_shapes() -> None:
@@ -227,7 +228,7 @@ def test_operators_know_their_shapes() -> None:
     def step(x: Tensor) -> Tensor:
         return (
             linear(x, weight)
-            + native_dense.plain_products(
+            + cpu_dense.plain_products(
                 x, [weight.tensors["codes"].view(10, 32)[:, :1].bfloat16().expand(10, 64)], [None]
             )[0]
         )
@@ -244,4 +245,4 @@ def test_operators_know_their_shapes() -> None:
         weight.dtype,
     )
     assert linear(x.to("meta"), meta).shape == (3, 10)
-    assert native_dense.decode(meta, torch.float16, slice(2, 5)).shape == (3, 64)
+    assert cpu_dense.decode(meta, torch.float16, slice(2, 5)).shape == (3, 64)

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from tests.threads import threads
 from vitrail.errors import CheckpointError
-from vitrail.ops import encode, native, native_encode
+from vitrail.ops.cpu import encode as cpu_encode, library
+from vitrail.ops.reference import encode as reference_encode
 from vitrail.ops.weight import PackedWeight
 from vitrail.quant.bitsandbytes import quant_map, quantize_4bit
 from vitrail.quant.own import quantize_own
 
-ISAS = native.available()
+ISAS = library.available()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NORMAL = torch.tensor([-63, -46, -35, -27, -20, -14, -8, -2, 3, 9, 14, 20, 27, 34, 44, 56], dtype=torch.int8)
 
@@ -44,7 +45,7 @@ def everywhere(function: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
     results = []
     for isa in ISAS:
         for count in (1, 2):
-            with native.using(isa), threads(count):
+            with library.using(isa), threads(count):
                 results.append(function())
     for result in results:
         alike(result, results[0])
@@ -104,8 +105,8 @@ def test_panels(
     wide = values(rows, groups * group + margin, dtype=dtype, spread=spread, pattern=pattern, seed=seed)
     x = wide[:, : groups * group]  # rows that may not follow one another
     table = torch.tensor(levels, dtype=torch.int8) if kind == "q4" else None
-    found = everywhere(lambda: native_encode.encode_own(x, kind, table, group))
-    alike(found, encode.encode_own(x, kind, table, group))
+    found = everywhere(lambda: cpu_encode.encode_own(x, kind, table, group))
+    alike(found, reference_encode.encode_own(x, kind, table, group))
 
 
 @settings(max_examples=30, deadline=None)
@@ -121,8 +122,8 @@ def test_a_round_of_fitting(count: int, group: int, pattern: str, start: list[fl
     extreme = x.gather(1, x.abs().argmax(1, keepdim=True))
     ratio = x / torch.where(extreme == 0, 1.0, extreme)
     weights, levels = extreme[:, 0] / 3, torch.tensor(start)
-    (found,) = everywhere(lambda: [native_encode.encode_fit(ratio, weights, levels)])
-    alike([found], [encode.encode_fit(ratio, weights, levels)])
+    (found,) = everywhere(lambda: [cpu_encode.encode_fit(ratio, weights, levels)])
+    alike([found], [reference_encode.encode_fit(ratio, weights, levels)])
 
 
 @settings(max_examples=60, deadline=None)
@@ -139,8 +140,8 @@ def test_maps(
     count: int, group: int, kind: str, dtype: torch.dtype, spread: float, pattern: str, seed: int
 ) -> None:
     x, table = values(count, dtype=dtype, spread=spread, pattern=pattern, seed=seed), quant_map(kind)
-    found = everywhere(lambda: native_encode.encode_map4(x, table, group))
-    alike(found, encode.encode_map4(x, table, group))
+    found = everywhere(lambda: cpu_encode.encode_map4(x, table, group))
+    alike(found, reference_encode.encode_map4(x, table, group))
 
 
 @pytest.mark.parametrize("kind", ["q4", "q8", "nf4", "fp4"])
@@ -150,10 +151,10 @@ def test_many_pieces(kind: str) -> None:
 
     def encoded() -> Sequence[Tensor]:
         if kind in ("q4", "q8"):
-            return native_encode.encode_own(x, kind, NORMAL if kind == "q4" else None, 32)
-        return native_encode.encode_map4(x.view(-1), quant_map(kind), 64)
+            return cpu_encode.encode_own(x, kind, NORMAL if kind == "q4" else None, 32)
+        return cpu_encode.encode_map4(x.view(-1), quant_map(kind), 64)
 
-    with native.using("off"):
+    with library.using("off"):
         wanted = encoded()
     alike(everywhere(encoded), wanted)
 
@@ -175,8 +176,8 @@ def test_errors(
     x = values(rows, width, dtype=dtype, spread=0.1, pattern="outlier", seed=seed)
     packed = quantize_4bit(x, kind) if foreign else quantize_own(x, kind, 64)
     packed = PackedWeight(kind, packed.shape, packed.group, packed.tensors, rounded)
-    (found,) = everywhere(lambda: [torch.tensor(native_encode.squared_error(x, packed), dtype=torch.float64)])
-    torch.testing.assert_close(found, encode.squared_error(x, packed), rtol=1e-6, atol=0)
+    (found,) = everywhere(lambda: [torch.tensor(cpu_encode.squared_error(x, packed), dtype=torch.float64)])
+    torch.testing.assert_close(found, reference_encode.squared_error(x, packed), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["q4", "q8", "nf4", "fp4"])
@@ -189,7 +190,7 @@ def test_a_whole_matrix_with_and_without_kernels(kind: str, dtype: torch.dtype) 
         own = kind in ("q4", "q8")
         return list((quantize_own(x, kind) if own else quantize_4bit(x, kind, nested=True)).tensors.values())
 
-    with native.using("off"):
+    with library.using("off"):
         wanted = packed()
     alike(everywhere(packed), wanted)
 
@@ -200,7 +201,7 @@ def test_a_value_that_is_not_finite_is_refused(kind: str, wrong: float) -> None:
     x = torch.randn(33, 64)
     x[32, 63] = wrong
     for isa in ("off", *ISAS):
-        with native.using(isa), pytest.raises(CheckpointError, match=r"lm_head holds a value that is not"):
+        with library.using(isa), pytest.raises(CheckpointError, match=r"lm_head holds a value that is not"):
             quantize_own(x, kind, name="lm_head")
 
 
@@ -209,16 +210,19 @@ def test_what_no_kernel_takes_goes_through_pytorch() -> None:
     x = torch.randn(20, 96)
     for odd in (x.double(), x.t().contiguous().t(), x[:0]):
         alike(
-            native_encode.encode_own(odd, "q4", NORMAL, 32), encode.encode_own(odd.float(), "q4", NORMAL, 32)
+            cpu_encode.encode_own(odd, "q4", NORMAL, 32),
+            reference_encode.encode_own(odd.float(), "q4", NORMAL, 32),
         )
     flat = x.view(-1)
     for group in (16, 48):
         alike(
-            native_encode.encode_map4(flat, quant_map("nf4"), group),
-            encode.encode_map4(flat, quant_map("nf4"), group),
+            cpu_encode.encode_map4(flat, quant_map("nf4"), group),
+            reference_encode.encode_map4(flat, quant_map("nf4"), group),
         )
     other = quantize_own(x, "bf16")
-    assert native_encode.squared_error(x, other) == pytest.approx(encode.squared_error(x, other).tolist())
+    assert cpu_encode.squared_error(x, other) == pytest.approx(
+        reference_encode.squared_error(x, other).tolist()
+    )
 
 
 def test_codes_that_do_not_fit_their_matrix_are_not_read_by_a_kernel() -> None:
@@ -227,7 +231,7 @@ def test_codes_that_do_not_fit_their_matrix_are_not_read_by_a_kernel() -> None:
     tensors = dict(quantize_own(x, "q4").tensors)
     tensors["codes"] = tensors["codes"][:1]
     with pytest.raises((RuntimeError, IndexError)):
-        native_encode.squared_error(x, PackedWeight("q4", (20, 96), 32, tensors))
+        cpu_encode.squared_error(x, PackedWeight("q4", (20, 96), 32, tensors))
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from tests.threads import threads
 from vitrail.errors import CheckpointError
-from vitrail.ops import native
+from vitrail.ops.cpu import library
+from vitrail.ops.cpu.quant import quant_rows
 from vitrail.ops.linear import linear, linear_group
-from vitrail.ops.native_quant import quant_rows
-from vitrail.ops.rounded import rounded_products
+from vitrail.ops.reference.quant_matmul import rounded_products
 from vitrail.ops.weight import PackedWeight, dequantize_rows
 from vitrail.quant.own import quantize_own
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no kernels were built")
+pytestmark = pytest.mark.skipif(not library.available(), reason="no kernels were built")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -49,7 +49,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 @settings(max_examples=60)
 @given(
     kind=st.sampled_from(["q4", "q8"]),
-    isa=st.sampled_from(native.available() or ("off",)),
+    isa=st.sampled_from(library.available() or ("off",)),
     group=st.sampled_from([32, 64, 128]),
     out=st.integers(1, 70),
     groups=st.integers(1, 20),
@@ -78,40 +78,40 @@ def test_kernels_equal_the_definition(
         dtype
     )
     added = torch.randn(out, generator=g).to(dtype) if bias else None
-    with native.using(isa), threads(count):
+    with library.using(isa), threads(count):
         got = linear(x, weight, added)
     assert same(got, rounded_products(x, [weight], [added])[0])
 
 
-@pytest.mark.parametrize("isa", native.available())
+@pytest.mark.parametrize("isa", library.available())
 @pytest.mark.parametrize("kind", ["q4", "q8"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 32, 33, 64, 65, 80, 129])
 def test_rows_alone_and_together_are_the_same(isa: str, kind: str, rows: int) -> None:
     """Batch = single, chunked = whole: a row's result never depends on how many rows there are."""
     weight = random_weight(kind, 150, 640, 32, rows)
     x = torch.randn(rows, 640, generator=torch.Generator().manual_seed(rows))
-    with native.using(isa):
+    with library.using(isa):
         whole = linear(x, weight)
         assert torch.equal(whole, torch.cat([linear(part, weight) for part in x.split(max(1, rows // 3))]))
         assert torch.equal(whole[rows // 2], linear(x[rows // 2], weight))
 
 
-@pytest.mark.parametrize("isa", native.available())
+@pytest.mark.parametrize("isa", library.available())
 @pytest.mark.parametrize("kind", ["q4", "q8"])
 def test_weights_of_one_call(isa: str, kind: str) -> None:
     """linear_group rounds x once; each result is that of the weight alone, whatever their sizes and groups."""
     weights = [random_weight(kind, out, 256, 32, out) for out in (48, 17, 200)]
     mixed = [*weights, random_weight(kind, 20, 256, 64, 1)]
     x = torch.randn(2, 3, 256)
-    with native.using(isa):
+    with library.using(isa):
         for chosen in (weights, mixed):
             together = linear_group(x, chosen)
             assert all(torch.equal(y, linear(x, w)) for y, w in zip(together, chosen, strict=True))
-    with native.using("off"):
+    with library.using("off"):
         assert all(torch.equal(y, z) for y, z in zip(together, linear_group(x, mixed), strict=True))
 
 
-@pytest.mark.parametrize("isa", native.available())
+@pytest.mark.parametrize("isa", library.available())
 @pytest.mark.parametrize("kind", ["q4", "q8"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_hard_activations(isa: str, kind: str, dtype: torch.dtype) -> None:
@@ -128,7 +128,7 @@ def test_hard_activations(isa: str, kind: str, dtype: torch.dtype) -> None:
     x[8, 64] = 1.1e-30
     x[9, 1] = 0.9e-30
     x = x.to(dtype)
-    with native.using(isa):
+    with library.using(isa):
         y = linear(x, weight)
     assert same(y, rounded_products(x, [weight], [None])[0])
     assert y[2:5].isnan().all()
@@ -143,8 +143,8 @@ def test_every_float16_and_bfloat16_is_widened_exactly() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         x = bits.view(dtype).view(-1, 32)
         want = rounded_products(x, [weight], [None])[0]
-        for isa in native.available():
-            with native.using(isa):
+        for isa in library.available():
+            with library.using(isa):
                 assert same(linear(x, weight), want), isa
 
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from tests.threads import threads
-from vitrail.ops import native, native_rows
+from vitrail.ops.cpu import library, rows as cpu_rows
 from vitrail.ops.rope import angles, cos_sin, frequencies
 
-ISAS = native.available()
+ISAS = library.available()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Roundings of the type itself, relative; float32 allows the sums and the exponential a few of their own.
 LAST_PLACE = {torch.float32: 4e-7, torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -47,7 +47,7 @@ def everywhere(function: Callable[[], Tensor]) -> Tensor:
     results = []
     for isa in ISAS:
         for count in (1, 3):
-            with native.using(isa), threads(count):
+            with library.using(isa), threads(count):
                 results.append(function())
     for result in results:
         assert torch.equal(bits(result), bits(results[0]))
@@ -65,9 +65,9 @@ def everywhere(function: Callable[[], Tensor]) -> Tensor:
 def test_norm(rows: int, width: int, dtype: torch.dtype, spread: float, seed: int) -> None:
     x = normal(rows, width, dtype=dtype, spread=spread, seed=seed)
     weight = normal(width, dtype=dtype, seed=seed + 1)
-    found = everywhere(lambda: native_rows.rms_norm(x, weight, 1e-5))
+    found = everywhere(lambda: cpu_rows.rms_norm(x, weight, 1e-5))
     # Two roundings, each of which may fall the other way after the factor's last bit.
-    alike(found, native_rows.rms_norm_oracle(x, weight, 1e-5), 3)
+    alike(found, cpu_rows.rms_norm_oracle(x, weight, 1e-5), 3)
 
 
 @settings(max_examples=25, deadline=None)
@@ -79,8 +79,8 @@ def test_norm(rows: int, width: int, dtype: torch.dtype, spread: float, seed: in
 )
 def test_swiglu(count: int, dtype: torch.dtype, spread: float, seed: int) -> None:
     gate, up = normal(count, dtype=dtype, spread=spread, seed=seed), normal(count, dtype=dtype, seed=seed + 1)
-    found = everywhere(lambda: native_rows.silu_gate(gate, up))
-    alike(found, native_rows.silu_gate_oracle(gate, up), 3)
+    found = everywhere(lambda: cpu_rows.silu_gate(gate, up))
+    alike(found, cpu_rows.silu_gate_oracle(gate, up), 3)
 
 
 @settings(max_examples=25, deadline=None)
@@ -96,20 +96,20 @@ def test_rotary(rows: int, heads: int, groups: int, half: int, dtype: torch.dtyp
     q = normal(rows, heads, 2 * half, dtype=dtype, seed=seed)
     k = normal(rows, groups, 2 * half, dtype=dtype, seed=seed + 1)
     cos, sin = cos_sin(angles(torch.arange(rows) * 977, frequencies(2 * half, 1e6)), dtype)
-    expected = native_rows.rotate_pair_oracle(q, k, cos, sin)
+    expected = cpu_rows.rotate_pair_oracle(q, k, cos, sin)
     for index in range(2):
-        found = everywhere(lambda index=index: native_rows.rotate_pair(q, k, cos, sin)[index])  # type: ignore[misc]
+        found = everywhere(lambda index=index: cpu_rows.rotate_pair(q, k, cos, sin)[index])  # type: ignore[misc]
         assert torch.equal(found, expected[index])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
     x, weight = normal(37, 1000, dtype=dtype), normal(1000, dtype=dtype, seed=1)
-    whole = native_rows.rms_norm(x, weight, 1e-5)
-    gated = native_rows.silu_gate(x, whole)
+    whole = cpu_rows.rms_norm(x, weight, 1e-5)
+    gated = cpu_rows.silu_gate(x, whole)
     for row in range(37):
-        assert torch.equal(native_rows.rms_norm(x[row : row + 1], weight, 1e-5)[0], whole[row])
-        assert torch.equal(native_rows.silu_gate(x[row], whole[row]), gated[row])
+        assert torch.equal(cpu_rows.rms_norm(x[row : row + 1], weight, 1e-5)[0], whole[row])
+        assert torch.equal(cpu_rows.silu_gate(x[row], whole[row]), gated[row])
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -118,10 +118,10 @@ def test_silu_over_its_whole_range(isa: str) -> None:
     x = torch.cat(
         [torch.linspace(-87, 87, 20001), torch.logspace(-30, 38, 3000), -torch.logspace(-30, 1.9, 3000)]
     )
-    with native.using(isa):
-        found = native_rows.silu_gate(x, torch.ones_like(x))
+    with library.using(isa):
+        found = cpu_rows.silu_gate(x, torch.ones_like(x))
         ends = torch.tensor([-1e38, -200.0, -90.0, 0.0, -0.0, torch.inf, torch.nan, 3e38])
-        tails = native_rows.silu_gate(ends, torch.ones_like(ends))
+        tails = cpu_rows.silu_gate(ends, torch.ones_like(ends))
     exact = x.double() / (1 + torch.exp(-x.double()))
     assert ((found.double() - exact).abs() <= 3 * 2.0**-23 * exact.abs()).all()
     assert (tails[:3].abs() < 1e-36).all() and (tails[3:5] == 0).all()
@@ -135,9 +135,9 @@ def test_infinities_and_nans(isa: str, dtype: torch.dtype) -> None:
     x = normal(3, 50, dtype=dtype)
     x[1, 7] = torch.nan
     weight = torch.full((50,), torch.finfo(dtype).max, dtype=dtype)
-    with native.using(isa):
-        found = native_rows.rms_norm(x, weight, 1e-5)
-    expected = native_rows.rms_norm_oracle(x, weight, 1e-5)
+    with library.using(isa):
+        found = cpu_rows.rms_norm(x, weight, 1e-5)
+    expected = cpu_rows.rms_norm_oracle(x, weight, 1e-5)
     assert torch.equal(found.isnan(), expected.isnan()) and found[1].isnan().all()
     sure = expected[0].abs() > 0
     assert torch.equal(found[0].isinf() & sure, expected[0].isinf() & sure)
@@ -147,26 +147,26 @@ def test_what_no_kernel_takes_goes_through_pytorch() -> None:
     """float64, mixed types, strides: the definition's result."""
     x = torch.randn(4, 6, dtype=torch.float64)
     weight = torch.randn(6, dtype=torch.float64)
-    assert torch.equal(native_rows.rms_norm(x, weight, 1e-5), native_rows.rms_norm_oracle(x, weight, 1e-5))
+    assert torch.equal(cpu_rows.rms_norm(x, weight, 1e-5), cpu_rows.rms_norm_oracle(x, weight, 1e-5))
     half = x.bfloat16()
-    mixed = native_rows.rms_norm(half, weight.float(), 1e-5)
-    assert torch.equal(mixed, native_rows.rms_norm_oracle(half, weight.float(), 1e-5))
+    mixed = cpu_rows.rms_norm(half, weight.float(), 1e-5)
+    assert torch.equal(mixed, cpu_rows.rms_norm_oracle(half, weight.float(), 1e-5))
     turned = x.float().t()
     assert torch.equal(
-        native_rows.rms_norm(turned, torch.ones(4), 1e-5),
-        native_rows.rms_norm(turned.contiguous(), torch.ones(4), 1e-5),
+        cpu_rows.rms_norm(turned, torch.ones(4), 1e-5),
+        cpu_rows.rms_norm(turned.contiguous(), torch.ones(4), 1e-5),
     )
 
 
 def test_gradients_flow_through_pytorch() -> None:
     x = torch.randn(3, 8, requires_grad=True)
     weight = torch.randn(8)
-    gate = native_rows.silu_gate(native_rows.rms_norm(x, weight, 1e-5), x)
-    q, k = native_rows.rotate_pair(gate.view(3, 2, 4), x.view(3, 2, 4), torch.ones(3, 4), torch.zeros(3, 4))
+    gate = cpu_rows.silu_gate(cpu_rows.rms_norm(x, weight, 1e-5), x)
+    q, k = cpu_rows.rotate_pair(gate.view(3, 2, 4), x.view(3, 2, 4), torch.ones(3, 4), torch.zeros(3, 4))
     (q.sum() + k.sum()).backward()
     assert x.grad is not None and x.grad.abs().sum() > 0
     with torch.no_grad():
-        assert not native_rows.rms_norm(x, weight, 1e-5).requires_grad
+        assert not cpu_rows.rms_norm(x, weight, 1e-5).requires_grad
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

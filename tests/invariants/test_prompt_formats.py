@@ -26,9 +26,9 @@ from tests.conversations import MARKERS, WORDS, Conversation, Writer
 from tests.convert import json_tokenizer
 from tests.prompts import VERSIONS, build, tokenizer
 from vitrail.errors import PromptError
-from vitrail.inputs.formats import encode_prompt, fim_prompt, fit_prompt
-from vitrail.inputs.formats.schema import check_schema
-from vitrail.inputs.messages import ROLES
+from vitrail.prompts.builtin import encode_prompt, fim_prompt, fit_prompt
+from vitrail.prompts.builtin.schema import check_schema
+from vitrail.prompts.messages import ROLES
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -14,8 +14,8 @@ from tests.prompts import VERSIONS, tokenizer
 from tests.tiny import DATA
 from vitrail.cli.main import main
 from vitrail.dialogue import Dialogue
-from vitrail.inputs.formats import FORMATS, BuiltPrompt, build_prompt, encode_prompt, find_format
-from vitrail.inputs.tokenizer import FastTokenizer
+from vitrail.prompts.builtin import FORMATS, BuiltPrompt, build_prompt, encode_prompt, find_format
+from vitrail.tokenizer.fast import FastTokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:tools are left out")
 

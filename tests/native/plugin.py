@@ -10,7 +10,7 @@ import pytest
 from hypothesis import is_hypothesis_test, settings
 
 from tests.native import harness, remote
-from vitrail.ops import native
+from vitrail.ops.cpu import library
 
 EXAMPLES = 5
 
@@ -19,8 +19,8 @@ _folder = harness.folder_of(_processor)
 if _processor == "neon":
     remote.use(_folder)
 else:
-    native._FOLDER = _folder
-native.available = lambda: ("neon",) if _processor == "neon" else ("portable", _processor)
+    library._FOLDER = _folder
+library.available = lambda: ("neon",) if _processor == "neon" else ("portable", _processor)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

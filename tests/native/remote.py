@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.native import harness
-from vitrail.ops import native
+from vitrail.ops.cpu import library
 
 _CALL = struct.Struct("<64sQ24Q8Q")
 _ANSWER = struct.Struct("<QQ256s")
@@ -134,5 +134,5 @@ def _overlap(ours: list[tuple[int, int]], theirs: list[tuple[int, int]]) -> bool
 
 def use(folder: Path) -> None:
     """From now on Vitrail's kernels are the library of `folder`, in the emulator."""
-    native._FOLDER = folder
-    native._load = lambda path: Remote(path.parent)  # type: ignore[assignment,return-value]
+    library._FOLDER = folder
+    library._load = lambda path: Remote(path.parent)  # type: ignore[assignment,return-value]

@@ -15,8 +15,9 @@ import torch
 
 from tests.tiny import DATA, picture
 from vitrail.errors import CheckpointError, InputError, MissingPackageError, VitrailError
-from vitrail.inputs.mistral_tokenizer import MistralCommonTokenizer
-from vitrail.inputs.tokenizer import Tokenizer, load_tokenizer
+from vitrail.tokenizer.fast import Tokenizer
+from vitrail.tokenizer.load import load_tokenizer
+from vitrail.tokenizer.mistral import MistralCommonTokenizer
 
 pytest.importorskip("mistral_common")
 transformers = pytest.importorskip("transformers")
@@ -298,7 +299,7 @@ def test_without_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_processor_takes_it(tekken: MistralCommonTokenizer) -> None:
     """In a processor the tokenizer gives the ids of its own apply_chat_template."""
-    from vitrail.inputs.processor import load_processor
+    from vitrail.processor.processor import load_processor
 
     processor = load_processor(DATA / "pixtral-0")
     mixed = type(processor)(processor.image_processor, tekken)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tests.tiny import DATA, picture
-from vitrail.inputs.processor import PixtralProcessor
+from vitrail.processor.processor import PixtralProcessor
 
 transformers = pytest.importorskip("transformers")
 

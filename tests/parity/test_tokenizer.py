@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests.tiny import DATA
-from vitrail.inputs.tokenizer import FastTokenizer
+from vitrail.tokenizer.fast import FastTokenizer
 
 transformers = pytest.importorskip("transformers")
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from vitrail.errors import InputError
-from vitrail.ops import sdpa as module
 from vitrail.ops.attention import attention, attention_weights
 from vitrail.ops.kv import LayerKV
+from vitrail.ops.reference import attention as module
 from vitrail.ops.segments import Segments
 
 BLOCK = 4

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vitrail
-from vitrail.inputs.tokenizer import FastTokenizer
+from vitrail.tokenizer.fast import FastTokenizer
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from PIL import Image
 
 from tests.prompts import tokenizer, wheel_file
 from vitrail.errors import CheckpointError, InputError, PromptError, UnsupportedError, VitrailError
-from vitrail.inputs.mistral_tokenizer import MistralCommonTokenizer
-from vitrail.inputs.processor import PixtralProcessor
-from vitrail.inputs.processor_files import processor_parts
+from vitrail.processor.load import processor_parts
+from vitrail.processor.processor import PixtralProcessor
+from vitrail.tokenizer.mistral import MistralCommonTokenizer
 
 PICTURE = {"type": "image", "image": Image.new("RGB", (40, 33), "red")}
 CHAT = [

@@ -11,7 +11,7 @@ import pytest
 from tests.conversations import WORDS
 from tests.prompts import tokenizer
 from vitrail.errors import PromptError
-from vitrail.inputs.formats import build_prompt, encode_prompt
+from vitrail.prompts.builtin import build_prompt, encode_prompt
 
 PICTURE = {"type": "image"}
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]

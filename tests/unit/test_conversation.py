@@ -14,7 +14,7 @@ import vitrail
 from tests import pdfs, tiny
 from vitrail.dialogue import Dialogue, Turn
 from vitrail.errors import ImageError, InputError, PromptError
-from vitrail.generate.reuse import fingerprint
+from vitrail.images.fingerprint import fingerprint
 
 LENGTH = 5
 
@@ -210,7 +210,7 @@ def test_the_answer_is_cut_to_what_the_context_has_left(one: tuple[Any, Any]) ->
 def test_a_pdf_counts_as_its_pages(one: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """In a message of a conversation too, and its pages go through the tower once."""
     pages = [tiny.picture(40, 30, seed=n) for n in range(3)]
-    monkeypatch.setattr("vitrail.inputs.pdf._render", lambda *_: pages)
+    monkeypatch.setattr("vitrail.images.pdf._render", lambda *_: pages)
     data = base64.b64encode(pdfs.pdf((9, 9, pdfs.RED))).decode()
     dialogue = Dialogue(*one)
     part = {"type": "file", "file": {"file_data": data}}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitrail.ops import sdpa as module
 from vitrail.ops.kv import Group, LayerKV
-from vitrail.ops.sdpa import _decode_row as decode_row, _decode_rows as decode_rows
+from vitrail.ops.reference import attention as module
+from vitrail.ops.reference.attention import _decode_row as decode_row, _decode_rows as decode_rows
 
 BLOCK, HEADS, GROUPS, WIDTH = 4, 6, 2, 8
 TOTALS = (1, 4, 5, 7, 8, 8, 3, 30, 29, 2, 6)

@@ -15,7 +15,7 @@ import pytest
 
 from tests.tiny import picture
 from vitrail import ImageError, load_image
-from vitrail.inputs.fetch import FetchPolicy, fetch, is_global
+from vitrail.images.fetch import FetchPolicy, fetch, is_global
 
 FILE = io.BytesIO()
 picture(12, 10).save(FILE, "PNG")

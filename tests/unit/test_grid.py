@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from vitrail import ImageError, InputError, image_grid, image_tokens
-from vitrail.inputs.grid import DIALECTS, shrink_to_tokens
+from vitrail.images.grid import DIALECTS, shrink_to_tokens
 
 PIXTRAL: dict[str, Any] = {"patch_size": 16, "longest_edge": 1024}
 SMALL: dict[str, Any] = {"patch_size": 14, "merge": 2, "longest_edge": 1540}

@@ -47,11 +47,11 @@ def test_there_are_files() -> None:
 def test_one_matrix_product_with_a_weight() -> None:
     assert files_with(r"\b(F|functional) \. embedding \(") == {"ops/linear.py"}
     # The second one has the definitions of the operators that the first one calls.
-    assert files_with(r"\b(F|functional) \. linear \(") == {"ops/linear.py", "ops/native_dense.py"}
+    assert files_with(r"\b(F|functional) \. linear \(") == {"ops/linear.py", "ops/cpu/dense.py"}
 
 
 def test_one_attention() -> None:
-    assert files_with(r"\bscaled_dot_product_attention\b") == {"ops/sdpa.py"}
+    assert files_with(r"\bscaled_dot_product_attention\b") == {"ops/reference/attention.py"}
     assert files_with(r"\bMultiheadAttention\b|\bflex_attention\b") == set()
 
 

@@ -41,4 +41,4 @@ def test_nothing_else_in_the_library_connects() -> None:
     }
     connecting = {path: set(names) for path, names in found.items() if names}
     assert connecting.pop("files/hub_client.py") == {"huggingface_hub", "socket"}  # of socket only an error
-    assert set(connecting) == {"inputs/fetch.py"}
+    assert set(connecting) == {"images/fetch.py"}

@@ -18,8 +18,8 @@ from PIL import Image
 
 from tests.tiny import picture
 from vitrail import ImageError, load_image
-from vitrail.inputs.fetch import FetchPolicy
-from vitrail.inputs.images import ImageLimits, flatten_images, to_rgb
+from vitrail.images.fetch import FetchPolicy
+from vitrail.images.load import ImageLimits, flatten_images, to_rgb
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vitrail.bench.geometries import config_of, params_of
 from vitrail.configs import MistralConfig
 from vitrail.errors import CacheFull, InputError, UnsupportedError
-from vitrail.generate.cache import KVCache, head_bytes
+from vitrail.kv.cache import KVCache, head_bytes
 from vitrail.ops.segments import Segments
 from vitrail.ops.step import Step
 

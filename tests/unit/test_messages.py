@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vitrail.errors import PromptError
-from vitrail.inputs.messages import (
+from vitrail.prompts.messages import (
     ImagePart,
     Message,
     TextPart,

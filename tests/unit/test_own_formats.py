@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import CheckpointError, ConfigError
-from vitrail.ops import native
+from vitrail.ops.cpu import library
 from vitrail.ops.linear import embedding, linear, linear_group, linear_input_grad
-from vitrail.ops.rounded import round_rows, rounded_products
+from vitrail.ops.reference.quant_matmul import round_rows, rounded_products
 from vitrail.ops.weight import PackedWeight, dequantize
 from vitrail.quant.own import quantize_own, relative_error
 
@@ -22,7 +22,7 @@ def matrix(out: int, columns: int, seed: int = 0) -> Tensor:
 
 
 def value(weight: PackedWeight, o: int, k: int) -> float:
-    """One weight, from the bytes, by the words of ops/panels.py."""
+    """One weight, from the bytes, by the words of ops/packing_layout.py."""
     codes, p, r = weight.tensors["codes"], o // 16, o % 16
     if weight.kind == "bf16":
         return float(codes[p, k // 2, r, k % 2])
@@ -115,7 +115,7 @@ def test_activations_that_are_not_numbers_or_nothing() -> None:
     codes, scale = round_rows(x, 32, "q4")
     assert scale[0].isnan().tolist() == [True, False] and scale[1].isnan().tolist() == [False, True]
     assert scale[2].eq(0).all() and codes[2].eq(0).all()
-    with native.using("off"):
+    with library.using("off"):
         y = linear(x, quantize_own(matrix(20, 64), "q4"))
     assert y[:2].isnan().all() and y[2].eq(0).all() and y[3].isfinite().all()
 

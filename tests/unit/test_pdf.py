@@ -16,9 +16,9 @@ from PIL import Image
 from tests import pdfs, tiny
 from tests.pdfs import BLUE, GREEN, RED
 from vitrail.errors import ImageError, MissingPackageError, PromptError
-from vitrail.inputs.images import load_image
-from vitrail.inputs.messages import normalize, pictures
-from vitrail.inputs.pdf import PDF_LIMITS, load_pages, names_pdf
+from vitrail.images.load import load_image
+from vitrail.images.pdf import PDF_LIMITS, load_pages, names_pdf
+from vitrail.prompts.messages import normalize, pictures
 
 THREE = pdfs.pdf((72, 144, RED), (144, 72, GREEN), (72, 72, BLUE))
 
@@ -54,7 +54,7 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> None:
         assert data == THREE
         return [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
 
-    monkeypatch.setattr("vitrail.inputs.pdf._render", render)
+    monkeypatch.setattr("vitrail.images.pdf._render", render)
 
 
 @pytest.mark.usefixtures("painted")

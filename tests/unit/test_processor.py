@@ -16,9 +16,9 @@ from PIL import Image
 
 from tests.tiny import DATA, picture
 from vitrail.errors import CheckpointError, InputError, PromptError, UnsupportedError, VitrailError
-from vitrail.inputs.image_processor import PixtralImageProcessor, PixtralImageProcessorFast
-from vitrail.inputs.processor import PixtralProcessor, load_processor
-from vitrail.inputs.tokenizer import FastTokenizer
+from vitrail.images.processor import PixtralImageProcessor, PixtralImageProcessorFast
+from vitrail.processor.processor import PixtralProcessor, load_processor
+from vitrail.tokenizer.fast import FastTokenizer
 
 FILES = (
     "tokenizer.json",

@@ -11,7 +11,8 @@ from torch import Tensor
 from tests.toy import IMAGE, ToyModel
 from vitrail.errors import InputError
 from vitrail.generate.loop import generate
-from vitrail.generate.reuse import Continuation, PromptMemory, PromptPicture, fingerprint
+from vitrail.generate.reuse import Continuation, PromptMemory, PromptPicture
+from vitrail.images.fingerprint import fingerprint
 
 TEXT = [1, 5, 6, 7, 8]
 

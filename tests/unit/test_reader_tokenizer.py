@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from vitrail.inputs.response import ResponseParser
-from vitrail.inputs.tokenizer import load_tokenizer
 from vitrail.reader import charset
 from vitrail.reader.tokenizer import tokenizer_json, write_assets
+from vitrail.responses.parser import ResponseParser
+from vitrail.tokenizer.load import load_tokenizer
 
 
 @pytest.fixture(scope="module")

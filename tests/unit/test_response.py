@@ -14,9 +14,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from vitrail.errors import InputError
-from vitrail.inputs.call_reader import CallReader
-from vitrail.inputs.response import ResponseParser, parse_response
-from vitrail.inputs.response_pieces import (
+from vitrail.responses.events import (
     ArgumentsDelta,
     CallBegin,
     CallEnd,
@@ -26,7 +24,9 @@ from vitrail.inputs.response_pieces import (
     Response,
     TextDelta,
 )
-from vitrail.inputs.tokenizer import FastTokenizer
+from vitrail.responses.parser import ResponseParser, parse_response
+from vitrail.responses.tool_calls import CallReader
+from vitrail.tokenizer.fast import FastTokenizer
 
 DATA = Path(__file__).parents[1] / "golden" / "data" / "mistral3-0"
 CONTROLS = ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "[THINK]", "[/THINK]", "</s>")

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tests.toy import Letters, ToyModel
 from vitrail.errors import InputError
 from vitrail.generate.loop import generate, stream_text
-from vitrail.generate.stream import TextIteratorStreamer, TextPieces, TextStreamer
+from vitrail.generate.stream import TextIteratorStreamer, TextStreamer
+from vitrail.responses.text_pieces import TextPieces
 
 TEXTS = [
     "Hello world, how are you?",

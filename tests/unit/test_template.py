@@ -11,9 +11,9 @@ from hypothesis import given, settings, strategies as st
 
 from tests.tiny import DATA
 from vitrail.errors import PromptError, UnsupportedError
-from vitrail.inputs.messages import normalize
-from vitrail.inputs.prompt import Prompt, Veil, count, substitute
-from vitrail.inputs.template import render
+from vitrail.prompts.control_token_mask import Prompt, Veil, count, substitute
+from vitrail.prompts.messages import normalize
+from vitrail.prompts.template import render
 
 GOLDEN = (DATA / "pixtral-0" / "chat_template.jinja").read_text()
 CONTROLS = ("<s>", "</s>", "[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[TOOL_CALLS]", "<pad>", "<unk>")

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer as Backend, models, normalizers, pre_tokenizers
 
 from tests.tiny import DATA
 from vitrail.errors import CheckpointError, InputError, PromptError, UnsupportedError, VitrailError
-from vitrail.inputs.tokenizer import FastTokenizer, Tokenizer, load_tokenizer
+from vitrail.tokenizer.fast import FastTokenizer, Tokenizer
+from vitrail.tokenizer.load import load_tokenizer
 
 FOLDER = DATA / "pixtral-0"
 TEMPLATE = "{{ bos_token }}[INST]{{ messages[0]['content'] }}[/INST]"

@@ -14,7 +14,7 @@ import vitrail
 from tests import geometries, tiny
 from vitrail.errors import CheckpointError, InputError
 from vitrail.files.token_ids import read_token_ids, tokenizer_file
-from vitrail.inputs.tokenizer_choice import check_tokenizer, choose_tokenizer
+from vitrail.tokenizer.load import check_tokenizer, choose_tokenizer
 
 TEKKEN = {
     "config": {"default_vocab_size": 320, "default_num_special_tokens": 20, "version": "v3"},

@@ -12,7 +12,7 @@ import torch
 import vitrail
 from tests import tiny
 from vitrail.errors import InputError, PromptError
-from vitrail.inputs.messages import ImagePart
+from vitrail.prompts.messages import ImagePart
 from vitrail.train.conversations import find_lines, read_line, read_talk
 from vitrail.train.dataset import open_dataset, refuse_faults
 from vitrail.train.packing import Order, Room, in_groups, pack

@@ -13,7 +13,7 @@ from vitrail.bench.report import READ, Measured, Report, Setting
 from vitrail.bench.stream import StreamingRead
 from vitrail.bench.timing import by_turns
 from vitrail.bench.work import Cost, decode_cost
-from vitrail.generate.cache import KVCache
+from vitrail.kv.cache import KVCache
 from vitrail.ops.segments import Segments
 from vitrail.ops.step import Step
 

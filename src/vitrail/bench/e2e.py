@@ -18,8 +18,8 @@ from vitrail.bench.timing import Turn
 from vitrail.bench.work import Cost, decode_cost, decoder_shapes, prefill_cost, tower_shapes, vision_cost
 from vitrail.generate.context import CachedContext, Source
 from vitrail.generate.features import PictureFeatures
-from vitrail.inputs.grid import Grid, image_grid
-from vitrail.inputs.image_processor import PixtralImageProcessor
+from vitrail.images.grid import Grid, image_grid
+from vitrail.images.processor import PixtralImageProcessor
 
 QUESTION = 16  # ids of text after the picture
 ANSWER = 8  # ids that are drawn

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from vitrail import __version__
-from vitrail.ops import memory, native
+from vitrail._version import __version__
+from vitrail.ops import memory
+from vitrail.ops.cpu import library
 from vitrail.weights.free_memory import host_memory
 
 
@@ -46,7 +47,7 @@ def this_machine() -> Machine:
         torch=str(torch.__version__),
         torch_isa=torch.backends.cpu.get_cpu_capability(),
         library=__version__,
-        instructions=native.status().used,
+        instructions=library.status().used,
         threads=torch.get_num_threads(),
         page_bytes=memory.pages().size,
     )

@@ -10,11 +10,11 @@ from vitrail.cli.estimate import Estimate, estimate
 from vitrail.cli.source import Source
 from vitrail.cli.transcript import count_pictures
 from vitrail.configs import PretrainedConfig
-from vitrail.inputs.response_pieces import Piece, Response
-from vitrail.inputs.response_stream import ResponseStream
+from vitrail.responses.events import Piece, Response
+from vitrail.responses.streamer import ResponseStream
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from vitrail.images.load import PilImage
 
 
 LONGEST = 512  # new tokens, where neither the caller nor generation_config.json says
@@ -25,7 +25,7 @@ class Question:
     """What is asked of which model, and how the answer is drawn (temperature 0: the likeliest id)."""
 
     text: str
-    pictures: Sequence["Image"]
+    pictures: Sequence["PilImage"]
     source: Source
     config: PretrainedConfig
     system: str | None = None
@@ -189,7 +189,7 @@ def _cost(result: Answer) -> str:
     return f"{word} {sum(result.picture_tokens):,} of {result.prompt_tokens:,} tokens"
 
 
-def _counted(pictures: Sequence["Image"], tokens: int) -> str:
+def _counted(pictures: Sequence["PilImage"], tokens: int) -> str:
     if not pictures:
         return f"{tokens} tokens"
     return f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''}, {tokens} tokens"

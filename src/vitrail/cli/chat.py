@@ -74,12 +74,13 @@ def chat(
     with waiting() as line:
         line.say(f"loading {model or 'the embedded reader'}")
         from vitrail.cli.answer import Question, load
+        from vitrail.cli.chat_commands import run_command
         from vitrail.cli.chat_room import ChatRoom, Settings
 
         numbers = dtype or ("float32" if model is None else "auto")
         question = Question("", (), source, config, dtype=numbers, device=device, adapter=adapter)
         processor, network = load(question)
         settings = Settings(model or "embedded", as_json=as_json, pdf_limits=limits, **options)
-        room = ChatRoom(network, processor, settings)
+        room = ChatRoom(network, processor, settings, run_command)
     room.begin(messages, system, pictures)
     room.run()

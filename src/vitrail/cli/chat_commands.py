@@ -6,15 +6,13 @@ import difflib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from vitrail.cli.chat_room import ChatRoom
 from vitrail.cli.transcript import load_messages, save_messages
 from vitrail.errors import InputError
-
-if TYPE_CHECKING:
-    from vitrail.cli.chat_room import ChatRoom
 
 
 @dataclass(frozen=True)
@@ -26,11 +24,15 @@ class Command:
     help: str
 
 
-def unknown(name: str) -> str:
-    """What is said to a command that there is not."""
+def run_command(room: ChatRoom, name: str, rest: str) -> None:
+    """Run the command `name` with the text that follows it. Raises InputError for an unknown one."""
+    if name in COMMANDS:
+        return COMMANDS[name].run(room, rest)
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean /{near[0]}?" if near else "/help shows all;"
-    return f"there is no command /{name}; {hint} a message may begin with a slash if a space stands before it"
+    raise InputError(
+        f"there is no command /{name}; {hint} a message may begin with a slash if a space stands before it"
+    )
 
 
 def _image(room: ChatRoom, rest: str) -> None:

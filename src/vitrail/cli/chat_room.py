@@ -10,14 +10,13 @@ from typing import Any
 
 import click
 
-from vitrail.cli.chat_commands import COMMANDS, unknown
 from vitrail.cli.chat_lines import Lines
 from vitrail.cli.interrupt import stoppable
 from vitrail.cli.screen import Printer, waiting
 from vitrail.dialogue import Attachment, Dialogue, Turn
 from vitrail.errors import InputError, VitrailError
-from vitrail.inputs.pdf import PdfLimits, holds_pdf, load_pages, names_pdf
-from vitrail.inputs.response_pieces import Piece
+from vitrail.images.pdf import PdfLimits, holds_pdf, load_pages, names_pdf
+from vitrail.responses.events import Piece
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,16 @@ class Totals:
 class ChatRoom:
     """A conversation between standard input and a model. On a terminal a mistake is told; in a pipe it ends the program."""
 
-    def __init__(self, model: Any, processor: Any, settings: Settings) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        settings: Settings,
+        run_command: "Callable[[ChatRoom, str, str], None]",
+    ) -> None:
+        """`run_command` runs a line that begins with a slash: (room, name, what follows it)."""
         self.settings = settings
+        self._run_command = run_command
         self.lines = Lines()
         self._say: Callable[[str], None] = _to_nobody
         self.dialogue = Dialogue(
@@ -199,10 +206,7 @@ class ChatRoom:
     def _take(self, line: str) -> None:
         if line.startswith("/"):
             name, _, rest = line[1:].partition(" ")
-            if name not in COMMANDS:
-                raise InputError(unknown(name))
-            COMMANDS[name].run(self, rest.strip())
-            return
+            return self._run_command(self, name, rest.strip())
         text = line.strip()
         self.answer([*self.pending, {"type": "text", "text": text}] if self.pending else text)
 

@@ -24,8 +24,8 @@ def read_input(name: str) -> bytes:
 
 def read_tools(name: str) -> list[Any]:
     """The tools of a file, checked: names, descriptions, schemas. PromptError says which tool is wrong."""
-    from vitrail.inputs.conversation_file import read_tools_file
-    from vitrail.inputs.formats.tools import read_tools as check_tools
+    from vitrail.prompts.builtin.tools import read_tools as check_tools
+    from vitrail.prompts.conversation_file import read_tools_file
 
     tools = read_tools_file(read_input(name), name)
     check_tools(tools)

@@ -13,10 +13,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vitrail import __version__
+from vitrail._version import __version__
 from vitrail.cli.info_printer import WIDTH
 from vitrail.files.size import in_words
-from vitrail.ops import memory, native
+from vitrail.ops import memory
+from vitrail.ops.cpu import library
 from vitrail.weights.free_memory import host_memory
 
 
@@ -30,7 +31,7 @@ class SystemInfo:
         memory: bytes: {"total": …, "free": …}, None where nobody tells.
         pages: of memory.Pages: those that weights get.
         threads: with which PyTorch and the kernels work.
-        kernels: of native.Status: used, reason, compiler, others.
+        kernels: of library.Status: used, reason, compiler, others.
     """
 
     vitrail: str
@@ -48,7 +49,7 @@ class SystemInfo:
 
 def gather() -> SystemInfo:
     """This machine, now. ConfigError for a VITRAIL_KERNELS that cannot be had here."""
-    status = native.status()
+    status = library.status()
     cores = os.cpu_count() or 1
     return SystemInfo(
         vitrail=__version__,
@@ -96,7 +97,7 @@ def _lines(info: SystemInfo) -> list[tuple[str, str]]:
         lines.append(("built by", kernels["compiler"]))
     for number, (isa, reason) in enumerate(kernels["others"].items()):
         lines.append(
-            ("" if number else "others", f"{isa}: {reason or f'there too ({native.ENVIRONMENT}={isa})'}")
+            ("" if number else "others", f"{isa}: {reason or f'there too ({library.ENVIRONMENT}={isa})'}")
         )
     return lines
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-from vitrail import __version__
+from vitrail._version import __version__
 from vitrail.cli.ask import ask
 from vitrail.cli.bench import bench
 from vitrail.cli.chat import chat

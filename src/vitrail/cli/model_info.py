@@ -17,13 +17,13 @@ from vitrail.files.hub_cache import repository_of
 from vitrail.files.layout import choose_format, complete_formats, weight_files
 from vitrail.files.safetensors import TensorEntry
 from vitrail.files.token_ids import read_token_ids, tokenizer_file
-from vitrail.generate.cache import head_bytes
-from vitrail.inputs.grid import Dialect, image_grid
-from vitrail.inputs.processor_files import picture_settings
-from vitrail.inputs.tokenizer_choice import check_tokenizer, choose_tokenizer
+from vitrail.images.grid import Dialect, image_grid
+from vitrail.kv.cache import head_bytes
+from vitrail.processor.load import picture_settings
 from vitrail.quant.config import BitsAndBytesConfig, Quantization, read_quantization
 from vitrail.quant.own_config import QuantizeConfig
 from vitrail.quant.policy import to_pack
+from vitrail.tokenizer.load import check_tokenizer, choose_tokenizer
 from vitrail.weights.devices import placement
 from vitrail.weights.free_memory import free_memory
 from vitrail.weights.memory import INT8, NF4, Form, Headers, kept_bytes, mapped_bytes, peak_bytes

@@ -8,7 +8,7 @@ import click
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
-    from vitrail.inputs.pdf import PdfLimits
+    from vitrail.images.pdf import PdfLimits
 
 # --cache → cache_dtype of generate().
 _CACHES = {"q8": "int8", "bf16": "bfloat16", "f32": "float32"}
@@ -136,7 +136,7 @@ def pdf_options(command: Command) -> Command:
 
 def take_pdf_limits(options: dict[str, Any]) -> "PdfLimits":
     """The limits that `pdf_options` say; they are taken out of `options`."""
-    from vitrail.inputs.pdf import PdfLimits
+    from vitrail.images.pdf import PdfLimits
 
     given = {name: options.pop(flag, None) for flag, name in _PDF.items()}
     return PdfLimits(**{name: value for name, value in given.items() if value is not None})

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from vitrail.errors import ImageError, InputError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from vitrail.inputs.pdf import PdfLimits
+    from vitrail.images.load import PilImage
+    from vitrail.images.pdf import PdfLimits
 
 STDIN = "-"
 
@@ -29,18 +28,18 @@ def split_words(words: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
     return tuple(pictures), question
 
 
-def open_picture(name: str) -> "Image":
+def open_picture(name: str) -> "PilImage":
     """The picture at a path or URL, or on standard input; ImageError says what is wrong with it."""
-    from vitrail.inputs.images import load_image
+    from vitrail.images.load import load_image
 
     return load_image(_standard_input() if name == STDIN else name)
 
 
 def open_pages(
     name: str, limits: "PdfLimits | None" = None, say: Callable[[str], None] | None = None
-) -> "list[Image]":
+) -> "list[PilImage]":
     """The same for a file that may be a PDF: its pages, else the one picture. `say` hears which page is rendered."""
-    from vitrail.inputs.pdf import PDF_LIMITS, load_pages
+    from vitrail.images.pdf import PDF_LIMITS, load_pages
 
     def progress(done: int, total: int) -> None:
         if say is not None:
@@ -52,7 +51,7 @@ def open_pages(
 
 def _standard_input() -> bytes:
     """All of it, as far as a picture may go, and one byte more, which is refused later."""
-    from vitrail.inputs.images import LIMITS
+    from vitrail.images.load import LIMITS
 
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError("'-' reads a picture from standard input, which is a terminal; pipe one in")

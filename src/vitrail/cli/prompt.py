@@ -1,4 +1,4 @@
-"""`vitrail prompt FILE`: the exact prompt of a conversation. Its options and its printing; made in inputs/prompt_view.py."""
+"""`vitrail prompt FILE`: show the exact prompt of a conversation, made by processor/prompt_view.py."""
 
 import json
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from vitrail.cli.source import embedded
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
-    from vitrail.inputs.conversation_file import Conversation
+    from vitrail.prompts.conversation_file import Conversation
 
 EXAMPLES = """\b
 Examples:
@@ -57,12 +57,12 @@ def prompt(
     """
     if diff is not None and (as_json or with_ids):
         raise InputError("--diff shows differences; leave out --json and --ids")
-    from vitrail.inputs.conversation_file import read_conversations
+    from vitrail.prompts.conversation_file import read_conversations
 
     conversations = read_conversations(read_input(file), file)
     if tools is not None:
         conversations = [_with_tools(one, read_tools(tools)) for one in conversations]
-    from vitrail.inputs.prompt_view import FORMAT_NAMES, open_maker
+    from vitrail.processor.prompt_view import FORMAT_NAMES, open_maker
 
     for flag, name in (("--format", format_name), ("--diff", diff)):
         if name is not None and name not in FORMAT_NAMES:

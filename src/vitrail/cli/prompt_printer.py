@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from vitrail.inputs.prompt_view import PromptView, Run
+    from vitrail.processor.prompt_view import PromptView, Run
 
 STYLES = {"control": "bold cyan", "picture": "bold magenta", "text": ""}
 

@@ -19,7 +19,7 @@ from vitrail.reader.files import FileReading, Reading, open_file, read_files
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from PIL.Image import Image
+    from vitrail.images.load import PilImage
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """What counts as a picture inside a folder; a file that is named is opened whatever its name."""
@@ -88,7 +88,7 @@ def _read_here(files: Sequence[str], model: Path | None) -> Generator[tuple[int,
     yield from enumerate(read_files(reader, files, _open))
 
 
-def _open(name: str) -> "list[Image]":
+def _open(name: str) -> "list[PilImage]":
     return [open_picture(name)] if name == STDIN else open_file(name)
 
 

@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from vitrail.inputs.response_pieces import Piece
+    from vitrail.responses.events import Piece
 
 
 class Waiting:
@@ -63,7 +63,7 @@ class Printer:
 
     def hear(self, piece: "Piece") -> None:
         """Show a piece of an answer: its text, and on stderr its reasoning, dimmed. Calls are shown when complete."""
-        from vitrail.inputs.response_pieces import ReasoningDelta, TextDelta
+        from vitrail.responses.events import ReasoningDelta, TextDelta
 
         if isinstance(piece, TextDelta):
             self._end_thought()

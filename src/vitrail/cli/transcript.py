@@ -44,7 +44,7 @@ def save_messages(messages: Sequence[dict[str, Any]], name: str, *, overwrite: b
 
 def load_messages(name: str) -> list[dict[str, Any]]:
     """The messages of a file with one conversation. Raises InputError or PromptError that names the file."""
-    from vitrail.inputs.conversation_file import read_conversations
+    from vitrail.prompts.conversation_file import read_conversations
 
     path = Path(name).expanduser()
     found = read_conversations(read_input(str(path)), str(path))

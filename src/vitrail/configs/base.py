@@ -2,12 +2,12 @@
 
 import copy
 import json
-import math
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from vitrail.configs.fields import check_field
 from vitrail.configs.published import read_config_file, read_config_folder
 from vitrail.errors import ConfigError, UnsupportedError
 from vitrail.files.layout import CONFIG_NAME
@@ -16,23 +16,6 @@ if TYPE_CHECKING:
     import torch
 
 Self = TypeVar("Self", bound="PretrainedConfig")
-
-
-def check_field(
-    owner: str, name: str, value: Any, kind: type | tuple[type, ...], *, minimum: float | None = None
-) -> None:
-    """Raise ConfigError unless `value` is of `kind` (a bool is never a number), finite and at least `minimum`."""
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    wrong_bool = isinstance(value, bool) and bool not in kinds
-    if wrong_bool or not isinstance(value, kinds):
-        names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise ConfigError(f"{owner}: {name} must be {names}, got {value!r}; correct the configuration.")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{owner}: {name} must be finite, got {value!r}; correct the configuration.")
-    if minimum is not None and isinstance(value, (int, float)) and value < minimum:
-        raise ConfigError(
-            f"{owner}: {name} must be at least {minimum}, got {value!r}; correct the configuration."
-        )
 
 
 class PretrainedConfig:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitrail.configs.base import PretrainedConfig, check_field
+from vitrail.configs.base import PretrainedConfig
+from vitrail.configs.fields import check_field
 from vitrail.configs.generation_options import CACHE_DTYPES, KNOWN, REFUSED, SAME_CACHES, refuse_unknown
 from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME

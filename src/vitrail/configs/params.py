@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitrail.configs.base import check_field
+from vitrail.configs.fields import check_field
 from vitrail.errors import ConfigError, UnsupportedError
 from vitrail.files.json import read_json
 from vitrail.files.layout import CONFIG_NAME, MISTRAL, PARAMS_NAME, choose_format

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vitrail.configs.base import check_field
+from vitrail.configs.fields import check_field
 from vitrail.errors import ConfigError
 
 # "axial" is transformers 5's word for the tower's two-dimensional rotation, which has no further settings.

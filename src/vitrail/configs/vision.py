@@ -2,7 +2,8 @@
 
 from typing import Any, ClassVar
 
-from vitrail.configs.base import PretrainedConfig, check_field
+from vitrail.configs.base import PretrainedConfig
+from vitrail.configs.fields import check_field
 from vitrail.configs.rope import take_rope
 from vitrail.errors import ConfigError
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import CacheFull
-from vitrail.generate.cache import BLOCK, KVCache, stored_dtype
 from vitrail.generate.features import PictureFeatures
 from vitrail.generate.prompt import count_ids
 from vitrail.generate.protocol import GeneratingModel
+from vitrail.kv.cache import BLOCK, KVCache, stored_dtype
 from vitrail.ops.segments import Segments
 from vitrail.ops.step import Step
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import InputError
-from vitrail.generate.cache import stored_dtype
 from vitrail.generate.context import CHUNK, CachedContext, PlainContext, Progress, Source
 from vitrail.generate.features import PictureFeatures
 from vitrail.generate.outputs import GenerateOutput
@@ -20,6 +19,7 @@ from vitrail.generate.prompt import Prompt, count_ids
 from vitrail.generate.protocol import GeneratingModel
 from vitrail.generate.sampling import Sampler, SamplingParameters, SamplingState
 from vitrail.generate.stopping import Stopper
+from vitrail.kv.cache import stored_dtype
 
 Processor = Callable[..., Tensor]  # transformers' form: (input_ids (R, T), scores (R, V)) → scores
 AllowedIds = Callable[[int, Tensor], Sequence[int]]  # (row, its ids (T,)) → ids that may come next

@@ -13,8 +13,8 @@ from vitrail.generate.options import fit_context, new_tokens, refuse_others, set
 from vitrail.generate.outputs import GenerateOutput
 from vitrail.generate.prompt import read_prompt
 from vitrail.generate.protocol import GeneratingModel
-from vitrail.generate.stopping import Criterion, Decoder, Stopper, StopStrings
-from vitrail.generate.stream import TextPieces
+from vitrail.generate.stopping import Criterion, Stopper, StopStrings
+from vitrail.responses.text_pieces import Detokenizer, TextPieces
 
 
 def generate(
@@ -104,7 +104,7 @@ def generate(
 
 def stream_text(
     model: GeneratingModel,
-    tokenizer: Decoder,
+    tokenizer: Detokenizer,
     inputs: Mapping[str, Any],
     *,
     skip_special_tokens: bool = True,

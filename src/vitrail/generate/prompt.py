@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import ContextError, InputError, UnsupportedError
-from vitrail.generate.cache import KVCache
 from vitrail.generate.protocol import GeneratingModel
+from vitrail.kv.cache import KVCache
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from vitrail.configs.base import PretrainedConfig
 from vitrail.configs.generation import GenerationConfig
 from vitrail.configs.text import MistralConfig
-from vitrail.generate.cache import KVCache
+from vitrail.kv.cache import KVCache
 from vitrail.ops.step import Step
 
 

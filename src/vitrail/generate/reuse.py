@@ -3,7 +3,6 @@
 It knows ids and prepared pictures; messages and texts are dialogue.py's. Letters: L positions of a prompt · N pictures.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ from vitrail.configs.base import PretrainedConfig
 from vitrail.configs.generation import GenerationConfig
 from vitrail.configs.text import MistralConfig
 from vitrail.errors import InputError
-from vitrail.generate.cache import KVCache, stored_dtype
 from vitrail.generate.context import AHEAD
 from vitrail.generate.loop import generate
 from vitrail.generate.outputs import GenerateOutput
 from vitrail.generate.protocol import GeneratingModel
+from vitrail.images.fingerprint import fingerprint
+from vitrail.kv.cache import KVCache, stored_dtype
 from vitrail.ops.step import Step
 
 FEATURE_BYTES = 1 << 30  # of pictures' features that are remembered; the oldest are forgotten first
@@ -49,14 +49,6 @@ class Continuation:
     computed: int
     encoded: int
     reason: str
-
-
-def fingerprint(pixels: Tensor) -> bytes:
-    """What tells a prepared picture (3, H, W) from every other: its size, its kind of numbers, and all of them."""
-    plain = pixels.detach().to("cpu").contiguous()
-    name = hashlib.sha256(f"{tuple(plain.shape)} {plain.dtype} ".encode("ascii"))
-    name.update(plain.view(torch.uint8).numpy().tobytes())
-    return name.digest()
 
 
 class PromptMemory:

@@ -3,22 +3,13 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from vitrail.errors import InputError
 from vitrail.generate.sampling import SamplingState
-
-REPLACEMENT = "\ufffd"  # what decoding writes for bytes that are no whole character (yet)
-
-
-class Decoder(Protocol):
-    """The part of a tokenizer that turns ids into text."""
-
-    def decode(self, token_ids: Any, **kwargs: Any) -> str:
-        """Ids → text."""
-
+from vitrail.responses.text_pieces import REPLACEMENT, Detokenizer
 
 # transformers' form: (input_ids (B, T), scores or None) → bool (B,), or one bool for all rows
 Criterion = Callable[..., Any]
@@ -30,7 +21,7 @@ class StopStrings:
     A text may begin in the prompt and may end inside the newest id, whose remaining characters stay.
     """
 
-    def __init__(self, texts: Iterable[str], tokenizer: Decoder) -> None:
+    def __init__(self, texts: Iterable[str], tokenizer: Detokenizer) -> None:
         self.texts = tuple(texts)
         self.tokenizer = tokenizer
         # An id is at least one byte; a few more, because decoders treat the first id differently.

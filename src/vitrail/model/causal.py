@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vitrail.configs import MistralConfig
 from vitrail.errors import ContextError, InputError, UnsupportedError
-from vitrail.generate.cache import KVCache
 from vitrail.generate.loop import generate as draw
+from vitrail.kv.cache import KVCache
 from vitrail.model.decoder import MistralModel
 from vitrail.model.layers import Linear
 from vitrail.model.outputs import CausalLMOutputWithPast

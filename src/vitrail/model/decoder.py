@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from vitrail.configs import MistralConfig
-from vitrail.generate.cache import KVCache
+from vitrail.kv.cache import KVCache
 from vitrail.model.fused import FusedBlocks
 from vitrail.model.layers import Embedding, GatedMLP, Linear, RMSNorm, project
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
 from vitrail.model.rotation import Rotation, Rotations
 from vitrail.ops.attention import attention, attention_weights
-from vitrail.ops.native_rows import rotate_pair
+from vitrail.ops.cpu.rows import rotate_pair
 from vitrail.ops.step import Step
 
 

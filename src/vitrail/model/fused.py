@@ -1,4 +1,4 @@
-"""Decoder blocks as one call of the kernels: which steps and which blocks can be. The call is ops/native_decoder.py's.
+"""Decoder blocks as one call of the kernels: which steps and which blocks can be. The call is ops/cpu/decoder.py's.
 
 A step of few rows that needs no gradient, on a CPU, through blocks that are what they were built as: nothing hooked,
 replaced, adapted or recorded. Everything else goes module by module, to the same bits.
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from vitrail.generate.cache import KVCache
+from vitrail.kv.cache import KVCache
 from vitrail.model.layers import GatedMLP, Linear, RMSNorm
-from vitrail.ops import native, native_dense
-from vitrail.ops.native_decoder import BlockWeights, DecoderProgram
+from vitrail.ops.cpu import dense as cpu_dense, library
+from vitrail.ops.cpu.decoder import BlockWeights, DecoderProgram
 from vitrail.ops.step import Step
 from vitrail.ops.weight import Weight
 from vitrail.quant.replace import QuantLinear
@@ -66,7 +66,7 @@ class FusedBlocks:
         program = self._current_program(layers, hidden)
         if program is None:
             return None
-        if program.plain and not native_dense.kernel_is_faster(hidden, [_a_plain_weight(layers)]):
+        if program.plain and not cpu_dense.kernel_is_faster(hidden, [_a_plain_weight(layers)]):
             return None
         attention: Any = layers[0].self_attn
         return program.run(
@@ -151,7 +151,7 @@ def _is_a_short_step(hidden: Tensor) -> bool:
         type(hidden) is Tensor
         and hidden.device.type == "cpu"
         and 0 < len(hidden) <= MOST_ROWS
-        and native.library() is not None
+        and library.library() is not None
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not is_in_torch_dispatch_mode()

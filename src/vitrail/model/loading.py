@@ -1,10 +1,10 @@
 """from_pretrained and save_pretrained of models: what ties configuration, files and model together."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.adapters.files import base_of, load_adapter, save_adapter
 from vitrail.adapters.model import configs
@@ -12,15 +12,13 @@ from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import CheckpointError, UnsupportedError
 from vitrail.files.hub import resolve, with_weights
-from vitrail.inputs.tokenizer_choice import check_tokenizer
-from vitrail.ops import native
+from vitrail.model.protocol import Pretrained
+from vitrail.ops.cpu import library
+from vitrail.tokenizer.load import check_tokenizer
 from vitrail.weights.load import load_into
 from vitrail.weights.save import save
 
-if TYPE_CHECKING:
-    from vitrail.model.pretrained import PreTrainedModel
-
-Model = TypeVar("Model", bound="PreTrainedModel")
+Model = TypeVar("Model", bound=Pretrained)
 
 GENERATION_CONFIG = "generation_config.json"
 # All names of one thing here: attention is exact in each.
@@ -42,7 +40,7 @@ def load_pretrained(
     base = base_of(name_or_path)
     if base is not None:
         adapted = load_pretrained(cls, base, config=config, hub=hub, options=options)
-        load_adapter(adapted, name_or_path)
+        load_adapter(cast(nn.Module, adapted), name_or_path)
         return adapted
     options = dict(options)
     dtype = options.pop("dtype", None)
@@ -55,7 +53,7 @@ def load_pretrained(
     options.pop("low_cpu_mem_usage", None)  # always so here: tensors are streamed one by one
     if options:
         raise UnsupportedError(f"from_pretrained does not know the argument {', '.join(sorted(options))}.")
-    native.library()  # a VITRAIL_KERNELS that cannot be had is told before anything is fetched or read
+    library.library()  # a VITRAIL_KERNELS that cannot be had is told before anything is fetched or read
     folder = resolve(name_or_path, **hub, format=format)
     chosen = _config_for(cls, folder, config, format)
     check_tokenizer(folder, chosen)
@@ -68,7 +66,7 @@ def load_pretrained(
     if not vision and isinstance(chosen, VisionLanguageConfig):
         model.remove_vision()
     loaded = load_into(
-        model,
+        cast(nn.Module, model),
         folder,
         dtype=torch_dtype if dtype is None else dtype,
         device_map=device_map,
@@ -78,11 +76,11 @@ def load_pretrained(
     chosen.dtype = loaded
     if (folder / GENERATION_CONFIG).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model.eval()
+    return cast(Model, cast(nn.Module, model).eval())
 
 
 def save_pretrained(
-    model: "PreTrainedModel",
+    model: Pretrained,
     folder: Path,
     *,
     max_shard_size: "int | str",
@@ -94,16 +92,17 @@ def save_pretrained(
             f"this {type(model).__name__} was loaded with vision=False, so it is no whole checkpoint; load it with "
             "its tower, or load and save the language model as MistralForCausalLM."
         )
-    if configs(model):  # as in transformers: the base is where it was
+    module = cast(nn.Module, model)
+    if configs(module):  # as in transformers: the base is where it was
         if state_dict is not None:
             raise UnsupportedError(
                 "state_dict does not go with an adapter; merge_and_unload first, or save_adapter."
             )
-        save_adapter(model, folder)
+        save_adapter(module, folder)
         return
     model.config.architectures = [type(model).__name__]
     model.config.dtype = model.dtype
-    save(model, folder, max_shard_size=max_shard_size, state_dict=state_dict)
+    save(module, folder, max_shard_size=max_shard_size, state_dict=state_dict)
 
 
 def _check_attention(name: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitrail.generate.cache import KVCache
+from vitrail.kv.cache import KVCache
 
 
 @dataclass

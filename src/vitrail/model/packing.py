@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitrail.configs import MistralConfig
 from vitrail.errors import ContextError, InputError, UnsupportedError
-from vitrail.generate.cache import BLOCK, KVCache
+from vitrail.kv.cache import BLOCK, KVCache
 from vitrail.ops.segments import Segments
 
 IGNORED = -100  # a label that does not count, as in the documents

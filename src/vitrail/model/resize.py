@@ -1,20 +1,18 @@
 """resize_token_embeddings: another number of rows in embeddings and head. Nothing else of a model changes."""
 
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.model.layers import Embedding, Linear
+from vitrail.model.protocol import Pretrained
 from vitrail.quant.replace import Quantized
-
-if TYPE_CHECKING:
-    from vitrail.model.pretrained import PreTrainedModel
 
 
 def resize_token_embeddings(
-    model: "PreTrainedModel", new_num_tokens: int | None, pad_to_multiple_of: int | None, mean_resizing: bool
+    model: Pretrained, new_num_tokens: int | None, pad_to_multiple_of: int | None, mean_resizing: bool
 ) -> nn.Module:
     """Give embeddings and head `new_num_tokens` rows, rounded up to a multiple; see PreTrainedModel."""
     table = cast(nn.Embedding, model.get_input_embeddings())
@@ -49,7 +47,7 @@ def resize_token_embeddings(
         else:
             _fill(wider.weight, head.weight, text.initializer_range, mean_resizing)
             wider.weight.requires_grad_(head.weight.requires_grad)
-        model.set_output_embeddings(wider)  # type: ignore[operator]
+        cast(Any, model).set_output_embeddings(wider)
     text.vocab_size = rows
     return larger
 

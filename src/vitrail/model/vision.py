@@ -19,8 +19,8 @@ from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
 from vitrail.ops import rope
 from vitrail.ops.attention import attention, attention_weights
+from vitrail.ops.cpu.rows import rotate_pair
 from vitrail.ops.linear import linear
-from vitrail.ops.native_rows import rotate_pair
 from vitrail.ops.segments import Segments
 
 NORM_EPS = 1e-5  # of every norm of the tower; not in any configuration

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitrail.configs import LlavaConfig, Mistral3Config, VisionLanguageConfig
 from vitrail.errors import InputError
-from vitrail.generate.cache import KVCache
+from vitrail.kv.cache import KVCache
 from vitrail.model.causal import CausalModel, refuse_unknown, replace_rows
 from vitrail.model.decoder import MistralModel
 from vitrail.model.layers import Linear

@@ -1,8 +1,8 @@
 """The only attention: packed rows, segment by segment. Projections, rotation and who owns the cache live elsewhere.
 
 Without gradients, on a CPU and where shapes alone matter (the meta device), it is one operator: a kernel, or where there
-is none its definition (native_attention.py). Elsewhere it is the definition itself (sdpa.py), which knows the step's
-lengths on the host and never waits for a device.
+is none its definition (ops/cpu/attention.py). Elsewhere it is the definition itself (ops/reference/attention.py), which
+has the step's lengths on the host and never waits for a device.
 
 Letters: L packed rows · A query heads · G key/value heads · K head width · T new rows · S keys of one segment.
 """
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import InputError
-from vitrail.ops import native_attention, sdpa
+from vitrail.ops.cpu import attention as cpu_attention
 from vitrail.ops.kv import LayerKV
+from vitrail.ops.reference import attention as reference_attention
 from vitrail.ops.segments import Segments
 
 
@@ -46,15 +47,15 @@ def attention(
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         if kv is not None and kv.keys.dtype != k.dtype:
             k, v = (x + (held - x).detach() for x, held in zip((k, v), kv.written(k.dtype), strict=True))
-        return sdpa.attention(q, k, v, segments, scale=scale, kv=kv, window=window)
+        return reference_attention.attention(q, k, v, segments, scale=scale, kv=kv, window=window)
     if q.device.type not in ("cpu", "meta"):
         if kv is None:
-            return sdpa.attention(q, k, v, segments, scale=scale, window=window)
-        return sdpa.attention_cached(q, segments, scale=scale, kv=kv, window=window)
+            return reference_attention.attention(q, k, v, segments, scale=scale, window=window)
+        return reference_attention.attention_cached(q, segments, scale=scale, kv=kv, window=window)
     offsets, lengths = segments.q_offsets, segments.kv_lengths
     if kv is None:
-        return native_attention.attention(q, k, v, offsets, lengths, segments.causal, scale, window)
-    return native_attention.attention_cached(
+        return cpu_attention.attention(q, k, v, offsets, lengths, segments.causal, scale, window)
+    return cpu_attention.attention_cached(
         q, kv.keys, kv.values, kv.scales, kv.block_table, offsets, lengths, scale, window
     )
 
@@ -70,11 +71,17 @@ def attention_weights(q: Tensor, k: Tensor, segments: Segments, *, scale: float,
     for index in range(len(segments)):
         new, total = segments.query_length(index), segments.kv_host[index]
         rows = slice(segments.q_host[index], segments.q_host[index] + new)
-        keys = k[rows] if new == total else sdpa.cached(kv, total - new).read(index, 0, total)[0].to(q.dtype)
-        scores = torch.einsum("tghk,sgk->ghts", sdpa.grouped(q[rows], keys.shape[1]), keys) * scale
+        keys = (
+            k[rows]
+            if new == total
+            else reference_attention.cached(kv, total - new).read(index, 0, total)[0].to(q.dtype)
+        )
+        scores = (
+            torch.einsum("tghk,sgk->ghts", reference_attention.grouped(q[rows], keys.shape[1]), keys) * scale
+        )
         if segments.causal:
             scores = scores.masked_fill(
-                sdpa.unseen(total - new, new, 0, total, window, q.device), float("-inf")
+                reference_attention.unseen(total - new, new, 0, total, window, q.device), float("-inf")
             )
         found.append(torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype).flatten(0, 1))
     return found

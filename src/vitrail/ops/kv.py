@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vitrail.ops import native_kv
+from vitrail.ops.cpu import kv as cpu_kv
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class LayerKV:
 
     def write(self, k: Tensor, v: Tensor) -> None:
         """Store new rows k, v (L, G, K) at their slots; gradients do not flow through a cache."""
-        native_kv.cache_write(k.detach(), v.detach(), self.keys, self.values, self.scales, self.slots)
+        cpu_kv.cache_write(k.detach(), v.detach(), self.keys, self.values, self.scales, self.slots)
 
     def written(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The step's new keys and values (L, G, K) as the cache holds them, in `dtype`."""

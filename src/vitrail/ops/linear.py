@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.ops import native_dense
-from vitrail.ops.native_quant import BITS, quant_products, quant_rows
-from vitrail.ops.rounded import rounded_input_grad
+from vitrail.ops.cpu import dense as cpu_dense
+from vitrail.ops.cpu.quant import BITS, quant_products, quant_rows
+from vitrail.ops.reference.quant_matmul import rounded_input_grad
 from vitrail.ops.weight import OWN_KINDS, PackedWeight, Weight, dequantize, dequantize_rows
 
 __all__ = ["PackedWeight", "Weight", "dequantize", "embedding", "linear", "linear_group", "linear_input_grad"]
@@ -20,12 +20,12 @@ __all__ = ["PackedWeight", "Weight", "dequantize", "embedding", "linear", "linea
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out) in x's dtype.
 
-    q4 and q8 multiply rounded activations (ops/rounded.py), other packed weights are decoded piece by piece
-    (ops/native_dense.py). Gradients of packed weights flow to x and bias only.
+    q4 and q8 multiply rounded activations (ops/reference/quant_matmul.py), other packed weights are decoded piece by piece
+    (ops/cpu/dense.py). Gradients of packed weights flow to x and bias only.
     """
     if isinstance(weight, Tensor):
-        if native_dense.kernel_is_faster(x, [weight], bias):
-            return native_dense.plain_products(x, [weight], [bias])[0]
+        if cpu_dense.kernel_is_faster(x, [weight], bias):
+            return cpu_dense.plain_products(x, [weight], [bias])[0]
         return F.linear(x, weight, bias)
     if not torch.is_grad_enabled() or not (x.requires_grad or (bias is not None and bias.requires_grad)):
         return _products(x, [weight], [bias])[0]
@@ -39,8 +39,8 @@ def linear_group(x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
     Packed weights of one kind are one call: x is rounded once.
     """
     plain = [weight for weight in weights if isinstance(weight, Tensor)]
-    if len(plain) == len(weights) and native_dense.kernel_is_faster(x, plain):
-        return native_dense.plain_products(x, plain, [None] * len(plain))
+    if len(plain) == len(weights) and cpu_dense.kernel_is_faster(x, plain):
+        return cpu_dense.plain_products(x, plain, [None] * len(plain))
     packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
     kinds = {weight.kind for weight in packed}
     if len(packed) < len(weights) or len(kinds) != 1 or (x.requires_grad and torch.is_grad_enabled()):
@@ -96,11 +96,11 @@ def _products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tenso
 _PRODUCTS: dict[str, Callable[[Tensor, Sequence[PackedWeight], Sequence[Tensor | None]], list[Tensor]]] = {
     "q4": quant_products,
     "q8": quant_products,
-    **dict.fromkeys(("nf4", "fp4", "int8", "bf16"), native_dense.products),
+    **dict.fromkeys(("nf4", "fp4", "int8", "bf16"), cpu_dense.products),
 }
 # kind → the gradient of x (dy (…, out), weight) → (…, in).
 _INPUT_GRADS: dict[str, Callable[[Tensor, PackedWeight], Tensor]] = {
     "q4": rounded_input_grad,
     "q8": rounded_input_grad,
-    **dict.fromkeys(("nf4", "fp4", "int8", "bf16"), native_dense.input_grad),
+    **dict.fromkeys(("nf4", "fp4", "int8", "bf16"), cpu_dense.input_grad),
 }

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from vitrail.ops import panels
+from vitrail.ops import packing_layout
 
 # bitsandbytes multiplies by this number instead of dividing by 127; the last bit of a weight depends on it.
 INT8_STEP = 7.874015718698502e-3
@@ -25,7 +25,7 @@ class PackedWeight:
     """A quantised matrix, shape (out, in): its codes and scales exactly as a checkpoint stores them.
 
     kind     the format: "nf4", "fp4" (codes of 4 bits that look up a map) or "int8" (one scale per row) of
-             bitsandbytes; "q4", "q8" or "bf16", our own, in panels of 16 rows (ops/panels.py).
+             bitsandbytes; "q4", "q8" or "bf16", our own, in panels of 16 rows (ops/packing_layout.py).
     group    neighbouring elements of the flattened matrix that share one scale (int8: a whole row); of q4 and
              q8 neighbouring columns of one row; of bf16 1.
     tensors  nf4/fp4: codes uint8 (ceil(out·in/2),), quant_map (16,), absmax float32 (groups,) — or, nested,
@@ -110,9 +110,9 @@ def _decode_map4(weight: PackedWeight, start: int, stop: int) -> Tensor:
 def stored_integers(weight: PackedWeight, first: int, last: int) -> Tensor:
     """The int8 weights of panels first … last-1 of a q4 or q8 matrix, before their scales: (rows, in).
 
-    Those of q4 are in the order of the bytes (panels.paired), which is quicker to have than that of the columns.
+    Those of q4 are in the order of the bytes (packing_layout.paired), which is quicker to have than that of the columns.
     """
-    rows = panels.byte_rows(weight.tensors["codes"][first:last])
+    rows = packing_layout.byte_rows(weight.tensors["codes"][first:last])
     return rows if weight.kind == "q8" else _levels(weight, rows)
 
 
@@ -135,23 +135,25 @@ def _scaled(weight: PackedWeight, whole: Tensor, row_scales: Tensor) -> Tensor:
 
 def _decode_own(weight: PackedWeight, start: int, stop: int) -> Tensor:
     """Rows start … stop-1: the panels that hold them are decoded, no others."""
-    first, last = start // panels.ROWS, panels.panel_count(stop)
-    inside = slice(start - first * panels.ROWS, stop - first * panels.ROWS)
+    first, last = start // packing_layout.ROWS, packing_layout.panel_count(stop)
+    inside = slice(start - first * packing_layout.ROWS, stop - first * packing_layout.ROWS)
     if weight.kind == "bf16":
-        return panels.unpack_pairs(weight.tensors["codes"][first:last])[inside, : weight.shape[1]].float()
-    row_scales = panels.unpack_scales(weight.tensors["scales"][first:last])[inside]
+        return packing_layout.unpack_pairs(weight.tensors["codes"][first:last])[
+            inside, : weight.shape[1]
+        ].float()
+    row_scales = packing_layout.unpack_scales(weight.tensors["scales"][first:last])[inside]
     whole = stored_integers(weight, first, last)[inside]
-    return _scaled(weight, panels.unpaired(whole) if weight.kind == "q4" else whole, row_scales)
+    return _scaled(weight, packing_layout.unpaired(whole) if weight.kind == "q4" else whole, row_scales)
 
 
 def _pick_own(weight: PackedWeight, rows: Tensor) -> Tensor:
-    codes = panels.pick_rows(weight.tensors["codes"], rows)
+    codes = packing_layout.pick_rows(weight.tensors["codes"], rows)
     if weight.kind == "bf16":
         return codes.flatten(1)[:, : weight.shape[1]]
     whole = codes.flatten(1)
     if weight.kind == "q4":
-        whole = panels.unpaired(_levels(weight, whole))
-    return _scaled(weight, whole, panels.pick_rows(weight.tensors["scales"], rows))
+        whole = packing_layout.unpaired(_levels(weight, whole))
+    return _scaled(weight, whole, packing_layout.pick_rows(weight.tensors["scales"], rows))
 
 
 _DECODERS: dict[str, Callable[[PackedWeight, int, int], Tensor]] = {

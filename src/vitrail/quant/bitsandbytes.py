@@ -1,6 +1,6 @@
 """bitsandbytes' formats (NF4, FP4, int8): from a matrix to a PackedWeight, and to and from what files hold.
 
-Codes of 4 bits are found in ops/encode.py, decoding is in ops/weight.py. Bytes equal those of bitsandbytes 0.50.2 on a CPU.
+Codes of 4 bits are found in ops/reference/encode.py, decoding is in ops/weight.py. Bytes are bitsandbytes 0.50.2's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.files.json import parse_json_object
 from vitrail.ops import memory
-from vitrail.ops.native_encode import encode_map4
+from vitrail.ops.cpu.encode import encode_map4
 from vitrail.ops.weight import NESTED_GROUP, PackedWeight
 
 STATE = "quant_state.bitsandbytes__"  # + nf4 or fp4: a JSON text as a uint8 vector

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.ops.native_dense import products_oracle, unpack_parts
+from vitrail.ops.cpu.dense import products_oracle, unpack_parts
 from vitrail.ops.weight import NESTED_GROUP, PackedWeight
 
 
@@ -58,7 +58,7 @@ def products(
     dtype: torch.dtype,
     biases: Sequence[Tensor | None],
 ) -> list[Tensor]:
-    """The operator dense_products (ops/native_dense.py) on a GPU."""
+    """The operator dense_products (ops/cpu/dense.py) on a GPU."""
     library = _library() if kind in ("nf4", "fp4") else None
     if library is None:
         return products_oracle(x, kind, parts, outs, groups, dtype, biases)

@@ -1,4 +1,4 @@
-"""Vitrail's own formats: a matrix becomes q4, q8 or bf16 panels. Codes and scales are found in ops/encode.py.
+"""Vitrail's own formats: a matrix becomes q4, q8 or bf16 panels. Codes and scales are found in ops/reference/encode.py.
 
 q4 takes 4.5 bits a weight with groups of 32: sixteen levels per matrix, fitted to the matrix itself, and one
 bfloat16 scale per group. q8 takes 8.5 bits.
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import CheckpointError, ConfigError
-from vitrail.ops import native_encode, panels
-from vitrail.ops.encode import row_blocks
+from vitrail.ops import packing_layout
+from vitrail.ops.cpu import encode as cpu_encode
+from vitrail.ops.reference.encode import row_blocks
 from vitrail.ops.weight import OWN_KINDS, PackedWeight, dequantize
 
 GROUPS = (32, 64, 128)
@@ -35,10 +36,10 @@ def quantize_own(
     matrix, dtype = weight.detach(), dtype or weight.dtype
     shape = (matrix.shape[0], matrix.shape[1])
     if kind == "bf16":
-        codes = panels.pack_pairs(matrix.to(torch.bfloat16))
+        codes = packing_layout.pack_pairs(matrix.to(torch.bfloat16))
         return PackedWeight(kind, shape, 1, {"codes": codes}, dtype)
     levels = _fit_levels(matrix, group).to(matrix.device) if kind == "q4" else None
-    codes, scales = native_encode.encode_own(matrix, kind, levels, group)
+    codes, scales = cpu_encode.encode_own(matrix, kind, levels, group)
     if not scales.isfinite().all():
         raise CheckpointError(f"{name} holds a value that is not finite; it cannot be stored as {kind}.")
     tensors = {"codes": codes, "scales": scales}
@@ -52,8 +53,8 @@ def relative_error(weight: Tensor, packed: PackedWeight) -> float:
     exact = PackedWeight(packed.kind, packed.shape, packed.group, packed.tensors, torch.float32)
     error = norm = 0.0
     for first, last, rows in row_blocks(weight.detach()):
-        stop = min(last * panels.ROWS, packed.shape[0])
-        decoded = dequantize(exact, torch.float32, slice(first * panels.ROWS, stop))
+        stop = min(last * packing_layout.ROWS, packed.shape[0])
+        decoded = dequantize(exact, torch.float32, slice(first * packing_layout.ROWS, stop))
         values = rows.double()
         error += float((decoded.double() - values).square().sum())
         norm += float(values.square().sum())
@@ -93,7 +94,7 @@ def _fit_levels(matrix: Tensor, group: int) -> Tensor:
     ratio = sample / torch.where(extreme == 0, 1.0, extreme)
     weights = extreme[:, 0] / largest  # a common factor leaves the levels and keeps the squares in range
     for _ in range(_ROUNDS):
-        along, square = native_encode.encode_fit(ratio, weights, levels)
+        along, square = cpu_encode.encode_fit(ratio, weights, levels)
         means = torch.where(square > 0, along / square.clamp(min=1e-300), levels.double())
         means = means.sort().values
         levels = (means * (_TOP / means.abs().amax())).float()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError
 from vitrail.files.safetensors_writer import Spec
-from vitrail.ops import panels
+from vitrail.ops import packing_layout
 from vitrail.ops.weight import PackedWeight
 from vitrail.quant.own_config import GROUPS
 
@@ -38,11 +38,11 @@ def fitting_group(columns: int, wanted: int) -> int | None:
 def specs(kind: str, shape: tuple[int, int], group: int) -> dict[str, Spec]:
     """Part → type and shape of a matrix (out, in) in `kind`, as it is saved."""
     rows, columns = shape
-    count = panels.panel_count(rows)
+    count = packing_layout.panel_count(rows)
     steps, codes = (columns // 4, torch.int8) if kind == "q8" else (columns // 8, torch.uint8)
     found: dict[str, Spec] = {
         "weight.codes": (codes, (count, steps, ALIGNMENT)),
-        "weight.scales": (torch.bfloat16, (count, columns // group, panels.ROWS)),
+        "weight.scales": (torch.bfloat16, (count, columns // group, packing_layout.ROWS)),
     }
     if kind == "q4":
         found["weight.levels"] = (torch.int8, (LEVELS,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from ..errors import CheckpointError
+from vitrail.errors import CheckpointError
 
 __all__ = ["embedded_path"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from . import charset
+from vitrail.reader import charset
 
 ASKED = (
     "What does it say?",

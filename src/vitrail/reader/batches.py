@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from . import answers, charset, draw, fonts, text
-from .answers import Answer
-from .draw import Block, Drawing
-from .fonts import Face
+from vitrail.reader import answers, charset, draw, fonts, text
+from vitrail.reader.answers import Answer
+from vitrail.reader.draw import Block, Drawing
+from vitrail.reader.fonts import Face
 
 PATCH = 8
 UNIT = 16  # patch side × merge side: the processor rounds sizes up to multiples of this

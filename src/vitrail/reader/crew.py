@@ -18,8 +18,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from ..errors import CheckpointError, UnsupportedError, VitrailError
-from .files import FileReading, Reading
+from vitrail.errors import CheckpointError, UnsupportedError, VitrailError
+from vitrail.reader.files import FileReading, Reading
 
 WORTH = 40
 """Files for which a process is started: fewer are read before it is ready."""

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from . import fonts
-from .fonts import Face
+from vitrail.reader import fonts
+from vitrail.reader.fonts import Face
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, VitrailError
-from ..inputs.images import load_image
-from .score import Label, Score, score
+from vitrail.errors import InputError, VitrailError
+from vitrail.images.load import load_image
+from vitrail.reader.score import Label, Score, score
 
 
 def read_labels(folder: Path) -> list[Label]:
@@ -45,7 +45,7 @@ def evaluate(folder: Path, model: Path | None = None) -> tuple[Score, float]:
     Args:
         model: a checkpoint's folder; None: the embedded one.
     """
-    from .reading import BatchReader
+    from vitrail.reader.reading import BatchReader
 
     labels = read_labels(folder)
     begun = time.perf_counter()
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.tesseract:
             scores["tesseract"] = tesseract(given.folder)
         if given.sheet is not None:
-            from .sheet import save_sheet
+            from vitrail.reader.sheet import save_sheet
 
             save_sheet(scores["vitrail"][0].worst(12), given.folder, given.sheet)
     except VitrailError as problem:

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ..errors import CheckpointError
-from ..model.vlm import Mistral3ForConditionalGeneration
-from ..train import state
-from .network import Reader
-from .tokenizer import write_assets
+from vitrail.errors import CheckpointError
+from vitrail.model.vlm import Mistral3ForConditionalGeneration
+from vitrail.reader.network import Reader
+from vitrail.reader.tokenizer import write_assets
+from vitrail.train import state
 
 
 def trained(stage: Path, averaged: bool = True) -> Reader:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import ImageError, MissingPackageError
+from vitrail.errors import ImageError, MissingPackageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,8 +60,8 @@ def open_file(name: str) -> list[Image]:
     Raises:
         ImageError: it cannot be opened. MissingPackageError: a PDF, without the extra `pdf`.
     """
-    from ..inputs.images import load_image
-    from ..inputs.pdf import PdfLimits, load_pages, names_pdf
+    from vitrail.images.load import load_image
+    from vitrail.images.pdf import PdfLimits, load_pages, names_pdf
 
     return (
         load_pages(name, limits=PdfLimits(max_pixels=PAGE_PIXELS)) if names_pdf(name) else [load_image(name)]
@@ -72,7 +72,7 @@ def read_files(
     reader: Reader, names: Sequence[str], opener: Callable[[str], list[Image]] = open_file
 ) -> Iterator[FileReading]:
     """What each file says, in their order; files are opened while the reader asks for pictures."""
-    from ..inputs.pdf import names_pdf
+    from vitrail.images.pdf import names_pdf
 
     opened: deque[tuple[int, FileReading]] = deque()  # pictures to come, and what is known before
 

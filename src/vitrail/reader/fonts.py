@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import ImageFont
 
-from ..errors import InputError
+from vitrail.errors import InputError
 
 RESERVED: tuple[str, ...] = (
     "Lato",

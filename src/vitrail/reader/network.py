@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..configs import Mistral3Config, MistralConfig, PixtralVisionConfig
-from ..model.record import Record
-from ..model.vlm import Mistral3ForConditionalGeneration
-from ..ops.linear import linear
-from ..ops.segments import Segments
-from ..ops.step import Step
-from . import batches, charset, start
-from .batches import Batch
+from vitrail.configs import Mistral3Config, MistralConfig, PixtralVisionConfig
+from vitrail.model.record import Record
+from vitrail.model.vlm import Mistral3ForConditionalGeneration
+from vitrail.ops.linear import linear
+from vitrail.ops.segments import Segments
+from vitrail.ops.step import Step
+from vitrail.reader import batches, charset, start
+from vitrail.reader.batches import Batch
 
 _POINTERS = (0, 3)  # heads that learn to point: the first of each key/value head
 _POINTING = (1, 2)  # layers of the decoder that have them

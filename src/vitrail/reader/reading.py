@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..auto import AutoModelForImageTextToText, AutoProcessor
-from ..generate.outputs import GenerateOutput
-from . import embedded_path
-from .files import Reading
+from vitrail.auto import AutoModelForImageTextToText, AutoProcessor
+from vitrail.generate.outputs import GenerateOutput
+from vitrail.reader import embedded_path
+from vitrail.reader.files import Reading
 
 if TYPE_CHECKING:
     from PIL.Image import Image

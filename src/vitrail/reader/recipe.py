@@ -22,16 +22,16 @@ from torch.multiprocessing.spawn import spawn
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from ..errors import InputError
-from ..train import state
-from ..train.loop import Run, Schedule
-from ..train.muon import Muon
-from ..train.peers import Peers
-from . import fonts
-from .batches import Batch, Look, Pictures
-from .fonts import Face
-from .network import Reader
-from .text import Words
+from vitrail.errors import InputError
+from vitrail.reader import fonts
+from vitrail.reader.batches import Batch, Look, Pictures
+from vitrail.reader.fonts import Face
+from vitrail.reader.network import Reader
+from vitrail.reader.text import Words
+from vitrail.train import state
+from vitrail.train.loop import Run, Schedule
+from vitrail.train.muon import Muon
+from vitrail.train.peers import Peers
 
 _log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..inputs.images import load_image
-from .score import Graded
+from vitrail.images.load import load_image
+from vitrail.reader.score import Graded
 
 WIDTH = 1000
 _COLUMNS, _PAD, _LETTER = 2, 12, 15

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError
-from . import draw, fonts, text
-from .batches import Look, Pictures
-from .fonts import Face
+from vitrail.errors import InputError
+from vitrail.reader import draw, fonts, text
+from vitrail.reader.batches import Look, Pictures
+from vitrail.reader.fonts import Face
 
 LOOK = Look(characters=(3, 32), lines=(0.5, 0.35, 0.15), patches=700.0)
 """One to three lines, 18 to 44 pixels, everything that can happen to a picture."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from vitrail.errors import InputError
 
 
 def _words(*lines: str) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import batches, charset
+from vitrail.reader import batches, charset
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"

@@ -13,15 +13,15 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import VitrailError
-from .files import read_files
+from vitrail.errors import VitrailError
+from vitrail.reader.files import read_files
 
 
 def main(model: str) -> None:
     """Read lists of files until there are no more. `model`: a checkpoint's folder, or nothing for the embedded one."""
     answers = _take_output()
     try:
-        from .reading import BatchReader
+        from vitrail.reader.reading import BatchReader
 
         reader = BatchReader(Path(model) if model else None)
         for line in sys.stdin.buffer:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import InputError, PromptError
-from vitrail.inputs.messages import ImagePart, Message, normalize
+from vitrail.prompts.messages import ImagePart, Message, normalize
 
 LINE_LIMIT = 64 * 1024 * 1024  # bytes of one line: pictures may stand in it as data URLs
 _MESSAGES = ("messages", "interactions")

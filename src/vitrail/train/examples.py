@@ -7,17 +7,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import ContextError, PromptError
-from vitrail.inputs.conversation_file import Conversation
-from vitrail.inputs.formats import encode_prompt
-from vitrail.inputs.formats.built import BuiltPrompt
-from vitrail.inputs.formats.pieces import BREAK, END, IMAGE
-from vitrail.inputs.images import load_image
-from vitrail.inputs.messages import ImagePart, Message, pictures
-from vitrail.inputs.prompt_view import AUTO, TEMPLATE, PromptMaker
+from vitrail.images.load import load_image
+from vitrail.processor.prompt_view import AUTO, TEMPLATE, PromptMaker
+from vitrail.prompts.builtin import encode_prompt
+from vitrail.prompts.builtin.built_prompt import BuiltPrompt
+from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE
+from vitrail.prompts.conversation_file import Conversation
+from vitrail.prompts.messages import ImagePart, Message, pictures
 from vitrail.train.conversations import Talk
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from vitrail.images.load import PilImage
 
 IGNORED = -100  # a label that does not count
 
@@ -28,7 +28,7 @@ class Example:
 
     ids: list[int]
     labels: list[int]
-    pictures: list[Image] = field(default_factory=list)
+    pictures: list[PilImage] = field(default_factory=list)
 
     @property
     def learned(self) -> int:

@@ -16,9 +16,9 @@ from vitrail.adapters.targets import find_targets, in_parts
 from vitrail.auto import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from vitrail.errors import InputError
 from vitrail.files.hub import resolve
-from vitrail.inputs.processor import PixtralProcessor
-from vitrail.inputs.prompt_view import PromptMaker, maker_of, open_maker
 from vitrail.model.pretrained import PreTrainedModel
+from vitrail.processor.processor import PixtralProcessor
+from vitrail.processor.prompt_view import PromptMaker, maker_of, open_maker
 from vitrail.quant.config import BitsAndBytesConfig
 from vitrail.quant.replace import QuantLinear
 from vitrail.train.examples import ExampleMaker

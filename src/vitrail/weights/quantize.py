@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail import __version__
+from vitrail._version import __version__
 from vitrail.errors import CheckpointError
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
 from vitrail.files.safetensors import library_order
 from vitrail.files.safetensors_writer import SafetensorsWriter
-from vitrail.ops.native_encode import squared_error
+from vitrail.ops.cpu.encode import squared_error
 from vitrail.ops.weight import dequantize
 from vitrail.quant import own_layout
 from vitrail.quant.config import BitsAndBytesConfig

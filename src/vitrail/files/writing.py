@@ -1,0 +1,38 @@
+"""Write small text files whole or not at all, and prepare the folder they go into."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitrail.errors import CheckpointError
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> Path:
+    """Write an object as transformers does: keys sorted, two spaces, a newline at the end."""
+    return write_text(file, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> Path:
+    """Write `text` whole or not at all; returns `file`. Raises CheckpointError if it cannot be written."""
+    scratch = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(file)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise CheckpointError(f"{file} cannot be written: {error.strerror or error}") from error
+    return file
+
+
+def prepare_folder(save_directory: str | os.PathLike[str]) -> Path:
+    """The folder to save into, made if it is not there. Raises CheckpointError where a file stands in the way."""
+    folder = Path(save_directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be made: {error.strerror or error}") from error
+    return folder

@@ -1,0 +1,246 @@
+"""What both image processors share: options as attributes, files and dicts. No picture is touched here."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final, TypeVar
+
+from vitrail.errors import CheckpointError, UnsupportedError
+from vitrail.images.arrays import FIRST
+from vitrail.images.batch_feature import BatchFeature
+from vitrail.images.settings import INERT, ImageSettings, refuse_inert
+
+_Self = TypeVar("_Self", bound="BaseImageProcessor")
+
+CONFIG_NAME: Final = "preprocessor_config.json"
+PROCESSOR_NAME: Final = "processor_config.json"
+# Keys of the files that name classes and are no options.
+_SERVICE: Final = frozenset({"image_processor_type", "feature_extractor_type", "_valid_processor_keys"})
+# Both classes may meet these in a file that the other one wrote.
+_SHARED: Final[dict[str, tuple[Any, ...]]] = {
+    **INERT,
+    "data_format": (FIRST,),
+    "device": (),
+    "input_data_format": (),
+    "return_tensors": (),
+}
+
+
+class BaseImageProcessor:
+    """Options, saving and loading of an image processor.
+
+    Subclasses name their options in `option_names` and set each as an attribute; `extra_options` holds keys
+    of a file that this class does not know, which are kept and written back.
+    """
+
+    model_input_names: ClassVar[list[str]] = ["pixel_values", "image_sizes"]
+    option_names: ClassVar[tuple[str, ...]] = ()
+    # Vitrail's own, written to a file only where they are not the default.
+    own_options: ClassVar[dict[str, Any]] = {"dialect": "hf", "max_image_tokens": None}
+
+    dialect: str
+    max_image_tokens: int | None
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._processor_class: str | None = kwargs.pop("processor_class", None)
+        self.extra_options: dict[str, Any] = {}
+        for name in _SERVICE & kwargs.keys():
+            del kwargs[name]
+        unknown = sorted(kwargs.keys() - _SHARED.keys())
+        if unknown:
+            raise UnsupportedError(f"{type(self).__name__} has no option {', '.join(unknown)}; leave it out.")
+        self._keep(kwargs)
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether pictures are processed as tensors (True) or as PIL pictures (False)."""
+        return False
+
+    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
+        """The same as `preprocess`."""
+        return self.preprocess(images, **kwargs)
+
+    def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
+        """What the subclasses do."""
+        raise UnsupportedError("Use PixtralImageProcessor or PixtralImageProcessorFast.")
+
+    def settings(self, given: Mapping[str, Any]) -> ImageSettings:
+        """The options of one call: what is given and not None, else this object's attributes."""
+        unknown = sorted(given.keys() - {*self.option_names, *self.own_options, *_SHARED})
+        if unknown:
+            raise UnsupportedError(f"{type(self).__name__}.preprocess has no option {', '.join(unknown)}.")
+        names = (*self.option_names, *self.own_options, *_SHARED)
+        options = {name: getattr(self, name, None) for name in names}
+        options |= {name: value for name, value in given.items() if value is not None}
+        return ImageSettings.of(options)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Self],
+        pretrained_model_name_or_path: str | Path,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str = "main",
+        **kwargs: Any,
+    ) -> Any:
+        """Read preprocessor_config.json, or the image_processor part of processor_config.json.
+
+        pretrained_model_name_or_path: a folder, one of the files itself, or a name on the hub; `subfolder=`
+        a folder within it; `format=` "hf" or "mistral" chooses where a repository has both. Further keywords
+        override options. Raises CheckpointError for missing files and
+        for one of another kind of image processor; UnsupportedError for unknown keywords.
+        """
+        place = Path(pretrained_model_name_or_path)
+        format = kwargs.pop("format", None)
+        if not place.is_file():
+            from vitrail.files.hub import resolve
+
+            place = resolve(
+                pretrained_model_name_or_path,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                format=format,
+            )
+            place = place / kwargs.pop("subfolder", "")
+        return cls.from_dict(read_image_processor_dict(place), **kwargs)
+
+    @classmethod
+    def from_dict(cls: type[_Self], image_processor_dict: Mapping[str, Any], **kwargs: Any) -> Any:
+        """Make one from the content of a file; keywords override options.
+
+        Unknown keys are kept, with a warning if they hold something. With return_unused_kwargs=True the
+        result is (processor, unknown keywords); without, unknown keywords raise UnsupportedError.
+        """
+        with_unused = kwargs.pop("return_unused_kwargs", False)
+        known = {*cls.option_names, *cls.own_options, *_SHARED, *_SERVICE, "processor_class"}
+        unused = {name: kwargs.pop(name) for name in list(kwargs) if name not in known}
+        if unused and not with_unused:
+            raise UnsupportedError(f"{cls.__name__} has no option {', '.join(sorted(unused))}; leave it out.")
+        data = {**image_processor_dict, **kwargs}
+        named = data.get("image_processor_type")
+        if named is not None and not is_pixtral(named):
+            raise CheckpointError(f"These are settings of {named}; {cls.__name__} was expected.")
+        processor = cls(**{key: value for key, value in data.items() if key in known})
+        processor._keep({key: value for key, value in data.items() if key not in known})
+        return (processor, unused) if with_unused else processor
+
+    @classmethod
+    def from_json_file(cls: type[_Self], json_file: str | Path) -> Any:
+        """Make one from a JSON file."""
+        return cls.from_dict(read_image_processor_dict(Path(json_file)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every option by its name, and the class's own name as `image_processor_type`."""
+        found = {name: _plain(getattr(self, name)) for name in self.option_names}
+        for name, default in self.own_options.items():
+            if getattr(self, name) != default:
+                found[name] = getattr(self, name)
+        return {**copy.deepcopy(self.extra_options), **found, "image_processor_type": type(self).__name__}
+
+    def to_json_string(self) -> str:
+        """The text of preprocessor_config.json."""
+        data = self.to_dict()
+        if self._processor_class is not None:
+            data["processor_class"] = self._processor_class
+        return json.dumps(data, indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | Path) -> None:
+        """Write `to_json_string` to a file."""
+        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+
+    def save_pretrained(
+        self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Write preprocessor_config.json into a folder (made if missing), and return its path in a list."""
+        if push_to_hub or kwargs:
+            names = ", ".join(sorted({*kwargs, *(["push_to_hub"] if push_to_hub else [])}))
+            raise UnsupportedError(f"save_pretrained does not do {names}; it writes to a local folder.")
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise CheckpointError(f"{folder} is a file; the folder to save to was expected.")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.to_json_file(folder / CONFIG_NAME)
+        return [str(folder / CONFIG_NAME)]
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
+        """Not supported: Vitrail only reads from the hub."""
+        raise UnsupportedError("push_to_hub is not supported; use save_pretrained and the hub's own client.")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.to_dict() == getattr(other, "to_dict", dict)()
+
+    __hash__ = None  # type: ignore[assignment]  # options can be changed
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+    def _set_processor_class(self, processor_class: str) -> None:
+        """Remember the class of the whole processor, for the file (the reference's name for this)."""
+        self._processor_class = processor_class
+
+    def _keep(self, extra: Mapping[str, Any]) -> None:
+        """Keep what is no option of this class as attributes that are written back."""
+        refuse_inert(extra)
+        for name, value in extra.items():
+            if value is not None and value not in _SHARED.get(name, ()):
+                warnings.warn(
+                    f"{type(self).__name__} does not use {name}={value!r}; it is kept.", stacklevel=4
+                )
+            if not hasattr(type(self), name):
+                setattr(self, name, value)
+            self.extra_options[name] = value
+
+
+def is_pixtral(image_processor_type: object) -> bool:
+    """Whether a file's image_processor_type is one of Pixtral's: transformers 4's two names, or 5's."""
+    return image_processor_type in (
+        "PixtralImageProcessor",
+        "PixtralImageProcessorFast",
+        "PixtralImageProcessorPil",
+    )
+
+
+def read_image_processor_dict(place: Path) -> dict[str, Any]:
+    """The settings in a folder or file, without the wrapper that transformers 5 puts around them."""
+    from vitrail.files.json import read_json
+
+    if place.is_dir():
+        names: Iterable[Path] = (place / CONFIG_NAME, place / PROCESSOR_NAME)
+    else:
+        names = (place,)
+    for path in names:
+        if not path.is_file():
+            continue
+        data = read_json(path)
+        inner = data.get("image_processor")
+        if path.name == PROCESSOR_NAME and inner is None:
+            continue
+        found = data if inner is None else inner
+        if not isinstance(found, dict):
+            raise CheckpointError(
+                f"{path} holds no settings of an image processor; a JSON object was expected."
+            )
+        return dict(found)
+    raise CheckpointError(
+        f"{place} holds no settings of an image processor: {CONFIG_NAME} is missing, and {PROCESSOR_NAME} "
+        "has no image_processor."
+    )
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON writes it: enumeration members by value, devices by name, tuples as lists."""
+    value = getattr(value, "value", value)
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

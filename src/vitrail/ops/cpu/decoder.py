@@ -1,0 +1,255 @@
+"""Whole blocks of a decoder as one call of the kernels in native/decoder.h. Which blocks may be one is model/fused.py's.
+
+No operator: the definition is the blocks themselves, called one by one, and the bits are the same. Where anything cannot
+be taken, the answer is None, and the caller goes block by block.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.ops.cpu import dense as cpu_dense, library, quant as cpu_quant
+from vitrail.ops.cpu.attention import AttentionCall
+from vitrail.ops.cpu.kv import CacheWrite, check, pointer, supported
+from vitrail.ops.kv import LayerKV
+from vitrail.ops.segments import Segments
+from vitrail.ops.weight import PackedWeight, Weight
+
+
+@dataclass(frozen=True, slots=True)
+class BlockWeights:
+    """The weights of one block: norms (D,), matrices (out, in) without biases; those of one field share their input."""
+
+    attention_norm: Tensor
+    mlp_norm: Tensor
+    qkv: tuple[Weight, Weight, Weight]
+    out: tuple[Weight]
+    gate_up: tuple[Weight, Weight]
+    down: tuple[Weight]
+
+    def products(self) -> tuple[tuple[Weight, ...], ...]:
+        """The four products in the order of native/decoder.h."""
+        return self.qkv, self.out, self.gate_up, self.down
+
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of both norms, then (out, in) of every matrix."""
+        matrices = (weight for weights in self.products() for weight in weights)
+        return tuple(tuple(x.shape) for x in (self.attention_norm, self.mlp_norm, *matrices))
+
+
+def _shapes(width: int, inner: int, heads: int, groups: int, head_width: int) -> tuple[tuple[int, ...], ...]:
+    """BlockWeights.shapes() of a block D wide, with this attention."""
+    whole, shared = heads * head_width, groups * head_width
+    matrices = (
+        (whole, width), (shared, width), (shared, width), (width, whole), (inner, width), (inner, width), (width, inner)
+    )  # fmt: skip
+    return (width,), (width,), *matrices
+
+
+class _Product(ctypes.Structure):
+    """Product of native/decoder.h."""
+
+    _fields_ = (
+        ("matrices", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("count", "columns", "group", "kind")),
+    )
+
+
+class _Block(ctypes.Structure):
+    """DecoderBlock of native/decoder.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm")),
+        *((name, _Product) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "scales")),
+    )
+
+
+class _Run(ctypes.Structure):
+    """DecoderRun of native/decoder.h."""
+
+    _fields_ = (
+        ("blocks", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("hidden", "cos", "sin", "temperature", "room")),
+        ("attend", AttentionCall),
+        ("write", CacheWrite),
+        *((name, ctypes.c_int64) for name in ("rows", "width", "inner")),
+        ("type", ctypes.c_int32),
+        ("eps", ctypes.c_float),
+    )
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> tuple[Any, Any]:
+    run, room = (library.function(name, ctypes.c_void_p) for name in ("vt_decoder_run", "vt_decoder_room"))
+    run.restype, room.restype = ctypes.c_int32, ctypes.c_int64
+    return run, room
+
+
+class DecoderProgram:
+    """The blocks of one decoder as the kernels take them: addresses. It does not keep the weights alive.
+
+    Whoever runs it has made sure that the weights are still where they were when it was made.
+
+    Attributes:
+        dtype: what activations are.
+        plain: whether there is a matrix that is not packed.
+    """
+
+    def __init__(self, blocks: Sequence[BlockWeights], dtype: torch.dtype, eps: float) -> None:
+        self.dtype = dtype
+        self._eps = eps
+        self._shapes = blocks[0].shapes()
+        every = (weight for block in blocks for weights in block.products() for weight in weights)
+        self.plain = any(isinstance(weight, Tensor) for weight in every)
+        self._kept: list[Any] = []
+        self._table = (_Block * len(blocks))()
+        for entry, block in zip(self._table, blocks, strict=True):
+            entry.attention_norm, entry.mlp_norm = block.attention_norm.data_ptr(), block.mlp_norm.data_ptr()
+            for name, weights in zip(("qkv", "out", "gate_up", "down"), block.products(), strict=True):
+                setattr(entry, name, self._product(weights))
+
+    @classmethod
+    def new(cls, blocks: Sequence[BlockWeights], dtype: torch.dtype, eps: float) -> DecoderProgram | None:
+        """A program for activations of `dtype`, or None where a weight is not the kernels' work.
+
+        Raises:
+            CheckpointError: the parts of a packed weight do not fit its shape.
+        """
+        if library.library() is None or not blocks or not all(_fits(block, dtype) for block in blocks):
+            return None
+        if len({block.shapes() for block in blocks}) > 1:
+            return None
+        return cls(blocks, dtype, eps)
+
+    def _product(self, weights: tuple[Weight, ...]) -> _Product:
+        first = weights[0]
+        table: Any
+        if isinstance(first, PackedWeight) and first.kind in cpu_quant.BITS:
+            packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
+            words = [word for weight in packed for word in _quant_words(weight)]
+            table = (ctypes.c_int64 * len(words))(*words)
+            group, kind = first.group, cpu_quant.BITS[first.kind]
+        else:
+            table = (cpu_dense.Matrix * len(weights))(*_matrices(weights, self.dtype))
+            group, kind = 1, 0
+        self._kept.append(table)
+        return _Product(ctypes.addressof(table), len(weights), first.shape[1], group, kind)
+
+    def run(
+        self,
+        hidden: Tensor,
+        turn: tuple[Tensor, Tensor, Tensor | None],
+        segments: Segments,
+        layers: Sequence[LayerKV],
+        *,
+        heads: int,
+        scale: float,
+        window: int | None,
+    ) -> Tensor | None:
+        """hidden (L, D) through all blocks: (L, D); new keys and values go into the cache. None: nothing was done.
+
+        Args:
+            turn: cos and sin (L, K), and the queries' temperature (L,) or None.
+            layers: each block's share of the cache.
+            heads, scale, window: of attention.
+
+        Raises:
+            InputError, MemoryError: as attention does.
+        """
+        kv = layers[0]
+        if library.library() is None or not supported(hidden, kv.keys, kv.scales):
+            return None
+        blocks, block, groups, width = kv.keys.shape
+        inner = self._shapes[-1][1]
+        if self._shapes != _shapes(hidden.shape[1], inner, heads, groups, width):
+            return None
+        if turn[0].shape != (len(hidden), width):
+            return None
+        if not all(_is_whole(layer) and layer.keys.shape == kv.keys.shape for layer in layers):
+            return None
+        # A copy: another thread may be running with another cache.
+        table = (_Block * len(self._table)).from_buffer_copy(self._table)
+        for entry, layer in zip(table, layers, strict=True):
+            entry.keys, entry.values = layer.keys.data_ptr(), layer.values.data_ptr()
+            entry.scales = pointer(layer.scales)
+        result = hidden.clone(memory_format=torch.contiguous_format)
+        cos, sin = turn[0].contiguous(), turn[1].contiguous()
+        temperature = None if turn[2] is None else turn[2].to(self.dtype).contiguous()
+        tensors = [
+            x.to(torch.int32).contiguous() for x in (kv.block_table, segments.q_offsets, segments.kv_lengths)
+        ]
+        slots = kv.slots.to(torch.int64).contiguous()
+        stored, given = library.DTYPES[kv.keys.dtype], library.DTYPES[self.dtype]
+        attend = AttentionCall(
+            block_table=tensors[0].data_ptr(), q_offsets=tensors[1].data_ptr(), kv_lengths=tensors[2].data_ptr(),
+            rows=len(result), segments=len(segments), heads=heads, groups=groups, width=width, slots=blocks * block,
+            block=block, table_width=tensors[0].shape[1], q_stride=heads * width, key_stride=groups * width,
+            value_stride=groups * width, window=window or 0, causal=True, type=given, key_type=stored, scale=scale,
+        )  # fmt: skip
+        write = CacheWrite(
+            at=slots.data_ptr(), rows=len(result), groups=groups, width=width, slots=blocks * block,
+            k_stride=groups * width, v_stride=groups * width, type=given, key_type=stored,
+        )  # fmt: skip
+        run = _Run(
+            blocks=ctypes.addressof(table), count=len(table), hidden=result.data_ptr(), cos=cos.data_ptr(),
+            sin=sin.data_ptr(), temperature=pointer(temperature), attend=attend, write=write, rows=len(result),
+            width=result.shape[1], inner=inner, type=given, eps=self._eps,
+        )  # fmt: skip
+        kernel, room_bytes = _kernels()
+        room = torch.empty(room_bytes(ctypes.byref(run)), dtype=torch.uint8, device="cpu")
+        run.room = room.data_ptr()
+        check(kernel(ctypes.byref(run)))
+        return result
+
+
+def _is_whole(layer: LayerKV) -> bool:
+    parts = [part for part in (layer.keys, layer.values, layer.scales) if part is not None]
+    return all(part.is_contiguous() and part.device.type == "cpu" for part in parts)
+
+
+def _quant_words(weight: PackedWeight) -> list[int]:
+    parts = weight.tensors
+    levels = parts["levels"] if weight.kind == "q4" else None
+    return cpu_quant.quant_words(
+        parts["codes"], parts["scales"], levels, weight.shape, weight.kind, weight.group
+    )
+
+
+def _matrices(weights: Sequence[Weight], dtype: torch.dtype) -> list[cpu_dense.Matrix]:
+    found = [cpu_dense.matrix_of(weight, dtype) for weight in weights]
+    return [matrix for matrix in found if matrix is not None]
+
+
+def _fits(block: BlockWeights, dtype: torch.dtype) -> bool:
+    norms = (block.attention_norm, block.mlp_norm)
+    if dtype not in cpu_dense.FLOATS or any(
+        norm.dtype != dtype or norm.device.type != "cpu" or not norm.is_contiguous() for norm in norms
+    ):
+        return False
+    return all(_go_together(weights, dtype) for weights in block.products())
+
+
+def _go_together(weights: Sequence[Weight], dtype: torch.dtype) -> bool:
+    """Whether these are one Product: on the CPU, of one kind, and nothing that PyTorch multiplies."""
+    first = weights[0]
+    if any(weight.device.type != "cpu" for weight in weights):
+        return False
+    if isinstance(first, PackedWeight) and first.kind in cpu_quant.BITS:
+        return all(
+            isinstance(weight, PackedWeight) and (weight.kind, weight.group) == (first.kind, first.group)
+            for weight in weights
+        )
+    if not isinstance(first, PackedWeight) and dtype == torch.float32:
+        return False  # PyTorch's own product is better
+    matrices = _matrices(weights, dtype)
+    formats = {(matrix.format, matrix.type) for matrix in matrices}
+    return len(matrices) == len(weights) and len(formats) == 1

@@ -1,0 +1,162 @@
+"""Operators on single rows: norm, SwiGLU's gate, rotary. Definitions in PyTorch, kernels from native/rows.h.
+
+Each function takes the kernel's operator where no gradient is asked for, else the PyTorch definition: the operators have
+no derivatives. A row's bits never depend on other rows; all instruction sets give the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitrail.ops.cpu import library
+from vitrail.ops.rope import rotate
+
+_POINTER, _SIZE, _TYPE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x (…, D) / sqrt(mean(x²) + eps) in float32, rounded to x's dtype, times weight (D,)."""
+    if _differentiated(x, weight):
+        return rms_norm_oracle(x, weight, eps)
+    normed: Tensor = torch.ops.vitrail.rms_norm(x, weight, eps)
+    return normed
+
+
+def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up, both (…, F); silu is rounded to the dtype before the product (arXiv 2002.05202)."""
+    if _differentiated(gate, up):
+        return silu_gate_oracle(gate, up)
+    gated: Tensor = torch.ops.vitrail.silu_gate(gate, up)
+    return gated
+
+
+def rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q (L, A, K) and k (L, G, K) turned by cos, sin (L, K) of their dtype: ops/rope.rotate of both, bit for bit."""
+    if _differentiated(q, k):
+        return rotate_pair_oracle(q, k, cos, sin)
+    turned: tuple[Tensor, Tensor] = torch.ops.vitrail.rotate_pair(q, k, cos, sin)
+    return turned
+
+
+def _differentiated(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+# --- definitions ----------------------------------------------------------------------------------------------------
+
+
+def rms_norm_oracle(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm` in PyTorch."""
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * scaled.to(x.dtype)
+
+
+def silu_gate_oracle(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu_gate` in PyTorch."""
+    return F.silu(gate) * up
+
+
+def rotate_pair_oracle(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """`rotate_pair` in PyTorch."""
+    return rotate(q, cos, sin), rotate(k, cos, sin)
+
+
+# --- kernels --------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _rms_norm_kernel() -> Any:
+    return library.function("vt_rms_norm", _POINTER, _POINTER, _POINTER, _TYPE, _SIZE, _SIZE, ctypes.c_float)
+
+
+@lru_cache(maxsize=1)
+def _silu_gate_kernel() -> Any:
+    return library.function("vt_silu_gate", _POINTER, _POINTER, _POINTER, _TYPE, _SIZE)
+
+
+@lru_cache(maxsize=1)
+def _rotate_kernel() -> Any:
+    return library.function("vt_rotate", *[_POINTER] * 6, _TYPE, *[_SIZE] * 4)
+
+
+def _of_one_type(*tensors: Tensor) -> bool:
+    """Whether kernels can take these: of one float type that they know."""
+    dtype = tensors[0].dtype
+    return dtype in _FLOATS and all(tensor.dtype == dtype for tensor in tensors)
+
+
+def _rms_norm_cpu(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    width = weight.shape[0]
+    if library.library() is None or not _of_one_type(x, weight) or x.shape[-1] != width or not width:
+        return rms_norm_oracle(x, weight, eps)
+    x, weight = x.contiguous(), weight.contiguous()
+    y = torch.empty_like(x)
+    kind = library.DTYPES[x.dtype]
+    _rms_norm_kernel()(x.data_ptr(), weight.data_ptr(), y.data_ptr(), kind, x.numel() // width, width, eps)
+    return y
+
+
+def _silu_gate_cpu(gate: Tensor, up: Tensor) -> Tensor:
+    if library.library() is None or not _of_one_type(gate, up) or gate.shape != up.shape:
+        return silu_gate_oracle(gate, up)
+    gate, up = gate.contiguous(), up.contiguous()
+    y = torch.empty_like(gate)
+    _silu_gate_kernel()(
+        gate.data_ptr(), up.data_ptr(), y.data_ptr(), library.DTYPES[gate.dtype], gate.numel()
+    )
+    return y
+
+
+def _rotate_pair_cpu(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    rows, q_heads, width = q.shape
+    fits = k.shape[0] == rows and k.shape[2] == width and cos.shape == sin.shape == (rows, width)
+    if library.library() is None or not fits or width % 2 or not _of_one_type(q, k, cos, sin):
+        return rotate_pair_oracle(q, k, cos, sin)
+    q, k, cos, sin = q.contiguous(), k.contiguous(), cos.contiguous(), sin.contiguous()
+    results = torch.empty_like(q), torch.empty_like(k)
+    addresses = [tensor.data_ptr() for tensor in (q, k, cos, sin, *results)]
+    _rotate_kernel()(*addresses, library.DTYPES[q.dtype], rows, q_heads, k.shape[1], width)
+    return results
+
+
+# --- registration ---------------------------------------------------------------------------------------------------
+
+
+def _rms_norm_fake(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, weight.dtype))
+
+
+def _silu_gate_fake(gate: Tensor, up: Tensor) -> Tensor:
+    return gate.new_empty(gate.shape, dtype=torch.promote_types(gate.dtype, up.dtype))
+
+
+def _rotate_pair_fake(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape)
+
+
+library.define(
+    "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor",
+    cpu=_rms_norm_cpu,
+    everywhere=rms_norm_oracle,
+    fake=_rms_norm_fake,
+)
+library.define(
+    "silu_gate(Tensor gate, Tensor up) -> Tensor",
+    cpu=_silu_gate_cpu,
+    everywhere=silu_gate_oracle,
+    fake=_silu_gate_fake,
+)
+library.define(
+    "rotate_pair(Tensor q, Tensor k, Tensor cos, Tensor sin) -> (Tensor, Tensor)",
+    cpu=_rotate_pair_cpu,
+    everywhere=rotate_pair_oracle,
+    fake=_rotate_pair_fake,
+)

@@ -1,0 +1,1 @@
+"""The processor: messages, text and images to the tensors that a model takes."""

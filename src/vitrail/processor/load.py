@@ -1,0 +1,191 @@
+"""A processor's parts out of a folder, in the layouts of transformers 4.x and 5.x. Builds the parts, not the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.configs.params import config_dict_of
+from vitrail.errors import CheckpointError, InputError
+from vitrail.files.json import read_json
+from vitrail.files.layout import MISTRAL, choose_format
+from vitrail.prompts.chat_template import find_chat_template
+from vitrail.tokenizer.config_file import read_tokenizer_config
+from vitrail.tokenizer.fast import FastTokenizer
+from vitrail.tokenizer.load import check_tokenizer, open_tokenizer_of
+from vitrail.tokenizer.mistral import MistralCommonTokenizer
+from vitrail.tokenizer.special_tokens import NAMES
+
+if TYPE_CHECKING:
+    from vitrail.images.processor import PixtralImageProcessor, PixtralImageProcessorFast
+
+_TOKENS = ("image_token", "image_break_token", "image_end_token")
+_OWN = ("patch_size", "spatial_merge_size", "chat_template", *_TOKENS)
+_TOKENIZER_OPTIONS = ("padding_side", "truncation_side", "model_max_length", "model_input_names", *NAMES)
+
+
+def read_processor(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `PixtralProcessor` for a folder. Raises CheckpointError, and InputError for unknown overrides."""
+    known = (*_OWN, *_TOKENIZER_OPTIONS, "use_fast", "format", "tokenizer_mode")
+    if unknown := sorted(set(overrides) - set(known)):
+        raise InputError(f"unknown arguments: {', '.join(unknown)}")
+    stored = _optional(folder / "processor_config.json")
+    config = config_dict_of(folder, overrides.get("format"))
+    if stored.get("processor_class", "PixtralProcessor") != "PixtralProcessor":
+        raise CheckpointError(f"{folder} holds a {stored['processor_class']}; PixtralProcessor was expected")
+    mode = overrides.get("tokenizer_mode", "auto")
+    check_tokenizer(folder, config, mode)
+    given = {name: overrides[name] for name in _TOKENIZER_OPTIONS if name in overrides}
+    tokenizer = open_tokenizer_of(folder, mode, **given)
+    native = native_pictures(tokenizer) if isinstance(tokenizer, MistralCommonTokenizer) else {}
+    own_format = choose_format(folder, overrides.get("format")) == MISTRAL
+    image_processor = image_processor_of(
+        folder, config, overrides.get("use_fast"), native, own_format=own_format
+    )
+    arguments: dict[str, Any] = {name: stored[name] for name in _TOKENS if stored.get(name) is not None}
+    for name, token in arguments.items():
+        if not isinstance(token, str):
+            raise CheckpointError(f"{folder}/processor_config.json: {name} must be a text; got {token!r}")
+    arguments["patch_size"] = _side(stored.get("patch_size"), config, image_processor)
+    merge = stored.get("spatial_merge_size")
+    if merge is None and not config:
+        merge = native.get("spatial_merge_size")
+    arguments["spatial_merge_size"] = _merge(merge, config)
+    if isinstance(tokenizer, FastTokenizer):  # the others make prompts in the format of their own file
+        template = find_chat_template(folder, read_tokenizer_config(folder))
+        arguments["chat_template"] = template if template is not None else stored.get("chat_template")
+    return {
+        **arguments,
+        **{name: overrides[name] for name in _OWN if name in overrides},
+        "image_processor": image_processor,
+        "tokenizer": tokenizer,
+    }
+
+
+def picture_settings(folder: Path, format: str | None = None) -> dict[str, Any]:
+    """How pictures are prepared in a folder, as keywords of `grid.image_grid`; no tokenizer is opened."""
+    config = config_dict_of(folder, format)
+    own_format = choose_format(folder, format) == MISTRAL
+    image_processor = image_processor_of(folder, config, None, own_format=own_format)
+    stored = _optional(folder / "processor_config.json")
+    settings = image_processor.settings({})
+    return {
+        "patch_size": _side(stored.get("patch_size"), config, image_processor),
+        "merge": _merge(stored.get("spatial_merge_size"), config),
+        "longest_edge": settings.box,
+        "dialect": settings.dialect,
+    }
+
+
+def native_pictures(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
+    """What the file of mistral-common's tokenizer says of pictures: settings of an image processor, and the merge.
+
+    Empty where it is for text alone.
+    """
+    config = tokenizer.picture_config
+    if config is None:
+        return {}
+    side, merge = config.image_patch_size, getattr(config, "spatial_merge_size", 1)
+    settings = {
+        "patch_size": {"height": side, "width": side},
+        "size": {"longest_edge": config.max_image_size},
+        "dialect": "mistral",
+    }
+    return {"settings": settings, "spatial_merge_size": merge}
+
+
+def processor_parts(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
+    """The arguments of `PixtralProcessor` for a tokenizer of mistral-common alone. Raises CheckpointError."""
+    from vitrail.images.processor import PixtralImageProcessor
+
+    native = native_pictures(tokenizer)
+    if not native:
+        raise CheckpointError(
+            "this tokenizer's file is for text alone; it does not say how pictures are prepared"
+        )
+    image_processor = PixtralImageProcessor.from_dict(native["settings"])
+    merge = native["spatial_merge_size"]
+    side = native["settings"]["patch_size"]["height"]
+    return {
+        "tokenizer": tokenizer,
+        "image_processor": image_processor,
+        "patch_size": side,
+        "spatial_merge_size": merge,
+    }
+
+
+def image_processor_of(
+    folder: Path,
+    config: Mapping[str, Any],
+    use_fast: bool | None,
+    native: Mapping[str, Any] | None = None,
+    *,
+    own_format: bool,
+) -> PixtralImageProcessor | PixtralImageProcessorFast:
+    """As the folder says; where it says nothing, with the vision tower's patch and picture size.
+
+    native: what the tokenizer's file says of pictures. own_format: the folder is in Mistral's own format, whose dialect is
+    then the default.
+    """
+    from vitrail.images.processor import PixtralImageProcessor, PixtralImageProcessorFast
+
+    vision = config.get("vision_config")
+    settings = _image_settings(folder)
+    if settings is None and native and (own_format or not isinstance(vision, Mapping)):
+        settings = native["settings"]
+    if settings is None:
+        if not isinstance(vision, Mapping) or not isinstance(vision.get("patch_size"), int):
+            raise CheckpointError(
+                f"{folder} does not say how pictures are prepared: there is neither a preprocessor_config.json nor an "
+                "image_processor in processor_config.json, nor a vision_config with a patch_size in config.json"
+            )
+        side, edge = vision["patch_size"], vision.get("image_size", 1024)
+        settings = {"patch_size": {"height": side, "width": side}, "size": {"longest_edge": edge}}
+    if own_format:  # whose own reader prepares pictures in this way
+        settings = {"dialect": "mistral", **settings}
+    named_fast = settings.get("image_processor_type") == "PixtralImageProcessorFast"
+    fast = named_fast if use_fast is None else use_fast
+    made: PixtralImageProcessor | PixtralImageProcessorFast
+    made = (PixtralImageProcessorFast if fast else PixtralImageProcessor).from_dict(settings)
+    return made
+
+
+def _image_settings(folder: Path) -> dict[str, Any] | None:
+    from vitrail.images.processor_base import read_image_processor_dict
+
+    if (folder / "preprocessor_config.json").is_file():
+        return read_image_processor_dict(folder)
+    if "image_processor" in _optional(folder / "processor_config.json"):
+        return read_image_processor_dict(folder)
+    return None
+
+
+def _side(stored: Any, config: Mapping[str, Any], image_processor: Any) -> int:
+    """The patch's side: of processor_config.json, else of the model, else of the image processor."""
+    vision = config.get("vision_config")
+    if stored is None and isinstance(vision, Mapping):
+        stored = vision.get("patch_size")
+    side = image_processor.patch_size if stored is None else stored
+    if isinstance(side, Mapping):
+        side = side.get("height")
+    return _positive(side, "patch_size")
+
+
+def _merge(stored: Any, config: Mapping[str, Any]) -> int:
+    """The merge: of processor_config.json, which some re-uploads lack; then of the model; else 1."""
+    if stored is None:
+        stored = config.get("spatial_merge_size", 2 if config.get("model_type") == "mistral3" else 1)
+    return _positive(stored, "spatial_merge_size")
+
+
+def _positive(value: Any, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(
+            f"processor_config.json: {name} must be a whole number of at least 1; got {value!r}"
+        )
+    return value
+
+
+def _optional(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}

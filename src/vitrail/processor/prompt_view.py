@@ -1,0 +1,259 @@
+"""Conversations → ids, text and picture grids, to look at them: any tokenizer, any format, pictures by size alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vitrail.errors import CheckpointError, InputError, PromptError
+from vitrail.images.grid import Grid, image_grid
+from vitrail.prompts.builtin import FORMATS, build_prompt, encode_prompt
+from vitrail.prompts.builtin.built_prompt import BuiltPrompt, expansion
+from vitrail.prompts.builtin.encode_chat import choose_format
+from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE
+from vitrail.prompts.builtin.sizes import lay_out, picture_size
+from vitrail.prompts.builtin.tools import read_tools
+from vitrail.prompts.control_token_mask import control_pattern, count, substitute
+from vitrail.prompts.conversation_file import Conversation
+from vitrail.prompts.render import choose_template, render_chat
+from vitrail.responses.control_names import control_names
+from vitrail.tokenizer.fast import FastTokenizer
+from vitrail.tokenizer.load import load_tokenizer
+from vitrail.tokenizer.mistral import MistralCommonTokenizer
+
+if TYPE_CHECKING:
+    from vitrail.processor.processor import PixtralProcessor
+
+TEMPLATE, AUTO = "template", "auto"
+FORMAT_NAMES = (AUTO, TEMPLATE, *FORMATS)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring ids that are shown together: a control token, a text, or a picture (`grid`: rows, columns)."""
+
+    kind: Literal["control", "text", "picture"]
+    text: str
+    ids: tuple[int, ...]
+    grid: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class PromptView:
+    """A prompt: its ids, the text that they decode to, [rows, columns] of [IMG] of each picture, and the format's name."""
+
+    ids: list[int]
+    text: str
+    grids: list[list[int]]
+    format: str
+    tokenizer: Any
+
+    def as_json(self) -> dict[str, Any]:
+        """What `vitrail prompt --json` prints."""
+        return {"ids": self.ids, "text": self.text, "grids": self.grids}
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The prompt in pieces, in order."""
+        names = control_names(self.tokenizer)
+        return list(_runs(self.ids, names, self.tokenizer))
+
+    @property
+    def typed(self) -> dict[str, int]:
+        """Control tokens that stand in the prompt as text, because somebody typed them, and how often."""
+        pattern = control_pattern(tuple(sorted(set(control_names(self.tokenizer).values()))))
+        found: dict[str, int] = {}
+        for run in self.runs:
+            if run.kind == "text":
+                for name in pattern.findall(run.text):
+                    found[name] = found.get(name, 0) + 1
+        return found
+
+
+@dataclass(frozen=True)
+class PromptMaker:
+    """A tokenizer, what it says of pictures (None: nothing), and the checkpoint's chat template (None: there is none)."""
+
+    tokenizer: FastTokenizer | MistralCommonTokenizer
+    pictures: Mapping[str, Any] | None = None
+    template: Any = None
+
+    def make(self, conversation: Conversation, format: str | None = None) -> PromptView:
+        """The prompt of a conversation.
+
+        format: a built-in format's name; "auto" for the tokenizer's own; "template" for the checkpoint's chat template;
+        None for the template if there is one, else "auto". Pictures are only measured, and `size:WxH` is enough.
+        Raises PromptError that says where in the conversation the fault is.
+        """
+        name = format or (AUTO if self.template is None else TEMPLATE)
+        try:
+            read_tools(conversation.tools)
+            ids, grids, shown = (
+                self._template(conversation) if name == TEMPLATE else self._built(conversation, name)
+            )
+        except PromptError as error:
+            if not conversation.place:
+                raise
+            raise PromptError(f"{conversation.place}: {error}") from error
+        cells = [[grid.rows, grid.cols] for grid in grids]
+        return PromptView(ids, self.tokenizer.decode(ids), cells, shown, self.tokenizer)
+
+    def build(
+        self, conversation: Conversation, name: str = AUTO, *, mode: str = "test"
+    ) -> tuple[BuiltPrompt, list[Grid]]:
+        """The prompt of a conversation in a built-in format, with its pieces, and its grids; `mode` as `build_prompt`."""
+        form = choose_format(name, self.tokenizer.prompt_format)
+        prompt = build_prompt(
+            conversation.messages,
+            form,
+            tools=conversation.tools,
+            continue_final_message=conversation.continue_final_message,
+            reasoning_effort=conversation.reasoning_effort,
+            mode=mode,
+        )
+        return lay_out(prompt, self._grid, placeholders=True)
+
+    def _built(self, conversation: Conversation, name: str) -> tuple[list[int], list[Grid], str]:
+        prompt, grids = self.build(conversation, name)
+        shown = choose_format(name, self.tokenizer.prompt_format).name
+        return encode_prompt(prompt, self.tokenizer.encoder), grids, shown
+
+    def _template(self, conversation: Conversation) -> tuple[list[int], list[Grid], str]:
+        if not isinstance(self.tokenizer, FastTokenizer):
+            raise PromptError(
+                "tokenizers of mistral-common have formats, no chat template; choose another format"
+            )
+        controls = tuple(dict.fromkeys((*self.tokenizer.control_tokens, IMAGE, BREAK, END)))
+        effort = conversation.reasoning_effort
+        last = conversation.messages[-1] if conversation.messages else None
+        chat = render_chat(
+            conversation.messages,
+            choose_template(self.template, None, conversation.tools, controls),
+            controls=controls,
+            special_tokens=self.tokenizer.special_tokens_map,
+            tools=conversation.tools,
+            add_generation_prompt=_role(last) != "assistant",
+            continue_final_message=conversation.continue_final_message,
+            variables={} if effort is None else {"reasoning_effort": effort},
+        )
+        (prompt,), (parts,) = chat.prompts, chat.pictures
+        if count(prompt, IMAGE) != len(parts):
+            raise PromptError(f"the template wrote {count(prompt, IMAGE)} {IMAGE} for {len(parts)} pictures")
+        grids = [self._grid(*picture_size(part, placeholders=True)) for part in parts]
+        prompt = substitute(prompt, IMAGE, ("".join(expansion(grid.rows, grid.cols)) for grid in grids))
+        bos = self.tokenizer.bos_token
+        special = bos is None or not prompt.startswith(
+            bos
+        )  # a template that writes none expects it from here
+        return self.tokenizer(prompt, add_special_tokens=special)["input_ids"], grids, TEMPLATE
+
+    def _grid(self, height: int, width: int) -> Grid:
+        if self.pictures is None:
+            raise InputError(
+                "this tokenizer does not say how pictures are prepared; give the folder of a checkpoint that reads them"
+            )
+        return image_grid(height, width, **self.pictures)
+
+
+def open_maker(name: str | Path) -> PromptMaker:
+    """The maker for a tokenizer's file (tokenizer.json, tekken.json, *.model.v*), a checkpoint's folder or a hub name.
+
+    Raises CheckpointError for what is missing or damaged.
+    """
+    path = Path(name)
+    if path.is_file() and path.name != "tokenizer.json":
+        return _of_file(path)
+    if not path.exists() and (path.suffix == ".json" or ".model" in path.name):
+        raise CheckpointError(f"there is no file {path}; expected tokenizer.json, tekken.json or *.model.v*")
+    from vitrail.files.hub import resolve
+    from vitrail.processor.load import read_processor
+
+    folder = path.parent if path.is_file() else resolve(name)
+    if any((folder / file).is_file() for file in ("preprocessor_config.json", "processor_config.json")):
+        return _of_parts(read_processor(folder, {}))
+    tokenizer = load_tokenizer(folder)
+    return _of_tokenizer(tokenizer)
+
+
+def maker_of(processor: PixtralProcessor) -> PromptMaker:
+    """The maker of a processor: its tokenizer, its pictures' grids, its chat template."""
+    return _of_parts(vars(processor))
+
+
+def _role(message: Any) -> Any:
+    return message.get("role") if isinstance(message, Mapping) else getattr(message, "role", None)
+
+
+def _of_file(path: Path) -> PromptMaker:
+    if path.suffix == ".json" and "tekken" not in path.name:
+        from vitrail.tokenizer.backend import read_backend
+
+        return PromptMaker(FastTokenizer(read_backend(path)))
+    return _of_tokenizer(MistralCommonTokenizer(path))
+
+
+def _of_tokenizer(tokenizer: FastTokenizer | MistralCommonTokenizer) -> PromptMaker:
+    if isinstance(tokenizer, FastTokenizer):
+        return PromptMaker(tokenizer, template=tokenizer.chat_template)
+    from vitrail.processor.load import processor_parts
+
+    return (
+        PromptMaker(tokenizer) if tokenizer.picture_config is None else _of_parts(processor_parts(tokenizer))
+    )
+
+
+def _of_parts(parts: Mapping[str, Any]) -> PromptMaker:
+    """From the arguments of a PixtralProcessor."""
+    images, tokenizer = parts["image_processor"], parts["tokenizer"]
+    size = images.size
+    edge = size["longest_edge"] if "longest_edge" in size else (size["height"], size["width"])
+    pictures = {
+        "patch_size": parts["patch_size"],
+        "merge": parts["spatial_merge_size"],
+        "longest_edge": edge,
+        "dialect": images.settings({}).dialect,
+        "max_image_tokens": images.max_image_tokens,
+    }
+    template = parts.get("chat_template")
+    if template is None:
+        template = getattr(tokenizer, "chat_template", None)
+    return PromptMaker(tokenizer, pictures, template)
+
+
+def _runs(ids: list[int], names: Mapping[int, str], tokenizer: Any) -> Iterator[Run]:
+    """Text up to the next control token, control tokens one by one, and each picture as one run."""
+    start = 0
+    while start < len(ids):
+        stop = start + 1
+        name = names.get(ids[start])
+        if name is None:
+            while stop < len(ids) and ids[stop] not in names:
+                stop += 1
+            yield Run("text", tokenizer.decode(ids[start:stop]), tuple(ids[start:stop]))
+        elif name == IMAGE and (grid := _grid_at(ids, start, names)) is not None:
+            stop = start + grid[0] * (grid[1] + 1)
+            yield Run("picture", f"[IMG {grid[0]}×{grid[1]}]", tuple(ids[start:stop]), grid)
+        else:
+            yield Run("control", name, (ids[start],))
+        start = stop
+
+
+def _grid_at(ids: list[int], start: int, names: Mapping[int, str]) -> tuple[int, int] | None:
+    """(rows, columns) of the picture whose tokens begin at `start`; None where they are not a whole grid."""
+    rows = 0
+    cols: int | None = None
+    width = 0
+    for place in range(start, len(ids)):
+        name = names.get(ids[place])
+        if name == IMAGE:
+            width += 1
+            continue
+        if name not in (BREAK, END) or not width or cols not in (None, width):
+            return None
+        rows, cols, width = rows + 1, width, 0
+        if name == END:
+            return rows, cols
+    return None

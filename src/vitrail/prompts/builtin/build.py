@@ -1,0 +1,109 @@
+"""Conversations → prompts in a built-in format: the one entrance. Ids are made in encoding.py."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from vitrail.errors import PromptError
+from vitrail.prompts.builtin.built_prompt import BuiltPrompt
+from vitrail.prompts.builtin.card import write_card
+from vitrail.prompts.builtin.description import Format
+from vitrail.prompts.builtin.pieces import BOS, Control, Section, Text
+from vitrail.prompts.builtin.tools import read_tools
+from vitrail.prompts.builtin.turns import Turn, read_turns
+from vitrail.prompts.builtin.validation import Mode, Refused, check_mode, check_turns
+from vitrail.prompts.builtin.versions import FORMATS, find_format
+from vitrail.prompts.builtin.writing import write_sections
+
+
+def build_prompt(
+    conversation: Any,
+    format: str | Format,
+    *,
+    tools: Any = None,
+    continue_final_message: bool = False,
+    reasoning_effort: str | None = None,
+    mode: str = "test",
+    spaced: bool = False,
+) -> BuiltPrompt:
+    """One conversation → its prompt, in the format of that name.
+
+    conversation: messages in any spelling that `messages.normalize` reads; tools: definitions in OpenAI's shape;
+    continue_final_message: leave the last message, an assistant's, open; reasoning_effort: formats with settings only;
+    mode: what the conversation is for, as in mistral-common; spaced: show the spaces that SentencePiece puts before texts.
+    Raises PromptError that names the message and the field, and the formats that accept what this one refuses.
+    """
+    form = find_format(format)
+    if hasattr(conversation, "messages") and tools is None:
+        tools = getattr(conversation, "tools", None)  # a request of mistral-common carries its tools
+    turns, pictures = read_turns(conversation, continue_final_message)
+    shown, purpose = read_tools(tools), check_mode(mode)
+    try:
+        sections = _sections(turns, shown, reasoning_effort, form, purpose)
+    except Refused as error:
+        names = [name for name in FORMATS if _accepts(name, turns, shown, reasoning_effort, purpose)]
+        hint = f"; accepted by format {' or '.join(repr(name) for name in names)}" if names else ""
+        raise PromptError(f"{error}{hint}") from error
+    _tell_of_lost_tools(shown, sections, form)
+    prompt = BuiltPrompt((Section("begin", (Control(BOS),)), *sections), (), spaced, form.drops)
+    chosen = [pictures[number] for number in prompt.order]
+    return BuiltPrompt(prompt.sections, chosen, spaced, form.drops)
+
+
+def fim_prompt(
+    prompt: str, suffix: str | None = None, *, format: str | Format, spaced: bool = False
+) -> BuiltPrompt:
+    """A prompt to fill the gap between `prompt` and `suffix`. Raises PromptError where the format has no such prompts."""
+    form = find_format(format)
+    if not form.infills:
+        raise PromptError(f"format {form.name!r} has no prompts that fill a gap")
+    for name, value in (("prompt", prompt), ("suffix", suffix)):
+        if not isinstance(value, str) and not (name == "suffix" and value is None):
+            raise PromptError(f"{name}: expected a text, got {type(value).__name__}")
+    after = (Text(suffix, "infill"),) if suffix else ()
+    pieces = (Control(BOS), Control("[SUFFIX]"), *after, Control("[PREFIX]"), Text(prompt))
+    return BuiltPrompt((Section("begin", pieces),), (), spaced)
+
+
+def _sections(
+    turns: Sequence[Turn], tools: Any, effort: str | None, format: Format, mode: Mode
+) -> list[Section]:
+    check_turns(turns, format, mode)
+    settings = _settings(effort, format)
+    if not format.ordered:
+        return write_card(turns, tools, format)
+    return write_sections(turns, tools, settings, format)
+
+
+def _settings(effort: str | None, format: Format) -> dict[str, str]:
+    if not format.settings:
+        if effort is not None:
+            raise Refused(f"reasoning_effort: format {format.name!r} has no such setting; got {effort!r}")
+        return {}
+    if format.efforts is None:
+        raise Refused(
+            f"format {format.name!r} writes model settings, and the tokenizer's file has no model_settings_builder"
+        )
+    chosen = format.efforts.default if effort is None else effort
+    if chosen not in format.efforts.values:
+        raise Refused(f"reasoning_effort: expected one of {', '.join(format.efforts.values)}, got {effort!r}")
+    return {"reasoning_effort": chosen}
+
+
+def _accepts(name: str, turns: Sequence[Turn], tools: Any, effort: str | None, mode: Mode) -> bool:
+    try:
+        _sections(turns, tools, effort, FORMATS[name], mode)
+    except PromptError:
+        return False
+    return True
+
+
+def _tell_of_lost_tools(tools: Any, sections: Sequence[Section], format: Format) -> None:
+    """Mistral's formats leave tools out in two cases; that is said here."""
+    if tools and (format.tools == "nowhere" or not any(section.role == "user" for section in sections)):
+        why = (
+            "has no tools" if format.tools == "nowhere" else "shows tools in a user's turn, and there is none"
+        )
+        warnings.warn(f"tools are left out: format {format.name!r} {why}", stacklevel=4)

@@ -1,0 +1,134 @@
+"""Pieces → ids, with any tokenizer. Tokenizers of mistral-common: mistral_encoder.py; tokenizer.json: json_encoder.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from vitrail.errors import PromptError
+from vitrail.prompts.builtin.built_prompt import BuiltPrompt, expansion
+from vitrail.prompts.builtin.pieces import Control, Picture, Piece, Section, Text
+
+CARRIER = "☺"  # a sign that no word holds: a text behind it gets no space put in front
+
+
+class Encoder(Protocol):
+    """What the built-in formats ask of a tokenizer."""
+
+    spaced: bool
+    """Whether the tokenizer puts a space in front of every text, as SentencePiece does."""
+
+    def find(self, name: str) -> int | None:
+        """Id of a control token; None if there is none of this name."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text by itself, none of them a control token's. Raises PromptError for what cannot be encoded."""
+
+    def encode_bare(self, text: str) -> list[int]:
+        """As `encode`, with nothing put in front."""
+
+    def encode_infill(self, text: str) -> list[int]:
+        """As `encode_bare`, torn from a sign before it (FORMATS §6.4)."""
+
+
+def encode_prompt(prompt: BuiltPrompt, encoder: Encoder) -> list[int]:
+    """The ids of a prompt; a picture without a grid is one image token. Raises PromptError for missing control tokens."""
+    return [index for piece in joined(prompt.pieces, encoder) for index in encode_piece(piece, encoder)]
+
+
+def section_lengths(sections: Sequence[Section], encoder: Encoder) -> list[int]:
+    """How many ids each section is."""
+    return [
+        sum(len(encode_piece(piece, encoder)) for piece in joined(section.pieces, encoder))
+        for section in sections
+    ]
+
+
+def fit_prompt(prompt: BuiltPrompt, encoder: Encoder, limit: int) -> BuiltPrompt:
+    """The prompt without its oldest turns, so that what follows the begin token is at most `limit` ids.
+
+    mistral-common's rule: system messages and the last user message stay; with a user message goes all that follows
+    it, up to the next one. Raises PromptError where this is not enough, or the format has no such rule.
+    """
+    turns = prompt.sections[1:]
+    lengths = section_lengths(turns, encoder)
+    excess = sum(lengths) - limit
+    if excess <= 0:
+        return prompt
+    if not prompt.droppable:
+        raise PromptError(
+            f"the prompt has {sum(lengths)} ids after the begin token, more than max_length={limit}, and its format "
+            "has no rule for leaving messages out; shorten the conversation"
+        )
+    gone, excess = _oldest([section.role for section in turns], lengths, excess)
+    if excess > 0:
+        raise PromptError(
+            f"max_length={limit} is too short by {excess} ids for the system messages and the last user message, "
+            "which are never left out"
+        )
+    return prompt.without(place + 1 for place in gone)
+
+
+def joined(pieces: Iterable[Piece], encoder: Encoder) -> Iterator[Piece]:
+    """The pieces, with neighbouring bare texts as one, and optional control tokens that are missing as text."""
+    text: list[str] = []
+    for piece in pieces:
+        if isinstance(piece, Control) and piece.optional and encoder.find(piece.name) is None:
+            piece = Text(piece.name, "bare")
+        if isinstance(piece, Text) and piece.joint == "bare":
+            text.append(piece.text)
+            continue
+        if text:
+            yield Text("".join(text), "bare")
+            text = []
+        yield piece
+    if text:
+        yield Text("".join(text), "bare")
+
+
+def encode_piece(piece: Piece, encoder: Encoder) -> list[int]:
+    """The ids of one piece."""
+    if isinstance(piece, Control):
+        return [_control(piece.name, encoder)]
+    if isinstance(piece, Picture):
+        return _picture(piece, encoder)
+    if not piece.text:
+        return []
+    if piece.joint == "infill":
+        return encoder.encode_infill(piece.text)
+    return encoder.encode_bare(piece.text) if piece.joint == "bare" else encoder.encode(piece.text)
+
+
+def _picture(piece: Picture, encoder: Encoder) -> list[int]:
+    if piece.rows is None or piece.cols is None:
+        return [_control("[IMG]", encoder)]
+    names = list(expansion(piece.rows, piece.cols))
+    ids = {name: _control(name, encoder) for name in dict.fromkeys(names)}
+    return [ids[name] for name in names]
+
+
+def _control(name: str, encoder: Encoder) -> int:
+    index = encoder.find(name)
+    if index is None:
+        raise PromptError(
+            f"the tokenizer has no control token {name}, which this prompt needs; another format may not"
+        )
+    return index
+
+
+def _oldest(roles: Sequence[str], lengths: Sequence[int], excess: int) -> tuple[list[int], int]:
+    """The places of the turns to leave out, and the excess that remains."""
+    last_user = max((place for place, role in enumerate(roles) if role == "user"), default=-1)
+    gone: list[int] = []
+    place = 0
+    while excess > 0 and place < len(roles):
+        stop = place + 1
+        if roles[place] == "user":  # even the last one, which stays, takes what follows it along
+            while stop < len(roles) and roles[stop] != "user":
+                stop += 1
+        for at in range(place, stop):
+            if roles[at] != "system" and at != last_user:
+                gone.append(at)
+                excess -= lengths[at]
+        place = stop
+    return gone, excess

@@ -1,0 +1,159 @@
+"""Built-in formats behind the tokenizers' and the processor's calls: chats, pictures, truncation. The formats: formats/."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vitrail.errors import InputError, PromptError, UnsupportedError
+from vitrail.prompts.builtin import (
+    BuiltPrompt,
+    Encoder,
+    Format,
+    build_prompt,
+    encode_prompt,
+    find_format,
+    fit_prompt,
+)
+from vitrail.prompts.control_token_mask import count, substitute
+from vitrail.prompts.render import Chat
+
+if TYPE_CHECKING:
+    from vitrail.images.grid import Grid
+    from vitrail.tokenizer.mistral import MistralCommonTokenizer
+
+AUTO = "auto"
+_CHAT_OPTIONS = ("tools", "continue_final_message", "reasoning_effort", "mode")
+_NEEDLESS = ("add_generation_prompt",)  # Mistral's prompts end where the model begins
+
+
+def choose_format(name: str | Format, detect: Callable[[], Format]) -> Format:
+    """The format of a name; the one of the tokenizer's file for "auto"."""
+    return detect() if name == AUTO else find_format(name)
+
+
+def build_chat(conversation: Any, format: Format, encoder: Encoder, options: Mapping[str, Any]) -> Chat:
+    """One conversation or a list of them as prompts in a built-in format.
+
+    options: tools, continue_final_message, reasoning_effort, mode. Raises PromptError with the place of a fault,
+    InputError for other options.
+    """
+    given = {name: value for name, value in options.items() if name not in _NEEDLESS}
+    if given.pop("documents", None) is not None:
+        raise UnsupportedError("documents: the built-in prompt formats have no place for them")
+    if unknown := sorted(set(given) - set(_CHAT_OPTIONS)):
+        raise InputError(f"the built-in prompt formats have no options {', '.join(unknown)}")
+    rows, batched = _rows(conversation)
+    prompts = []
+    for index, row in enumerate(rows):
+        try:
+            prompts.append(build_prompt(row, format, spaced=encoder.spaced, **given))
+        except PromptError as error:
+            if batched:
+                raise PromptError(f"conversation {index}: {error}") from error
+            raise
+    return Chat(prompts, [list(prompt.pictures) for prompt in prompts], batched)
+
+
+def _rows(conversation: Any) -> tuple[list[Any], bool]:
+    """One conversation or a list of them → the list, and whether it was one; the messages stay as they were given."""
+    is_list = isinstance(conversation, (list, tuple)) and len(conversation) > 0
+    if is_list and (isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")):
+        return list(conversation), True
+    return [conversation], False
+
+
+def count_pictures(prompt: str, image_token: str) -> int:
+    """How many pictures a prompt shows."""
+    return len(prompt.pictures) if isinstance(prompt, BuiltPrompt) else count(prompt, image_token)
+
+
+def place_pictures(
+    prompts: Iterable[str], image_token: str, grids: Iterable[Grid], shown: Callable[[Grid], str]
+) -> list[str]:
+    """The prompts with the next of `grids` written out for each picture, in texts as `shown`."""
+    rest = iter(grids)
+    texts = (shown(grid) for grid in rest)
+    return [
+        p.with_grids(rest) if isinstance(p, BuiltPrompt) else substitute(p, image_token, texts)
+        for p in prompts
+    ]
+
+
+def remembered_pictures(texts: Sequence[str]) -> list[list[Any]] | None:
+    """Where the pictures of built prompts come from, a list for each text; None where there are none."""
+    sources = [
+        [part.source for part in text.pictures if part.source is not None]
+        if isinstance(text, BuiltPrompt)
+        else []
+        for text in texts
+    ]
+    return sources if any(sources) else None
+
+
+def fit_rows(prompts: Sequence[str], encoder: Encoder, limit: int) -> tuple[list[str], list[int]]:
+    """The prompts, those made from messages without their oldest turns if too long, and the pictures that stay.
+
+    Pictures are counted through all prompts. Errors: `fit_prompt`.
+    """
+    fitted: list[str] = []
+    kept: list[int] = []
+    start = 0
+    for prompt in prompts:
+        if not isinstance(prompt, BuiltPrompt):
+            raise InputError("truncation: mix no prompts from templates with those of built-in formats")
+        short = fit_text(prompt, encoder, limit)
+        after = short.order
+        kept += [start + place for place, number in enumerate(prompt.order) if number in after]
+        start += len(prompt.order)
+        fitted.append(short)
+    return fitted, kept
+
+
+def fit_text(prompt: BuiltPrompt, encoder: Encoder, limit: int | None) -> BuiltPrompt:
+    """The prompt without its oldest turns if it is too long; a warning tells which. Errors: `fit_prompt`."""
+    if limit is None or not prompt.from_messages:
+        return prompt
+    short = fit_prompt(prompt, encoder, limit)
+    if short.dropped != prompt.dropped:
+        names = ", ".join(map(str, short.dropped))
+        warnings.warn(
+            f"the prompt is too long for max_length={limit}: messages {names} are left out", stacklevel=4
+        )
+    return short
+
+
+def encode_built(prompt: BuiltPrompt, encoder: Encoder, limit: int | None, side: str) -> list[int]:
+    """The ids of a prompt; one that was no conversation is cut to `limit` at `side`, as any text."""
+    ids = encode_prompt(prompt, encoder)
+    if limit is None or prompt.from_messages or len(ids) <= limit:
+        return ids
+    return ids[-limit:] if side == "left" else ids[:limit]
+
+
+def chat_of_format(
+    tokenizer: MistralCommonTokenizer,
+    conversation: Any,
+    options: dict[str, Any],
+    call: dict[str, Any],
+    *,
+    tokenize: bool,
+    return_dict: bool,
+) -> Any:
+    """`MistralCommonTokenizer.apply_chat_template` with format=. options: `build_chat`'s; call: the tokenizer's."""
+    form = choose_format(options.pop("format", None) or AUTO, tokenizer.prompt_format)
+    options.setdefault("mode", tokenizer.mode)
+    chat = build_chat(conversation, form, tokenizer.encoder, options)
+    if not tokenize:
+        return chat.text
+    if not any(chat.pictures):
+        out = tokenizer(chat.text, **call)
+        return out if return_dict else out["input_ids"]
+    from vitrail.processor.load import processor_parts
+    from vitrail.processor.processor import PixtralProcessor
+
+    out = PixtralProcessor(**processor_parts(tokenizer))(text=chat.text, **call)
+    if return_dict:
+        return out
+    return out["input_ids"] if chat.batched or call["return_tensors"] is not None else out["input_ids"][0]

@@ -1,0 +1,51 @@
+"""Grids of pictures from their sizes alone (`size:WxH`, or of the opened picture). Prepares no pixels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from vitrail.errors import ImageError, PromptError
+from vitrail.prompts.builtin.built_prompt import BuiltPrompt
+
+if TYPE_CHECKING:
+    from vitrail.images.grid import Grid
+    from vitrail.prompts.messages import ImagePart
+
+_PLACEHOLDER = re.compile(r"size:([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
+
+
+def lay_out(
+    prompt: BuiltPrompt, grid: Callable[[int, int], Grid], *, placeholders: bool = False
+) -> tuple[BuiltPrompt, list[Grid]]:
+    """The prompt with the grids of its pictures, and these grids in its order.
+
+    grid: (height, width) in pixels → the grid. placeholders: whether the source `size:WxH` stands for a picture of
+    that size. Raises PromptError for a picture without a source, ImageError for one that cannot be opened; both say
+    which picture of the messages it is.
+    """
+    grids: list[Grid] = []
+    for number, part in zip(prompt.order, prompt.pictures, strict=True):
+        try:
+            grids.append(grid(*picture_size(part, placeholders=placeholders)))
+        except (PromptError, ImageError) as error:
+            raise type(error)(f"picture {number + 1} of the messages: {error}") from error
+    rest: Iterator[Grid] = iter(grids)
+    return prompt.with_grids(rest), grids
+
+
+def picture_size(part: ImagePart, *, placeholders: bool = False) -> tuple[int, int]:
+    """(height, width) in pixels of a picture of the messages. Errors: `lay_out`."""
+    source = part.source
+    if source is None:
+        raise PromptError("a picture has no source; give its 'image_url', or open it beside the messages")
+    if placeholders and isinstance(source, str) and source.startswith("size:"):
+        match = _PLACEHOLDER.fullmatch(source)
+        if match is None:
+            raise PromptError(f"a size is size:WxH, each of 1 to 999999 pixels; got {source[:80]!r}")
+        return int(match[2]), int(match[1])
+    from vitrail.images.load import load_image
+
+    width, height = load_image(source).size
+    return height, width

@@ -1,0 +1,168 @@
+"""Conversations as the built-in formats read them: turns with contents, calls and results. Knows no format's rules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from vitrail.errors import PromptError
+from vitrail.prompts.builtin.json_text import read_json_or_text
+from vitrail.prompts.builtin.pieces import Picture
+from vitrail.prompts.messages import ImagePart, Message, TextPart, ThinkPart, normalize
+
+NO_ID = "null"  # what stands for the id of a call that has none
+
+Item: TypeAlias = "str | ThinkPart | Picture"
+Content: TypeAlias = "str | tuple[Item, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call. `arguments`: the JSON value, or the text that was no JSON."""
+
+    id: str
+    name: str
+    arguments: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message. `index`: its place in the conversation; `prefix`: whether it is to be continued."""
+
+    index: int
+    role: str
+    content: Content
+    calls: tuple[Call, ...] = ()
+    call_id: str | None = None
+    name: str | None = None
+    prefix: bool = False
+
+    @property
+    def place(self) -> str:
+        """How errors name it."""
+        return f"messages[{self.index}]"
+
+
+def read_turns(conversation: Any, continue_final_message: bool) -> tuple[list[Turn], list[ImagePart]]:
+    """A conversation in any spelling → its turns, and its pictures in the order in which they are written.
+
+    Raises PromptError that names the message and the field.
+    """
+    messages = normalize(_completed(conversation))
+    pictures: list[ImagePart] = []
+    turns = [_turn(index, message, pictures) for index, message in enumerate(messages)]
+    if continue_final_message:
+        last = turns[-1]
+        if last.role != "assistant":
+            raise PromptError(
+                f"{last.place}.role: continue_final_message continues an assistant's message; "
+                f"the last one is of role {last.role!r}"
+            )
+        turns[-1] = Turn(last.index, last.role, last.content, last.calls, prefix=True)
+    return turns, pictures
+
+
+def _completed(conversation: Any) -> Any:
+    """The conversation with empty contents where an assistant's are left out, and without results that name no call."""
+    messages = getattr(conversation, "messages", conversation)
+    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
+        return messages
+    return [_complete(message, index) for index, message in enumerate(messages)]
+
+
+def _complete(message: Any, index: int) -> Any:
+    if isinstance(message, Message):
+        return message
+    if not isinstance(message, Mapping):
+        if getattr(message, "role", None) == "assistant" and getattr(message, "content", None) is None:
+            calls = getattr(message, "tool_calls", None)
+            prefix = bool(getattr(message, "prefix", False))
+            return {"role": "assistant", "content": "", "tool_calls": calls, "prefix": prefix}
+        return message
+    if message.get("role") == "assistant" and message.get("content") is None:
+        return {**message, "content": ""}
+    if message.get("role") == "tool" and "tool_call_id" not in message:
+        raise PromptError(f"messages[{index}].tool_call_id: a tool result names the call that it answers")
+    content = message.get("content")
+    for number, part in enumerate(content if isinstance(content, (list, tuple)) else ()):
+        if isinstance(part, Mapping) and part.get("type") == "text" and "text" not in part:
+            raise PromptError(
+                f"messages[{index}].content[{number}].text: missing; Mistral's formats read a part's text there, and "
+                "not under 'content', as some chat templates do"
+            )
+    return message
+
+
+def _turn(index: int, message: Message, pictures: list[ImagePart]) -> Turn:
+    place = f"messages[{index}]"
+    role = "system" if message.role == "developer" else message.role
+    content = _content(message, place, pictures)
+    if role != "assistant":
+        return Turn(index, role, content, call_id=message.tool_call_id, name=message.name)
+    reasoning = _reasoning(message, place)
+    if reasoning is not None:
+        if isinstance(content, tuple) and any(isinstance(item, ThinkPart) for item in content):
+            raise PromptError(f"{place}: give thinking parts in content, or reasoning, not both")
+        content = (ThinkPart(reasoning), *((content,) if isinstance(content, str) else content))
+    calls = tuple(
+        _call(call, f"{place}.tool_calls[{number}]") for number, call in enumerate(message.tool_calls)
+    )
+    return Turn(index, role, content, calls, prefix=bool(message.extra.get("prefix")))
+
+
+def _content(message: Message, place: str, pictures: list[ImagePart]) -> Content:
+    if message.content is None or isinstance(message.content, str):
+        return message.content or ""
+    items: list[Item] = []
+    for number, part in enumerate(message.content):
+        if isinstance(part, TextPart):
+            items.append(part.text)
+        elif isinstance(part, ImagePart):
+            items.append(Picture(len(pictures)))
+            pictures.append(part)
+        elif isinstance(part.thinking, str):
+            items.append(part)
+        else:
+            raise PromptError(f"{place}.content[{number}].thinking: expected a text, got a list of parts")
+    return tuple(items)
+
+
+def _reasoning(message: Message, place: str) -> str | None:
+    given = {name: message.extra.get(name) for name in ("reasoning_content", "reasoning")}
+    texts = [text for text in given.values() if text is not None]
+    for name, text in given.items():
+        if text is not None and not isinstance(text, str):
+            raise PromptError(f"{place}.{name}: expected a text, got {type(text).__name__}")
+    if len(set(texts)) > 1:
+        raise PromptError(f"{place}: reasoning and reasoning_content say different things; give one of them")
+    return texts[0] if texts else None
+
+
+def _call(call: Mapping[str, Any], place: str) -> Call:
+    function = call.get("function")
+    if not isinstance(function, Mapping):
+        raise PromptError(f"{place}.function: expected {{'name': …, 'arguments': …}}")
+    if call.get("type", "function") != "function":
+        raise PromptError(f"{place}.type: expected 'function', got {call['type']!r}")
+    identity, name = call.get("id", NO_ID), function.get("name")
+    for field, value in (("id", identity), ("function.name", name)):
+        if not isinstance(value, str):
+            raise PromptError(f"{place}.{field}: expected a text, got {type(value).__name__}")
+    if "arguments" not in function:
+        raise PromptError(f"{place}.function.arguments: missing; give a JSON text or an object")
+    return Call(str(identity), str(name), _arguments(function["arguments"], f"{place}.function.arguments"))
+
+
+def _arguments(given: Any, place: str) -> Any:
+    if given is None:
+        return {}
+    if isinstance(given, dict):
+        try:
+            given = json.dumps(given)  # what is no text as a key becomes one, as in every JSON
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PromptError(f"{place}: cannot be written as JSON: {error}") from error
+    if not isinstance(given, str):
+        raise PromptError(f"{place}: expected a JSON text or an object, got {type(given).__name__}")
+    return read_json_or_text(given, place)

@@ -1,0 +1,67 @@
+"""Chat templates as files: find those of a folder, write them back. Renders nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from vitrail.errors import CheckpointError
+from vitrail.files.json import read_json
+from vitrail.files.writing import write_text
+
+ChatTemplate: TypeAlias = str | dict[str, str]
+_TEMPLATE_LIMIT = 4 << 20  # bytes of a template file; template.py bounds the characters
+
+
+def find_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
+    """A folder's chat template, or name → template where it has several; None where it has none.
+
+    In this order: chat_template.jinja (and additional_chat_templates/), chat_template.json, and `chat_template`
+    in `config`, the folder's tokenizer_config.json. Raises CheckpointError for a file that holds none.
+    """
+    main = folder / "chat_template.jinja"
+    more = {
+        file.stem: _read_text(file) for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    }
+    if main.is_file():
+        return {"default": _read_text(main), **more} if more else _read_text(main)
+    if more:
+        return more
+    legacy = folder / "chat_template.json"
+    found = read_json(legacy).get("chat_template") if legacy.is_file() else config.get("chat_template")
+    if isinstance(found, list):  # the 4.x form of several templates
+        found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+    named = isinstance(found, dict) and all(isinstance(text, str) for item in found.items() for text in item)
+    if found is None or isinstance(found, str) or named:
+        return found
+    raise CheckpointError(
+        f"{folder}: 'chat_template' must be a text or named texts; got {type(found).__name__}"
+    )
+
+
+def save_chat_template(folder: Path, template: ChatTemplate | None) -> list[Path]:
+    """Write the template as .jinja files; returns them."""
+    named = {"default": template} if isinstance(template, str) else (template or {})
+    written = []
+    for name, text in named.items():
+        more = folder / "additional_chat_templates"
+        file = folder / "chat_template.jinja" if name == "default" else more / f"{Path(name).name}.jinja"
+        file.parent.mkdir(exist_ok=True)
+        written.append(write_text(file, text))
+    return written
+
+
+def _read_text(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(_TEMPLATE_LIMIT + 1)
+        if len(data) > _TEMPLATE_LIMIT:
+            raise CheckpointError(
+                f"{file} is larger than the {_TEMPLATE_LIMIT:,} bytes that a template may have"
+            )
+        return data.decode("utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file} is not UTF-8 text: byte {error.start}") from error

@@ -1,0 +1,110 @@
+"""Conversations → prompts, with the template that a tokenizer or processor has. Shared by both; makes no ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vitrail.errors import PromptError, UnsupportedError
+from vitrail.prompts.chat_template import ChatTemplate
+from vitrail.prompts.messages import ImagePart, normalize_batch, pictures
+
+# For folders without a template whose tokenizer has [INST]: Mistral's turns, in their simplest form.
+DEFAULT_TEMPLATE = """\
+{{- bos_token }}
+{%- macro show(content) %}
+{%- if content is string %}{{- content }}{%- else %}{%- for part in content %}
+{%- if part['type'] == 'image' %}[IMG]{%- elif part['type'] == 'text' %}{{- part['text'] }}
+{%- else %}{{- raise_exception('this checkpoint has no chat template, and the built-in one knows text and images') }}
+{%- endif %}{%- endfor %}{%- endif %}
+{%- endmacro %}
+{%- for message in messages %}
+{%- if message['role'] == 'system' %}{{- '[SYSTEM_PROMPT]' }}{{- show(message['content']) }}{{- '[/SYSTEM_PROMPT]' }}
+{%- elif message['role'] == 'user' %}{{- '[INST]' }}{{- show(message['content']) }}{{- '[/INST]' }}
+{%- elif message['role'] == 'assistant' and not message['tool_calls'] %}
+{{- show(message['content']) }}{{- eos_token }}
+{%- else %}{{- raise_exception('this checkpoint has no chat template, and the built-in one knows no tools') }}
+{%- endif %}
+{%- endfor %}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """Rendered conversations: a prompt and the pictures of each, and whether a list of conversations was given."""
+
+    prompts: Sequence[str]
+    pictures: list[list[ImagePart]]
+    batched: bool
+
+    @property
+    def text(self) -> str | list[str]:
+        """The prompt, or the list of them, as was given."""
+        return list(self.prompts) if self.batched else self.prompts[0]
+
+
+def render_chat(
+    conversation: Any,
+    template: str,
+    *,
+    controls: Sequence[str],
+    special_tokens: Mapping[str, Any],
+    tools: Any = None,
+    documents: Any = None,
+    add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
+    variables: Mapping[str, Any] | None = None,
+) -> Chat:
+    """Render one conversation or a list of them. Errors: PromptError, with the place."""
+    from vitrail.prompts.template import render
+
+    if hasattr(conversation, "messages") and tools is None:
+        tools = getattr(conversation, "tools", None)  # a request of mistral-common carries its tools
+    conversations, batched = normalize_batch(conversation)
+    for name, value in (("tools", tools), ("documents", documents)):
+        if value is not None and not isinstance(value, (list, tuple)):
+            raise PromptError(f"{name}: expected a list of dicts, got {type(value).__name__}")
+    prompts = [
+        render(
+            template,
+            messages,
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            controls=controls,
+            special_tokens=special_tokens,
+            variables=variables,
+        )
+        for messages in conversations
+    ]
+    return Chat(prompts, [pictures(messages) for messages in conversations], batched)
+
+
+def choose_template(own: ChatTemplate | None, asked: str | None, tools: Any, controls: Sequence[str]) -> str:
+    """The template to render with: `asked` (a name or a source), else the own one, else the built-in one."""
+    if isinstance(own, dict):
+        if asked is not None:
+            return own.get(asked, asked)
+        name = "tool_use" if tools is not None and "tool_use" in own else "default"
+        if name not in own:
+            raise PromptError(
+                f"there are several chat templates; pass chat_template= one of {', '.join(sorted(own))}"
+            )
+        return own[name]
+    if asked is not None:
+        return asked
+    if own is not None:
+        return own
+    if "[INST]" in controls and "[/INST]" in controls:
+        return DEFAULT_TEMPLATE
+    raise PromptError(
+        "this checkpoint has no chat template; pass chat_template= or write the prompt yourself"
+    )
+
+
+def refuse_assistant_mask(asked: bool) -> None:
+    """`return_assistant_tokens_mask` is not served: raise UnsupportedError where it is asked for."""
+    if asked:
+        raise UnsupportedError("return_assistant_tokens_mask is not supported")

@@ -1,0 +1,1 @@
+"""Responses: new ids to text, reasoning and tool calls, whole or as they stream. No model."""

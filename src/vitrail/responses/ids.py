@@ -1,0 +1,33 @@
+"""Token ids as callers pass them (tensors, arrays, lists), as plain lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitrail.errors import InputError
+
+
+def to_list(value: Any) -> Any:
+    """Tensors and arrays, also inside lists, as plain lists of numbers."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [to_list(item) for item in value]
+    return value
+
+
+def to_ids(value: Any) -> list[int]:
+    """One sequence of ids as a list. Raises InputError for a batch, for negative ids and for other things."""
+    ids = to_list(value)
+    if isinstance(ids, int):
+        ids = [ids]
+    for position, item in enumerate(ids if isinstance(ids, list) else [ids]):
+        if isinstance(item, list):
+            raise InputError("expected one sequence of ids, got a batch of them; use batch_decode")
+        if not isinstance(item, int) or isinstance(item, bool):
+            raise InputError(f"expected ids, got {item!r} at position {position}")
+        if item < 0:
+            raise InputError(
+                f"id {item} at position {position} is negative; replace it (labels use -100) first"
+            )
+    return list(ids)

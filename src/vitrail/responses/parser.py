@@ -1,0 +1,197 @@
+"""Ids that a model answers with → text, reasoning and tool calls, while they stream. The pieces: response_pieces.py.
+
+Only ids make control tokens: a "[TOOL_CALLS]" that the model spells letter by letter is text. Every id is read by
+itself, so it does not matter how the stream is cut. Nothing is evaluated, and no pattern is searched for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from vitrail.errors import InputError
+from vitrail.responses.control_names import control_names
+from vitrail.responses.events import (
+    ArgumentsDelta,
+    Fault,
+    Piece,
+    ReasoningDelta,
+    Response,
+    ResponseBuilder,
+    TextDelta,
+)
+from vitrail.responses.ids import to_ids
+from vitrail.responses.text_pieces import TextPieces
+from vitrail.responses.tool_calls import ARGS, CALL_ID, END_CALLS, CallReader, new_call_id
+
+CALLS, THINK, END_THINK = "[TOOL_CALLS]", "[THINK]", "[/THINK]"
+# What can only begin somebody else's turn: a model that writes one of them has ended its own.
+OTHER_TURNS = ("<s>", "[INST]", "[SYSTEM_PROMPT]", "[AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[MODEL_SETTINGS]")
+_NAMES = (CALLS, CALL_ID, ARGS, END_CALLS, THINK, END_THINK, "</s>", *OTHER_TURNS)
+
+
+class ResponseParser:
+    """Takes the ids of one answer as they come and gives out pieces; `response` is the whole so far.
+
+    tokenizer: any of Vitrail's, or a processor. Control tokens are looked up in it by name. prompt: ids of the
+    prompt, which may end inside [THINK]. ids: "model" gives calls the id that the model wrote (in v3 to v7 it comes
+    after the arguments), or one of `new_id` where it wrote none; "fresh" gives every call a new id at once.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        prompt: Any = None,
+        ids: Literal["model", "fresh"] = "model",
+        new_id: Callable[[], str] = new_call_id,
+    ) -> None:
+        if ids not in ("model", "fresh"):
+            raise InputError(f'ids is "model" or "fresh"; got {ids!r}')
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer) if _is_processor(tokenizer) else tokenizer
+        self._controls = control_names(tokenizer, _NAMES)
+        self._end = tokenizer.eos_token_id
+        self._pad = tokenizer.pad_token_id
+        self._builder = ResponseBuilder()
+        self._pieces: list[Piece] = []
+        self._decoder = TextPieces(tokenizer, skip_special_tokens=True)
+        self._calls = CallReader(self._pieces_append, new_id, fresh=ids == "fresh")
+        self._take: Callable[[str], None] = self._text
+        if prompt is not None and is_structured(tokenizer, (), prompt):
+            self._take = self._reasoning
+        self._ended_by: str | None = None
+        self._rest: list[int] = []
+        self._count = 0
+        self._finished = False
+
+    def feed(self, ids: Any) -> list[Piece]:
+        """Take one id or several; the pieces that they make certain. Raises InputError for what are no ids."""
+        if self._finished:
+            raise InputError("this answer is finished; a new one needs a new ResponseParser")
+        for index in to_ids(ids):
+            self._read(index)
+            self._count += 1
+        return self._given()
+
+    def finish(self) -> list[Piece]:
+        """The answer ends here: what was held back. Nothing more once it was called."""
+        if not self._finished:
+            self._finished = True
+            self._leave(cut=True)
+        return self._given()
+
+    @property
+    def done(self) -> bool:
+        """Whether the model ended its turn; ids that come after it belong to no answer."""
+        return self._ended_by is not None
+
+    @property
+    def response(self) -> Response:
+        """The answer so far; all of it after `finish`."""
+        return self._builder.response(self._ended_by, tuple(self._rest))
+
+    def _pieces_append(self, piece: Piece) -> None:
+        self._pieces.append(piece)
+
+    def _given(self) -> list[Piece]:
+        pieces = _joined(self._pieces)
+        self._pieces.clear()
+        self._builder.add(pieces)
+        return pieces
+
+    def _read(self, index: int) -> None:
+        name = self._controls.get(index)
+        if self._ended_by is not None:
+            if index not in (self._pad, self._end):
+                self._rest.append(index)
+        elif index == self._end or name in OTHER_TURNS:
+            self._end_turn(index, name or "</s>")
+        elif index == self._pad:
+            return  # fills up rows; it is never part of an answer
+        elif name is None:
+            self._take(self._decoder.add([index]))
+        else:
+            self._control(name)
+
+    def _end_turn(self, index: int, name: str) -> None:
+        self._leave(cut=False)
+        self._ended_by = name
+        if index != self._end:
+            hint = "" if self._count else "; give the new ids only, without the prompt"
+            self._pieces.append(Fault(f"the model began another turn with {name}, which is left out{hint}"))
+            self._rest.append(index)
+
+    def _control(self, name: str) -> None:
+        self._take(self._decoder.end())
+        thinking = self._take == self._reasoning
+        if name == CALLS:
+            self._leave(cut=False)
+            self._calls.enter()
+            self._take = self._calls.take
+        elif name == THINK and not thinking:
+            self._leave(cut=False)
+            self._take = self._reasoning
+            self._pieces.append(ReasoningDelta("", opens=True))
+        elif name == END_THINK and thinking:
+            self._take = self._text
+            self._pieces.append(ReasoningDelta("", closes=True))
+        elif name == THINK:
+            self._pieces.append(ReasoningDelta("", opens=True))  # another chunk; the one before stays open
+        elif not name.startswith("["):
+            pass  # no control token of the family, such as the places that the embedded reader writes
+        elif name not in (CALL_ID, ARGS, END_CALLS) or not self._calls.control(name):
+            self._pieces.append(Fault(f"{name} has no meaning where it stands; it is left out"))
+
+    def _leave(self, *, cut: bool) -> None:
+        """What is being read ends here."""
+        self._take(self._decoder.end())
+        if self._take == self._calls.take:
+            self._calls.leave(cut=cut)
+        self._take = self._text
+
+    def _text(self, text: str) -> None:
+        if text:
+            self._pieces.append(TextDelta(text))
+
+    def _reasoning(self, text: str) -> None:
+        if text:
+            self._pieces.append(ReasoningDelta(text))
+
+
+def parse_response(tokenizer: Any, ids: Any, **options: Any) -> Response:
+    """The ids of one whole answer, without its prompt → text, reasoning and tool calls.
+
+    tokenizer and options as `ResponseParser`. Nothing that the model writes raises: what is not as the format has it
+    is told in `faults`.
+    """
+    parser = ResponseParser(tokenizer, **options)
+    parser.feed(ids)
+    parser.finish()
+    return parser.response
+
+
+def is_structured(tokenizer: Any, ids: Any, prompt: Any = ()) -> bool:
+    """Whether an answer is more than plain text: it calls tools or reasons, or its prompt ends inside [THINK]."""
+    names = control_names(tokenizer, _NAMES)
+    last = next((names[i] for i in reversed(to_ids(prompt)) if i in names), None)
+    return last == THINK or any(names.get(i) in (CALLS, THINK, END_THINK) for i in to_ids(ids))
+
+
+def _is_processor(value: Any) -> bool:
+    return hasattr(value, "image_processor")
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Neighbouring pieces of the same text as one."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if isinstance(piece, TextDelta) and isinstance(last, TextDelta):
+            joined[-1] = TextDelta(last.text + piece.text)
+        elif isinstance(piece, ReasoningDelta) and isinstance(last, ReasoningDelta) and not piece.opens:
+            joined[-1] = ReasoningDelta(last.text + piece.text, last.opens, piece.closes)
+        elif isinstance(piece, ArgumentsDelta) and isinstance(last, ArgumentsDelta):
+            joined[-1] = ArgumentsDelta(piece.index, last.text + piece.text)
+        else:
+            joined.append(piece)
+    return joined

@@ -1,0 +1,83 @@
+"""The `tokenizers` object behind a tokenizer: read from disk and brought to what its configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.errors import CheckpointError
+from vitrail.files.json import JSON_LIMIT
+from vitrail.tokenizer.special_tokens import added_token
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
+
+
+def read_backend(file: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json. Raises CheckpointError if it is missing, too large or damaged."""
+    from tokenizers import Tokenizer
+
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(JSON_LIMIT + 1)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+    if len(data) > JSON_LIMIT:
+        raise CheckpointError(f"{file} is larger than the {JSON_LIMIT:,} bytes that a tokenizer may have")
+    try:
+        return Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises bare Exceptions and ValueErrors
+        raise CheckpointError(f"{file} is no tokenizer that the tokenizers library reads: {error}") from error
+
+
+def declare_tokens(backend: Tokenizer, decoder: Mapping[str, Any], special: Iterable[str]) -> None:
+    """Add the tokens that a configuration declares (`added_tokens_decoder`, by id) or names and the file lacks."""
+    try:
+        declared = {int(i): added_token(decoder[i], special=False) for i in sorted(decoder, key=int)}
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"added_tokens_decoder must map ids to tokens: {error}") from error
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for index, token in declared.items():
+        if token.content not in known:
+            backend.add_tokens([token])
+        if backend.token_to_id(token.content) != index:
+            found = backend.token_to_id(token.content)
+            raise CheckpointError(
+                f"tokenizer_config.json gives {token.content!r} the id {index}, tokenizer.json has {found}"
+            )
+    known |= {token.content for token in declared.values()}
+    missing = dict.fromkeys(name for name in special if name not in known)
+    backend.add_special_tokens([added_token(name, special=True) for name in missing])
+
+
+def follow_llama_flags(backend: Tokenizer, config: Mapping[str, Any]) -> None:
+    """Llama's tokenizer classes add bos and eos as `add_bos_token` and `add_eos_token` say, whatever the file does."""
+    from tokenizers.processors import TemplateProcessing
+
+    ends: dict[str, list[tuple[str, int]]] = {}
+    for name, default in (("bos_token", True), ("eos_token", False)):
+        if not config.get(f"add_{name}", default):
+            continue
+        token = config.get(name) or {"bos_token": "<s>", "eos_token": "</s>"}[name]
+        text = token["content"] if isinstance(token, Mapping) else str(token)
+        index = backend.token_to_id(text)
+        if index is None:
+            raise CheckpointError(f"add_{name} is set, but the vocabulary has no {text!r}")
+        ends[name] = [(text, index)]
+    tokens = [token for pairs in ends.values() for token in pairs]
+
+    def form(sequence: str, kind: int) -> str:
+        before, after = ends.get("bos_token"), ends.get("eos_token")
+        parts = [
+            before and f"{before[0][0]}:{kind}",
+            f"${sequence}:{kind}",
+            after and f"{after[0][0]}:{kind}",
+        ]
+        return " ".join(part for part in parts if part)
+
+    backend.post_processor = TemplateProcessing(
+        single=form("A", 0), pair=f"{form('A', 0)} {form('B', 1)}", special_tokens=tokens
+    )

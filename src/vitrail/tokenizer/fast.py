@@ -1,0 +1,442 @@
+"""Text ↔ ids through the `tokenizers` library, with transformers' interface. No pictures; tekken.json elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from vitrail.errors import InputError, UnsupportedError
+from vitrail.files.writing import prepare_folder, write_json, write_text
+from vitrail.images.batch_feature import BatchFeature, check_tensor_type
+from vitrail.prompts.builtin import BuiltPrompt, Format
+from vitrail.prompts.builtin.encode_chat import build_chat, choose_format, encode_built, fit_text
+from vitrail.prompts.chat_template import find_chat_template, save_chat_template
+from vitrail.prompts.control_token_mask import Prompt
+from vitrail.prompts.render import Chat, choose_template, refuse_assistant_mask, render_chat
+from vitrail.responses.ids import to_ids, to_list
+from vitrail.tokenizer.backend import LLAMA_CLASSES, declare_tokens, follow_llama_flags, read_backend
+from vitrail.tokenizer.config_file import read_tokenizer_config
+from vitrail.tokenizer.escaping import Row, TypedControls, encode_cut
+from vitrail.tokenizer.json_encoder import JsonEncoder, format_of_controls
+from vitrail.tokenizer.padding import (
+    VERY_LARGE,
+    Lengths,
+    check_side,
+    lengths,
+    limit_of,
+    pad_encoded,
+    pad_rows,
+)
+from vitrail.tokenizer.special_tokens import NAMES, read_additional, read_named, setting
+from vitrail.tokenizer.vocabulary import Vocabulary, clean_up
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the rest of the package asks of a tokenizer."""
+
+    padding_side: str
+    model_input_names: list[str]
+
+    def __call__(self, text: Any, **options: Any) -> BatchFeature:
+        """Texts → input_ids and attention_mask."""
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> str:
+        """Ids → text."""
+
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
+        """Several sequences of ids → texts."""
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """Token → id, or several."""
+
+    def __len__(self) -> int:
+        """Number of ids."""
+
+
+class FastTokenizer(Vocabulary):
+    """A tokenizer.json with the methods of transformers' fast tokenizers.
+
+    Where it differs: token_type_ids are returned only if the folder's tokenizer_config.json lists them, an unknown
+    argument raises, and `apply_chat_template` never turns what a user typed into a control token (`prompt.py`).
+    """
+
+    def __init__(self, tokenizer_object: Any, chat_template: Any = None, **config: Any) -> None:
+        """`tokenizer_object`: a `tokenizers.Tokenizer`; `config`: the entries of a tokenizer_config.json."""
+        self._tokenizer = tokenizer_object
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.init_kwargs: dict[str, Any] = config
+        llama = config.get("tokenizer_class") in LLAMA_CLASSES
+        self.chat_template = chat_template if chat_template is not None else config.get("chat_template")
+        self.model_max_length = int(setting(config, "model_max_length", (int, float), VERY_LARGE))
+        side = config.get("padding_side") or ("left" if llama else "right")
+        self.padding_side = check_side(side, "padding_side")
+        self.truncation_side = check_side(config.get("truncation_side") or "right", "truncation_side")
+        names = setting(config, "model_input_names", (list, tuple), ("input_ids", "attention_mask"))
+        self.model_input_names = list(names)
+        self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", False))
+        self.named_tokens = read_named(config)
+        self.additional_special_tokens = read_additional(config)
+        declare_tokens(tokenizer_object, config.get("added_tokens_decoder") or {}, self.all_special_tokens)
+        if llama:
+            follow_llama_flags(tokenizer_object, config)
+        self._copies: list[TypedControls] = []
+        self._encoder: JsonEncoder | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str = "main",
+        format: str | None = None,
+        **config: Any,
+    ) -> FastTokenizer:
+        """The tokenizer of a folder or of a model on the hub; `config` overrides its tokenizer_config.json.
+
+        format: of which of a repository's two formats the configuration beside it is fetched; see AutoConfig.
+        """
+        from vitrail.files.hub import resolve
+
+        folder = resolve(
+            pretrained_model_name_or_path,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+            revision=revision,
+            format=format,
+        )
+        stored = read_tokenizer_config(folder)
+        template = config.pop("chat_template", None) or find_chat_template(folder, stored)
+        stored.pop("chat_template", None)
+        return cls(read_backend(folder / "tokenizer.json"), template, **{**stored, **config})
+
+    def __call__(
+        self,
+        text: Any = None,
+        text_pair: Any = None,
+        text_target: Any = None,
+        text_pair_target: Any = None,
+        add_special_tokens: bool = True,
+        padding: Any = False,
+        truncation: Any = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: Any = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """A text or a list of texts → lists of ids, or tensors (B, T) with `return_tensors="pt"` or "np".
+
+        A list of words is one text with `is_split_into_words`. Raises InputError for what is no text, UnsupportedError
+        for arguments that are not served.
+        """
+        refused = {"text_target": text_target, "text_pair_target": text_pair_target, "stride": stride}
+        _refuse({**refused, "return_overflowing_tokens": return_overflowing_tokens}, kwargs)
+        single = isinstance(text, str) or (is_split_into_words and bool(text) and isinstance(text[0], str))
+        texts = _batch(text, text_pair, single)
+        plan = self._plan(padding, truncation, max_length, pad_to_multiple_of, padding_side)
+        if any(isinstance(text, BuiltPrompt) for text in texts):
+            if return_offsets_mapping:
+                raise UnsupportedError("return_offsets_mapping: prompts of built-in formats have no offsets")
+            texts = [
+                fit_text(t, self.encoder, limit_of(plan)) if isinstance(t, BuiltPrompt) else t for t in texts
+            ]
+        encodings = self._encode(texts, add_special_tokens, plan.limit, is_split_into_words)
+        names = self.model_input_names
+        wanted = {
+            "ids": True,
+            "type_ids": "token_type_ids" in names if return_token_type_ids is None else return_token_type_ids,
+            "attention_mask": "attention_mask" in names
+            if return_attention_mask is None
+            else return_attention_mask,
+            "special_tokens_mask": return_special_tokens_mask,
+            "offsets": return_offsets_mapping,
+        }
+        renamed = {"ids": "input_ids", "type_ids": "token_type_ids", "offsets": "offset_mapping"}
+        columns = {
+            renamed.get(name, name): [getattr(encoding, name) for encoding in encodings]
+            for name, is_wanted in wanted.items()
+            if is_wanted
+        }
+        rows: dict[str, Any] = pad_rows(columns, plan, self._pads())
+        if return_length:
+            rows["length"] = [len(row) for row in rows["input_ids"]]
+        if single and check_tensor_type(return_tensors) is None:
+            rows = {name: column[0] for name, column in rows.items()}
+        return BatchFeature(rows, return_tensors)
+
+    def encode(
+        self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **options: Any
+    ) -> Any:
+        """The ids of one text: a list, or a tensor (1, T) with `return_tensors`. Options as `__call__`."""
+        return self(text, text_pair, add_special_tokens=add_special_tokens, **options)["input_ids"]
+
+    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
+        """The tokens of one text, as strings of the vocabulary."""
+        tokens: list[str] = self._encode(_batch(text, pair, True), add_special_tokens, None, False)[0].tokens
+        return tokens
+
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The text of one sequence of ids: a list, an array, a tensor or one id."""
+        _refuse({}, kwargs)
+        try:
+            text: str = self._tokenizer.decode(to_ids(token_ids), skip_special_tokens=skip_special_tokens)
+        except OverflowError as error:
+            raise InputError(f"ids must be below 2**32: {error}") from error
+        clean = clean_up_tokenization_spaces
+        return clean_up(text) if (self.clean_up_tokenization_spaces if clean is None else clean) else text
+
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """The texts of several sequences of ids: a tensor (B, T), or a list of what `decode` takes."""
+        _refuse({}, kwargs)
+        return [
+            self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in to_list(sequences)
+        ]
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: Any = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: Any = None,
+        verbose: bool = True,
+    ) -> BatchFeature:
+        """Pad what this tokenizer returned: a dict of rows, a list of dicts, or one row."""
+        plan = self._plan(padding, False, max_length, pad_to_multiple_of, padding_side)
+        mask = (
+            "attention_mask" in self.model_input_names
+            if return_attention_mask is None
+            else return_attention_mask
+        )
+        return pad_encoded(
+            encoded_inputs, plan, self._pads(), return_attention_mask=mask, return_tensors=return_tensors
+        )
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        tools: Any = None,
+        documents: Any = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = True,
+        padding: Any = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: Any = None,
+        return_dict: bool = False,
+        return_assistant_tokens_mask: bool = False,
+        tokenizer_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """One conversation or a list of them → ids, a dict of them (`return_dict`), or text (`tokenize=False`).
+
+        format: one of Mistral's own prompt formats instead of the template, by name or "auto" (docs/prompts.md). Other
+        keywords go to the template, which must read them. Control tokens that stand in a message stay text.
+        """
+        refuse_assistant_mask(return_assistant_tokens_mask)
+        if return_dict and not tokenize:
+            raise InputError("return_dict=True needs tokenize=True: there is no dict of ids to return")
+        options = {
+            "tools": tools,
+            "documents": documents,
+            "continue_final_message": continue_final_message,
+            **kwargs,
+        }
+        options["add_generation_prompt"] = add_generation_prompt
+        chat = self._chat(conversation, chat_template, options)
+        if not tokenize:
+            return chat.text
+        encoded = self(
+            chat.text,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            add_special_tokens=False,
+            return_tensors=return_tensors,
+            **(tokenizer_kwargs or {}),
+        )
+        return encoded if return_dict else encoded["input_ids"]
+
+    @property
+    def encoder(self) -> JsonEncoder:
+        """What encodes prompts of the built-in formats: a copy of the tokenizer that reads control tokens as text."""
+        if self._encoder is None:
+            named = {"<s>": self.bos_token or "", "</s>": self.eos_token or ""}
+            self._encoder = JsonEncoder(self._tokenizer, named)
+        return self._encoder
+
+    def prompt_format(self) -> Format:
+        """The built-in format that the control tokens point to. Raises PromptError where they fit several."""
+        return format_of_controls(self.encoder)
+
+    def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
+        """The source of the template that would be used. Raises PromptError if there is none."""
+        return choose_template(self.chat_template, chat_template, tools, self.control_tokens)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> tuple[str, ...]:
+        """Write tokenizer.json, tokenizer_config.json and the chat template, as transformers 4.57 and 5.x read them."""
+        _refuse({}, kwargs)
+        folder = prepare_folder(save_directory)
+        state = {
+            "tokenizer_class": self._saved_class(),
+            "model_max_length": self.model_max_length,
+            "padding_side": self.padding_side,
+            "truncation_side": self.truncation_side,
+            "model_input_names": self.model_input_names,
+            "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
+            **self.special_tokens_map,
+        }
+        dropped = {"added_tokens_decoder", "extra_special_tokens", "backend", "chat_template", *NAMES}
+        kept = {name: value for name, value in self.init_kwargs.items() if name not in dropped}
+        written = [
+            write_text(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True)),
+            write_json(folder / "tokenizer_config.json", {**kept, **state}),
+            *save_chat_template(folder, self.chat_template),
+        ]
+        return tuple(map(str, written))
+
+    def _chat(self, conversation: Any, chat_template: str | None, options: dict[str, Any]) -> Chat:
+        """A conversation or a list of them, through the template or a built-in format."""
+        format = options.pop("format", None)
+        if format is not None:
+            if chat_template is not None:
+                raise InputError("give format or chat_template, not both")
+            return build_chat(conversation, choose_format(format, self.prompt_format), self.encoder, options)
+        given = {
+            n: options.pop(n)
+            for n in ("tools", "documents", "continue_final_message", "add_generation_prompt")
+        }
+        return render_chat(
+            conversation,
+            self.get_chat_template(chat_template, given["tools"]),
+            controls=self.control_tokens,
+            special_tokens=self.special_tokens_map,
+            variables=options,
+            **given,
+        )
+
+    def _vocabulary_changed(self) -> None:
+        self._copies.clear()
+        self._encoder = None
+
+    def _saved_class(self) -> str:
+        stored = str(self.init_kwargs.get("tokenizer_class") or "")
+        return stored if stored.endswith("Fast") or stored in LLAMA_CLASSES else "PreTrainedTokenizerFast"
+
+    def _plan(
+        self, padding: Any, truncation: Any, max_length: int | None, multiple: int | None, side: str | None
+    ) -> Lengths:
+        plan = lengths(
+            padding,
+            truncation,
+            max_length,
+            self.model_max_length,
+            pad_to_multiple_of=multiple,
+            side=self.padding_side if side is None else side,
+        )
+        if plan.pad is not None and self.pad_token_id is None:
+            raise InputError(
+                "padding needs a pad token and this tokenizer has none; set tokenizer.pad_token first"
+            )
+        return plan
+
+    def _pads(self) -> dict[str, int]:
+        pad = self.pad_token_id
+        fixed = {"attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
+        return fixed if pad is None else {"input_ids": pad, **fixed}
+
+    def _encode(self, texts: Sequence[Any], special: bool, limit: int | None, words: bool) -> list[Row]:
+        """Encode a batch of texts, prompts, pairs or lists of words."""
+        if limit is not None and any(isinstance(text, tuple) for text in texts):
+            raise UnsupportedError("truncation of pairs of texts is not supported")
+        side = self.truncation_side
+        plain = ["" if isinstance(text, BuiltPrompt) else text for text in texts]
+        try:
+            encodings = encode_cut(self._tokenizer, plain, special, limit, side, words)
+        except (TypeError, UnicodeEncodeError) as error:  # the library's words for what is no text
+            raise InputError(
+                f"expected a text or a list of texts, all of them valid Unicode: {error}"
+            ) from error
+        rows = [Row.of(encoding) for encoding in encodings]
+        for index, text in enumerate(texts):
+            if isinstance(text, BuiltPrompt):
+                rows[index] = self._built_row(encode_built(text, self.encoder, limit, side))
+            elif isinstance(text, Prompt) and (
+                text.holds_typed_controls() or self._reads_more(text, rows[index])
+            ):
+                copy = TypedControls.for_prompt(self._tokenizer, text, self._copies)
+                rows[index] = copy.encode(text, special, limit, side)
+        return rows
+
+    def _built_row(self, ids: list[int]) -> Row:
+        controls = {index for index, token in self.added_tokens_decoder.items() if token.special}
+        special = [int(index in controls) for index in ids]
+        tokens: list[str] = self.convert_ids_to_tokens(ids)
+        return Row(ids, [0] * len(ids), [1] * len(ids), special, [(0, 0)] * len(ids), tokens)
+
+    def _reads_more(self, prompt: Prompt, row: Row) -> bool:
+        """Whether the ids hold control tokens that the template did not write (through a lower-casing normaliser, say)."""
+        controls = {i for i, token in self.added_tokens_decoder.items() if token.special} - {
+            self.unk_token_id
+        }
+        found = sum(
+            i in controls for i, added in zip(row.ids, row.special_tokens_mask, strict=True) if not added
+        )
+        return found > len(prompt.controls())
+
+
+def _batch(text: Any, pair: Any, single: bool) -> list[Any]:
+    """Texts, or (text, pair) tuples, as a list."""
+    texts = [text] if single else text
+    if not isinstance(texts, (list, tuple)) or (
+        not single and not all(isinstance(t, (str, list)) for t in texts)
+    ):
+        raise InputError(f"expected a text or a list of texts, got {type(text).__name__}")
+    if pair is None:
+        return list(texts)
+    pairs = [pair] if single else pair
+    if not isinstance(pairs, (list, tuple)) or len(pairs) != len(texts):
+        raise InputError("text_pair must be given for every text")
+    return list(zip(texts, pairs, strict=True))
+
+
+def _refuse(arguments: Mapping[str, Any], unknown: Iterable[str]) -> None:
+    """Raise UnsupportedError for arguments that are set and not served, InputError for unknown ones."""
+    if names := [name for name, value in arguments.items() if value]:
+        raise UnsupportedError(f"{', '.join(names)}: this tokenizer does not do that")
+    if names := list(unknown):
+        raise InputError(f"unknown arguments: {', '.join(names)}")

@@ -1,0 +1,103 @@
+"""Which tokenizer of a folder is loaded, and that it belongs to the weights. The tokenizers live elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.configs import PretrainedConfig
+from vitrail.errors import CheckpointError
+from vitrail.files.json import read_json
+from vitrail.files.token_ids import TOKENIZER_JSON, TokenIds, read_token_ids, tokenizer_file
+
+if TYPE_CHECKING:
+    from vitrail.tokenizer.fast import FastTokenizer
+    from vitrail.tokenizer.mistral import MistralCommonTokenizer
+
+# The token's name in processor_config.json, which may rename it, and its usual text; the configuration's keys for its id.
+_TOKENS = {
+    "image_token": ("[IMG]", ("image_token_index", "image_token_id")),
+    "image_break_token": ("[IMG_BREAK]", ("image_break_token_id",)),
+    "image_end_token": ("[IMG_END]", ("image_end_token_id",)),
+}
+
+
+def choose_tokenizer(folder: Path, mode: str = "auto") -> Path:
+    """The tokenizer's file that is loaded: tekken.json or *.model.v* before tokenizer.json, for mode "hf" after it.
+
+    Where mistral-common is not installed, a tokenizer.json is taken in its place, with a warning. Raises CheckpointError
+    where there is no tokenizer, InputError for an unknown mode.
+    """
+    file = tokenizer_file(folder, mode)
+    if file is None:
+        raise CheckpointError(
+            f"{folder} has no tokenizer: neither tokenizer.json, tekken.json nor *.model.v*"
+        )
+    other = folder / TOKENIZER_JSON
+    if (
+        mode == "auto"
+        and file != other
+        and other.is_file()
+        and not importlib.util.find_spec("mistral_common")
+    ):
+        warnings.warn(
+            f"{file.name} comes first but needs mistral-common (pip install 'vitrail[mistral]'); tokenizer.json is used.",
+            stacklevel=3,
+        )
+        return other
+    return file
+
+
+def open_tokenizer_of(
+    folder: Path, mode: str = "auto", **options: Any
+) -> FastTokenizer | MistralCommonTokenizer:
+    """The tokenizer that `choose_tokenizer` names; `options` as its `from_pretrained` takes them."""
+    file = choose_tokenizer(folder, mode)
+    if file.name == TOKENIZER_JSON:
+        from vitrail.tokenizer.fast import FastTokenizer
+
+        return FastTokenizer.from_pretrained(folder, **options)
+    from vitrail.tokenizer.mistral import MistralCommonTokenizer
+
+    return MistralCommonTokenizer(file, **options)
+
+
+def check_tokenizer(folder: Path, config: PretrainedConfig | Mapping[str, Any], mode: str = "auto") -> None:
+    """Raise CheckpointError, with both numbers, where the tokenizer in `folder` cannot be that of `config`'s model.
+
+    Its ids must fit into the embeddings, and its [IMG], [IMG_BREAK] and [IMG_END] must have the ids that the
+    configuration names (most name the first alone). A folder without a tokenizer passes.
+    """
+    file = tokenizer_file(folder, mode)
+    if file is None:
+        return
+    given = config.to_dict() if isinstance(config, PretrainedConfig) else config
+    faults = [*_faults(folder, read_token_ids(file), given)]
+    if faults:
+        raise CheckpointError(
+            f"{file} does not belong to the model beside it: {'; '.join(faults)}. Use the tokenizer that was "
+            "published with it."
+        )
+
+
+def _faults(folder: Path, found: TokenIds, config: Mapping[str, Any]) -> Iterator[str]:
+    text = config.get("text_config", config)
+    rows = text.get("vocab_size") if isinstance(text, Mapping) else None
+    if isinstance(rows, int) and found.size > rows:
+        yield f"it has {found.size} ids, and the embeddings have {rows} rows"
+    settings = folder / "processor_config.json"
+    names = read_json(settings) if settings.is_file() else {}
+    for spelled, (usual, keys) in _TOKENS.items():
+        token = str(names.get(spelled) or usual)
+        for key in keys:
+            wanted = config.get(key)
+            if wanted is not None and found.controls.get(token, wanted) != wanted:
+                yield f"its {token} has the id {found.controls[token]}, and {key} of the configuration is {wanted}"
+
+
+def load_tokenizer(folder: Path) -> FastTokenizer | MistralCommonTokenizer:
+    """The tokenizer of a folder: tekken.json or *.model.v* through mistral-common, else tokenizer.json."""
+    return open_tokenizer_of(folder)

@@ -1,0 +1,448 @@
+"""MistralCommonTokenizer: tekken.json and *.model.v* files through mistral-common. No formats of our own are made here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrail.errors import CheckpointError, InputError, PromptError, UnsupportedError
+from vitrail.files.token_ids import version_of
+from vitrail.files.writing import prepare_folder
+from vitrail.images.batch_feature import BatchFeature, check_tensor_type
+from vitrail.prompts.builtin import BuiltPrompt, Format, build_prompt
+from vitrail.prompts.builtin.encode_chat import chat_of_format, encode_built, fit_text
+from vitrail.prompts.messages import Message, normalize_batch
+from vitrail.responses.ids import to_ids, to_list
+from vitrail.tokenizer.mistral_bridge import explained, open_tokenizer, openai_message, stack_pictures
+from vitrail.tokenizer.mistral_encoder import MistralEncoder, format_of_file
+from vitrail.tokenizer.mistral_rows import MistralRows
+from vitrail.tokenizer.padding import (
+    VERY_LARGE,
+    Lengths,
+    check_side,
+    lengths,
+    limit_of,
+    pad_encoded,
+    pad_rows,
+)
+
+_NEEDLESS = ("add_generation_prompt", "format", "reasoning_effort")
+_SENTENCEPIECE = re.compile(r".*\.model(\.v\d+(m\d+)?)?")
+
+
+class MistralCommonTokenizer(MistralRows):
+    """Mistral's own tokenizers and chat formats, with the methods of transformers' class of this name.
+
+    Text is never scanned for control tokens: a typed "[INST]" is text. Where it differs from transformers':
+    `convert_tokens_to_ids` finds control tokens and gives the ids that `encode` gives; a missing pad token is None;
+    pictures are opened by `load_image`, with its limits, and returned with their `image_sizes`.
+    """
+
+    model_input_names: list[str] = ["input_ids", "attention_mask"]  # noqa: RUF012 - a default, as in transformers
+    padding_side: str = "left"
+    truncation_side: str = "right"
+
+    def __init__(
+        self,
+        tokenizer_path: str | os.PathLike[str],
+        mode: Any = "test",
+        model_max_length: int = VERY_LARGE,
+        padding_side: str = "left",
+        truncation_side: str = "right",
+        model_input_names: list[str] | None = None,
+        clean_up_tokenization_spaces: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """`tokenizer_path`: a file of mistral-common; `mode`: how strictly conversations are validated."""
+        _refuse("MistralCommonTokenizer", kwargs)
+        self._tokenizer_path = Path(tokenizer_path)
+        self.tokenizer = open_tokenizer(self._tokenizer_path, mode)
+        self.mode = str(getattr(mode, "value", mode))
+        self.model_max_length = model_max_length
+        self.padding_side = check_side(padding_side, "padding_side")
+        self.truncation_side = check_side(truncation_side, "truncation_side")
+        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
+        if model_input_names is not None:
+            if not model_input_names or not all(isinstance(name, str) for name in model_input_names):
+                raise InputError("model_input_names is a list of names, not an empty one")
+            self.model_input_names = list(model_input_names)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *init_inputs: Any,
+        mode: Any = "test",
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str = "main",
+        model_max_length: int = VERY_LARGE,
+        padding_side: str = "left",
+        truncation_side: str = "right",
+        model_input_names: list[str] | None = None,
+        clean_up_tokenization_spaces: bool = False,
+        **kwargs: Any,
+    ) -> MistralCommonTokenizer:
+        """The tokenizer of a folder or of a model on the hub: tekken.json, else the latest *.model.v* file.
+
+        format="hf" or "mistral": of which of a repository's two formats the configuration beside it is fetched.
+        """
+        from vitrail.files.hub import resolve
+
+        format = kwargs.pop("format", None)
+        _refuse("from_pretrained", {**kwargs, **({"init_inputs": init_inputs} if init_inputs else {})})
+        folder = resolve(
+            pretrained_model_name_or_path,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+            revision=revision,
+            format=format,
+        )
+        found = tokenizer_files(folder)
+        if not found:
+            raise CheckpointError(
+                f"{folder} has no tokenizer of mistral-common: neither tekken.json nor *.model.v*"
+            )
+        return cls(
+            found[-1],
+            mode=mode,
+            model_max_length=model_max_length,
+            padding_side=padding_side,
+            truncation_side=truncation_side,
+            model_input_names=model_input_names,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+        )
+
+    def __call__(
+        self,
+        text: Any = None,
+        text_pair: None = None,
+        text_target: None = None,
+        text_pair_target: None = None,
+        add_special_tokens: bool = True,
+        padding: Any = False,
+        truncation: Any = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: Any = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """A text, a list of texts, or ids already made → input_ids and attention_mask.
+
+        `add_special_tokens` adds bos and eos, as transformers' class does. Errors: InputError, UnsupportedError.
+        """
+        _refuse("MistralCommonTokenizer", kwargs)
+        given: dict[str, Any] = {
+            "text_pair": text_pair,
+            "text_target": text_target,
+            "text_pair_target": text_pair_target,
+        }
+        given |= {"stride": stride, "return_overflowing_tokens": return_overflowing_tokens}
+        if refused := [name for name, value in given.items() if value]:
+            raise UnsupportedError(f"{', '.join(refused)}: this tokenizer does not do that")
+        single = isinstance(text, str) or (
+            isinstance(text, (list, tuple)) and bool(text) and isinstance(text[0], int)
+        )
+        texts = [text] if single else text
+        if not isinstance(texts, (list, tuple)):
+            raise InputError(f"expected a text, ids, or a list of them; got {type(text).__name__}")
+        plan = self._plan(padding, truncation, max_length, pad_to_multiple_of, padding_side)
+        rows = [self._row(item, add_special_tokens, plan) for item in texts]
+        columns: dict[str, list[list[int]]] = {"input_ids": rows}
+        if return_special_tokens_mask:
+            columns["special_tokens_mask"] = [
+                self.get_special_tokens_mask(row) if add_special_tokens else [0] * len(row) for row in rows
+            ]
+        if (
+            "attention_mask" in self.model_input_names
+            if return_attention_mask is None
+            else return_attention_mask
+        ):
+            columns["attention_mask"] = [[1] * len(row) for row in rows]
+        out: dict[str, Any] = pad_rows(columns, plan, self._pads())
+        if return_length:
+            # As transformers' class: a row alone with its padding, the rows of a batch without.
+            out["length"] = [len(row) for row in (out["input_ids"] if single else rows)]
+        if single and check_tensor_type(return_tensors) is None:
+            out = {name: column[0] for name, column in out.items()}
+        return BatchFeature(out, return_tensors)
+
+    def encode(
+        self,
+        text: str | list[int],
+        text_pair: None = None,
+        add_special_tokens: bool = True,
+        padding: Any = False,
+        truncation: Any = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: Any = None,
+        verbose: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """The ids of one text: a list, or a tensor (1, T) with `return_tensors`."""
+        _refuse("encode", kwargs)
+        return self(
+            text,
+            text_pair,
+            add_special_tokens=add_special_tokens,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            stride=stride,
+            pad_to_multiple_of=pad_to_multiple_of,
+            padding_side=padding_side,
+            return_tensors=return_tensors,
+            return_attention_mask=False,
+        )["input_ids"]
+
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The text of one sequence of ids: a list, an array, a tensor or one id."""
+        from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+
+        from vitrail.tokenizer.vocabulary import clean_up
+
+        _refuse("decode", kwargs)
+        ids = to_ids(token_ids)
+        self._check_ids(ids)
+        policy = SpecialTokenPolicy.IGNORE if skip_special_tokens else SpecialTokenPolicy.KEEP
+        text = str(self.tokenizer.decode(ids, special_token_policy=policy))
+        return clean_up(text) if clean_up_tokenization_spaces or self.clean_up_tokenization_spaces else text
+
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """The texts of several sequences of ids: a tensor (B, T), or a list of what `decode` takes."""
+        _refuse("batch_decode", kwargs)
+        return [
+            self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in to_list(sequences)
+        ]
+
+    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        """The tokens of one text, as strings."""
+        _refuse("tokenize", kwargs)
+        tokens: list[str] = self.convert_ids_to_tokens(self._ids(text, add_special_tokens=False))
+        return tokens
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: Any = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: Any = None,
+        verbose: bool = True,
+    ) -> BatchFeature:
+        """Pad what this tokenizer returned: a dict of rows, a list of dicts, or one row."""
+        plan = self._plan(padding, False, max_length, pad_to_multiple_of, padding_side)
+        mask = (
+            "attention_mask" in self.model_input_names
+            if return_attention_mask is None
+            else return_attention_mask
+        )
+        return pad_encoded(
+            encoded_inputs, plan, self._pads(), return_attention_mask=mask, return_tensors=return_tensors
+        )
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        tools: Any = None,
+        continue_final_message: bool = False,
+        tokenize: bool = True,
+        padding: Any = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: Any = None,
+        return_dict: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """One conversation or a list of them → ids, a dict with the pictures (`return_dict`), or text.
+
+        The dict holds pixel_values (N, 3, H, W) and image_sizes (N, 2), zero-padded where the sizes differ. Raises
+        PromptError for conversations that the format refuses.
+        format: the prompt is made by Vitrail's own builder, in the format of that name or, for "auto", of the file
+        (docs/prompts.md), which also serves reasoning_effort; `tokenize=False` then gives a prompt that a
+        PixtralProcessor encodes as it stands. truncation: the oldest messages are left out, and a warning tells which,
+        where transformers' class cuts ids off the end; the builder makes these prompts too.
+        """
+        if not isinstance(truncation, bool):
+            raise InputError(f"truncation is True or False here; got {truncation!r}")
+        asked = (kwargs.get("format"), kwargs.get("reasoning_effort"), (truncation and tokenize) or None)
+        if any(option is not None for option in asked):
+            options = {**kwargs, "tools": tools, "continue_final_message": continue_final_message}
+            call = {"padding": padding, "truncation": truncation, "max_length": max_length}
+            call["return_tensors"] = return_tensors
+            return chat_of_format(
+                self, conversation, options, call, tokenize=tokenize, return_dict=return_dict
+            )
+        _refuse("apply_chat_template", {k: v for k, v in kwargs.items() if k not in _NEEDLESS})
+        conversations, batched = normalize_batch(conversation)
+        encoded = [self._encode_chat(messages, tools, continue_final_message) for messages in conversations]
+        if not tokenize:
+            texts = [self.decode(one.tokens) for one in encoded]
+            return texts if batched else texts[0]
+        rows = [list(one.tokens) for one in encoded]
+        out = self(
+            rows if batched else rows[0],
+            padding=padding,
+            max_length=max_length,
+            add_special_tokens=False,
+            return_tensors=return_tensors,
+        )
+        if not return_dict:
+            return out["input_ids"]
+        pictures = [np.asarray(picture, np.float32) for one in encoded for picture in one.images]
+        return BatchFeature({**out, **stack_pictures(pictures, return_tensors)})
+
+    @cached_property
+    def encoder(self) -> MistralEncoder:
+        """What encodes prompts of the built-in formats."""
+        return MistralEncoder(self._inner)
+
+    @property
+    def picture_config(self) -> Any:
+        """What the file says of pictures (image_patch_size, max_image_size, spatial_merge_size); None for text alone."""
+        instruct = self.tokenizer.instruct_tokenizer
+        encoder = getattr(instruct, "image_encoder", None) or getattr(instruct, "mm_encoder", None)
+        return getattr(encoder, "image_config", None) or getattr(encoder, "mm_config", None)
+
+    def prompt_format(self) -> Format:
+        """The built-in format that the tokenizer's file was made for."""
+        return format_of_file(self.tokenizer)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        push_to_hub: bool = False,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        repo_id: str | None = None,
+        private: bool | None = None,
+        repo_url: str | None = None,
+        organization: str | None = None,
+        **kwargs: Any,
+    ) -> tuple[str, ...]:
+        """Copy the tokenizer's file into a folder, under a name that `from_pretrained` finds."""
+        if push_to_hub or any((token, commit_message, repo_id, private, repo_url, organization)):
+            raise UnsupportedError(
+                "push_to_hub and what belongs to it are not supported; save_pretrained is local"
+            )
+        _refuse("save_pretrained", kwargs)
+        name = "tekken.json" if self._tokenizer_path.suffix == ".json" else self._tokenizer_path.name
+        target = prepare_folder(save_directory) / name
+        if not target.exists() or not target.samefile(self._tokenizer_path):
+            shutil.copyfile(self._tokenizer_path, target)
+        return (str(target),)
+
+    def _row(self, item: Any, add_special_tokens: bool, plan: Lengths) -> list[int]:
+        if isinstance(item, BuiltPrompt):
+            fitted = fit_text(item, self.encoder, limit_of(plan))
+            return encode_built(fitted, self.encoder, plan.limit, self.truncation_side)
+        return self._cut(self._ids(item, add_special_tokens), plan.limit)
+
+    def _ids(self, item: Any, add_special_tokens: bool) -> list[int]:
+        if isinstance(item, str):
+            with explained("this text cannot be encoded"):
+                return list(self._inner.encode(item, bos=add_special_tokens, eos=add_special_tokens))
+        return to_ids(item)
+
+    def _cut(self, row: list[int], limit: int | None) -> list[int]:
+        if limit is None or len(row) <= limit:
+            return row
+        return row[-limit:] if self.truncation_side == "left" else row[:limit]
+
+    def _plan(
+        self, padding: Any, truncation: Any, max_length: int | None, multiple: int | None, side: str | None
+    ) -> Lengths:
+        plan = lengths(
+            padding,
+            truncation,
+            max_length,
+            self.model_max_length,
+            pad_to_multiple_of=multiple,
+            side=self.padding_side if side is None else side,
+        )
+        if plan.pad is not None and self.pad_token_id is None:
+            raise InputError(
+                "padding needs a pad token, and sentencepiece files have none; encode one text at a time"
+            )
+        return plan
+
+    def _pads(self) -> dict[str, int]:
+        fixed = {"attention_mask": 0, "special_tokens_mask": 1}
+        return fixed if self.pad_token_id is None else {"input_ids": self.pad_token_id, **fixed}
+
+    def _encode_chat(self, messages: Sequence[Message], tools: Any, continues: bool) -> Any:
+        from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
+        plain = [openai_message(message) for message in messages]
+        try:
+            with explained("the format of this tokenizer refuses the conversation"):
+                request = ChatCompletionRequest.from_openai(
+                    plain, tools=tools, continue_final_message=continues
+                )
+                return self.tokenizer.encode_chat_completion(request)
+        except PromptError:
+            # Vitrail's builder refuses the same, and says where the fault is.
+            try:
+                build_prompt(
+                    messages,
+                    self.prompt_format(),
+                    tools=tools,
+                    continue_final_message=continues,
+                    mode=self.mode,
+                )
+            except PromptError as error:
+                raise PromptError(
+                    f"the format of this tokenizer refuses the conversation: {error}"
+                ) from error
+            raise
+
+
+MistralCommonBackend = MistralCommonTokenizer  # its name in transformers 5
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of mistral-common in a folder, the one to take last."""
+    names = [
+        file for file in folder.iterdir() if _SENTENCEPIECE.fullmatch(file.name) or file.name == "tekken.json"
+    ]
+    return sorted(names, key=lambda file: (file.name == "tekken.json", version_of(file.name), file.name))
+
+
+def _refuse(owner: str, kwargs: Mapping[str, Any]) -> None:
+    if kwargs:
+        raise InputError(f"{owner} has no arguments {', '.join(sorted(kwargs))}")

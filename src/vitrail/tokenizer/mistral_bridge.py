@@ -1,0 +1,99 @@
+"""What crosses over to mistral-common and back: its files, its messages, its pictures, its errors. No interface."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrail.errors import CheckpointError, MissingPackageError, PromptError
+from vitrail.images.batch_feature import BatchFeature, check_tensor_type
+from vitrail.prompts.messages import ImagePart, Message, TextPart
+
+
+def open_tokenizer(file: Path, mode: Any) -> Any:
+    """mistral-common's tokenizer of a file. Raises CheckpointError, and MissingPackageError that names the extra."""
+    try:
+        from mistral_common.protocol.instruct.validator import ValidationMode
+        from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+    except ImportError as error:
+        raise MissingPackageError(
+            "MistralCommonTokenizer needs mistral-common: pip install 'vitrail[mistral]'"
+        ) from error
+    if not file.is_file():
+        raise CheckpointError(f"there is no file {file}; expected tekken.json or *.model.v*")
+    try:
+        return MistralTokenizer.from_file(str(file), mode=ValidationMode(mode))
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{file.name} needs sentencepiece: pip install 'vitrail[mistral]'"
+        ) from error
+    except Exception as error:  # the library's own, pydantic's, json's and sentencepiece's share no base
+        raise CheckpointError(
+            f"{file} is no tokenizer that mistral-common reads: {_first_line(error)}"
+        ) from error
+
+
+def openai_message(message: Message) -> dict[str, Any]:
+    """A message as mistral-common's `from_openai` reads it, with every picture opened here."""
+    plain: dict[str, Any] = dict(message.extra)
+    plain["role"] = "system" if message.role == "developer" else message.role
+    if isinstance(message.content, tuple):
+        plain["content"] = [_openai_part(part) for part in message.content]
+    else:
+        plain["content"] = message.content
+    if message.tool_calls:
+        plain["tool_calls"] = [dict(call) for call in message.tool_calls]
+    for name in ("tool_call_id", "name"):
+        if getattr(message, name) is not None:
+            plain[name] = getattr(message, name)
+    return plain
+
+
+def _openai_part(part: Any) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    if not isinstance(part, ImagePart):
+        return {"type": "thinking", "thinking": part.thinking, "closed": part.closed}
+    if part.source is None:
+        raise PromptError("a picture has no source; this tokenizer takes pictures only inside the messages")
+    from vitrail.images.load import load_image
+
+    file = io.BytesIO()
+    load_image(part.source).save(file, "PNG", compress_level=1)
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+
+def stack_pictures(pictures: Sequence[np.ndarray[Any, Any]], tensors: Any) -> Mapping[str, Any]:
+    """Pictures (3, H, W) of any sizes → pixel_values and image_sizes, as lists, arrays or tensors."""
+    if not pictures:
+        return {}
+    sizes = [picture.shape[1:] for picture in pictures]
+    if check_tensor_type(tensors) is None:
+        return {"pixel_values": list(pictures), "image_sizes": [tuple(size) for size in sizes]}
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    batch = np.zeros((len(pictures), 3, height, width), np.float32)
+    for room, picture in zip(batch, pictures, strict=True):
+        room[:, : picture.shape[1], : picture.shape[2]] = picture
+    return BatchFeature({"pixel_values": batch, "image_sizes": np.array(sizes)}, tensors)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """mistral-common's own, pydantic's and Python's errors as one PromptError."""
+    from mistral_common.exceptions import MistralCommonException
+
+    try:
+        yield
+    except (MistralCommonException, ValueError, TypeError, AssertionError, KeyError, RuntimeError) as error:
+        raise PromptError(f"{what}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

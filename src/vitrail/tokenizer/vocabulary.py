@@ -1,0 +1,128 @@
+"""Tokens ↔ ids one by one, and the growing of a vocabulary. Texts are encoded in tokenizer.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vitrail.errors import InputError
+from vitrail.responses.ids import to_ids
+from vitrail.tokenizer.special_tokens import NAMES, SpecialTokens, added_token, read_additional
+
+if TYPE_CHECKING:
+    from vitrail.responses.events import Response
+
+
+_CLEANUPS = (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're")
+
+
+class Vocabulary(SpecialTokens):
+    """The vocabulary of a `tokenizers.Tokenizer`, with the methods that transformers' fast tokenizers have."""
+
+    _tokenizer: Any
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """Id of a token, or ids of several; the unknown token's for one that is not in the vocabulary."""
+        if isinstance(tokens, str):
+            found = self._tokenizer.token_to_id(tokens)
+            unknown = self.named_tokens.get("unk_token")
+            return self._tokenizer.token_to_id(unknown) if found is None and unknown is not None else found
+        return [self.convert_tokens_to_ids(token) for token in tokens]
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """Token of an id, or tokens of several."""
+        if isinstance(ids, int):
+            return self._tokenizer.id_to_token(ids)
+        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+        return [self._tokenizer.id_to_token(item) for item in to_ids(ids) if item not in skipped]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """The text that a list of tokens stands for."""
+        decoder = self._tokenizer.decoder
+        return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
+
+    def parse_response(self, ids: Any, **options: Any) -> Response:
+        """The ids of a model's answer → text, reasoning and tool calls; options as `ResponseParser` (docs/tools.md)."""
+        from vitrail.responses.parser import parse_response
+
+        return parse_response(self, ids, **options)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token → id of the whole vocabulary."""
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return vocabulary
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens of the model, without those that were added."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=False))
+
+    def __len__(self) -> int:
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def is_fast(self) -> bool:
+        """True: the ids come from the `tokenizers` library."""
+        return True
+
+    @property
+    def backend_tokenizer(self) -> Any:
+        """The `tokenizers.Tokenizer` underneath."""
+        return self._tokenizer
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        """Id → token of everything that is cut out of a text before the model sees it."""
+        added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
+        return added
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """The added tokens that are special: what a template writes and a user must not be able to."""
+        return tuple(token.content for _, token in sorted(self.added_tokens_decoder.items()) if token.special)
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """How many ids `add_special_tokens` adds."""
+        return int(self._tokenizer.num_special_tokens_to_add(pair))
+
+    def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        """Add tokens to the vocabulary; returns how many were new. The model's embeddings have to grow with it."""
+        listed = new_tokens if isinstance(new_tokens, (list, tuple)) else [new_tokens]
+        tokens = [t if isinstance(t, str) else added_token(t, special=special_tokens) for t in listed]
+        add = self._tokenizer.add_special_tokens if special_tokens else self._tokenizer.add_tokens
+        added = int(add(tokens))
+        self._vocabulary_changed()
+        return added
+
+    def _vocabulary_changed(self) -> None:
+        """Called after tokens were added; for what was derived from the vocabulary."""
+
+    def add_special_tokens(self, special_tokens_dict: Mapping[str, Any]) -> int:
+        """Name special tokens, {"pad_token": "<pad>", "additional_special_tokens": […]}, and add the new ones."""
+        unknown = [name for name in special_tokens_dict if name not in (*NAMES, "additional_special_tokens")]
+        if unknown:
+            raise InputError(
+                f"{', '.join(unknown)}: special tokens are {', '.join(NAMES)}, additional_special_tokens"
+            )
+        added = 0
+        for name, value in special_tokens_dict.items():
+            if name == "additional_special_tokens":
+                self.additional_special_tokens = read_additional({name: value})
+                added += self.add_tokens(list(value), special_tokens=True)
+            else:
+                setattr(self, name, value)
+                added += self.add_tokens(value, special_tokens=True)
+        return added
+
+
+def clean_up(text: str) -> str:
+    """Take out the spaces that word-wise tokenizers leave before punctuation and English contractions."""
+    for spaced in _CLEANUPS[:4]:
+        text = text.replace(spaced, spaced[1:])
+    text = text.replace(" ' ", "'")
+    for spaced in _CLEANUPS[4:]:
+        text = text.replace(spaced, spaced[1:])
+    return text
