@@ -12,7 +12,8 @@ from vitrail.configs import MistralConfig
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import InputError
 from vitrail.kv.cache import KVCache
-from vitrail.ops.step import Step
+from vitrail.kv.geometry import KVGeometry
+from vitrail.ops.batch import ForwardBatch
 
 WIDTH = 8
 IMAGE = 3
@@ -27,7 +28,7 @@ class ToyModel:
 
     def __init__(self, vocabulary: int = 64, positions: int = 512, *, image: int | None = IMAGE) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.config = self.text_config = MistralConfig(
+        config = MistralConfig(
             vocab_size=vocabulary,
             hidden_size=WIDTH,
             head_dim=WIDTH,
@@ -36,6 +37,8 @@ class ToyModel:
             num_hidden_layers=1,
             max_position_embeddings=positions,
         )
+        self.kv_geometry = KVGeometry.of(config)
+        self.vocab_size, self.max_model_len = vocabulary, positions
         self.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=0, bos_token_id=1)
         self.image_token_id = image
         self.dtype = torch.float64
@@ -43,7 +46,7 @@ class ToyModel:
         self.table = torch.randn(vocabulary, WIDTH, generator=generator, dtype=torch.float64)
         self.head = torch.randn(vocabulary, WIDTH, generator=generator, dtype=torch.float64)
         self.turn = torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64) / 3
-        self.steps: list[Step] = []
+        self.steps: list[ForwardBatch] = []
         self.caches: list[KVCache] = []
         self.encoded = 0
 
@@ -65,27 +68,27 @@ class ToyModel:
             rows[ids == self.image_token_id] = features
         return rows
 
-    def step(self, hidden: Tensor, step: Step, cache: KVCache | None, record: Any = None) -> Tensor:
-        self.steps.append(step)
+    def step(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, capture: Any = None) -> Tensor:
+        self.steps.append(batch)
         if cache is not None and cache not in self.caches:
             self.caches.append(cache)
-        segments = step.segments
+        segments = batch.segments
         if cache is not None:
-            layer = cache.layer(0, step)
-            layer.write(hidden[:, None], hidden[:, None])
+            layer = cache.layer(0)
+            layer.write(hidden[:, None], hidden[:, None], batch.slot_mapping)
         states: list[Tensor] = []
         for n in range(len(segments)):
             first, stop = segments.q_host[n], segments.q_host[n + 1]
             past = segments.past_length(n)
             keys = hidden[first:stop]
             if cache is not None:
-                keys = layer.read(n, 0, segments.kv_host[n])[0][:, 0]
-            assert step.positions[first:stop].tolist() == list(range(past, past + stop - first))
+                keys = layer.read(batch.block_tables, n, 0, segments.kv_host[n])[0][:, 0]
+            assert batch.positions[first:stop].tolist() == list(range(past, past + stop - first))
             weight = torch.cos(torch.arange(len(keys), dtype=torch.float64))[:, None] + 1.5
             sums = torch.cumsum(torch.tanh(keys * weight), dim=0)[past:]
             states.append(torch.sin(sums @ self.turn + keys[past:]))
         rows = torch.cat(states) * 2
-        rows = rows if step.keep is None else rows[step.keep]
+        rows = rows if batch.logits_indices is None else rows[batch.logits_indices]
         return rows @ self.head.T
 
     @property

@@ -17,6 +17,7 @@ from types import ModuleType
 MOVED = {
     "inputs": "",
     "generate.cache": "kv.cache",
+    "generate.context": "generate.runner",
     "inputs.arrays": "images.arrays",
     "inputs.batch": "images.batch_feature",
     "inputs.budget": "prompts.template_budget",
@@ -90,6 +91,7 @@ MOVED = {
     "ops.panels": "ops.packing_layout",
     "ops.rounded": "ops.reference.quant_matmul",
     "ops.sdpa": "ops.reference.attention",
+    "ops.step": "ops.batch",
 }
 
 

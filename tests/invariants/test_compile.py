@@ -18,11 +18,8 @@ from torch.utils._pytree import tree_leaves
 import vitrail
 from tests import tiny
 from vitrail.kv.cache import KVCache
-from vitrail.model import decoder
-from vitrail.ops.kv import LayerKV
-from vitrail.ops.reference import attention as reference_attention
-from vitrail.ops.segments import Segments
-from vitrail.ops.step import Step
+from vitrail.ops import backends
+from vitrail.ops.batch import ForwardBatch, build_batch
 from vitrail.quant.replace import QuantLinear
 
 PAST = (5, 40)  # the second one's positions fill more than one block
@@ -67,25 +64,21 @@ def geometry(model: Model) -> Any:
     return model.text_config
 
 
-def prefilled(model: Model, dtype: torch.dtype, device: str = "cpu") -> tuple[KVCache, Tensor, Step]:
+def prefilled(model: Model, dtype: torch.dtype, device: str = "cpu") -> tuple[KVCache, Tensor, ForwardBatch]:
     """A cache with two sequences of PAST positions, and ids and step of the next one of each."""
     cache = KVCache.sized(geometry(model), [64, 64], dtype=dtype, device=device)
     sequences = tuple(cache.open(room=64) for _ in PAST)
     ids = torch.arange(sum(PAST), device=device) % 50 + 10
-    for sequence, length in zip(sequences, PAST, strict=True):
-        cache.reserve(sequence, length)
-    positions = torch.cat([torch.arange(length) for length in PAST]).to(device)
-    model.step(model.embed(ids), Step(positions, Segments.new(PAST, device=device), sequences), cache)
-    for sequence in sequences:
-        cache.reserve(sequence, 1)
-    segments = Segments.new([1] * len(PAST), PAST, device=device)
-    keep = torch.arange(len(PAST), device=device)
-    step = Step(torch.tensor(PAST, device=device), segments, sequences, keep)
+    batch = build_batch(PAST, cache=cache, sequences=sequences, device=device)
+    model.step(model.embed(ids), batch, cache)
+    step = build_batch(
+        [1] * len(PAST), cache=cache, sequences=sequences, logits_indices=range(len(PAST)), device=device
+    )
     return cache, torch.tensor([11, 12], device=device), step
 
 
-def advance(model: Model) -> Callable[[Tensor, Step, KVCache], Tensor]:
-    def run(ids: Tensor, step: Step, cache: KVCache) -> Tensor:
+def advance(model: Model) -> Callable[[Tensor, ForwardBatch, KVCache], Tensor]:
+    def run(ids: Tensor, step: ForwardBatch, cache: KVCache) -> Tensor:
         logits: Tensor = model.step(model.embed(ids), step, cache)
         return logits
 
@@ -118,7 +111,6 @@ def test_a_step_reads_nothing_on_the_host(model: Model, dtype: torch.dtype) -> N
     expected = model.step(model.embed(ids), step, cache)
     model.to("meta")
     cache, ids, step = prefilled(model, dtype, "meta")
-    cache.layer(0, step)  # the cache's tables come from the host, once per step
     with Watched("meta") as watched:
         logits = model.step(model.embed(ids), step, cache)
     assert watched.seen > 50
@@ -130,17 +122,9 @@ def test_neither_does_what_other_devices_run(
     model: Model, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attention's definition in PyTorch, which a GPU runs, knows every length on the host already."""
-
-    def definition(
-        q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, scale: float, kv: LayerKV, window: int | None
-    ) -> Tensor:
-        kv.write(k, v)
-        return reference_attention.attention_cached(q, segments, scale=scale, kv=kv, window=window)
-
     model.to("meta")
     cache, ids, step = prefilled(model, dtype, "meta")
-    cache.layer(0, step)
-    monkeypatch.setattr(decoder, "attention", definition)
+    monkeypatch.setitem(backends.BACKENDS, "meta", backends.REFERENCE)
     with Watched("meta") as watched:
         assert model.step(model.embed(ids), step, cache).is_meta
     assert watched.seen > 50

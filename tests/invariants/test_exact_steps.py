@@ -13,9 +13,8 @@ from torch import Tensor
 from vitrail.bench.geometries import params_of
 from vitrail.bench.random_model import random_model
 from vitrail.kv.cache import KVCache
+from vitrail.ops.batch import build_batch
 from vitrail.ops.cpu import library
-from vitrail.ops.segments import Segments
-from vitrail.ops.step import Step
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="no kernels were built")
 
@@ -53,17 +52,13 @@ class Reader:
 
     def step(self, ranges: dict[int, tuple[int, int]]) -> None:
         """Positions first … last−1 of some of the texts in one step."""
-        past, new = [a for a, _ in ranges.values()], [b - a for a, b in ranges.values()]
-        sequences: tuple[int, ...] = ()
-        if self.cache is not None:
-            sequences = tuple(self.rows[n] for n in ranges)
-            for sequence, count in zip(sequences, new, strict=True):
-                self.cache.reserve(sequence, count)
-        positions = torch.cat([torch.arange(a, b) for a, b in ranges.values()])
+        new = [b - a for a, b in ranges.values()]
+        sequences = () if self.cache is None else [self.rows[n] for n in ranges]
         ids = torch.cat([self.ids[n][a:b] for n, (a, b) in ranges.items()])
-        step = Step(positions, Segments.new(new, past), sequences)
+        batch = build_batch(new, cache=self.cache, sequences=sequences)
+        assert batch.positions.tolist() == [at for a, b in ranges.values() for at in range(a, b)]
         with torch.no_grad():
-            found = self.model.step(self.model.embed(ids), step, self.cache)
+            found = self.model.step(self.model.embed(ids), batch, self.cache)
         for n, piece in zip(ranges, found.split(new), strict=True):
             self.logits[n].append(piece)
 

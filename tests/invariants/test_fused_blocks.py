@@ -19,11 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests import tiny
 from vitrail.bench.random_model import random_model
 from vitrail.kv.cache import KVCache
-from vitrail.model.fused import MOST_ROWS, FusedBlocks
+from vitrail.model.fused import FusedBlocks
 from vitrail.model.record import Record
+from vitrail.ops.batch import build_batch
 from vitrail.ops.cpu import library
-from vitrail.ops.segments import Segments
-from vitrail.ops.step import Step
+from vitrail.ops.cpu.backend import MOST_ROWS
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="no kernels were built")
 
@@ -61,11 +61,10 @@ class Decoding:
             for part in stored.parts():
                 part.copy_(torch.randn(part.shape, generator=generator).mul(2))
         for sequence, length in zip(sequences, self.past, strict=True):
-            cache.reserve(sequence, length + self.new)
-        positions = torch.cat([torch.arange(n, n + self.new) for n in self.past])
-        step = Step(positions, Segments.new([self.new] * len(self.past), self.past), sequences)
-        hidden = self.model.embed(positions % 50 + 3)
-        rows = self.model.decoder.run(hidden, step, cache, Record() if record is None else record)
+            cache.allocate(sequence, length)
+        batch = build_batch([self.new] * len(self.past), cache=cache, sequences=sequences)
+        hidden = self.model.embed(batch.positions % 50 + 3)
+        rows = self.model.decoder.run(hidden, batch, cache, Record() if record is None else record)
         return rows, [part for stored in cache._layers for part in stored.parts()]
 
 

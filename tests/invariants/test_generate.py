@@ -9,7 +9,7 @@ from tests import tiny
 from tests.toy import IMAGE, Letters, ToyModel
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import ConfigError, ContextError, InputError, UnsupportedError
-from vitrail.generate import context
+from vitrail.generate import runner
 from vitrail.generate.loop import generate
 
 ROWS = [[1, 9, 14, 20], [1, 8], [1, 30, 31, 32, 33, 34], [1, 8, 40]]
@@ -77,10 +77,10 @@ def test_chunks_change_nothing(chunk):
     rows = [[1, 9, *[IMAGE] * 5, 14], [1, 8], [1, IMAGE, 30, *[IMAGE] * 7, 4]]
     inputs = _batch(rows) | _pictures(5, 1, 7)
     found = generate(model, **inputs, max_new_tokens=6, prefill_chunk_size=chunk)
-    prefill = [step for step in model.steps if step.keep is not None]
+    prefill = [step for step in model.steps if step.logits_indices is not None]
     assert all(step.segments.rows <= chunk for step in prefill)
     assert sum(step.segments.rows for step in prefill) == sum(map(len, rows))
-    assert sum(len(step.keep) for step in prefill) == 3  # logits of the last positions alone
+    assert sum(len(step.logits_indices) for step in prefill) == 3  # logits of the last positions alone
     assert torch.equal(found, generate(ToyModel(), **inputs, max_new_tokens=6, use_cache=False))
 
 
@@ -107,7 +107,7 @@ def test_rows_that_ended_take_no_part_in_further_steps():
     model = ToyModel()
     found = generate(model, **_batch(ROWS), max_new_tokens=15)
     lengths = [len(row) for row in _new(found, 6)]
-    for number, step in enumerate(step for step in model.steps if step.keep is None):
+    for number, step in enumerate(step for step in model.steps if step.logits_indices is None):
         assert len(step.segments) == sum(length > number + 1 for length in lengths)
     assert model.open_sequences == 0
 
@@ -193,7 +193,7 @@ def test_completions_share_the_reading_of_prompt_and_pictures(recorded):
     }
     found = generate(model, **inputs, **options, return_dict_in_generate=recorded)
     assert model.encoded == 2
-    read = sum(step.segments.rows for step in model.steps if step.keep is not None)
+    read = sum(step.segments.rows for step in model.steps if step.logits_indices is not None)
     if recorded:  # each row's cache is returned, so each is read
         assert len(found.past_key_values.sequences) == 6
         found = found.sequences
@@ -206,7 +206,7 @@ def test_completions_share_the_reading_of_prompt_and_pictures(recorded):
 
 def test_a_long_completion_makes_the_cache_grow(monkeypatch):
     plain = generate(ToyModel(), **_batch(ROWS), max_new_tokens=150, eos_token_id=None)
-    monkeypatch.setattr(context, "AHEAD", 1)
+    monkeypatch.setattr(runner, "AHEAD", 1)
     model = ToyModel()
     assert torch.equal(plain, generate(model, **_batch(ROWS), max_new_tokens=150, eos_token_id=None))
     assert model.open_sequences == 0

@@ -18,8 +18,7 @@ from torch import Tensor
 from tests import tiny
 from vitrail.kv.cache import KVCache
 from vitrail.model import vision
-from vitrail.ops.segments import Segments
-from vitrail.ops.step import Step
+from vitrail.ops.batch import build_batch
 
 FAMILIES = ["llava", "mistral3", "ministral3"]
 IMAGE = 10
@@ -186,10 +185,8 @@ def test_chunks_equal_the_whole(family: str, cuts: set[int]) -> None:
         count = int((chunk == IMAGE).sum())
         rows = model(family).embed(chunk, features[used : used + count])
         used += count
-        segments = Segments.new([stop - start], [start])
-        cache.reserve(sequence, stop - start)
-        step = Step(torch.arange(start, stop), segments, (sequence,))
-        found.append(model(family).step(rows, step, cache))
+        batch = build_batch([stop - start], cache=cache, sequences=[sequence])
+        found.append(model(family).step(rows, batch, cache))
     near(torch.cat(found), whole(family, ids[None], grids)[0])
 
 

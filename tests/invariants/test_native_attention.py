@@ -16,8 +16,9 @@ from torch import Tensor
 
 from tests.threads import threads
 from vitrail.errors import InputError
+from vitrail.ops.backend import AttentionMetadata
 from vitrail.ops.cpu import attention as cpu_attention, kv as cpu_kv, library
-from vitrail.ops.kv import LayerKV
+from vitrail.ops.kv import BlockTables, LayerKV
 from vitrail.ops.reference import attention as reference_attention
 from vitrail.ops.segments import Segments
 
@@ -46,7 +47,7 @@ class Case:
         segments = Segments.new(self.totals, causal=self.causal)
         packed = [torch.cat(x) for x in (self.q, self.k, self.v)]
         out = torch.ops.vitrail.attention(
-            *packed, segments.q_offsets, segments.kv_lengths, self.causal, self.scale, self.window
+            *packed, segments.cu_seqlens_q, segments.seq_lens_k, self.causal, self.scale, self.window
         )
         return list(out.split(self.totals))
 
@@ -61,7 +62,7 @@ class Case:
         torch.ops.vitrail.cache_write(pieces[1], pieces[2], held.keys, held.values, held.scales, slots)
         segments = Segments.new(new, past)
         out = torch.ops.vitrail.attention_cached(
-            pieces[0], held.keys, held.values, held.scales, held.table, segments.q_offsets, segments.kv_lengths,
+            pieces[0], held.keys, held.values, held.scales, held.table, segments.cu_seqlens_q, segments.seq_lens_k,
             self.scale, self.window,
         )  # fmt: skip
         return list(out.split(new))
@@ -408,7 +409,7 @@ def test_the_operators_are_described_truly() -> None:
     torch.library.opcheck(
         ops.cache_write.default, (k, v, held.keys, held.values, held.scales, slots), test_utils=tests
     )
-    ends = (segments.q_offsets, segments.kv_lengths)
+    ends = (segments.cu_seqlens_q, segments.seq_lens_k)
     torch.library.opcheck(ops.attention.default, (q, k, v, *ends, True, 0.3, 5), test_utils=tests)
     torch.library.opcheck(
         ops.attention_cached.default,
@@ -422,9 +423,9 @@ def test_a_cache_without_kernels_gives_what_the_definition_gives() -> None:
     held = Cache.empty(case, torch.int8, 4, 0)
     with library.using("off"):
         found = case.cached(held, [(0, 9)])[0]
-    kv = LayerKV(
-        held.keys, held.values, held.slots(0, 0, 9), held.table, (tuple(held.table[0].tolist()),), held.scales
-    )
-    expected = reference_attention.attention_cached(case.q[0], Segments.new([9]), scale=case.scale, kv=kv)
+    kv = LayerKV(held.keys, held.values, held.scales)
+    tables = BlockTables(held.table, (tuple(held.table[0].tolist()),))
+    metadata = AttentionMetadata(Segments.new([9]), held.slots(0, 0, 9), tables)
+    expected = reference_attention.attention_cached(case.q[0], metadata, scale=case.scale, kv=kv)
     assert torch.equal(found, expected)
     assert_near([found], walk(held.held(case)), torch.float32)

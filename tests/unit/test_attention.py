@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -11,12 +11,28 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from vitrail.errors import InputError
-from vitrail.ops.attention import attention, attention_weights
-from vitrail.ops.kv import LayerKV
+from vitrail.ops.attention import AttentionPlan
+from vitrail.ops.backend import AttentionMetadata
+from vitrail.ops.kv import BlockTables, LayerKV
 from vitrail.ops.reference import attention as module
 from vitrail.ops.segments import Segments
 
 BLOCK = 4
+
+
+@dataclass(frozen=True)
+class Held:
+    """A cache of one layer, with the slots of the new rows."""
+
+    kv: LayerKV
+    slots: Tensor
+    tables: BlockTables
+
+    def layer(self, index: int, device: torch.device | None = None) -> LayerKV:
+        return self.kv
+
+    def to(self, dtype: torch.dtype) -> Held:
+        return replace(self, kv=LayerKV(self.kv.keys.to(dtype), self.kv.values.to(dtype)))
 
 
 @dataclass
@@ -43,7 +59,7 @@ class Problem:
         lengths = [len(x) - old for x, old in zip(self.q, self.past, strict=True)]
         return Segments.new(lengths, self.past, causal=self.causal)
 
-    def cache(self, shuffle: int | None = None) -> LayerKV:
+    def cache(self, shuffle: int | None = None) -> Held:
         """A cache with the old rows in blocks, in order or scattered; what nobody wrote is NaN."""
         counts = [-(-len(x) // BLOCK) for x in self.k]
         order = list(range(sum(counts)))
@@ -61,8 +77,8 @@ class Problem:
                 keys[table[at // BLOCK], at % BLOCK] = k[at]
                 values[table[at // BLOCK], at % BLOCK] = v[at]
         padded = [list(t) + [0] * (max(counts) - len(t)) for t in tables]
-        block_table = torch.tensor(padded, dtype=torch.int32)
-        return LayerKV(keys, values, torch.tensor(slots, dtype=torch.int64), block_table, tuple(tables))
+        host = BlockTables(torch.tensor(padded, dtype=torch.int32), tuple(tables))
+        return Held(LayerKV(keys, values), torch.tensor(slots, dtype=torch.int64), host)
 
     def weights(self) -> list[Tensor]:
         """The oracle's softmax per sequence, (A, T, S) float64, the queries' rows only."""
@@ -112,8 +128,15 @@ def problem(
     return Problem(noise(heads), noise(groups), noise(groups), old, causal, window)
 
 
-def run(p: Problem, kv: LayerKV | None = None) -> Tensor:
-    return attention(p.new(p.q), p.new(p.k), p.new(p.v), p.segments, scale=p.scale, kv=kv, window=p.window)
+def plan_of(segments: Segments, held: Held | None) -> AttentionPlan:
+    if held is None:
+        return AttentionPlan(AttentionMetadata(segments))
+    return AttentionPlan(AttentionMetadata(segments, held.slots, held.tables), held)
+
+
+def run(p: Problem, held: Held | None = None) -> Tensor:
+    plan = plan_of(p.segments, held)
+    return plan.attend(p.new(p.q), p.new(p.k), p.new(p.v), scale=p.scale, window=p.window)
 
 
 def assert_near(found: Tensor, expected: Tensor, bound: float = 2e-6) -> None:
@@ -153,11 +176,10 @@ def test_ragged_segments_after_caches_of_any_length(tile: int, drawn: tuple[Prob
 @given(drawn=problems())
 def test_the_shown_weights_are_the_ones_applied(drawn: tuple[Problem, int | None]) -> None:
     made, shuffle = drawn
-    kv = made.cache(shuffle)
-    kv.write(made.new(made.k), made.new(made.v))
-    found = attention_weights(
-        made.new(made.q), made.new(made.k), made.segments, scale=made.scale, kv=kv, window=made.window
-    )
+    held = made.cache(shuffle)
+    held.kv.write(made.new(made.k), made.new(made.v), held.slots)
+    plan = plan_of(made.segments, held)
+    found = plan.weights(made.new(made.q), made.new(made.k), scale=made.scale, window=made.window)
     for ours, expected in zip(found, made.weights(), strict=True):
         assert_near(ours, expected, 1e-5)
 
@@ -199,18 +221,18 @@ def test_in_chunks_equals_whole(splits: list[int]) -> None:
     whole = problem([20, 11])
     expected = whole.expected()
     found: list[list[Tensor]] = [[], []]
-    kv = Problem(whole.q, whole.k, whole.v, [0, 0]).cache(1)
+    held = Problem(whole.q, whole.k, whole.v, [0, 0]).cache(1)
     cuts = [0, *splits, 20]
     with torch.no_grad():
         for start, stop in pairwise(cuts):
             now = [[x[: min(stop, len(x))] for x in rows] for rows in (whole.q, whole.k, whole.v)]
             chunk = Problem(*now, [min(start, len(x)) for x in whole.q])
             slots = [
-                kv.tables[i][at // BLOCK] * BLOCK + at % BLOCK
+                held.tables.host[i][at // BLOCK] * BLOCK + at % BLOCK
                 for i, x in enumerate(chunk.q)
                 for at in range(chunk.past[i], len(x))
             ]
-            here = LayerKV(kv.keys, kv.values, torch.tensor(slots), kv.block_table, kv.tables)
+            here = replace(held, slots=torch.tensor(slots))
             rows = run(chunk, here).split([len(x) - p for x, p in zip(chunk.q, chunk.past, strict=True)])
             for index, piece in enumerate(rows):
                 found[index].append(piece)
@@ -227,7 +249,7 @@ def test_gradients(lengths: list[int], past: list[int], window: int | None) -> N
     factor = torch.randn(sum(lengths), 4, 6, generator=torch.Generator().manual_seed(5))
     ours = [made.new(x).requires_grad_(True) for x in (made.q, made.k, made.v)]
     cached = None if not any(past) else made.cache()
-    out = attention(*ours, made.segments, scale=made.scale, kv=cached, window=window)
+    out = plan_of(made.segments, cached).attend(*ours, scale=made.scale, window=window)
     (out * factor).sum().backward()
     leaves = [[x.clone().requires_grad_(True) for x in rows] for rows in (made.q, made.k, made.v)]
     (Problem(*leaves, past, window=window).expected() * factor).sum().backward()
@@ -239,12 +261,11 @@ def test_gradients(lengths: list[int], past: list[int], window: int | None) -> N
 @pytest.mark.parametrize("past", [0, 3])
 def test_gradients_of_float64_are_exact(past: int) -> None:
     made = problem([3], [past], heads=2, groups=1, width=2)
-    kv = made.cache()
-    kv = LayerKV(kv.keys.double(), kv.values.double(), kv.slots, kv.block_table, kv.tables) if past else None
+    held = made.cache().to(torch.float64) if past else None
     leaves = [made.new(x).double().requires_grad_(True) for x in (made.q, made.k, made.v)]
 
     def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v, made.segments, scale=0.5, kv=kv)
+        return plan_of(made.segments, held).attend(q, k, v, scale=0.5)
 
     assert torch.autograd.gradcheck(function, leaves)
 
@@ -254,11 +275,8 @@ def test_gradients_of_float64_are_exact(past: int) -> None:
 def test_half_precision_accumulates_in_float32(dtype: torch.dtype, past: int) -> None:
     made = problem([7, 1], [past, past])
     made = Problem(*([x.to(dtype) for x in rows] for rows in (made.q, made.k, made.v)), made.past)
-    kv = made.cache() if past else None
-    if kv is not None:
-        kv = LayerKV(kv.keys.to(dtype), kv.values.to(dtype), kv.slots, kv.block_table, kv.tables)
     with torch.no_grad():
-        found = run(made, kv)
+        found = run(made, made.cache().to(dtype) if past else None)
     assert found.dtype == dtype
     assert_near(found, made.expected(), 4 * torch.finfo(dtype).eps)
 
@@ -282,19 +300,20 @@ def test_scores_far_from_zero_stay_finite() -> None:
 def test_sequences_without_new_rows_are_passed_over() -> None:
     made = problem([3, 2], [4, 0])
     between = Segments.new([3, 0, 2], [4, 5, 0])
-    kv = made.cache()
-    tables = (kv.tables[0], (), kv.tables[1])
-    kv = LayerKV(kv.keys, kv.values, kv.slots, kv.block_table[[0, 0, 1]], tables)
+    held = made.cache()
+    first, last = held.tables.host
+    held = replace(held, tables=BlockTables(held.tables.tensor[[0, 0, 1]], (first, (), last)))
     with torch.no_grad():
-        found = attention(
-            made.new(made.q), made.new(made.k), made.new(made.v), between, scale=made.scale, kv=kv
+        found = plan_of(between, held).attend(
+            made.new(made.q), made.new(made.k), made.new(made.v), scale=made.scale
         )
     assert_near(found, made.expected())
 
 
 def test_nothing_at_all_gives_nothing() -> None:
     empty = torch.empty(0, 4, 6)
-    assert attention(empty, empty[:, :2], empty[:, :2], Segments.new([0]), scale=1.0).shape == (0, 4, 6)
+    found = plan_of(Segments.new([0]), None).attend(empty, empty[:, :2], empty[:, :2], scale=1.0)
+    assert found.shape == (0, 4, 6)
 
 
 def test_cached_keys_without_a_cache() -> None:
@@ -302,4 +321,4 @@ def test_cached_keys_without_a_cache() -> None:
     with pytest.raises(InputError, match="3 cached keys"):
         run(made)
     with pytest.raises(InputError, match="3 cached keys"):
-        attention_weights(made.new(made.q), made.new(made.k), made.segments, scale=1.0)
+        plan_of(made.segments, None)

@@ -13,9 +13,9 @@ from torch import Tensor
 from vitrail.bench.geometries import config_of, params_of
 from vitrail.configs import MistralConfig
 from vitrail.errors import CacheFull, InputError, UnsupportedError
-from vitrail.kv.cache import KVCache, head_bytes
-from vitrail.ops.segments import Segments
-from vitrail.ops.step import Step
+from vitrail.kv.cache import KVCache
+from vitrail.kv.geometry import head_bytes
+from vitrail.ops.batch import build_batch
 
 LAYERS, GROUPS, WIDTH = 2, 2, 3
 CONFIG = MistralConfig(
@@ -32,22 +32,18 @@ def numbered(first: int, rows: int, layer: int) -> Tensor:
 
 
 def write(cache: KVCache, sequences: list[int], rows: list[int], first: int) -> None:
-    """One step: reserve, then write numbered rows of all layers; values are the negated keys."""
-    for sequence, count in zip(sequences, rows, strict=True):
-        cache.reserve(sequence, count)
-    past = [cache.length(s) - n for s, n in zip(sequences, rows, strict=True)]
-    segments = Segments.new(rows, past)
-    step = Step(torch.zeros(segments.rows, dtype=torch.int64), segments, tuple(sequences))
+    """One batch: numbered rows of all layers; values are the negated keys."""
+    batch = build_batch(rows, cache=cache, sequences=sequences)
     for layer in range(LAYERS):
-        k = numbered(first, segments.rows, layer)
-        cache.layer(layer, step).write(k, -k)
+        k = numbered(first, batch.segments.rows, layer)
+        cache.layer(layer).write(k, -k, batch.slot_mapping)
 
 
 def read(cache: KVCache, sequence: int, layer: int = 0) -> list[float]:
     """The first element of each of a sequence's keys, as a later step sees them."""
     length = cache.length(sequence)
-    step = Step(torch.zeros(0, dtype=torch.int64), Segments.new([0], [length]), (sequence,))
-    keys, values = cache.layer(layer, step).read(0, 0, length)
+    tables = build_batch([0], cache=cache, sequences=[sequence]).block_tables
+    keys, values = cache.layer(layer).read(tables, 0, 0, length)
     assert keys.shape == (length, GROUPS, HEAD)
     assert torch.equal(keys, -values)
     assert bool((keys == keys[:, :1, :1]).all())
@@ -141,7 +137,7 @@ class Comparison(RuleBasedStateMachine):
     @rule(data=st.data())
     def close(self, data: st.DataObject) -> None:
         sequence = self.pick(data)
-        self.cache.close(sequence)
+        self.cache.free(sequence)
         del self.model.sequences[sequence]
         with pytest.raises(InputError, match="not open"):
             self.cache.length(sequence)
@@ -168,9 +164,9 @@ class Comparison(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "cache"):
             return
-        total = len(self.cache._uses)
+        total = len(self.cache.allocator)
         for sequence in self.cache.sequences:
-            self.cache.close(sequence)
+            self.cache.free(sequence)
         assert self.cache.free_blocks == total
 
 
@@ -187,7 +183,7 @@ def test_a_prefix_takes_no_block_and_a_fork_only_the_partial_one() -> None:
     assert (cache.length(prefix), cache.free_blocks) == (8, 5)
     clone = cache.fork(source)
     assert (cache.length(clone), cache.free_blocks) == (10, 4)
-    cache.close(source)
+    cache.free(source)
     assert cache.free_blocks == 5  # the two full blocks are still read by two sequences
     assert read(cache, clone) == [float(i) for i in range(1, 11)]
 
@@ -211,36 +207,35 @@ def test_blocks_set_aside_are_neighbours_and_reading_them_copies_nothing() -> No
     cache = KVCache(CONFIG, blocks=6, block=4)
     first, second = cache.open(room=12), cache.open(room=12)
     write(cache, [first, second], [9, 5], 1)
-    step = Step(torch.zeros(0, dtype=torch.int64), Segments.new([0, 0], [9, 5]), (first, second))
-    kv = cache.layer(0, step)
+    tables = build_batch([0, 0], cache=cache, sequences=[first, second]).block_tables
+    kv = cache.layer(0)
     storage = kv.keys.untyped_storage().data_ptr()
-    assert kv.read(0, 0, 9)[0].untyped_storage().data_ptr() == storage
-    assert kv.read(1, 2, 5)[1].untyped_storage().data_ptr() == kv.values.untyped_storage().data_ptr()
+    assert kv.read(tables, 0, 0, 9)[0].untyped_storage().data_ptr() == storage
+    assert kv.read(tables, 1, 2, 5)[1].untyped_storage().data_ptr() == kv.values.untyped_storage().data_ptr()
 
 
-def test_a_step_that_does_not_fit_the_cache() -> None:
+def test_a_batch_that_does_not_fit_the_cache_lengthens_no_sequence() -> None:
     cache = KVCache(CONFIG, blocks=2, block=4)
-    sequence = cache.open()
-    cache.reserve(sequence, 3)
-    step = Step(torch.zeros(2, dtype=torch.int64), Segments.new([2], [0]), (sequence,))
-    with pytest.raises(InputError, match=r"expects \(2,\) positions, the cache has \(3,\)"):
-        cache.layer(0, step)
+    first, second = cache.open(), cache.open()
+    with pytest.raises(CacheFull, match="2 more blocks of 4 positions and has 1 free"):
+        build_batch([3, 5], cache=cache, sequences=[first, second])
+    assert (cache.length(first), cache.length(second), cache.free_blocks) == (0, 0, 2)
 
 
 def test_wrong_calls() -> None:
     cache = KVCache(CONFIG, blocks=2, block=4)
     sequence = cache.open()
     with pytest.raises(CacheFull, match="3 more blocks of 4 positions and has 2 free"):
-        cache.reserve(sequence, 12)
+        cache.allocate(sequence, 12)
     assert (cache.length(sequence), cache.free_blocks) == (0, 2)
     with pytest.raises(InputError, match="truncate a sequence of 0 positions to 1"):
         cache.truncate(sequence, 1)
     with pytest.raises(InputError, match="-1 rows"):
-        cache.reserve(sequence, -1)
+        cache.allocate(sequence, -1)
     with pytest.raises(InputError, match="-4 positions"):
         cache.open((sequence, -4))
     with pytest.raises(InputError, match="sequence 7 is not open"):
-        cache.close(7)
+        cache.free(7)
     with pytest.raises(UnsupportedError, match=r"torch\.int32 is not supported.*int8"):
         KVCache(CONFIG, blocks=1, dtype=torch.int32)
 
@@ -253,10 +248,9 @@ def test_eight_bits_survive_forks_growth_and_truncation() -> None:
     k, v = (torch.randn(9, GROUPS, HEAD, generator=generator) for _ in range(2))
     cache = KVCache(CONFIG, blocks=3, block=4, dtype=torch.int8)
     source = cache.open()
-    cache.reserve(source, 9)
-    step = Step(torch.zeros(9, dtype=torch.int64), Segments.new([9], [0]), (source,))
+    slots = torch.tensor(cache.allocate(source, 9))
     for layer in range(LAYERS):
-        cache.layer(layer, step).write(k, v)
+        cache.layer(layer).write(k, v, slots)
     near = {"rtol": 0, "atol": float(max(k.abs().max(), v.abs().max())) / 253}
     before = cache[1]
     assert before[0].dtype == torch.float32
@@ -264,11 +258,11 @@ def test_eight_bits_survive_forks_growth_and_truncation() -> None:
     cache.grow(4)
     clone = cache.fork(source)
     cache.truncate(source, 6)
-    empty = Step(torch.zeros(0, dtype=torch.int64), Segments.new([0, 0], [6, 9]), (source, clone))
-    kv = cache.layer(1, empty)
-    for found, expected in zip(kv.read(1, 0, 9), before, strict=True):
+    tables = build_batch([0, 0], cache=cache, sequences=[source, clone]).block_tables
+    kv = cache.layer(1)
+    for found, expected in zip(kv.read(tables, 1, 0, 9), before, strict=True):
         assert torch.equal(found, expected[0].transpose(0, 1))
-    assert torch.equal(kv.read(0, 2, 6)[1], before[1][0].transpose(0, 1)[2:6])
+    assert torch.equal(kv.read(tables, 0, 2, 6)[1], before[1][0].transpose(0, 1)[2:6])
     legacy = cache.to_legacy_cache()
     again = KVCache.from_legacy(legacy, CONFIG, cache.kept(), dtype=torch.int8)
     assert again.dtype == torch.int8

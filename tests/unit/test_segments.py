@@ -18,9 +18,9 @@ LENGTHS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=8)
 def test_host_and_device_say_the_same(pairs: list[tuple[int, int]]) -> None:
     new, past = [n for n, _ in pairs], [p for _, p in pairs]
     segments = Segments.new(new, past)
-    assert segments.q_offsets.dtype == segments.kv_lengths.dtype == torch.int32
-    assert tuple(segments.q_offsets.tolist()) == segments.q_host
-    assert tuple(segments.kv_lengths.tolist()) == segments.kv_host
+    assert segments.cu_seqlens_q.dtype == segments.seq_lens_k.dtype == torch.int32
+    assert tuple(segments.cu_seqlens_q.tolist()) == segments.q_host
+    assert tuple(segments.seq_lens_k.tolist()) == segments.kv_host
     assert len(segments) == len(pairs)
     assert segments.rows == sum(new)
     assert [segments.query_length(i) for i in range(len(segments))] == new

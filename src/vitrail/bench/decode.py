@@ -13,9 +13,8 @@ from vitrail.bench.report import READ, Measured, Report, Setting
 from vitrail.bench.stream import StreamingRead
 from vitrail.bench.timing import by_turns
 from vitrail.bench.work import Cost, decode_cost
+from vitrail.generate.runner import Runner
 from vitrail.kv.cache import KVCache
-from vitrail.ops.segments import Segments
-from vitrail.ops.step import Step
 
 
 class DecodeStep:
@@ -28,26 +27,17 @@ class DecodeStep:
         self.model = model
         self.cost: Cost
         self._cache = _random_cache(model, rows, context)
+        self._runner = Runner(model, [], room=1, cache=self._cache)
         self._context = context
-        self._ids = torch.arange(rows) % model.text_config.vocab_size
-        text = model.text_config
-        position = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-        self.cost = decode_cost(model, rows, context, position * model.dtype.itemsize)
+        self._ids = torch.arange(rows) % model.vocab_size
+        self.cost = decode_cost(model, rows, context, model.kv_geometry.position_bytes(model.dtype))
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:
         """The likeliest ids (rows,)."""
-        cache, rows = self._cache, len(self._ids)
-        for sequence in cache.sequences:
-            cache.reserve(sequence, 1)
-        step = Step(
-            torch.full((rows,), self._context),
-            Segments.new([1] * rows, [self._context] * rows),
-            cache.sequences,
-        )
-        logits = self.model.step(self.model.embed(self._ids), step, cache)
-        for sequence in cache.sequences:
-            cache.truncate(sequence, self._context)
+        logits = self._runner.decode(range(len(self._ids)), self._ids)
+        for sequence in self._cache.sequences:
+            self._cache.truncate(sequence, self._context)
         ids: Tensor = logits.argmax(-1)
         return ids
 
@@ -71,4 +61,4 @@ def _random_cache(model: Any, rows: int, context: int) -> KVCache:
     text = model.text_config
     shape = (rows, text.num_key_value_heads, context, text.head_dim)
     past = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.dtype)
-    return KVCache.from_legacy([(past, past)] * text.num_hidden_layers, text)
+    return KVCache.from_legacy([(past, past)] * text.num_hidden_layers, model.kv_geometry)

@@ -16,8 +16,8 @@ from vitrail.bench.report import MULTIPLY, READ, Measured, Report, Setting
 from vitrail.bench.stream import StreamingRead
 from vitrail.bench.timing import Turn
 from vitrail.bench.work import Cost, decode_cost, decoder_shapes, prefill_cost, tower_shapes, vision_cost
-from vitrail.generate.context import CachedContext, Source
 from vitrail.generate.features import PictureFeatures
+from vitrail.generate.runner import Request, Runner
 from vitrail.images.grid import Grid, image_grid
 from vitrail.images.processor import PixtralImageProcessor
 
@@ -46,10 +46,7 @@ class Conversation:
 
     def costs(self) -> list[Cost]:
         """Of every stage."""
-        text = self.model.text_config
-        position = (
-            2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * self.model.dtype.itemsize
-        )
+        position = self.model.kv_geometry.position_bytes(self.model.dtype)
         return [
             Cost(0, 0),
             vision_cost(self.model, [self.patches]),
@@ -66,11 +63,11 @@ class Conversation:
         marks.append(time.perf_counter())
         features = PictureFeatures(self.model, pixels, given["image_sizes"])
         marks.append(time.perf_counter())
-        context = CachedContext(self.model, [Source(self.ids, features=features)], room=ANSWER)
-        chosen = context.prefill().argmax(-1)
+        runner = Runner(self.model, [Request(self.ids, features=features)], room=ANSWER)
+        chosen = runner.prefill().argmax(-1)
         marks.append(time.perf_counter())
         for _ in range(ANSWER):
-            chosen = context.decode([0], chosen).argmax(-1)
+            chosen = runner.decode([0], chosen).argmax(-1)
         marks.append(time.perf_counter())
         spent = [after - before for before, after in pairwise(marks)]
         return [*spent[:-1], spent[-1] / ANSWER]

@@ -34,11 +34,11 @@ def main(folder: str, positions: int, threads: int) -> None:
 
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
     marks.append(time.perf_counter())
-    from vitrail.generate.context import CachedContext, Source
+    from vitrail.generate.runner import Request, Runner
 
     with torch.inference_mode():
-        source = Source(torch.arange(20, 20 + positions) % model.text_config.vocab_size)
-        first = int(CachedContext(model, [source], room=1).prefill().argmax(-1)[0])
+        request = Request(torch.arange(20, 20 + positions) % model.text_config.vocab_size)
+        first = int(Runner(model, [request], room=1).prefill().argmax(-1)[0])
     marks.append(time.perf_counter())
     parts = [after - before for before, after in pairwise(marks)]
     found = dict(zip(("import_torch", "load", "first_prefill"), parts, strict=True))

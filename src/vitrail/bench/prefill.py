@@ -13,7 +13,7 @@ from vitrail.bench.random_model import random_model
 from vitrail.bench.report import MULTIPLY, Measured, Report, Setting
 from vitrail.bench.timing import by_turns
 from vitrail.bench.work import decoder_shapes, prefill_cost
-from vitrail.generate.context import CachedContext, Source
+from vitrail.generate.runner import Request, Runner
 
 
 class Prefill:
@@ -27,7 +27,7 @@ class Prefill:
     @torch.inference_mode()
     def __call__(self) -> Tensor:
         """Logits (1, V) after the last position."""
-        return CachedContext(self._model, [Source(self._ids)], room=1).prefill()
+        return Runner(self._model, [Request(self._ids)], room=1).prefill()
 
 
 def bench_prefill(setting: Setting, rows: Sequence[int]) -> Report:

@@ -18,7 +18,7 @@ from vitrail.files.layout import choose_format, complete_formats, weight_files
 from vitrail.files.safetensors import TensorEntry
 from vitrail.files.token_ids import read_token_ids, tokenizer_file
 from vitrail.images.grid import Dialect, image_grid
-from vitrail.kv.cache import head_bytes
+from vitrail.kv.geometry import KVGeometry
 from vitrail.processor.load import picture_settings
 from vitrail.quant.config import BitsAndBytesConfig, Quantization, read_quantization
 from vitrail.quant.own_config import QuantizeConfig
@@ -261,9 +261,9 @@ def _free() -> dict[str, Any]:
 
 def _cache(text: MistralConfig) -> dict[str, int]:
     """Keys and values of all layers, per 1,000 positions."""
-    heads = 2 * text.num_hidden_layers * text.num_key_value_heads * 1000
+    geometry = KVGeometry.of(text)
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
-    return {name: heads * head_bytes(text.head_dim, dtype) for name, dtype in names.items()}
+    return {name: 1000 * geometry.position_bytes(dtype) for name, dtype in names.items()}
 
 
 def _pictures(folder: Path, format: str) -> dict[str, Any]:

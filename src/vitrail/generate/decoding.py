@@ -12,14 +12,15 @@ from torch import Tensor
 
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import InputError
-from vitrail.generate.context import CHUNK, CachedContext, PlainContext, Progress, Source
 from vitrail.generate.features import PictureFeatures
 from vitrail.generate.outputs import GenerateOutput
 from vitrail.generate.prompt import Prompt, count_ids
 from vitrail.generate.protocol import GeneratingModel
+from vitrail.generate.runner import CHUNK, Progress, Request, Runner
 from vitrail.generate.sampling import Sampler, SamplingParameters, SamplingState
 from vitrail.generate.stopping import Stopper
-from vitrail.kv.cache import stored_dtype
+from vitrail.generate.uncached import UncachedRunner
+from vitrail.kv.geometry import stored_dtype
 
 Processor = Callable[..., Tensor]  # transformers' form: (input_ids (R, T), scores (R, V)) → scores
 AllowedIds = Callable[[int, Tensor], Sequence[int]]  # (row, its ids (T,)) → ids that may come next
@@ -63,7 +64,7 @@ class Decoding:
         self._sampler = Sampler()
         self._states: list[SamplingState] = []
         self._pictures: list[bytes] = []  # a fingerprint of each prompt's pictures
-        self._cache_left_open: CachedContext | None = None
+        self._cache_left_open: Runner | None = None
 
     @property
     def ids(self) -> Tensor:
@@ -77,28 +78,28 @@ class Decoding:
         However it ends (also by an interrupt, or because nobody asks for more), no sequence stays open in the
         cache, unless the caller gave the cache or is to get it.
         """
-        sources = self._sources()
+        requests = self._requests()
         self._states = self._begin()
-        context = self._context(sources)
+        runner = self._runner(requests)
         done = False
         try:
-            logits = context.prefill()
+            logits = runner.prefill()
             while True:
                 new = self._draw(logits)
                 column = self._append(new)
                 for row in self._end_rows():
                     if not self._keeps_cache:
-                        context.drop(row)
+                        runner.drop(row)
                 done = not self._running
                 yield column
                 if done:
                     break
-                logits = context.decode(self._running, column[self._running])
+                logits = runner.decode(self._running, column[self._running])
         finally:
-            if done and self._keeps_cache and isinstance(context, CachedContext):
-                self._leave_open(context)
+            if done and self._keeps_cache and isinstance(runner, Runner):
+                self._leave_open(runner)
             else:
-                context.close()
+                runner.close()
 
     def output(self) -> GenerateOutput:
         """What was drawn and recorded."""
@@ -133,37 +134,37 @@ class Decoding:
             )
         return 0
 
-    def _sources(self) -> list[Source]:
-        """The prompts as the context reads them; one per row where every row's cache is to be returned whole."""
+    def _requests(self) -> list[Request]:
+        """The prompts as the runner reads them; one per row where every row's cache is to be returned whole."""
         prompt, model = self.prompt, self.model
         embeds = prompt.embeds or [None] * prompt.batch
-        sources = [
-            Source(ids, part)
+        requests = [
+            Request(ids, part)
             for ids, part in zip(prompt.rows, embeds, strict=True)
             for _ in range(self.config.num_return_sequences if self._keeps_cache else 1)
         ]
         if prompt.cache is not None:
-            for source, sequence in zip(sources, prompt.cache.sequences, strict=True):
+            for request, sequence in zip(requests, prompt.cache.sequences, strict=True):
                 # The last position is always read anew: its logits are needed.
-                source.done = min(prompt.cache.length(sequence), source.length - 1)
-                prompt.cache.truncate(sequence, source.done)
+                request.done = min(prompt.cache.length(sequence), request.length - 1)
+                prompt.cache.truncate(sequence, request.done)
         if prompt.pixel_values is None:
-            fresh = sum(count_ids(source.ids[source.done :], model.image_token_id) for source in sources)
+            fresh = sum(count_ids(r.ids[r.done :], model.image_token_id) for r in requests)
             if fresh and prompt.embeds is None:
                 raise InputError(
                     f"the prompt has {fresh} image tokens and came without pictures; give pixel_values."
                 )
         else:
-            self._hand_out(sources, prompt.pixel_values)
-        return sources
+            self._hand_out(requests, prompt.pixel_values)
+        return requests
 
-    def _hand_out(self, sources: list[Source], pixel_values: Tensor) -> None:
+    def _hand_out(self, requests: list[Request], pixel_values: Tensor) -> None:
         """Give every prompt its place in the features of all pictures."""
         prompt, image = self.prompt, self.model.image_token_id
         features = PictureFeatures(self.model, pixel_values, prompt.image_sizes)
-        each = len(sources) // prompt.batch
+        each = len(requests) // prompt.batch
         counts = [count_ids(row, image) for row in prompt.rows]
-        fresh = [count_ids(source.ids[source.done :], image) for source in sources[::each]]
+        fresh = [count_ids(request.ids[request.done :], image) for request in requests[::each]]
         if features.total == sum(fresh):  # pictures of the positions alone that are not cached yet
             counts = fresh
         if features.total != sum(counts):
@@ -173,8 +174,8 @@ class Decoding:
             )
         begin = 0
         for n, (count, new) in enumerate(zip(counts, fresh, strict=True)):
-            for source in sources[n * each : (n + 1) * each]:
-                source.features, source.next_feature = features, begin + count - new
+            for request in requests[n * each : (n + 1) * each]:
+                request.features, request.next_feature = features, begin + count - new
             if self.config.do_sample:  # nothing else asks who a row is
                 self._pictures.append(features.digest(begin, begin + count))
             begin += count
@@ -213,11 +214,11 @@ class Decoding:
             return (prompt.embeds[n].detach().float().cpu().numpy().tobytes(),)
         return (prompt.rows[n].numpy().tobytes(), *self._pictures[n : n + 1])
 
-    def _context(self, sources: list[Source]) -> "CachedContext | PlainContext":
+    def _runner(self, requests: list[Request]) -> Runner | UncachedRunner:
         config = self.config
-        copies = config.num_return_sequences * self.prompt.batch // len(sources)
+        copies = config.num_return_sequences * self.prompt.batch // len(requests)
         if not config.use_cache and self.prompt.cache is None:
-            return PlainContext(self.model, sources, copies=copies)
+            return UncachedRunner(self.model, requests, copies=copies)
         if self.prompt.cache is not None and config.num_return_sequences > 1:
             raise InputError(
                 "num_return_sequences above 1 does not go with past_key_values; call once per completion."
@@ -227,9 +228,9 @@ class Decoding:
             raise InputError(
                 f"past_key_values hold {given.dtype} and cache_dtype asks for {config.cache_dtype}; leave one out."
             )
-        return CachedContext(
+        return Runner(
             self.model,
-            sources,
+            requests,
             copies=copies,
             room=self.stopper.limit,
             chunk=config.prefill_chunk_size or CHUNK,
@@ -306,11 +307,11 @@ class Decoding:
                 ended.append(row)
         return ended
 
-    def _leave_open(self, context: CachedContext) -> None:
+    def _leave_open(self, runner: Runner) -> None:
         """Leave the cache to the caller, with the padded view that forward() reads."""
-        lengths = torch.tensor([source.length for source in context.sources])
-        drawn = torch.tensor(context.cached()) - lengths
+        lengths = torch.tensor([request.length for request in runner.requests])
+        drawn = torch.tensor(runner.cached()) - lengths
         after = torch.arange(int(drawn.max()))[None, :] < drawn[:, None]
         before = self.prompt.kept.repeat_interleave(self.config.num_return_sequences, dim=0)
-        context.cache.mask = torch.cat([before, after], dim=1)
-        self._cache_left_open = context
+        runner.cache.mask = torch.cat([before, after], dim=1)
+        self._cache_left_open = runner

@@ -159,9 +159,7 @@ def _prepare(
     prompt = read_prompt(model, inputs, rest, config)
     embeds_only = prompt.embeds is not None and prompt.ids.shape[1] == 0
     wanted = new_tokens(config, prompt.width, unset=unset_length and not embeds_only)
-    limit = fit_context(
-        max(prompt.lengths), wanted, model.text_config.max_position_embeddings, explicit=explicit
-    )
+    limit = fit_context(max(prompt.lengths), wanted, model.max_model_len, explicit=explicit)
     strings = None
     if config.stop_texts:
         tokenizer = rest.get("tokenizer")

@@ -117,7 +117,7 @@ def _ids(
         raise InputError(
             f"input_ids must be whole numbers (batch, positions), got {ids.dtype} {tuple(ids.shape)}."
         )
-    vocabulary = model.text_config.vocab_size
+    vocabulary = model.vocab_size
     if ids.numel() and (int(ids.max()) >= vocabulary or int(ids.min()) < 0):
         wrong = int(ids.max()) if int(ids.max()) >= vocabulary else int(ids.min())
         raise ContextError(
@@ -153,7 +153,7 @@ def _past(model: GeneratingModel, past: Any, kept: Tensor) -> KVCache | None:
         return None
     if isinstance(past, Sequence):
         positions = int(past[0][0].shape[2]) if past else 0
-        past = KVCache.from_legacy(past, model.text_config, kept[:, :positions])
+        past = KVCache.from_legacy(past, model.kv_geometry, kept[:, :positions])
     if not isinstance(past, KVCache):
         raise InputError(
             f"past_key_values must be a KVCache or pairs (key, value), got {type(past).__name__}."

@@ -1,4 +1,4 @@
-"""What generation knows of a model: a few attributes and three calls. Models live in model/."""
+"""The model protocol of generation: a few attributes and three calls. Models live in model/."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -6,11 +6,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vitrail.configs.base import PretrainedConfig
 from vitrail.configs.generation import GenerationConfig
-from vitrail.configs.text import MistralConfig
 from vitrail.kv.cache import KVCache
-from vitrail.ops.step import Step
+from vitrail.kv.geometry import KVGeometry
+from vitrail.ops.batch import ForwardBatch
 
 
 class GeneratingModel(Protocol):
@@ -22,12 +21,16 @@ class GeneratingModel(Protocol):
     generation_config: GenerationConfig
 
     @property
-    def config(self) -> PretrainedConfig:
-        """The whole configuration."""
+    def kv_geometry(self) -> KVGeometry:
+        """The streams that a cache holds for it."""
 
     @property
-    def text_config(self) -> MistralConfig:
-        """The decoder's geometry: what a cache needs, vocab_size and max_position_embeddings."""
+    def vocab_size(self) -> int:
+        """V: ids are below it."""
+
+    @property
+    def max_model_len(self) -> int:
+        """The most positions of a sequence."""
 
     @property
     def image_token_id(self) -> int | None:
@@ -47,5 +50,5 @@ class GeneratingModel(Protocol):
     def embed(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
         """Ids (L,) → (L, D); rows of image tokens are taken from `features` in order."""
 
-    def step(self, hidden: Tensor, step: Step, cache: KVCache | None, record: Any = None) -> Tensor:
-        """One pass: (L, D) → logits (kept, V)."""
+    def step(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, capture: Any = None) -> Tensor:
+        """One pass: (L, D) → logits (n, V) of batch.logits_indices. capture: records what layers compute."""

@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vitrail.configs.base import PretrainedConfig
 from vitrail.configs.generation import GenerationConfig
-from vitrail.configs.text import MistralConfig
 from vitrail.errors import InputError
-from vitrail.generate.context import AHEAD
 from vitrail.generate.loop import generate
 from vitrail.generate.outputs import GenerateOutput
 from vitrail.generate.protocol import GeneratingModel
+from vitrail.generate.runner import AHEAD
 from vitrail.images.fingerprint import fingerprint
-from vitrail.kv.cache import KVCache, stored_dtype
-from vitrail.ops.step import Step
+from vitrail.kv.cache import KVCache
+from vitrail.kv.geometry import KVGeometry, stored_dtype
+from vitrail.ops.batch import ForwardBatch
 
 FEATURE_BYTES = 1 << 30  # of pictures' features that are remembered; the oldest are forgotten first
 
@@ -172,8 +171,8 @@ class PromptMemory:
     def _cut(self, length: int, *, room: int) -> KVCache:
         """The cache with one sequence of `length` positions."""
         if self._cache is None:
-            config = self.model.text_config
-            self._cache = KVCache.sized(config, [room], dtype=self._dtype, device=self.model.device)
+            geometry, device = self.model.kv_geometry, self.model.device
+            self._cache = KVCache.sized(geometry, [room], dtype=self._dtype, device=device)
             self._sequence = self._cache.open()
         self._cache.truncate(self._sequence, length)
         self._ids = self._ids[:length]
@@ -197,12 +196,16 @@ class _RememberingModel:
         self._model.generation_config = value
 
     @property
-    def config(self) -> PretrainedConfig:
-        return self._model.config
+    def kv_geometry(self) -> KVGeometry:
+        return self._model.kv_geometry
 
     @property
-    def text_config(self) -> MistralConfig:
-        return self._model.text_config
+    def vocab_size(self) -> int:
+        return self._model.vocab_size
+
+    @property
+    def max_model_len(self) -> int:
+        return self._model.max_model_len
 
     @property
     def image_token_id(self) -> int | None:
@@ -219,8 +222,8 @@ class _RememberingModel:
     def embed(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
         return self._model.embed(ids, features)
 
-    def step(self, hidden: Tensor, step: Step, cache: KVCache | None, record: Any = None) -> Tensor:
-        return self._model.step(hidden, step, cache, record)
+    def step(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, capture: Any = None) -> Tensor:
+        return self._model.step(hidden, batch, cache, capture)
 
     def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None) -> Sequence[Tensor]:
         """Per picture its features, (tokens, D); the tower reads those that are not remembered."""

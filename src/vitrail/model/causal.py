@@ -12,13 +12,14 @@ from vitrail.configs import MistralConfig
 from vitrail.errors import ContextError, InputError, UnsupportedError
 from vitrail.generate.loop import generate as draw
 from vitrail.kv.cache import KVCache
+from vitrail.kv.geometry import KVGeometry
 from vitrail.model.decoder import MistralModel
 from vitrail.model.layers import Linear
 from vitrail.model.outputs import CausalLMOutputWithPast
 from vitrail.model.packing import Packed, check_keep, check_labels, next_token_loss, pack
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
-from vitrail.ops.step import Step
+from vitrail.ops.batch import ForwardBatch
 
 
 class CausalModel(PreTrainedModel):
@@ -38,6 +39,21 @@ class CausalModel(PreTrainedModel):
     def text_config(self) -> MistralConfig:
         """Geometry of the decoder."""
         return self.decoder.config
+
+    @property
+    def kv_geometry(self) -> KVGeometry:
+        """The streams that a cache holds for this model."""
+        return KVGeometry.of(self.text_config)
+
+    @property
+    def vocab_size(self) -> int:
+        """V: ids are below it."""
+        return self.text_config.vocab_size
+
+    @property
+    def max_model_len(self) -> int:
+        """The most positions of a sequence."""
+        return self.text_config.max_position_embeddings
 
     @property
     def image_token_id(self) -> int | None:
@@ -87,10 +103,13 @@ class CausalModel(PreTrainedModel):
             raise InputError(f"{type(self).__name__} is a text-only model and cannot read pictures.")
         return replace_rows(rows, ids == self.image_token_id, features)
 
-    def step(self, hidden: Tensor, step: Step, cache: KVCache | None, record: Record | None = None) -> Tensor:
-        """Embeddings (L, D) → logits (kept, V) of the rows that the step keeps; new keys go into the cache."""
-        last = self.decoder.run(hidden, step, cache, Record() if record is None else record)
-        logits: Tensor = self.lm_head(last if step.keep is None else last[step.keep])
+    def step(
+        self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, capture: Record | None = None
+    ) -> Tensor:
+        """Embeddings (L, D) → logits (n, V) of batch.logits_indices; new keys go into the cache."""
+        last = self.decoder.run(hidden, batch, cache, Record() if capture is None else capture)
+        wanted = batch.logits_indices
+        logits: Tensor = self.lm_head(last if wanted is None else last[wanted])
         return logits
 
     # --- (B, T) -------------------------------------------------------------------------------------------
@@ -140,10 +159,10 @@ class CausalModel(PreTrainedModel):
             weights=config.output_attentions if output_attentions is None else output_attentions,
         )
         keep, places = packed.select(logits_to_keep)
-        step = Step(packed.positions, packed.segments, packed.sequences, keep)
+        forward_batch = packed.forward_batch(keep)
         rows = hidden.flatten(0, 1)
         rows = rows if len(packed.index) == len(rows) else rows[packed.index]
-        logits = packed.place(self.step(rows, step, packed.cache, record), places)
+        logits = packed.place(self.step(rows, forward_batch, packed.cache, record), places)
         return {
             "loss": None if labels is None else next_token_loss(logits, labels, packed.kept),
             "logits": logits,
@@ -218,7 +237,6 @@ class MistralForCausalLM(CausalModel):
     def __init__(self, config: MistralConfig) -> None:
         super().__init__(config)
         self.model = MistralModel(config)
-        self.vocab_size = config.vocab_size
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 

@@ -14,9 +14,9 @@ from vitrail.model.layers import Embedding, GatedMLP, Linear, RMSNorm, project
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
 from vitrail.model.rotation import Rotation, Rotations
-from vitrail.ops.attention import attention, attention_weights
-from vitrail.ops.cpu.rows import rotate_pair
-from vitrail.ops.step import Step
+from vitrail.ops.attention import AttentionPlan
+from vitrail.ops.batch import ForwardBatch
+from vitrail.ops.rows import rotate_pair
 
 
 class MistralAttention(nn.Module):
@@ -33,19 +33,16 @@ class MistralAttention(nn.Module):
         self.v_proj = Linear(config.hidden_size, groups * self.head_dim, bias=False)
         self.o_proj = Linear(heads * self.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, turn: Rotation, step: Step, cache: KVCache | None, record: Record) -> Tensor:
+    def forward(self, x: Tensor, turn: Rotation, plan: AttentionPlan, record: Record) -> Tensor:
         projected = project(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (y.reshape(len(y), -1, self.head_dim) for y in projected)
         q, k = rotate_pair(q, k, turn.cos, turn.sin)
         if turn.temperature is not None:
             q = q * turn.temperature.to(q.dtype)[:, None, None]
-        kv = None if cache is None else cache.layer(self.index, step)
         scale = self.head_dim**-0.5
-        mixed = attention(q, k, v, step.segments, scale=scale, kv=kv, window=self.window)
+        mixed = plan.attend(q, k, v, scale=scale, layer=self.index, window=self.window)
         if record.weights:
-            record.attentions.append(
-                attention_weights(q, k, step.segments, scale=scale, kv=kv, window=self.window)
-            )
+            record.attentions.append(plan.weights(q, k, scale=scale, layer=self.index, window=self.window))
         out: Tensor = self.o_proj(mixed.flatten(1))
         return out
 
@@ -60,8 +57,8 @@ class MistralDecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act)
 
-    def forward(self, x: Tensor, turn: Rotation, step: Step, cache: KVCache | None, record: Record) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), turn, step, cache, record)
+    def forward(self, x: Tensor, turn: Rotation, plan: AttentionPlan, record: Record) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), turn, plan, record)
         x = x + self.mlp(self.post_attention_layernorm(x))
         return x
 
@@ -95,14 +92,15 @@ class MistralModel(PreTrainedModel):
         """Replace the table of token embeddings."""
         self.embed_tokens = value  # type: ignore[assignment]
 
-    def run(self, hidden: Tensor, step: Step, cache: KVCache | None, record: Record) -> Tensor:
+    def run(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, record: Record) -> Tensor:
         """(L, D) embeddings → (L, D) after the last block and the final norm."""
-        turn = self._rotations.at(self.config, step.positions, hidden.dtype)
-        fused = None if record.wanted else self._fused.run(self.layers, hidden, turn, step, cache)
+        turn = self._rotations.at(self.config, batch.positions, hidden.dtype)
+        fused = None if record.wanted else self._fused.run(self.layers, hidden, turn, batch, cache)
         if fused is None:
+            plan = AttentionPlan(batch.attention, cache)
             for layer in self.layers:
                 record.see(hidden)
-                hidden = self.run_layer(layer, hidden, turn, step, cache, record)
+                hidden = self.run_layer(layer, hidden, turn, plan, record)
         else:
             hidden = fused
         normed: Tensor = self.norm(hidden)

@@ -1,7 +1,7 @@
-"""Decoder blocks as one call of the kernels: which steps and which blocks can be. The call is ops/cpu/decoder.py's.
+"""Decoder blocks as one call of a backend: which blocks can be. The backend says for which batches (ops/backend.py).
 
-A step of few rows that needs no gradient, on a CPU, through blocks that are what they were built as: nothing hooked,
-replaced, adapted or recorded. Everything else goes module by module, to the same bits.
+Blocks must be what they were built as: nothing hooked, replaced, adapted or recorded. Everything else goes module by
+module, to the same bits.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from vitrail.kv.cache import KVCache
 from vitrail.model.layers import GatedMLP, Linear, RMSNorm
-from vitrail.ops.cpu import dense as cpu_dense, library
-from vitrail.ops.cpu.decoder import BlockWeights, DecoderProgram
-from vitrail.ops.step import Step
+from vitrail.ops.backend import AttentionBackend, BlockWeights, DecoderBlocks
+from vitrail.ops.backends import backend_for
+from vitrail.ops.batch import ForwardBatch
 from vitrail.ops.weight import Weight
 from vitrail.quant.replace import QuantLinear
 
-# More rows are bound by arithmetic, not by calls, and a call cannot be interrupted.
-MOST_ROWS = 16
 _PARTS = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
@@ -45,7 +42,7 @@ class FusedBlocks:
         self._forwards = {**forwards, **_FORWARDS}
         self._classes = [*forwards, GatedMLP, RMSNorm, RMSNorm]
         # What was seen and its program: one tuple, replaced whole, for threads that share a model.
-        self._held: tuple[list[Any], DecoderProgram | None] | None = None
+        self._held: tuple[list[Any], DecoderBlocks | None] | None = None
 
     def __reduce__(self) -> tuple[type[FusedBlocks], tuple[Mapping[type[nn.Module], Any]]]:
         return FusedBlocks, ({module: self._forwards[module] for module in self._classes[:2]},)
@@ -55,31 +52,32 @@ class FusedBlocks:
         layers: nn.ModuleList,
         hidden: Tensor,
         turn: tuple[Tensor, Tensor, Tensor | None],
-        step: Step,
+        batch: ForwardBatch,
         cache: KVCache | None,
     ) -> Tensor | None:
         """hidden (L, D) through all blocks, or None where they must be called one by one; then nothing was done."""
         if torch.compiler.is_compiling():  # first: compilers take nothing of what follows
             return None
-        if cache is None or not step.segments.causal or not _is_a_short_step(hidden):
+        backend = backend_for(hidden.device)
+        if cache is None or not backend.takes_decoder_blocks(hidden, batch.attention):
             return None
-        program = self._current_program(layers, hidden)
-        if program is None:
-            return None
-        if program.plain and not cpu_dense.kernel_is_faster(hidden, [_a_plain_weight(layers)]):
+        program = self._current_program(layers, hidden, backend)
+        if program is None or (program.plain and not program.pays(hidden, _a_plain_weight(layers))):
             return None
         attention: Any = layers[0].self_attn
         return program.run(
             hidden,
             turn,
-            step.segments,
-            [cache.layer(layer.self_attn.index, step) for layer in layers],  # type: ignore[arg-type]
+            batch.attention,
+            [cache.layer(layer.self_attn.index, hidden.device) for layer in layers],  # type: ignore[arg-type]
             heads=attention.q_proj.out_features // attention.head_dim,
             scale=attention.head_dim**-0.5,
             window=attention.window,
         )
 
-    def _current_program(self, layers: nn.ModuleList, hidden: Tensor) -> DecoderProgram | None:
+    def _current_program(
+        self, layers: nn.ModuleList, hidden: Tensor, backend: AttentionBackend
+    ) -> DecoderBlocks | None:
         """The program of these very weights, made anew when one of them was replaced or moved."""
         first: Any = layers[0] if layers else None
         if [type(first), type(getattr(first, "self_attn", None))] != self._classes[:2]:
@@ -93,7 +91,7 @@ class FusedBlocks:
             return None
         held = self._held
         if held is None or seen != held[0]:
-            program = DecoderProgram.new([_weights(layer) for layer in layers], hidden.dtype, seen[1])
+            program = backend.decoder_blocks([_weights(layer) for layer in layers], hidden.dtype, seen[1])
             self._held = held = (seen, program)
         return held[1]
 
@@ -142,20 +140,6 @@ def _is_unhooked(module: nn.Module) -> bool:
     own = module.__dict__
     return not (
         own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or "forward" in own
-    )
-
-
-def _is_a_short_step(hidden: Tensor) -> bool:
-    """Few rows on a CPU that nobody differentiates, traces or watches."""
-    return (
-        type(hidden) is Tensor
-        and hidden.device.type == "cpu"
-        and 0 < len(hidden) <= MOST_ROWS
-        and library.library() is not None
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and not is_in_torch_dispatch_mode()
-        and not torch._C._len_torch_function_stack()  # default devices are such modes too
     )
 
 

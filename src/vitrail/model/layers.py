@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from vitrail.errors import ConfigError
-from vitrail.ops.cpu.rows import rms_norm, silu_gate
 from vitrail.ops.linear import embedding, linear, linear_group
+from vitrail.ops.rows import rms_norm, silu_gate
 from vitrail.quant.replace import QuantLinear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}

@@ -13,7 +13,7 @@ from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import CheckpointError, UnsupportedError
 from vitrail.files.hub import resolve, with_weights
 from vitrail.model.protocol import Pretrained
-from vitrail.ops.cpu import library
+from vitrail.ops.backends import check_backend
 from vitrail.tokenizer.load import check_tokenizer
 from vitrail.weights.load import load_into
 from vitrail.weights.save import save
@@ -53,7 +53,7 @@ def load_pretrained(
     options.pop("low_cpu_mem_usage", None)  # always so here: tensors are streamed one by one
     if options:
         raise UnsupportedError(f"from_pretrained does not know the argument {', '.join(sorted(options))}.")
-    library.library()  # a VITRAIL_KERNELS that cannot be had is told before anything is fetched or read
+    check_backend()  # raise for an unusable VITRAIL_KERNELS before downloading
     folder = resolve(name_or_path, **hub, format=format)
     chosen = _config_for(cls, folder, config, format)
     check_tokenizer(folder, chosen)

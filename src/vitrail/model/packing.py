@@ -13,7 +13,9 @@ from torch import Tensor
 
 from vitrail.configs import MistralConfig
 from vitrail.errors import ContextError, InputError, UnsupportedError
-from vitrail.kv.cache import BLOCK, KVCache
+from vitrail.kv.blocks import BLOCK
+from vitrail.kv.cache import KVCache
+from vitrail.ops.batch import ForwardBatch, build_batch
 from vitrail.ops.segments import Segments
 
 IGNORED = -100  # a label that does not count, as in the documents
@@ -27,7 +29,7 @@ class Packed:
         batch, new: B and T.
         kept: bool (B, T), the new positions that are rows; all_kept: bool (B, S), with the cached ones.
         index: int64 (L,), place of each row in the flattened (B·T).
-        segments, positions: of the step. cache, sequences: None and () where nothing is cached.
+        lengths: new rows of each conversation; positions: int64 (L,). cache: None where nothing is cached.
     """
 
     batch: int
@@ -35,10 +37,20 @@ class Packed:
     kept: Tensor
     all_kept: Tensor
     index: Tensor
-    segments: Segments
+    lengths: list[int]
     positions: Tensor
     cache: KVCache | None
-    sequences: tuple[int, ...]
+
+    def forward_batch(self, logits_indices: Tensor | None) -> ForwardBatch:
+        """The batch of these rows; allocates their places in the cache."""
+        return build_batch(
+            self.lengths,
+            cache=self.cache,
+            sequences=() if self.cache is None else self.cache.sequences,
+            positions=self.positions,
+            logits_indices=logits_indices,
+            device=self.index.device,
+        )
 
     def scatter(self, rows: Tensor) -> Tensor:
         """(L, …) → (B, T, …), zero where there is padding."""
@@ -110,6 +122,7 @@ def pack(
     if not bool(kept.any()):
         raise InputError("attention_mask leaves no position; give every conversation some text.")
     segments, index = Segments.from_mask(kept, past_lengths, device=device)
+    lengths = [segments.query_length(row) for row in range(batch)]
     longest = max(segments.kv_host, default=0)
     if longest > config.max_position_embeddings:
         raise ContextError(
@@ -124,12 +137,10 @@ def pack(
         for room in rooms:
             cache.open(room=room)
     all_kept = torch.cat([seen.to(device), kept], dim=1)
-    sequences: tuple[int, ...] = ()
     if cache is not None:
-        sequences = cache.sequences
-        _reserve(cache, segments)
+        _make_room(cache, segments.kv_host)
         cache.mask = all_kept.cpu()
-    return Packed(batch, new, kept, all_kept, index, segments, positions, cache, sequences)
+    return Packed(batch, new, kept, all_kept, index, lengths, positions, cache)
 
 
 def _open_cache(
@@ -202,14 +213,12 @@ def _positions(
     return counted.flatten()[index]
 
 
-def _reserve(cache: KVCache, segments: Segments) -> None:
-    """Room for the step's rows; the cache of a forward() loop grows by halves, so that it is seldom moved."""
-    needed = sum(-(-length // cache.block) for length in segments.kv_host)
+def _make_room(cache: KVCache, totals: Sequence[int]) -> None:
+    """Blocks for sequences of these lengths; the cache of a forward() loop grows by halves, so that it is seldom moved."""
+    needed = sum(-(-length // cache.block) for length in totals)
     have = sum(-(-cache.length(s) // cache.block) for s in cache.sequences)
     if needed - have > cache.free_blocks:
         cache.grow(max(needed - have, needed // 2))
-    for number, sequence in enumerate(cache.sequences):
-        cache.reserve(sequence, segments.query_length(number))
 
 
 def check_keep(logits_to_keep: "int | Tensor", new: int) -> None:

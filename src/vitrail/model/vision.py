@@ -18,9 +18,10 @@ from vitrail.model.outputs import BaseModelOutput
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
 from vitrail.ops import rope
-from vitrail.ops.attention import attention, attention_weights
-from vitrail.ops.cpu.rows import rotate_pair
+from vitrail.ops.attention import AttentionPlan
+from vitrail.ops.backend import AttentionMetadata
 from vitrail.ops.linear import linear
+from vitrail.ops.rows import rotate_pair
 from vitrail.ops.segments import Segments
 
 NORM_EPS = 1e-5  # of every norm of the tower; not in any configuration
@@ -44,14 +45,14 @@ class PixtralAttention(nn.Module):
         self.v_proj = Linear(config.hidden_size, width, bias=False)
         self.o_proj = Linear(width, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: Segments, record: Record) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, plan: AttentionPlan, record: Record) -> Tensor:
         projected = project(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (y.reshape(len(y), self.heads, -1) for y in projected)
         q, k = rotate_pair(q, k, cos, sin)
         scale = self.head_dim**-0.5
         if record.weights:
-            record.attentions.append(attention_weights(q, k, segments, scale=scale))
-        mixed = attention(q, k, v, segments, scale=scale)
+            record.attentions.append(plan.weights(q, k, scale=scale))
+        mixed = plan.attend(q, k, v, scale=scale)
         out: Tensor = self.o_proj(mixed.flatten(1))
         return out
 
@@ -66,8 +67,8 @@ class PixtralAttentionLayer(nn.Module):
         self.ffn_norm = RMSNorm(config.hidden_size, NORM_EPS)
         self.feed_forward = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: Segments, record: Record) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, segments, record)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, plan: AttentionPlan, record: Record) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, plan, record)
         x = x + self.feed_forward(self.ffn_norm(x))
         return x
 
@@ -199,10 +200,10 @@ class PixtralVisionModel(PreTrainedModel):
         )
         x = self.ln_pre(linear(patches.to(device=weight.device, dtype=weight.dtype), weight.flatten(1)))
         cos, sin = self._rotation(grids, x)
-        segments = Segments.from_grids(grids, device=x.device)
+        plan = AttentionPlan(AttentionMetadata(Segments.from_grids(grids, device=x.device)))
         record.see(x)
         for layer in list(self.transformer.layers)[:depth]:
-            x = self.run_layer(layer, x, cos, sin, segments, record)
+            x = self.run_layer(layer, x, cos, sin, plan, record)
             record.see(x)
         last: Tensor = x
         return last

@@ -18,14 +18,14 @@ class Segments:
     """Row ranges of a packed tensor, on the host and on the device.
 
     Attributes:
-        q_offsets: int32 (n+1,), where each segment's rows begin; the last entry is L.
-        kv_lengths: int32 (n,), how many keys a segment sees after this step, cached and new.
+        cu_seqlens_q: int32 (n+1,), where each segment's rows begin; the last entry is L.
+        seq_lens_k: int32 (n,), how many keys a segment sees after this step, cached and new.
         q_host, kv_host: the same numbers on the host, so that no step waits for the device.
         causal: a row sees keys up to itself (decoder) or all keys of its segment (vision tower).
     """
 
-    q_offsets: Tensor
-    kv_lengths: Tensor
+    cu_seqlens_q: Tensor
+    seq_lens_k: Tensor
     q_host: tuple[int, ...]
     kv_host: tuple[int, ...]
     causal: bool
@@ -46,8 +46,8 @@ class Segments:
             offsets.append(offsets[-1] + length)
         kv = tuple(new + old for new, old in zip(query_lengths, past, strict=True))
         return cls(
-            q_offsets=torch.tensor(offsets, dtype=torch.int32, device=device),
-            kv_lengths=torch.tensor(kv, dtype=torch.int32, device=device),
+            cu_seqlens_q=torch.tensor(offsets, dtype=torch.int32, device=device),
+            seq_lens_k=torch.tensor(kv, dtype=torch.int32, device=device),
             q_host=tuple(offsets),
             kv_host=kv,
             causal=causal,

@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.configs import Mistral3Config, MistralConfig, PixtralVisionConfig
+from vitrail.generate.uncached import run_uncached
 from vitrail.model.record import Record
 from vitrail.model.vlm import Mistral3ForConditionalGeneration
 from vitrail.ops.linear import linear
-from vitrail.ops.segments import Segments
-from vitrail.ops.step import Step
 from vitrail.reader import batches, charset, start
 from vitrail.reader.batches import Batch
 
@@ -153,10 +152,9 @@ class Reader(nn.Module):
     ) -> tuple[Tensor, dict[str, float]]:
         packed = prompts(batch)
         hidden = self.model.embed(packed.ids, rows)
-        positions = torch.cat([torch.arange(n) for n in packed.lengths])
         record = Record(weights=pointer > 0, hidden=located > 0)
-        step = Step(positions, Segments.new(packed.lengths), (), packed.keep)
-        scores = F.log_softmax(self.model.step(hidden, step, None, record), dim=1)
+        logits = run_uncached(self.model, hidden, packed.lengths, logits_indices=packed.keep, capture=record)
+        scores = F.log_softmax(logits, dim=1)
         first, second, share = (
             torch.from_numpy(np.concatenate([getattr(answer, name) for answer in batch.answers]))
             for name in ("first", "second", "share")

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.ops.segments import Segments
-from vitrail.ops.step import Step
+from vitrail.generate.uncached import run_uncached
 from vitrail.train.examples import IGNORED, Example
 
 Prepare = Callable[[list[Any]], "dict[str, Tensor]"]
@@ -64,9 +63,9 @@ def loss_sum(model: Any, rows: Pack) -> Tensor:
         pixels = rows.pixel_values.to(device=device, dtype=model.dtype)
         features = torch.cat(model.encode_images(pixels, rows.image_sizes))
     hidden = model.embed(rows.ids.to(device), features)
-    segments = Segments.new(rows.lengths, device=device)
-    step = Step(rows.positions.to(device), segments, (), rows.keep.to(device))
-    logits: Tensor = model.step(hidden, step, None)
+    logits = run_uncached(
+        model, hidden, rows.lengths, positions=rows.positions.to(device), logits_indices=rows.keep.to(device)
+    )
     return F.cross_entropy(logits.float(), rows.targets.to(logits.device), reduction="sum")
 
 

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitrail.ops.backend import AttentionMetadata
 from vitrail.ops.cpu import library
 from vitrail.ops.cpu.kv import dense_rows, pointer, run, supported
-from vitrail.ops.kv import LayerKV
+from vitrail.ops.kv import BlockTables, LayerKV
 from vitrail.ops.reference import attention as reference_attention
 from vitrail.ops.segments import Segments
 
@@ -71,9 +72,8 @@ def _segments(q_offsets: Tensor, kv_lengths: Tensor, causal: bool) -> Segments:
 
 def _fresh_anywhere(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, kv_lengths: Tensor, causal: bool,
                     scale: float, window: int | None) -> Tensor:  # fmt: skip
-    return reference_attention.attention(
-        q, k, v, _segments(q_offsets, kv_lengths, causal), scale=scale, window=window
-    )
+    metadata = AttentionMetadata(_segments(q_offsets, kv_lengths, causal))
+    return reference_attention.attention(q, k, v, metadata, scale=scale, window=window)
 
 
 def _fresh_cpu(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, kv_lengths: Tensor, causal: bool, scale: float,
@@ -93,12 +93,14 @@ def _slots(q_offsets: Tensor, kv_lengths: Tensor, block_table: Tensor, block: in
 
 def _cached_anywhere(q: Tensor, keys: Tensor, values: Tensor, scales: Tensor | None, block_table: Tensor,
                      q_offsets: Tensor, kv_lengths: Tensor, scale: float, window: int | None) -> Tensor:  # fmt: skip
-    segments = _segments(q_offsets, kv_lengths, True)
-    tables = tuple(tuple(row) for row in block_table.tolist())
-    kv = LayerKV(
-        keys, values, _slots(q_offsets, kv_lengths, block_table, keys.shape[1]), block_table, tables, scales
+    kv = LayerKV(keys, values, scales)
+    metadata = AttentionMetadata(
+        _segments(q_offsets, kv_lengths, True),
+        _slots(q_offsets, kv_lengths, block_table, keys.shape[1]),
+        BlockTables(block_table, tuple(tuple(row) for row in block_table.tolist())),
     )
-    return reference_attention.attention_cached(q, segments, scale=scale, kv=kv, window=window)
+    metadata = reference_attention.plan(metadata, kv, q.dtype)
+    return reference_attention.attention_cached(q, metadata, scale=scale, kv=kv, window=window)
 
 
 def _cached_cpu(q: Tensor, keys: Tensor, values: Tensor, scales: Tensor | None, block_table: Tensor,

@@ -8,40 +8,18 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitrail.ops.backend import AttentionMetadata, BlockWeights
 from vitrail.ops.cpu import dense as cpu_dense, library, quant as cpu_quant
 from vitrail.ops.cpu.attention import AttentionCall
 from vitrail.ops.cpu.kv import CacheWrite, check, pointer, supported
 from vitrail.ops.kv import LayerKV
-from vitrail.ops.segments import Segments
 from vitrail.ops.weight import PackedWeight, Weight
-
-
-@dataclass(frozen=True, slots=True)
-class BlockWeights:
-    """The weights of one block: norms (D,), matrices (out, in) without biases; those of one field share their input."""
-
-    attention_norm: Tensor
-    mlp_norm: Tensor
-    qkv: tuple[Weight, Weight, Weight]
-    out: tuple[Weight]
-    gate_up: tuple[Weight, Weight]
-    down: tuple[Weight]
-
-    def products(self) -> tuple[tuple[Weight, ...], ...]:
-        """The four products in the order of native/decoder.h."""
-        return self.qkv, self.out, self.gate_up, self.down
-
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of both norms, then (out, in) of every matrix."""
-        matrices = (weight for weights in self.products() for weight in weights)
-        return tuple(tuple(x.shape) for x in (self.attention_norm, self.mlp_norm, *matrices))
 
 
 def _shapes(width: int, inner: int, heads: int, groups: int, head_width: int) -> tuple[tuple[int, ...], ...]:
@@ -144,11 +122,15 @@ class DecoderProgram:
         self._kept.append(table)
         return _Product(ctypes.addressof(table), len(weights), first.shape[1], group, kind)
 
+    def pays(self, hidden: Tensor, weight: Tensor) -> bool:
+        """As DecoderBlocks."""
+        return cpu_dense.kernel_is_faster(hidden, [weight])
+
     def run(
         self,
         hidden: Tensor,
-        turn: tuple[Tensor, Tensor, Tensor | None],
-        segments: Segments,
+        rope: tuple[Tensor, Tensor, Tensor | None],
+        metadata: AttentionMetadata,
         layers: Sequence[LayerKV],
         *,
         heads: int,
@@ -158,21 +140,23 @@ class DecoderProgram:
         """hidden (L, D) through all blocks: (L, D); new keys and values go into the cache. None: nothing was done.
 
         Args:
-            turn: cos and sin (L, K), and the queries' temperature (L,) or None.
+            rope: cos and sin (L, K), and the queries' temperature (L,) or None.
             layers: each block's share of the cache.
             heads, scale, window: of attention.
 
         Raises:
             InputError, MemoryError: as attention does.
         """
-        kv = layers[0]
+        kv, segments = layers[0], metadata.segments
+        if metadata.slot_mapping is None or metadata.block_tables is None:
+            return None
         if library.library() is None or not supported(hidden, kv.keys, kv.scales):
             return None
         blocks, block, groups, width = kv.keys.shape
         inner = self._shapes[-1][1]
         if self._shapes != _shapes(hidden.shape[1], inner, heads, groups, width):
             return None
-        if turn[0].shape != (len(hidden), width):
+        if rope[0].shape != (len(hidden), width):
             return None
         if not all(_is_whole(layer) and layer.keys.shape == kv.keys.shape for layer in layers):
             return None
@@ -182,12 +166,13 @@ class DecoderProgram:
             entry.keys, entry.values = layer.keys.data_ptr(), layer.values.data_ptr()
             entry.scales = pointer(layer.scales)
         result = hidden.clone(memory_format=torch.contiguous_format)
-        cos, sin = turn[0].contiguous(), turn[1].contiguous()
-        temperature = None if turn[2] is None else turn[2].to(self.dtype).contiguous()
+        cos, sin = rope[0].contiguous(), rope[1].contiguous()
+        temperature = None if rope[2] is None else rope[2].to(self.dtype).contiguous()
         tensors = [
-            x.to(torch.int32).contiguous() for x in (kv.block_table, segments.q_offsets, segments.kv_lengths)
+            x.to(torch.int32).contiguous()
+            for x in (metadata.block_tables.tensor, segments.cu_seqlens_q, segments.seq_lens_k)
         ]
-        slots = kv.slots.to(torch.int64).contiguous()
+        slots = metadata.slot_mapping.to(torch.int64).contiguous()
         stored, given = library.DTYPES[kv.keys.dtype], library.DTYPES[self.dtype]
         attend = AttentionCall(
             block_table=tensors[0].data_ptr(), q_offsets=tensors[1].data_ptr(), kv_lengths=tensors[2].data_ptr(),

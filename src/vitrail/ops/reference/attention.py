@@ -10,6 +10,7 @@ Letters: L packed rows · A query heads · G key/value heads · K head width · 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -17,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import InputError
-from vitrail.ops.kv import Group, LayerKV
-from vitrail.ops.segments import Segments
+from vitrail.ops.backend import AttentionMetadata
+from vitrail.ops.kv import LayerKV
 
 # Keys that one tile holds, a multiple of every cache block, so that tiles begin at fixed absolute positions.
 TILE = 1024
@@ -29,19 +30,79 @@ SCORES = 1 << 24
 COPIED = 1 << 17
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Sequences of a decoding batch that are computed in one call: n rows, S positions of whole blocks.
+
+    Attributes:
+        rows: their numbers in the batch.
+        blocks: int64 (n · blocks of one,), their blocks in order.
+        bias: (n, 1, 1, S) in the dtype of q, 0 for positions that hold something, else −inf.
+        empty: bool (n, block, 1, 1), positions of the last blocks that hold nothing.
+    """
+
+    rows: list[int]
+    blocks: Tensor
+    bias: Tensor
+    empty: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodePlan(AttentionMetadata):
+    """A batch of decoding rows: groups, and the numbers of the sequences that are read where they lie.
+
+    order: int64 (n,), the rows of all groups one after another.
+    """
+
+    groups: tuple[Group | int, ...]
+    order: Tensor
+
+
+def plan(metadata: AttentionMetadata, kv: LayerKV | None, dtype: torch.dtype) -> AttentionMetadata:
+    """A DecodePlan for one new row of each of several sequences, else the metadata as it is."""
+    segments, tables = metadata.segments, metadata.block_tables
+    one_each = len(segments) > 1 and segments.q_host == tuple(range(len(segments) + 1))
+    if not one_each or kv is None or tables is None or kv.scales is not None or torch.is_grad_enabled():
+        return metadata
+    groups = tuple(_groups(segments.kv_host, kv, tables.tensor, dtype))
+    order = [row for group in groups for row in (group.rows if isinstance(group, Group) else [group])]
+    places = torch.tensor(order, device=kv.keys.device)
+    return DecodePlan(segments, metadata.slot_mapping, tables, groups=groups, order=places)
+
+
+def slots_of(metadata: AttentionMetadata) -> Tensor:
+    """The slots of the batch's rows; InputError where the batch was made without a cache."""
+    if metadata.slot_mapping is None:
+        raise InputError(
+            "a cache was passed, but the batch was built without one; build_batch(cache=) makes it."
+        )
+    return metadata.slot_mapping
+
+
+def read(
+    kv: LayerKV | None, metadata: AttentionMetadata, segment: int, start: int, stop: int
+) -> tuple[Tensor, Tensor]:
+    """Cached keys and values of one segment; InputError where there is no cache."""
+    if kv is None or metadata.block_tables is None:
+        past = metadata.segments.past_length(segment)
+        raise InputError(f"the segments count {past} cached keys, but no cache was passed.")
+    return kv.read(metadata.block_tables, segment, start, stop)
+
+
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    segments: Segments,
+    metadata: AttentionMetadata,
     *,
     scale: float,
     kv: LayerKV | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """As ops/attention.py's attention(), of new rows that lie in the cache already; (L, A, K)."""
-    if kv is not None and _decodes(segments, kv, window):
-        return _decode_rows(q, segments.kv_host, scale, kv)
+    """As AttentionPlan.attend, of new rows that lie in the cache already; (L, A, K)."""
+    segments = metadata.segments
+    if isinstance(metadata, DecodePlan) and kv is not None and _whole_past(metadata, window):
+        return _decode_rows(q, metadata, scale, kv)
     pieces: list[Tensor] = []
     for first, count in segments.runs():
         new, total = segments.query_length(first), segments.kv_host[first]
@@ -56,20 +117,20 @@ def attention(
         for index in range(first, first + count):
             here = slice(segments.q_host[index], segments.q_host[index] + new)
             tile_window = window if windowed else None
-            pieces.append(_after_cache(q[here], k[here], v[here], index, total, scale, kv, tile_window))
+            pieces.append(_after_cache(q[here], k[here], v[here], index, metadata, scale, kv, tile_window))
     if not pieces:
         return q.new_empty(q.shape)
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def attention_cached(
-    q: Tensor, segments: Segments, *, scale: float, kv: LayerKV, window: int | None = None
+    q: Tensor, metadata: AttentionMetadata, *, scale: float, kv: LayerKV, window: int | None = None
 ) -> Tensor:
-    """As `attention`, the new rows' keys and values too as the cache holds them, at kv.slots."""
-    if _decodes(segments, kv, window):
-        return _decode_rows(q, segments.kv_host, scale, kv)
-    k, v = kv.written(q.dtype)
-    return attention(q, k, v, segments, scale=scale, kv=kv, window=window)
+    """As `attention`, the new rows' keys and values too as the cache holds them."""
+    if isinstance(metadata, DecodePlan) and _whole_past(metadata, window):
+        return _decode_rows(q, metadata, scale, kv)
+    k, v = kv.at(slots_of(metadata), q.dtype)
+    return attention(q, k, v, metadata, scale=scale, kv=kv, window=window)
 
 
 def _fresh(q: Tensor, k: Tensor, v: Tensor, count: int, scale: float, causal: bool) -> Tensor:
@@ -91,40 +152,31 @@ def _repeat(x: Tensor, heads: int) -> Tensor:
     return x if groups == heads else x.repeat_interleave(heads // groups, dim=1)
 
 
-def _decodes(segments: Segments, kv: LayerKV, window: int | None) -> bool:
-    """Whether the step is one new row of each of several sequences, which see their whole past."""
-    return (
-        len(segments) > 1
-        and segments.q_host == tuple(range(len(segments) + 1))
-        and (window is None or max(segments.kv_host) <= window)
-        and kv.scales is None
-        and not torch.is_grad_enabled()
-    )
+def _whole_past(metadata: AttentionMetadata, window: int | None) -> bool:
+    """Whether every row sees all keys of its segment, and no gradient is wanted."""
+    fits = window is None or max(metadata.segments.kv_host) <= window
+    return fits and not torch.is_grad_enabled()
 
 
-def _decode_rows(q: Tensor, totals: tuple[int, ...], scale: float, kv: LayerKV) -> Tensor:
-    """Softmax attention of q (n, A, K), row i over the first totals[i] positions of segment i: (n, A, K).
+def _decode_rows(q: Tensor, metadata: DecodePlan, scale: float, kv: LayerKV) -> Tensor:
+    """Softmax attention of q (n, A, K), row i over all positions of segment i: (n, A, K).
 
     Sequences of equally many blocks are computed in one call, on copies of their blocks. A sequence's call has the shape
     of its own number of blocks: which other sequences there are does not change what is computed for it.
     """
-    if not kv.groups:  # the first layer of the step
-        kv.groups.extend(_groups(totals, kv, q.dtype))
-    order = [row for group in kv.groups for row in (group.rows if isinstance(group, Group) else [group])]
-    places = torch.tensor(order, device=q.device)
-    pieces, start, sorted_q = [], 0, q[places]
-    for group in kv.groups:
+    pieces, start, sorted_q = [], 0, q[metadata.order]
+    for group in metadata.groups:
         if isinstance(group, Group):
             pieces.append(_together(sorted_q[start : start + len(group.rows)], group, scale, kv))
         else:
-            pieces.append(_decode_row(sorted_q[start : start + 1], group, totals[group], scale, kv))
+            pieces.append(_decode_row(sorted_q[start : start + 1], group, metadata, scale, kv))
         start += len(pieces[-1])
-    return torch.empty_like(q).index_copy_(0, places, torch.cat(pieces))
+    return torch.empty_like(q).index_copy_(0, metadata.order, torch.cat(pieces))
 
 
-def _decode_row(q: Tensor, segment: int, total: int, scale: float, kv: LayerKV) -> Tensor:
-    """q (1, A, K) over the first `total` positions of one segment: (1, A, K)."""
-    keys, values = kv.read(segment, 0, total)
+def _decode_row(q: Tensor, segment: int, metadata: AttentionMetadata, scale: float, kv: LayerKV) -> Tensor:
+    """q (1, A, K) over all positions of one segment: (1, A, K)."""
+    keys, values = read(kv, metadata, segment, 0, metadata.segments.kv_host[segment])
     out = F.scaled_dot_product_attention(
         grouped(q, keys.shape[1])[0][None],  # query heads of one group share their keys
         keys.to(q.dtype).transpose(0, 1)[None],
@@ -150,7 +202,7 @@ def _copy(stored: Tensor, group: Group) -> Tensor:
     return blocks.flatten(1, 2).transpose(1, 2)
 
 
-def _groups(totals: tuple[int, ...], kv: LayerKV, dtype: torch.dtype) -> Iterator[Group | int]:
+def _groups(totals: tuple[int, ...], kv: LayerKV, table: Tensor, dtype: torch.dtype) -> Iterator[Group | int]:
     """All sequences: groups, and the numbers of those that are read where they lie."""
     block, width = kv.keys.shape[1], kv.keys[0, 0].numel()
     by_blocks: dict[int, list[int]] = {}
@@ -162,42 +214,42 @@ def _groups(totals: tuple[int, ...], kv: LayerKV, dtype: torch.dtype) -> Iterato
             yield from rows
             continue
         for start in range(0, len(rows), at_once):
-            yield _group(rows[start : start + at_once], totals, count, kv, dtype)
+            yield _group(rows[start : start + at_once], totals, table[:, :count], kv, dtype)
 
 
-def _group(rows: list[int], totals: tuple[int, ...], count: int, kv: LayerKV, dtype: torch.dtype) -> Group:
-    block, device = kv.keys.shape[1], kv.keys.device
+def _group(rows: list[int], totals: tuple[int, ...], table: Tensor, kv: LayerKV, dtype: torch.dtype) -> Group:
+    block, device, count = kv.keys.shape[1], kv.keys.device, table.shape[1]
     lengths = torch.tensor([totals[row] for row in rows], device=device)[:, None]
     hidden = torch.arange(count * block, device=device) >= lengths  # (n, S)
     bias = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
     return Group(
         rows,
-        kv.block_table[rows, :count].flatten().long(),
+        table[rows].flatten().long(),
         bias[:, None, None],
         hidden[:, -block:, None, None],
     )
 
 
-def _after_cache(q: Tensor, k: Tensor, v: Tensor, index: int, total: int, scale: float, kv: LayerKV | None,
-                 window: int | None) -> Tensor:  # fmt: skip
+def _after_cache(q: Tensor, k: Tensor, v: Tensor, index: int, metadata: AttentionMetadata, scale: float,
+                 kv: LayerKV | None, window: int | None) -> Tensor:  # fmt: skip
     """One segment of T new rows after S−T cached ones: (T, A, K)."""
     new = q.shape[0]
     if new == 1 and window is None and kv is not None and not torch.is_grad_enabled():
-        return _decode_row(q, index, total, scale, kv)
+        return _decode_row(q, index, metadata, scale, kv)
     step = max(64, SCORES // (q.shape[1] * TILE))
     parts = [
-        _tiled(q[at : at + step], k, v, at, index, total, scale, kv, window) for at in range(0, new, step)
+        _tiled(q[at : at + step], k, v, at, index, metadata, scale, kv, window) for at in range(0, new, step)
     ]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _tiled(q: Tensor, k: Tensor, v: Tensor, offset: int, index: int, total: int, scale: float, kv: LayerKV | None,
-           window: int | None) -> Tensor:  # fmt: skip
+def _tiled(q: Tensor, k: Tensor, v: Tensor, offset: int, index: int, metadata: AttentionMetadata, scale: float,
+           kv: LayerKV | None, window: int | None) -> Tensor:  # fmt: skip
     """Online softmax of rows offset … of one segment over tiles of keys at fixed absolute positions.
 
     Cached keys come from `kv`; the step's own rows from k, v, so that gradients reach them.
     """
-    past = total - k.shape[0]
+    past = metadata.segments.past_length(index)
     position = past + offset  # of the first query row
     wide = torch.promote_types(q.dtype, torch.float32)
     queries = grouped(q, k.shape[1]).permute(1, 2, 0, 3).to(wide) * scale  # (G, A/G, T, K)
@@ -207,7 +259,7 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, offset: int, index: int, total: int,
     stop = position + q.shape[0]
     start = 0 if window is None else max(0, position - window + 1)
     for at in _tiles(start, past, stop):
-        keys, values = _keys(k, v, past, at, index, kv)
+        keys, values = _keys(k, v, at, index, metadata, kv)
         scores = torch.einsum("ghtk,sgk->ghts", queries, keys.to(wide))
         if at[1] > position + 1 or window is not None:
             hidden = unseen(position, q.shape[0], at[0], at[1], window, q.device)
@@ -228,22 +280,15 @@ def _tiles(start: int, past: int, stop: int) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def _keys(
-    k: Tensor, v: Tensor, past: int, at: tuple[int, int], index: int, kv: LayerKV | None
-) -> tuple[Tensor, Tensor]:
+def _keys(k: Tensor, v: Tensor, at: tuple[int, int], index: int, metadata: AttentionMetadata,
+          kv: LayerKV | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    past = metadata.segments.past_length(index)
     if at[0] >= past:
         return k[at[0] - past : at[1] - past], v[at[0] - past : at[1] - past]
-    keys, values = cached(kv, past).read(index, at[0], at[1])
+    keys, values = read(kv, metadata, index, at[0], at[1])
     if torch.is_grad_enabled():  # a later step overwrites what this one's backward pass still needs
         return keys.clone(), values.clone()
     return keys, values
-
-
-def cached(kv: LayerKV | None, past: int) -> LayerKV:
-    """The cache that holds `past` keys; InputError where there is none."""
-    if kv is None:
-        raise InputError(f"the segments count {past} cached keys, but no cache was passed.")
-    return kv
 
 
 def unseen(

@@ -1,0 +1,70 @@
+"""The reference runner: passes without a cache. Training and `use_cache=False` take it; tests hold the cache to it."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vitrail.generate.protocol import GeneratingModel
+from vitrail.generate.runner import Request
+from vitrail.kv.cache import KVCache
+from vitrail.ops.batch import ForwardBatch, build_batch
+
+
+class SteppingModel(Protocol):
+    """The one call of a model that this file makes."""
+
+    def step(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, capture: Any = None) -> Tensor:
+        """One pass: (L, D) → logits (n, V)."""
+
+
+def run_uncached(
+    model: SteppingModel,
+    hidden: Tensor,
+    lengths: Sequence[int],
+    *,
+    positions: Tensor | None = None,
+    logits_indices: "Sequence[int] | Tensor | None" = None,
+    capture: Any = None,
+) -> Tensor:
+    """Logits (n, V) of whole sequences: hidden (L, D), the embeddings of `lengths` rows each, one behind the other."""
+    batch = build_batch(lengths, positions=positions, logits_indices=logits_indices, device=hidden.device)
+    return model.step(hidden, batch, None, capture)
+
+
+class UncachedRunner:
+    """Rows without a cache (`use_cache=False`): every step reads everything again. Slow."""
+
+    def __init__(self, model: GeneratingModel, requests: Sequence[Request], *, copies: int = 1) -> None:
+        self.model = model
+        self.requests = requests
+        self._copies = copies
+        self._hidden: list[Tensor] = []
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; logits (R, V) after their last positions, row by row."""
+        whole = [request.hidden(self.model, request.length) for request in self.requests]
+        self._hidden = [hidden for hidden in whole for _ in range(self._copies)]
+        return self._read(range(len(self._hidden)))
+
+    def decode(self, rows: Sequence[int], ids: Tensor) -> Tensor:
+        """Read one more id (n,) per row; logits (n, V)."""
+        for row, new in zip(rows, self.model.embed(ids.to(self.model.device)), strict=True):
+            self._hidden[row] = torch.cat([self._hidden[row], new[None]])
+        return self._read(rows)
+
+    def drop(self, row: int) -> None:
+        """End a row."""
+        self._hidden[row] = self._hidden[row][:0]
+
+    def close(self) -> None:
+        """End all rows."""
+        self._hidden = []
+
+    def _read(self, rows: Sequence[int]) -> Tensor:
+        hidden = [self._hidden[row] for row in rows]
+        lengths = [len(one) for one in hidden]
+        last = [end - 1 for end in accumulate(lengths)]
+        return run_uncached(self.model, torch.cat(hidden), lengths, logits_indices=last)

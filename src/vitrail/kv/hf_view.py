@@ -1,0 +1,159 @@
+"""PaddedView: a cache as Hugging Face's code sees it: cache[layer] is (key, value), each (B, G, S, K).
+
+Letters: B sequences · G key/value heads · S positions of the padded batch · K head width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from vitrail.errors import InputError, UnsupportedError
+from vitrail.kv.blocks import BLOCK
+from vitrail.kv.geometry import KEYS, VALUES, GroupedQueryConfig, KVGeometry
+from vitrail.ops.kv import LayerKV
+
+Cache = TypeVar("Cache", bound="PaddedView")
+
+
+class PaddedView(ABC):
+    """Methods under Hugging Face's names, over the blocks of a cache with grouped-query attention."""
+
+    geometry: KVGeometry
+    # Which of the (B, S) positions hold a row, as forward() was given them. None: no padding is known.
+    mask: Tensor | None = None
+
+    @property
+    @abstractmethod
+    def sequences(self) -> tuple[int, ...]:
+        """The open sequences, oldest first."""
+
+    @abstractmethod
+    def length(self, sequence: int) -> int:
+        """Positions of a sequence."""
+
+    @abstractmethod
+    def blocks(self, sequence: int) -> tuple[int, ...]:
+        """A sequence's blocks in order."""
+
+    @abstractmethod
+    def open(self, *, room: int = 0) -> int:
+        """Begin a sequence."""
+
+    @abstractmethod
+    def allocate(self, sequence: int, rows: int) -> list[int]:
+        """Lengthen a sequence; the slots of its new rows."""
+
+    @abstractmethod
+    def layer(self, index: int) -> LayerKV:
+        """One layer's keys and values."""
+
+    @classmethod
+    @abstractmethod
+    def sized(
+        cls: type[Cache],
+        geometry: KVGeometry,
+        rooms: Sequence[int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> Cache:
+        """A cache with room for sequences of the given numbers of positions."""
+
+    def __len__(self) -> int:
+        return len(self.geometry.layers)
+
+    def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
+        stored = self.layer(layer)
+        return self._padded(stored, 0), self._padded(stored, 1)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self[layer] for layer in range(len(self)))
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions of the padded batch, the longest sequence's if no padding is known."""
+        if self.mask is not None:
+            return int(self.mask.shape[1])
+        return max((self.length(sequence) for sequence in self.sequences), default=0)
+
+    def to_legacy_cache(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """A tuple of (key, value) per layer, copied out of the blocks."""
+        return tuple(self)
+
+    def kept(self) -> Tensor:
+        """bool (B, S): which positions of the padded batch hold a row."""
+        if self.mask is not None:
+            return self.mask
+        lengths = torch.tensor([self.length(sequence) for sequence in self.sequences])
+        longest = self.get_seq_length()
+        return torch.arange(longest)[None, :] >= (longest - lengths)[:, None]
+
+    def _padded(self, stored: LayerKV, side: int) -> Tensor:
+        """Keys (side 0) or values of every sequence, (B, G, S, K); those of 8 bits as float32."""
+        held = (stored.keys, stored.values)[side]
+        kept = self.kept().to(held.device)
+        dtype = held.dtype if stored.scales is None else torch.float32
+        out = held.new_zeros(*kept.shape, *held.shape[2:], dtype=dtype)
+        for row, sequence in enumerate(self.sequences):
+            blocks = list(self.blocks(sequence))
+            rows = held[blocks]
+            if stored.scales is not None:
+                rows = rows * stored.scales[side, blocks][..., None]
+            out[row, kept[row]] = rows.flatten(0, 1)[: self.length(sequence)]
+        return out.transpose(1, 2)
+
+    @classmethod
+    def from_legacy(
+        cls: type[Cache],
+        past: Sequence[tuple[Tensor, Tensor]],
+        geometry: KVGeometry | GroupedQueryConfig,
+        mask: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Cache:
+        """A cache from (key, value) per layer, each (B, G, S, K); rows where `mask` (B, S) is 0 are left out.
+
+        dtype: what it holds, by default what the tensors are.
+        """
+        geometry = KVGeometry.of(geometry)
+        batch, positions = _check_legacy(past, geometry, mask)
+        kept = torch.ones(batch, positions, dtype=torch.bool) if mask is None else mask.to(torch.bool).cpu()
+        lengths = [int(n) for n in kept.sum(dim=1).tolist()]
+        rooms = [length + BLOCK for length in lengths]
+        cache = cls.sized(geometry, rooms, dtype=dtype or past[0][0].dtype, device=past[0][0].device)
+        slots = [cache.allocate(cache.open(room=r), n) for r, n in zip(rooms, lengths, strict=True)]
+        places = torch.tensor([slot for some in slots for slot in some], dtype=torch.int64)
+        for index, pair in enumerate(past):
+            stored = cache.layer(index)
+            k, v = (x.transpose(1, 2)[kept.to(x.device)].to(stored.keys.device) for x in pair)
+            stored.write(k, v, places.to(stored.keys.device))
+        cache.mask = kept
+        return cache
+
+
+def _check_legacy(
+    past: Sequence[tuple[Tensor, Tensor]], geometry: KVGeometry, mask: Tensor | None
+) -> tuple[int, int]:
+    """(B, S) of a caller's (key, value) per layer, or InputError where they do not fit."""
+    if len(past) != len(geometry.layers):
+        raise InputError(f"past_key_values has {len(past)} layers, the model {len(geometry.layers)}.")
+    if any([stream.name for stream in streams] != [KEYS, VALUES] for streams in geometry.layers):
+        raise UnsupportedError("pairs (key, value) need a cache of keys and values in every layer.")
+    batch, positions = 0, 0
+    for index, (pair, streams) in enumerate(zip(past, geometry.layers, strict=True)):
+        if len(pair) != 2 or not all(isinstance(x, Tensor) for x in pair):
+            raise InputError(f"past_key_values[{index}] must be a pair (key, value) of tensors.")
+        if not index and pair[0].dim() == 4:
+            batch, positions = pair[0].shape[0], pair[0].shape[2]
+        for given, stream in zip(pair, streams, strict=True):
+            wanted = (batch, stream.heads, positions, stream.width)
+            if tuple(given.shape) != wanted:
+                raise InputError(
+                    f"past_key_values[{index}] has the shape {tuple(given.shape)}, expected {wanted}."
+                )
+    if mask is not None and tuple(mask.shape) != (batch, positions):
+        raise InputError(
+            f"the mask of past_key_values has the shape {tuple(mask.shape)}, expected {(batch, positions)}."
+        )
+    return batch, positions

@@ -1,0 +1,56 @@
+"""CPUBackend: attention and whole decoder blocks as calls of the kernels in native/."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from vitrail.ops.backend import AttentionMetadata, BlockWeights, DecoderBlocks
+from vitrail.ops.cpu import attention as cpu_attention, library
+from vitrail.ops.cpu.decoder import DecoderProgram
+from vitrail.ops.kv import LayerKV
+
+# More rows are bound by arithmetic, not by calls, and a call cannot be interrupted.
+MOST_ROWS = 16
+
+
+class CPUBackend:
+    """The operators of ops/cpu, which fall back to the definition where there is no kernel; also for the meta device."""
+
+    def plan(self, metadata: AttentionMetadata, kv: LayerKV | None, dtype: torch.dtype) -> AttentionMetadata:
+        """Nothing to add: the kernels take offsets, lengths and tables as they are."""
+        return metadata
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, kv: LayerKV | None, metadata: AttentionMetadata, *,
+               scale: float, window: int | None) -> Tensor:  # fmt: skip
+        """As AttentionBackend."""
+        segments = metadata.segments
+        offsets, lengths = segments.cu_seqlens_q, segments.seq_lens_k
+        if kv is None or metadata.block_tables is None:
+            return cpu_attention.attention(q, k, v, offsets, lengths, segments.causal, scale, window)
+        table = metadata.block_tables.tensor
+        return cpu_attention.attention_cached(
+            q, kv.keys, kv.values, kv.scales, table, offsets, lengths, scale, window
+        )
+
+    def takes_decoder_blocks(self, hidden: Tensor, metadata: AttentionMetadata) -> bool:
+        """True for a small cached CPU batch with autograd, autocast, dispatch and function modes all off."""
+        return (
+            type(hidden) is Tensor
+            and metadata.block_tables is not None
+            and metadata.segments.causal
+            and hidden.device.type == "cpu"
+            and 0 < len(hidden) <= MOST_ROWS
+            and library.library() is not None
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and not is_in_torch_dispatch_mode()
+            and not torch._C._len_torch_function_stack()  # default devices are such modes too
+        )
+
+    def decoder_blocks(
+        self, blocks: Sequence[BlockWeights], dtype: torch.dtype, eps: float
+    ) -> DecoderBlocks | None:
+        """A program for activations of `dtype`, or None where a weight is not the kernels' work."""
+        return DecoderProgram.new(blocks, dtype, eps)

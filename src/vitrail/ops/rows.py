@@ -1,0 +1,5 @@
+"""Operators on single rows, for every device: norm, SwiGLU's gate, rotary. Kernels and definitions: ops/cpu/rows.py."""
+
+from vitrail.ops.cpu.rows import rms_norm, rotate_pair, silu_gate
+
+__all__ = ["rms_norm", "rotate_pair", "silu_gate"]
