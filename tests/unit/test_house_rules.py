@@ -55,6 +55,16 @@ def test_one_attention() -> None:
     assert files_with(r"\bMultiheadAttention\b|\bflex_attention\b") == set()
 
 
+def test_the_model_is_stepped_by_the_runners_only() -> None:
+    """One runner with a cache, one without as the reference; nobody else builds a batch by hand."""
+    assert files_with(r"\b_?model \. step \(") == {"generate/runner.py", "generate/uncached.py"}
+    assert files_with(r"\bForwardBatch \(") == {"ops/batch.py"}
+
+
+def test_models_import_no_kernels() -> None:
+    assert [name for name in files_with(r"\bops \. cpu\b") if name.startswith("model/")] == []
+
+
 def test_a_cache_is_never_concatenated() -> None:
     keys = r"\btorch \. (cat|concat|concatenate|hstack) \( [\[(][^\])]*\b(k|v|key|keys|value|values|past)\b"
     assert files_with(keys) == set()

@@ -21,7 +21,6 @@ from vitrail.generate.runner import AHEAD
 from vitrail.images.fingerprint import fingerprint
 from vitrail.kv.cache import KVCache
 from vitrail.kv.geometry import KVGeometry, stored_dtype
-from vitrail.ops.batch import ForwardBatch
 
 FEATURE_BYTES = 1 << 30  # of pictures' features that are remembered; the oldest are forgotten first
 
@@ -184,6 +183,7 @@ class _RememberingModel:
 
     def __init__(self, model: GeneratingModel, most: int) -> None:
         self._model, self._most = model, most
+        self.embed, self.step = model.embed, model.step
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
         self.encoded = 0
 
@@ -218,12 +218,6 @@ class _RememberingModel:
     @property
     def device(self) -> torch.device:
         return self._model.device
-
-    def embed(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
-        return self._model.embed(ids, features)
-
-    def step(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, capture: Any = None) -> Tensor:
-        return self._model.step(hidden, batch, cache, capture)
 
     def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None) -> Sequence[Tensor]:
         """Per picture its features, (tokens, D); the tower reads those that are not remembered."""
