@@ -115,6 +115,15 @@ class KVCache(PaddedView):
         """Bytes of all layers' storage."""
         return sum(part.nbytes for layer in self._layers for part in layer.parts())
 
+    def check_geometry(self, geometry: KVGeometry | GroupedQueryConfig) -> None:
+        """Raise InputError unless this cache has the streams of the model that is about to use it."""
+        wanted = KVGeometry.of(geometry)
+        if self.geometry != wanted:
+            raise InputError(
+                f"past_key_values was made for another model: expected {wanted}, got {self.geometry}; pass a cache that "
+                "this model returned, or make one with KVCache.sized(model.kv_geometry, [positions])."
+            )
+
     # --- sequences ----------------------------------------------------------------------------------------
 
     @property

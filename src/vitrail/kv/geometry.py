@@ -58,6 +58,16 @@ class KVGeometry:
         heads, width = config.num_key_value_heads, config.head_dim
         return cls(((Stream(KEYS, heads, width), Stream(VALUES, heads, width)),) * config.num_hidden_layers)
 
+    def __str__(self) -> str:
+        """ "40 layers of 8 key/value heads 128 wide", where all layers have the same keys and values."""
+        streams = self.layers[0] if self.layers else ()
+        alike = all(layer == streams for layer in self.layers)
+        if alike and [stream.name for stream in streams] == [KEYS, VALUES]:
+            heads, width = streams[0].heads, streams[0].width
+            return f"{len(self.layers)} layers of {heads} key/value heads {width} wide"
+        named = {stream.name: f"{stream.name} {stream.heads} × {stream.width}" for stream in streams}
+        return f"{len(self.layers)} layers, the first of {', '.join(named.values()) or 'nothing'}"
+
     def position_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of one position in all layers."""
         return sum(stream.position_bytes(dtype) for streams in self.layers for stream in streams)
