@@ -77,6 +77,7 @@ def test_vitrail_loads_what_transformers_saves(tmp_path: Path, shape: Shape, siz
     assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.usefixtures("decoding_linear4bit")
 @pytest.mark.slow
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
@@ -157,6 +158,7 @@ def test_the_same_layers_are_quantised(tmp_path: Path, skip: list[str] | None) -
     }
 
 
+@pytest.mark.usefixtures("decoding_linear4bit")
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_narrow_types_stay_as_near_as_the_reference(
