@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 
 import vitrail
 from tests import quantised
 from tests.parity.pairs import FAMILIES, TEXTS, VISION_LANGUAGE, Shape, build, close, inputs
+from tests.tiny import DATA as GOLDEN
 from vitrail.ops.weight import dequantize
 from vitrail.quant.policy import nf4_config
 
@@ -77,7 +79,16 @@ def test_vitrail_loads_what_transformers_saves(tmp_path: Path, shape: Shape, siz
     assert one.read_bytes() == two.read_bytes()
 
 
-@pytest.mark.usefixtures("decoding_linear4bit")
+@pytest.fixture
+def recorded_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes nests scales by the map that it recorded: the one that it makes differs on processors without AVX2."""
+    functional = pytest.importorskip("bitsandbytes").functional
+    with safe_open(GOLDEN / "bitsandbytes" / "weights.safetensors", "pt") as file:
+        key = next(key for key in file.keys() if key.endswith("weight.nested_quant_map"))  # noqa: SIM118
+        monkeypatch.setitem(functional.name2qmap, "dynamic", file.get_tensor(key))
+
+
+@pytest.mark.usefixtures("decoding_linear4bit", "recorded_map")
 @pytest.mark.slow
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
