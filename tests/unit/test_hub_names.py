@@ -18,6 +18,7 @@ from vitrail.files.hub import resolve
 from vitrail.files.names import is_plain
 from vitrail.files.repository import RemoteFile, Repository
 from vitrail.files.wanted import ADAPTER, MODEL
+from vitrail.inputs.tokenizer_files import save_chat_template
 
 COMMIT = "a" * 40
 OUTSIDE = [
@@ -127,3 +128,12 @@ def test_one_such_name_refuses_every_part(hub: HubServer, tmp_path: Path) -> Non
         ):
             resolve(NAME, part=part)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", "", "a\0", "\ud800", "C:x"], ids=ascii)
+def test_a_chat_template_whose_name_is_no_files_is_not_saved(tmp_path: Path, name: str) -> None:
+    """Its name comes from tokenizer_config.json and becomes a file's."""
+    with pytest.raises(CheckpointError, match="its name becomes a file's"):
+        save_chat_template(tmp_path, {name: "{{ x }}"})
+    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in save_chat_template(tmp_path, {"tool_use": "{{ x }}"})] == ["tool_use.jinja"]
