@@ -199,7 +199,8 @@ def test_a_killed_process_is_continued(hub: HubServer, tmp_path: Path) -> None:
         waited = time.monotonic() + 60
         while hub.hold and child.poll() is None and time.monotonic() < waited:
             time.sleep(0.05)
-        time.sleep(0.3)
+        while not any(partial(tmp_path)) and child.poll() is None and time.monotonic() < waited:
+            time.sleep(0.05)
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
     (size,) = partial(tmp_path)

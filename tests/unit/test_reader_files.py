@@ -120,7 +120,7 @@ def test_what_is_wrong_with_the_reader_is_told(stand_in: Path) -> None:
 def test_closing_ends_the_processes(stand_in: Path) -> None:
     found = read_apart(["a", "wait"], 2, stand_in)
     assert next(found)[1].pages[0].text == "a"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not (stand_in.exists() and stand_in.read_text()) and time.monotonic() < deadline:
         time.sleep(0.01)
     number = int(stand_in.read_text())

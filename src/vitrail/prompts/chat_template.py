@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from vitrail.errors import CheckpointError
 from vitrail.files.json import read_json
+from vitrail.files.names import is_plain
 from vitrail.files.writing import write_text
 
 ChatTemplate: TypeAlias = str | dict[str, str]
@@ -41,12 +42,16 @@ def find_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate 
 
 
 def save_chat_template(folder: Path, template: ChatTemplate | None) -> list[Path]:
-    """Write the template as .jinja files; returns them."""
+    """Write the template as .jinja files; returns them. CheckpointError for a name that cannot be a file's."""
     named = {"default": template} if isinstance(template, str) else (template or {})
     written = []
     for name, text in named.items():
+        if not is_plain(name) or "/" in name:
+            raise CheckpointError(
+                f"the chat template {name[:100]!r} cannot be saved: its name becomes a file's; give it a plain one."
+            )
         more = folder / "additional_chat_templates"
-        file = folder / "chat_template.jinja" if name == "default" else more / f"{Path(name).name}.jinja"
+        file = folder / "chat_template.jinja" if name == "default" else more / f"{name}.jinja"
         file.parent.mkdir(exist_ok=True)
         written.append(write_text(file, text))
     return written

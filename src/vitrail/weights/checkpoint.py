@@ -14,6 +14,7 @@ from vitrail.errors import CheckpointError
 from vitrail.files.json import read_json
 from vitrail.files.layout import PARAMS_NAME
 from vitrail.files.listing import listed
+from vitrail.files.names import is_plain
 from vitrail.files.safetensors import SafetensorsFile, TensorEntry
 
 SINGLE = "model.safetensors"
@@ -143,10 +144,7 @@ def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} has no weight_map of tensor names to file names.")
     for name, file in weight_map.items():
         # A bare name: an index must not lead out of the folder it lies in.
-        plain = (
-            isinstance(file, str) and file == os.path.basename(file) and "\\" not in file and "\0" not in file
-        )
-        if not plain or not file.endswith(".safetensors"):
+        if not is_plain(file) or "/" in file or not file.endswith(".safetensors"):
             raise CheckpointError(
                 f"{path} sends tensor {name[:200]!r} to {str(file)[:200]!r}; the name of a safetensors file in the "
                 "same folder was expected."
