@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
-from vitrail.inputs.tokenizer_files import save_chat_template
 
 from tests.hub_server import HubServer
 from tests.unit.test_hub import HF, NAME, names
@@ -19,6 +18,7 @@ from vitrail.files.hub import resolve
 from vitrail.files.names import is_plain
 from vitrail.files.repository import RemoteFile, Repository
 from vitrail.files.wanted import ADAPTER, MODEL
+from vitrail.prompts.chat_template import save_chat_template
 
 COMMIT = "a" * 40
 OUTSIDE = [
