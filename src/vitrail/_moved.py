@@ -90,6 +90,9 @@ MOVED = {
     "ops.panels": "ops.packing_layout",
     "ops.rounded": "ops.reference.quant_matmul",
     "ops.sdpa": "ops.reference.attention",
+    "train.peers": "train.distributed",
+    "train.rates": "train.lr_schedule",
+    "train.state": "train.checkpoint",
 }
 
 
