@@ -63,21 +63,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def _run(code: str, *arguments: object) -> list[int]:
+    """The numbers that `code` prints in a process of its own."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, cwd=ROOT)
+    return [int(word) for word in done.stdout.split()]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="counts anonymous memory as Linux tells it"
 )
 @pytest.mark.parametrize("form", ["bf16", "fp32", "nf4"])
 def test_peak_anonymous_memory(folder: Path, form: str) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", LOAD, str(folder), form],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-        cwd=ROOT,
-    )
-    peak, model = (int(word) for word in result.stdout.split())
+    peak, model = _run(LOAD, folder, form)
     largest = 32768 * 2048 * (4 if form == "fp32" else 2)
     assert peak <= model + largest + 300 * MB
     assert model > (150 if form == "nf4" else 600) * MB
@@ -91,15 +90,7 @@ def test_peak_anonymous_memory_of_a_conversion(folder: Path, tmp_path: Path) -> 
     source = folder
     for to in ("mistral", "hf"):
         target = tmp_path / to
-        result = subprocess.run(
-            [sys.executable, "-c", CONVERT, str(source), to, str(target)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=True,
-            cwd=ROOT,
-        )
-        peak, size = (int(word) for word in result.stdout.split())
+        peak, size = _run(CONVERT, source, to, target)
         assert size > 600 * MB
         assert peak <= 32768 * 2048 * 2 + 300 * MB
         source = target

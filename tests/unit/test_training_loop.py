@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from vitrail.errors import CheckpointError
-from vitrail.train import checkpoint
+from vitrail.train import checkpoint, metrics
 from vitrail.train.distributed import Peers
 from vitrail.train.loop import Schedule, StepResult, TrainingLoop
 from vitrail.train.metrics import StepMeans
@@ -60,7 +60,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path) -> 
         means.add(result)
         part.stop_requested = result.step == 7
 
-    assert not part.run(stop)
+    assert not part.run(stop) and part.step == 7
     torch.manual_seed(99)  # another process would have another state
     rest = _run(tmp_path / "part", 12)
     assert _train(rest)
@@ -115,6 +115,35 @@ def test_bf16_is_an_option_and_keeps_float32_weights(tmp_path: Path) -> None:
     assert _train(run)
     assert all(p.dtype == torch.float32 for p in run.parameters)
     assert all(value == value for value in _losses(tmp_path))
+
+
+def test_step_means_are_those_of_the_steps_between_two_records(tmp_path: Path) -> None:
+    schedule = Schedule(steps=4, warmup=0, final=0.0, log_every=2)
+    seen: list[dict[str, object]] = []
+    means = StepMeans(tmp_path, "words", schedule, seen.append)
+    for step, loss in enumerate((1.0, 2.0, 4.0, 5.0, 9.0), 1):
+        means.add(StepResult(step, loss, 1.0, loss / 2, {"rows": 8}, 0.5))
+    expected = [
+        {
+            "run": "words",
+            "step": 2,
+            "rate": 0.5,
+            "loss": 1.5,
+            "norm": 0.75,
+            "rows": 8.0,
+            "seconds_per_step": 0.5,
+        },
+        {
+            "run": "words",
+            "step": 4,
+            "rate": 0.0,
+            "loss": 4.5,
+            "norm": 2.25,
+            "rows": 8.0,
+            "seconds_per_step": 0.5,
+        },
+    ]
+    assert seen == metrics.read(tmp_path) == expected
 
 
 def test_the_average_follows_the_weights(tmp_path: Path) -> None:
