@@ -90,6 +90,13 @@ MOVED = {
     "ops.panels": "ops.packing_layout",
     "ops.rounded": "ops.reference.quant_matmul",
     "ops.sdpa": "ops.reference.attention",
+    "reader.crew": "reader.worker_pool",
+    "reader.draw": "reader.render_text",
+    "reader.sheet": "reader.contact_sheet",
+    "reader.start": "reader.init_weights",
+    "train.peers": "train.distributed",
+    "train.rates": "train.lr_schedule",
+    "train.state": "train.checkpoint",
 }
 
 

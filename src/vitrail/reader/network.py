@@ -16,7 +16,7 @@ from vitrail.model.vlm import Mistral3ForConditionalGeneration
 from vitrail.ops.linear import linear
 from vitrail.ops.segments import Segments
 from vitrail.ops.step import Step
-from vitrail.reader import batches, charset, start
+from vitrail.reader import batches, charset, init_weights
 from vitrail.reader.batches import Batch
 
 _POINTERS = (0, 3)  # heads that learn to point: the first of each key/value head
@@ -74,9 +74,9 @@ class Reader(nn.Module):
         self.model = Mistral3ForConditionalGeneration(config())
         tower = self.model.vision_tower
         width = tower.config.hidden_size
-        start.plain(self)
-        start.patch_filters(tower.patch_conv.weight)
-        start.neighbour_heads(
+        init_weights.fill_normal(self)
+        init_weights.patch_filters(tower.patch_conv.weight)
+        init_weights.neighbour_heads(
             list(tower.transformer.layers), tower.config.num_attention_heads, tower.config.rope_theta
         )
         nn.init.normal_(self.table, std=0.05)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vitrail.errors import CheckpointError
 from vitrail.files.listing import listed
 from vitrail.files.safetensors import TensorEntry
+from vitrail.ops import dtypes
 from vitrail.ops.weight import PackedWeight
 from vitrail.quant import own_layout
 from vitrail.quant.bitsandbytes import from_state
@@ -20,7 +21,7 @@ from vitrail.quant.policy import Choice, to_pack
 from vitrail.weights.checkpoint import Checkpoint
 from vitrail.weights.names import EMBEDDING, HEAD, PROJECTOR_BIASES, canonical, part
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (*dtypes.FLOATS, torch.float64)  # what a file may hold
 _LARGE = 1 << 16  # bytes; smaller tensors are copied together into few pages
 
 

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.ops.cpu import library
+from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.weight import PackedWeight, Weight, dequantize
 
 _ROWS, _FORMATS = 0, {"nf4": 1, "fp4": 1, "int8": 2, "bf16": 3}  # native/dense.h's DenseFormat
 _STEP = 64  # kStep
 _ROOM = 1 << 22  # floats of activations that are arranged at once
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # What a packed weight consists of, in the order in which the operators take it.
 _PARTS = {
     "nf4": ("codes", "quant_map", "absmax", "nested_absmax", "nested_map", "nested_offset"),
