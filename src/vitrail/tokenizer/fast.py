@@ -8,26 +8,20 @@ from typing import Any, Protocol, runtime_checkable
 
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.files.writing import prepare_folder, write_json, write_text
-from vitrail.images.batch_feature import BatchFeature, check_tensor_type
+from vitrail.images.batch_feature import BatchFeature
 from vitrail.prompts.builtin import BuiltPrompt, Format
 from vitrail.prompts.builtin.encode_chat import build_chat, choose_format, encode_built, fit_text
+from vitrail.prompts.builtin.pieces import IMAGE
 from vitrail.prompts.chat_template import find_chat_template, save_chat_template
 from vitrail.prompts.control_token_mask import Prompt
 from vitrail.prompts.render import Chat, choose_template, refuse_assistant_mask, render_chat
 from vitrail.responses.ids import to_ids, to_list
 from vitrail.tokenizer.backend import LLAMA_CLASSES, declare_tokens, follow_llama_flags, read_backend
+from vitrail.tokenizer.base import BaseTokenizer
 from vitrail.tokenizer.config_file import read_tokenizer_config
 from vitrail.tokenizer.escaping import Row, TypedControls, encode_cut
 from vitrail.tokenizer.json_encoder import JsonEncoder, format_of_controls
-from vitrail.tokenizer.padding import (
-    VERY_LARGE,
-    Lengths,
-    check_side,
-    lengths,
-    limit_of,
-    pad_encoded,
-    pad_rows,
-)
+from vitrail.tokenizer.padding import VERY_LARGE, check_side, limit_of
 from vitrail.tokenizer.special_tokens import NAMES, read_additional, read_named, setting
 from vitrail.tokenizer.vocabulary import Vocabulary, clean_up
 
@@ -55,7 +49,7 @@ class Tokenizer(Protocol):
         """Number of ids."""
 
 
-class FastTokenizer(Vocabulary):
+class FastTokenizer(Vocabulary, BaseTokenizer):
     """A tokenizer.json with the methods of transformers' fast tokenizers.
 
     Where it differs: token_type_ids are returned only if the folder's tokenizer_config.json lists them, an unknown
@@ -159,13 +153,10 @@ class FastTokenizer(Vocabulary):
                 fit_text(t, self.encoder, limit_of(plan)) if isinstance(t, BuiltPrompt) else t for t in texts
             ]
         encodings = self._encode(texts, add_special_tokens, plan.limit, is_split_into_words)
-        names = self.model_input_names
         wanted = {
             "ids": True,
-            "type_ids": "token_type_ids" in names if return_token_type_ids is None else return_token_type_ids,
-            "attention_mask": "attention_mask" in names
-            if return_attention_mask is None
-            else return_attention_mask,
+            "type_ids": self._wants("token_type_ids", return_token_type_ids),
+            "attention_mask": self._wants("attention_mask", return_attention_mask),
             "special_tokens_mask": return_special_tokens_mask,
             "offsets": return_offsets_mapping,
         }
@@ -175,12 +166,9 @@ class FastTokenizer(Vocabulary):
             for name, is_wanted in wanted.items()
             if is_wanted
         }
-        rows: dict[str, Any] = pad_rows(columns, plan, self._pads())
-        if return_length:
-            rows["length"] = [len(row) for row in rows["input_ids"]]
-        if single and check_tensor_type(return_tensors) is None:
-            rows = {name: column[0] for name, column in rows.items()}
-        return BatchFeature(rows, return_tensors)
+        return self._padded(
+            columns, plan, single=single, return_tensors=return_tensors, return_length=return_length
+        )
 
     def encode(
         self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **options: Any
@@ -221,28 +209,6 @@ class FastTokenizer(Vocabulary):
         return [
             self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in to_list(sequences)
         ]
-
-    def pad(
-        self,
-        encoded_inputs: Any,
-        padding: Any = True,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        padding_side: str | None = None,
-        return_attention_mask: bool | None = None,
-        return_tensors: Any = None,
-        verbose: bool = True,
-    ) -> BatchFeature:
-        """Pad what this tokenizer returned: a dict of rows, a list of dicts, or one row."""
-        plan = self._plan(padding, False, max_length, pad_to_multiple_of, padding_side)
-        mask = (
-            "attention_mask" in self.model_input_names
-            if return_attention_mask is None
-            else return_attention_mask
-        )
-        return pad_encoded(
-            encoded_inputs, plan, self._pads(), return_attention_mask=mask, return_tensors=return_tensors
-        )
 
     def apply_chat_template(
         self,
@@ -303,6 +269,16 @@ class FastTokenizer(Vocabulary):
         """The built-in format that the control tokens point to. Raises PromptError where they fit several."""
         return format_of_controls(self.encoder)
 
+    def find_token(self, name: str) -> int | None:
+        """Id of a token; None if there is none of this name."""
+        index = self.convert_tokens_to_ids(name)
+        missing = index is None or (index == self.unk_token_id and name != self.unk_token)
+        return None if missing else int(index)
+
+    def read_prompt(self, text: str, image_token: str = IMAGE) -> str:
+        """A text as it is: the tokenizer finds the control tokens in it."""
+        return text
+
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
         """The source of the template that would be used. Raises PromptError if there is none."""
         return choose_template(self.chat_template, chat_template, tools, self.control_tokens)
@@ -356,28 +332,6 @@ class FastTokenizer(Vocabulary):
     def _saved_class(self) -> str:
         stored = str(self.init_kwargs.get("tokenizer_class") or "")
         return stored if stored.endswith("Fast") or stored in LLAMA_CLASSES else "PreTrainedTokenizerFast"
-
-    def _plan(
-        self, padding: Any, truncation: Any, max_length: int | None, multiple: int | None, side: str | None
-    ) -> Lengths:
-        plan = lengths(
-            padding,
-            truncation,
-            max_length,
-            self.model_max_length,
-            pad_to_multiple_of=multiple,
-            side=self.padding_side if side is None else side,
-        )
-        if plan.pad is not None and self.pad_token_id is None:
-            raise InputError(
-                "padding needs a pad token and this tokenizer has none; set tokenizer.pad_token first"
-            )
-        return plan
-
-    def _pads(self) -> dict[str, int]:
-        pad = self.pad_token_id
-        fixed = {"attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
-        return fixed if pad is None else {"input_ids": pad, **fixed}
 
     def _encode(self, texts: Sequence[Any], special: bool, limit: int | None, words: bool) -> list[Row]:
         """Encode a batch of texts, prompts, pairs or lists of words."""

@@ -21,7 +21,6 @@ from vitrail.prompts.render import Chat
 
 if TYPE_CHECKING:
     from vitrail.images.grid import Grid
-    from vitrail.tokenizer.mistral import MistralCommonTokenizer
 
 AUTO = "auto"
 _CHAT_OPTIONS = ("tools", "continue_final_message", "reasoning_effort", "mode")
@@ -130,30 +129,3 @@ def encode_built(prompt: BuiltPrompt, encoder: Encoder, limit: int | None, side:
     if limit is None or prompt.from_messages or len(ids) <= limit:
         return ids
     return ids[-limit:] if side == "left" else ids[:limit]
-
-
-def chat_of_format(
-    tokenizer: MistralCommonTokenizer,
-    conversation: Any,
-    options: dict[str, Any],
-    call: dict[str, Any],
-    *,
-    tokenize: bool,
-    return_dict: bool,
-) -> Any:
-    """`MistralCommonTokenizer.apply_chat_template` with format=. options: `build_chat`'s; call: the tokenizer's."""
-    form = choose_format(options.pop("format", None) or AUTO, tokenizer.prompt_format)
-    options.setdefault("mode", tokenizer.mode)
-    chat = build_chat(conversation, form, tokenizer.encoder, options)
-    if not tokenize:
-        return chat.text
-    if not any(chat.pictures):
-        out = tokenizer(chat.text, **call)
-        return out if return_dict else out["input_ids"]
-    from vitrail.processor.load import processor_parts
-    from vitrail.processor.processor import PixtralProcessor
-
-    out = PixtralProcessor(**processor_parts(tokenizer))(text=chat.text, **call)
-    if return_dict:
-        return out
-    return out["input_ids"] if chat.batched or call["return_tensors"] is not None else out["input_ids"][0]
