@@ -18,6 +18,7 @@ from vitrail.prompts.builtin.encode_chat import (
 )
 from vitrail.prompts.chat_template import ChatTemplate, save_chat_template
 from vitrail.prompts.render import Chat, choose_template, refuse_assistant_mask, render_chat
+from vitrail.prompts.rendered_prompt import RenderedPrompt
 from vitrail.responses.ids import to_list
 from vitrail.tokenizer.base import BaseTokenizer
 from vitrail.tokenizer.image_prompts import ImagePromptEncoder
@@ -117,7 +118,7 @@ class PixtralProcessor:
     def __call__(
         self,
         images: Any = None,
-        text: str | Sequence[str] | None = None,
+        text: str | RenderedPrompt | Sequence[str | RenderedPrompt] | None = None,
         audio: None = None,
         videos: None = None,
         **kwargs: Any,
@@ -163,7 +164,7 @@ class PixtralProcessor:
         if self._begins(chat.prompts[0]):
             call_options["add_special_tokens"] = False
         sources = [[part.source for part in parts if part.source is not None] for parts in chat.pictures]
-        out = self(text=chat.text, images=sources if any(sources) else None, **call_options)
+        out = self(text=chat.given, images=sources if any(sources) else None, **call_options)
         return out if return_dict else out["input_ids"]
 
     def decode(self, *args: Any, **kwargs: Any) -> str:
@@ -225,7 +226,7 @@ class PixtralProcessor:
             grid.check_whole(self.patch_size * self.spatial_merge_size)
         return made
 
-    def encode_prompts(self, prompts: Sequence[str], grids: Sequence[Grid]) -> BatchFeature:
+    def encode_prompts(self, prompts: Sequence[RenderedPrompt], grids: Sequence[Grid]) -> BatchFeature:
         """Prompts of `render_chat` whose images are already prepared, as grids → input_ids and attention_mask."""
         encoder = self._encoder
         read = [self.tokenizer.read_prompt(prompt, self.image_token) for prompt in prompts]
@@ -293,10 +294,10 @@ class PixtralProcessor:
             **given,
         )
 
-    def _begins(self, prompt: str) -> bool:
+    def _begins(self, prompt: RenderedPrompt) -> bool:
         """Whether a prompt writes its own begin token, so that the tokenizer adds none."""
         bos = self.tokenizer.bos_token
-        return bos is not None and prompt.startswith(bos)
+        return bos is not None and prompt.text.startswith(bos)
 
     @property
     def _encoder(self) -> ImagePromptEncoder:
@@ -347,8 +348,9 @@ def load_processor(folder: Path, **overrides: Any) -> PixtralProcessor:
     return PixtralProcessor.from_pretrained(folder, **overrides)
 
 
-def _as_texts(text: Any) -> list[str]:
-    texts = [text] if isinstance(text, str) else text
-    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(item, str) for item in texts):
+def _as_texts(text: Any) -> list[str | RenderedPrompt]:
+    texts = [text] if isinstance(text, (str, RenderedPrompt)) else text
+    listed = isinstance(texts, (list, tuple)) and len(texts) > 0
+    if not listed or not all(isinstance(item, (str, RenderedPrompt)) for item in texts):
         raise InputError(f"text is a text or a list of texts; got {type(text).__name__}")
     return list(texts)

@@ -9,6 +9,7 @@ from vitrail.errors import InputError
 from vitrail.images.batch_feature import BatchFeature, check_tensor_type
 from vitrail.prompts.builtin import Encoder, Format
 from vitrail.prompts.builtin.pieces import IMAGE
+from vitrail.prompts.rendered_prompt import RenderedPrompt, as_prompt
 from vitrail.tokenizer.padding import Lengths, lengths, limit_of, pad_encoded, pad_rows
 
 if TYPE_CHECKING:
@@ -49,9 +50,14 @@ class BaseTokenizer:
         """Id of a token; None if there is none of this name."""
         raise NotImplementedError
 
-    def read_prompt(self, text: str, image_token: str = IMAGE) -> str:
-        """A text or a rendered prompt, as this tokenizer encodes it."""
-        raise NotImplementedError
+    def read_prompt(self, text: str | RenderedPrompt, image_token: str = IMAGE) -> RenderedPrompt:
+        """A rendered prompt, or a text of one author, in the form that this tokenizer encodes."""
+        return as_prompt(text)
+
+    def encode_prompt(self, prompt: str | RenderedPrompt, add_special_tokens: bool = False) -> list[int]:
+        """The ids of a prompt, in which only the control tokens that its template or format wrote become ids."""
+        ids: list[int] = self(as_prompt(prompt), add_special_tokens=add_special_tokens)["input_ids"]
+        return ids
 
     def prompt_limit(
         self, *, padding: Any = False, truncation: Any = None, max_length: int | None = None

@@ -11,10 +11,9 @@ import numpy as np
 from vitrail.errors import InputError
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid
-from vitrail.prompts.builtin import BuiltPrompt
-from vitrail.prompts.builtin.encode_chat import count_pictures, fit_rows, place_pictures, remembered_pictures
-from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE, Picture
-from vitrail.prompts.control_token_mask import count
+from vitrail.prompts.builtin.encode_chat import fit_rows
+from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE
+from vitrail.prompts.rendered_prompt import RenderedPrompt
 from vitrail.tokenizer.base import BaseTokenizer
 
 
@@ -34,7 +33,7 @@ class ImagePromptEncoder:
 
     def __call__(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str | RenderedPrompt],
         images: Any = None,
         text_options: Mapping[str, Any] | None = None,
         image_options: Mapping[str, Any] | None = None,
@@ -47,7 +46,8 @@ class ImagePromptEncoder:
         """
         options = text_options or {}
         prompts = [self.tokenizer.read_prompt(text, self.tokens[0]) for text in texts]
-        images = remembered_pictures(prompts) if images is None else images
+        if images is None and any(prompt.sources for prompt in prompts):
+            images = [prompt.sources for prompt in prompts]
         vision = self.prepare(images, image_options or {}) if _holds_images(images) else BatchFeature()
         if not prompts:
             return vision
@@ -65,18 +65,21 @@ class ImagePromptEncoder:
         made: BatchFeature = self.image_processor(images, patch_size=side, return_tensors="pt", **options)
         return made
 
-    def place(self, prompts: Sequence[str], grids: Sequence[Grid], images: Any = None) -> list[str]:
+    def place(
+        self, prompts: Sequence[RenderedPrompt], grids: Sequence[Grid], images: Any = None
+    ) -> list[RenderedPrompt]:
         """The prompts with each image written out. Raises InputError where images and image tokens do not match."""
         self._check_counts(prompts, images, len(grids))
         for grid in grids:
             grid.check_whole(self.cell)
-        return place_pictures(prompts, self.tokens[0], grids, lambda grid: "".join(grid.expand(*self.tokens)))
+        rest = iter(grids)
+        return [prompt.with_grids(rest, self.tokens) for prompt in prompts]
 
     def fit(
-        self, prompts: list[str], vision: BatchFeature, options: Mapping[str, Any]
-    ) -> tuple[list[str], BatchFeature]:
+        self, prompts: list[RenderedPrompt], vision: BatchFeature, options: Mapping[str, Any]
+    ) -> tuple[list[RenderedPrompt], BatchFeature]:
         """Prompts of built-in formats without their oldest turns where they are too long, and the images that stay."""
-        if not any(isinstance(prompt, BuiltPrompt) and prompt.from_messages for prompt in prompts):
+        if not any(prompt.from_messages for prompt in prompts):
             return prompts, vision
         names = ("padding", "truncation", "max_length")
         limit = self.tokenizer.prompt_limit(**{name: options[name] for name in names if name in options})
@@ -88,10 +91,10 @@ class ImagePromptEncoder:
         left = BatchFeature({name: value[kept] for name, value in vision.items()})
         return prompts, left.with_grids([vision.grids[place] for place in kept])
 
-    def encode(self, prompts: Sequence[str], options: Mapping[str, Any]) -> BatchFeature:
+    def encode(self, prompts: Sequence[RenderedPrompt], options: Mapping[str, Any]) -> BatchFeature:
         """Prompts → what the tokenizer's call returns. Raises InputError where truncation took image tokens away."""
         encoded = self.tokenizer(list(prompts), **options)
-        wanted = [_image_tokens(prompt, self.tokens[0]) for prompt in prompts]
+        wanted = [prompt.count_image_tokens(self.tokens[0]) for prompt in prompts]
         kept = [list(row).count(self.image_token_id) for row in encoded["input_ids"]]
         if kept != wanted:
             raise InputError(
@@ -99,10 +102,10 @@ class ImagePromptEncoder:
             )
         return encoded
 
-    def _check_counts(self, prompts: Sequence[str], images: Any, given: int) -> None:
+    def _check_counts(self, prompts: Sequence[RenderedPrompt], images: Any, given: int) -> None:
         """Every image needs its token and every token its image: in all, and per prompt where images are nested."""
         name = self.tokens[0]
-        counts = [count_pictures(prompt, name) for prompt in prompts]
+        counts = [prompt.count_images(name) for prompt in prompts]
         if sum(counts) != given:
             raise InputError(
                 f"the text has {sum(counts)} {name} and there are {given} pictures; every picture needs one"
@@ -111,13 +114,6 @@ class ImagePromptEncoder:
         if nested and len(images) > 1 and [len(row) for row in images] != counts:
             rows = [len(row) for row in images]
             raise InputError(f"the texts have {counts} {name}, but their lists hold {rows} pictures")
-
-
-def _image_tokens(prompt: str, image_token: str) -> int:
-    """How many image tokens a prompt has once its images are written out."""
-    if isinstance(prompt, BuiltPrompt):
-        return sum((p.rows or 1) * (p.cols or 1) for p in prompt.pieces if isinstance(p, Picture))
-    return count(prompt, image_token)
 
 
 def _holds_images(images: Any) -> bool:

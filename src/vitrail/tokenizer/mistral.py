@@ -21,6 +21,7 @@ from vitrail.prompts.builtin.encode_chat import AUTO, build_chat, choose_format,
 from vitrail.prompts.builtin.pieces import IMAGE
 from vitrail.prompts.builtin.trusted import read_trusted
 from vitrail.prompts.messages import Message, normalize_batch
+from vitrail.prompts.rendered_prompt import RenderedPrompt, as_prompt, opened
 from vitrail.responses.ids import to_ids, to_list
 from vitrail.tokenizer.image_prompts import ImagePromptEncoder
 from vitrail.tokenizer.mistral_bridge import explained, open_tokenizer, openai_message, stack_pictures
@@ -158,7 +159,7 @@ class MistralCommonTokenizer(MistralRows):
         given |= {"stride": stride, "return_overflowing_tokens": return_overflowing_tokens}
         if refused := [name for name, value in given.items() if value]:
             raise UnsupportedError(f"{', '.join(refused)}: this tokenizer does not do that")
-        single = isinstance(text, str) or (
+        single = isinstance(text, (str, RenderedPrompt)) or (
             isinstance(text, (list, tuple)) and bool(text) and isinstance(text[0], int)
         )
         texts = [text] if single else text
@@ -333,9 +334,12 @@ class MistralCommonTokenizer(MistralRows):
         """Id of a control token; None if there is none of this name."""
         return self.encoder.find(name)
 
-    def read_prompt(self, text: str, image_token: str = IMAGE) -> str:
-        """A text as a prompt of one author: its control tokens are found here, for the tokenizer finds none in texts."""
-        return text if isinstance(text, BuiltPrompt) else read_trusted(text, self.control_tokens, image_token)
+    def read_prompt(self, text: str | RenderedPrompt, image_token: str = IMAGE) -> BuiltPrompt:
+        """A prompt as pieces: its control tokens are found here, for this tokenizer finds none in a text."""
+        prompt = as_prompt(text)
+        if isinstance(prompt, BuiltPrompt):
+            return prompt
+        return read_trusted(prompt, self.control_tokens, image_token)
 
     def save_pretrained(
         self,
@@ -376,10 +380,10 @@ class MistralCommonTokenizer(MistralRows):
         if not tokenize:
             return chat.text
         if not any(chat.pictures):
-            out = self(chat.text, **call)
+            out = self(chat.given, **call)
             return out if return_dict else out["input_ids"]
         tensors = call.pop("return_tensors")
-        made = self._image_encoder()(list(chat.prompts), text_options=call)
+        made = self._image_encoder()(chat.prompts, text_options=call)
         out = BatchFeature(made, tensors).with_grids(made.grids)
         if return_dict:
             return out
@@ -399,8 +403,9 @@ class MistralCommonTokenizer(MistralRows):
         return ImagePromptEncoder(self, image_processor, cell, self.encoder.find(IMAGE))
 
     def _row(self, item: Any, add_special_tokens: bool, plan: Lengths) -> list[int]:
-        if isinstance(item, BuiltPrompt):
-            fitted = fit_text(item, self.encoder, limit_of(plan))
+        item = opened(item)
+        if isinstance(item, RenderedPrompt):
+            fitted = fit_text(self.read_prompt(item), self.encoder, limit_of(plan))
             return encode_built(fitted, self.encoder, plan.limit, self.truncation_side)
         return self._cut(self._ids(item, add_special_tokens), plan.limit)
 
