@@ -83,16 +83,8 @@ def native_pictures(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
 
     Empty where it is for text alone.
     """
-    config = tokenizer.picture_config
-    if config is None:
-        return {}
-    side, merge = config.image_patch_size, getattr(config, "spatial_merge_size", 1)
-    settings = {
-        "patch_size": {"height": side, "width": side},
-        "size": {"longest_edge": config.max_image_size},
-        "dialect": "mistral",
-    }
-    return {"settings": settings, "spatial_merge_size": merge}
+    found = tokenizer.image_settings()
+    return {} if found is None else {"settings": found[0], "spatial_merge_size": found[1]}
 
 
 def processor_parts(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
