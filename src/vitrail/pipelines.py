@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import InputError, UnsupportedError
-from vitrail.files.hub import KEYWORDS as HUB_KEYWORDS
+from vitrail.files.hub_options import KEYWORDS as HUB_KEYWORDS
 
 if TYPE_CHECKING:
     import torch
