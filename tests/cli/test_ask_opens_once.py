@@ -19,7 +19,9 @@ from tests import geometries, tiny
 from vitrail.cli.main import main
 from vitrail.reader import embedded_path
 
-_WATCHED: list[tuple[Path, Counter[str]]] = []  # the folder under test, while one is; a hook cannot be removed
+_WATCHED: list[
+    tuple[Path, Counter[str]]
+] = []  # the folder under test, while one is; a hook cannot be removed
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:

@@ -1,12 +1,12 @@
 """Checkpoint: what every file format gives of a checkpoint's tensors, and the one that reads a folder.
 
-A file is looked into behind this interface only. Another format is a class with these methods and a line in `_READERS`.
+A file is looked into behind this interface only. Another format is a class with these methods and a line in `READERS`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -55,10 +55,14 @@ class Checkpoint(Protocol):
         """How a message calls a tensor of the files or of the model."""
 
 
-_READERS: dict[str, type[SafetensorsCheckpoint]] = {HF: SafetensorsCheckpoint, MISTRAL: MistralCheckpoint}
+# Format of a folder → what reads its tensors.
+READERS: dict[str, Callable[[CheckpointFolder], Checkpoint]] = {
+    HF: SafetensorsCheckpoint,
+    MISTRAL: MistralCheckpoint,
+}
 
 
 def open_checkpoint(folder: str | os.PathLike[str], format: str | None = None) -> Checkpoint:
     """The tensors of a folder; `format` chooses where it holds several (see CheckpointFolder.layout)."""
     opened = CheckpointFolder.at(folder, format=format)
-    return _READERS[opened.layout](opened)
+    return READERS[opened.layout](opened)
