@@ -14,10 +14,10 @@ from hypothesis import given, strategies as st
 from tests.hub_server import HubServer
 from tests.unit.test_hub import HF, NAME, names
 from vitrail.errors import CheckpointError
+from vitrail.files.download_plan import ADAPTER, MODEL
 from vitrail.files.hub import resolve
 from vitrail.files.names import is_plain
 from vitrail.files.repository import RemoteFile, Repository
-from vitrail.files.wanted import ADAPTER, MODEL
 from vitrail.prompts.chat_template import save_chat_template
 
 COMMIT = "a" * 40

@@ -16,15 +16,15 @@ from torch import nn
 import vitrail
 from tests import geometries, tiny
 from vitrail.errors import OutOfMemory
-from vitrail.files.size import in_words
+from vitrail.files.formatting import in_words
 from vitrail.quant.config import BitsAndBytesConfig
 from vitrail.quant.packed_size import packed_bytes
 from vitrail.quant.replace import quantize
 from vitrail.weights import memory
+from vitrail.weights.checkpoint import open_checkpoint
 from vitrail.weights.devices import placement
 from vitrail.weights.free_memory import free_memory, host_memory
 from vitrail.weights.memory import CPU, INT8, NF4, Form, kept_bytes, peak_bytes
-from vitrail.weights.native import open_checkpoint
 from vitrail.weights.plan import Plan, make_plan
 
 FP4 = BitsAndBytesConfig(load_in_4bit=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitrail.errors import CheckpointError
-from vitrail.files.listing import listed
+from vitrail.files.formatting import listed
 from vitrail.files.names import is_plain
 
 COMMIT = re.compile(r"[0-9a-f]{40}")

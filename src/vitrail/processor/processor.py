@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.hub_options import HubOptions
 from vitrail.files.writing import prepare_folder, write_json
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid, image_grid
@@ -101,18 +102,10 @@ class PixtralProcessor:
         preprocessor_config.json names another. Other keywords override the processor's arguments and the tokenizer's
         configuration. Raises CheckpointError for what is missing or does not belong, InputError for unknown keywords.
         """
-        from vitrail.files.hub import resolve
         from vitrail.processor.load import read_processor
 
-        folder = resolve(
-            pretrained_model_name_or_path,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-            revision=revision,
-            format=kwargs.get("format"),
-        )
+        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=kwargs.get("format"))
         return cls(**read_processor(folder, kwargs))
 
     def __call__(
@@ -343,7 +336,7 @@ class PixtralProcessor:
         return index
 
 
-def load_processor(folder: Path, **overrides: Any) -> PixtralProcessor:
+def load_processor(folder: str | os.PathLike[str], **overrides: Any) -> PixtralProcessor:
     """The processor of a folder; `overrides` and errors as `PixtralProcessor.from_pretrained`."""
     return PixtralProcessor.from_pretrained(folder, **overrides)
 

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from vitrail.errors import InputError, UnsupportedError
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.hub_options import HubOptions
 from vitrail.files.writing import prepare_folder, write_json, write_text
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.prompts.builtin import BuiltPrompt, Format
@@ -15,7 +17,13 @@ from vitrail.prompts.chat_template import find_chat_template, save_chat_template
 from vitrail.prompts.render import Chat, choose_template, refuse_assistant_mask, render_chat
 from vitrail.prompts.rendered_prompt import RenderedPrompt, opened
 from vitrail.responses.ids import to_ids, to_list
-from vitrail.tokenizer.backend import LLAMA_CLASSES, declare_tokens, follow_llama_flags, read_backend
+from vitrail.tokenizer.backend import (
+    LLAMA_CLASSES,
+    declare_tokens,
+    follow_llama_flags,
+    read_backend,
+    token_ids_of,
+)
 from vitrail.tokenizer.base import BaseTokenizer
 from vitrail.tokenizer.config_file import read_tokenizer_config
 from vitrail.tokenizer.escaping import EscapingCopy, Row, encode_cut
@@ -95,21 +103,15 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
 
         format: of which of a repository's two formats the configuration beside it is fetched; see AutoConfig.
         """
-        from vitrail.files.hub import resolve
-
-        folder = resolve(
-            pretrained_model_name_or_path,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-            revision=revision,
-            format=format,
-        )
+        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=format)
         stored = read_tokenizer_config(folder)
         template = config.pop("chat_template", None) or find_chat_template(folder, stored)
         stored.pop("chat_template", None)
-        return cls(read_backend(folder / "tokenizer.json"), template, **{**stored, **config})
+        file = folder.path / "tokenizer.json"
+        backend = read_backend(file)
+        folder.keep_token_ids(token_ids_of(backend, file))
+        return cls(backend, template, **{**stored, **config})
 
     def __call__(
         self,

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vitrail.errors import CheckpointError, InputError, PromptError, UnsupportedError
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.hub_options import HubOptions
 from vitrail.files.token_ids import version_of
 from vitrail.files.writing import prepare_folder
 from vitrail.images.batch_feature import BatchFeature
@@ -97,19 +99,10 @@ class MistralCommonTokenizer(MistralRows):
 
         format="hf" or "mistral": of which of a repository's two formats the configuration beside it is fetched.
         """
-        from vitrail.files.hub import resolve
-
         format = kwargs.pop("format", None)
         _refuse("from_pretrained", {**kwargs, **({"init_inputs": init_inputs} if init_inputs else {})})
-        folder = resolve(
-            pretrained_model_name_or_path,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-            revision=revision,
-            format=format,
-        )
+        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=format)
         found = tokenizer_files(folder)
         if not found:
             raise CheckpointError(
@@ -450,12 +443,11 @@ class MistralCommonTokenizer(MistralRows):
 MistralCommonBackend = MistralCommonTokenizer  # its name in transformers 5
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
+def tokenizer_files(folder: CheckpointFolder) -> list[Path]:
     """The files of mistral-common in a folder, the one to take last."""
-    names = [
-        file for file in folder.iterdir() if _SENTENCEPIECE.fullmatch(file.name) or file.name == "tekken.json"
-    ]
-    return sorted(names, key=lambda file: (file.name == "tekken.json", version_of(file.name), file.name))
+    names = [name for name in folder.files if _SENTENCEPIECE.fullmatch(name) or name == "tekken.json"]
+    names.sort(key=lambda name: (name == "tekken.json", version_of(name), name))
+    return [folder.path / name for name in names]
 
 
 def _refuse(owner: str, kwargs: Mapping[str, Any]) -> None:
