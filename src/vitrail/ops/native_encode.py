@@ -123,7 +123,7 @@ def _fit_cpu(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
     fits = (
         group in _GROUPS
         and types == (torch.float32,) * 3
-        and weights.shape == ratio.shape
+        and weights.shape == (count,)
         and levels.shape == (16,)
     )
     if not fits or not _takes(ratio, group):
