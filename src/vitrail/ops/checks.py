@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,8 +13,7 @@ from vitrail.ops.panels import ROWS, panel_count
 from vitrail.ops.weight import NESTED_GROUP, PackedWeight
 
 INTEGERS = (torch.int32, torch.int64)
-_Parts = dict[str, tuple[tuple[int, ...], torch.dtype]]
-_NESTED = ("nested_map", "nested_absmax", "nested_offset")
+_Parts = dict[str, tuple[torch.Size, torch.dtype]]
 
 
 def misfit(operator: str, expected: str, **came: Tensor | None) -> InputError:
@@ -36,47 +36,46 @@ def _described(tensor: Tensor | None) -> str:
 
 def check_packed(weight: PackedWeight) -> None:
     """Raise CheckpointError unless a packed weight's tensors are what its kind, shape and group say."""
-    parts, group = weight.tensors, weight.group
-    if min(*weight.shape, group - 1) < 0 or not {"codes"} <= set(parts):
+    wanted = _wanted_parts(weight.kind, weight.shape, weight.group, "nested_map" in weight.tensors)
+    if wanted is None or len(wanted) != len(weight.tensors):
         raise _unfit(weight)
-    wanted = _wanted_parts(weight)
-    if wanted is None or set(wanted) != set(parts):
-        raise _unfit(weight)
-    flat = weight.kind in ("nf4", "fp4", "int8")  # files of bitsandbytes keep some of these as a column
     for name, (shape, dtype) in wanted.items():
-        part = parts[name]
-        size = 1
-        for length in shape:
-            size *= length
-        if part.dtype != dtype or (part.numel() != size if flat else part.shape != shape):
+        part = weight.tensors.get(name)
+        if part is None or part.dtype != dtype or (part.shape != shape and not _is_flat_alike(part, shape)):
             raise _unfit(weight)
 
 
-def _wanted_parts(weight: PackedWeight) -> _Parts | None:
-    """Each part's shape and dtype; None where shape and group do not go together."""
-    kind, (out, columns), group = weight.kind, weight.shape, weight.group
-    panels = panel_count(out)
-    if kind == "int8":
-        return {"codes": ((out, columns), torch.int8), "scale": ((out,), torch.float32)}
-    if kind == "bf16":
-        return {"codes": ((panels, -(-columns // 2), ROWS, 2), torch.bfloat16)}
-    if kind in ("nf4", "fp4"):
-        groups = -(-out * columns // group)
-        parts: _Parts = {
-            "codes": ((-(-out * columns // 2),), torch.uint8),
-            "quant_map": ((16,), torch.float32),
-        }
-        if not any(name in weight.tensors for name in _NESTED):
-            return {**parts, "absmax": ((groups,), torch.float32)}
-        sizes = (256, -(-groups // NESTED_GROUP), 1)
-        nested = {name: ((size,), torch.float32) for name, size in zip(_NESTED, sizes, strict=True)}
-        return {**parts, "absmax": ((groups,), torch.uint8), **nested}
-    bits = {"q4": 4, "q8": 8}.get(kind)
-    if bits is None or columns % group or columns % (32 // bits):
+def _is_flat_alike(part: Tensor, shape: torch.Size) -> bool:
+    """Whether a part that is a list of numbers is one in another shape: bitsandbytes keeps some as a column."""
+    return len(shape) == 1 and part.numel() == shape.numel()
+
+
+@lru_cache(maxsize=1024)  # a model has a few kinds and shapes, and each is looked at in every layer
+def _wanted_parts(kind: str, shape: tuple[int, int], group: int, nested: bool) -> _Parts | None:
+    """Each part's shape and dtype; None where kind, shape and group do not go together."""
+    (out, columns), size, panels = shape, shape[0] * shape[1], panel_count(shape[0])
+    if min(out, columns) < 0 or group < 1:
         return None
-    codes = (panels, columns * bits // 32, 4 * ROWS), torch.uint8 if bits == 4 else torch.int8
-    own: _Parts = {"codes": codes, "scales": ((panels, columns // group, ROWS), torch.bfloat16)}
-    return own if bits == 8 else {**own, "levels": ((16,), torch.int8)}
+    bits = {"q4": 4, "q8": 8}.get(kind)
+    parts: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    if kind == "int8":
+        parts = {"codes": (shape, torch.int8), "scale": ((out,), torch.float32)}
+    elif kind == "bf16":
+        parts = {"codes": ((panels, -(-columns // 2), ROWS, 2), torch.bfloat16)}
+    elif kind in ("nf4", "fp4"):
+        groups = -(-size // group)
+        parts = {"codes": ((-(-size // 2),), torch.uint8), "quant_map": ((16,), torch.float32)}
+        parts["absmax"] = (groups,), torch.uint8 if nested else torch.float32
+        if nested:
+            lengths = {"nested_map": 256, "nested_absmax": -(-groups // NESTED_GROUP), "nested_offset": 1}
+            parts.update({name: ((length,), torch.float32) for name, length in lengths.items()})
+    elif bits and columns % group == 0 and columns % (32 // bits) == 0:
+        code_type = torch.uint8 if bits == 4 else torch.int8
+        parts = {"codes": ((panels, columns * bits // 32, 4 * ROWS), code_type)}
+        parts["scales"] = (panels, columns // group, ROWS), torch.bfloat16
+        if bits == 4:
+            parts["levels"] = (16,), torch.int8
+    return {name: (torch.Size(part), dtype) for name, (part, dtype) in parts.items()} or None
 
 
 def _unfit(weight: PackedWeight) -> CheckpointError:

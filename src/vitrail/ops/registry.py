@@ -24,7 +24,7 @@ _SCHEMA: dict[Any, str] = {
     list[Tensor]: "Tensor[]", tuple[Tensor, Tensor]: "(Tensor, Tensor)", type(None): "()",
 }  # fmt: skip
 # Packed weights have no type in a schema: each parameter of them becomes these.
-_FLAT = ("str[] {}_forms", "Tensor[] {}_parts", "SymInt[] {}_sizes")
+_FLAT = ("str {}_forms", "Tensor[] {}_parts", "int[] {}_sizes")
 # By operator: a kernel on the definition's arguments → one on the schema's, with the check before it.
 _CHECKED: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -72,9 +72,9 @@ class _Signature:
         return found
 
 
-def flatten(weights: Sequence[PackedWeight]) -> tuple[list[str], list[Tensor], list[int]]:
+def flatten(weights: Sequence[PackedWeight]) -> tuple[str, list[Tensor], list[int]]:
     """Packed weights as a schema has them: "kind part part …" of each; all parts; (out, in, group, dtype) of each."""
-    forms = [" ".join([weight.kind, *weight.tensors]) for weight in weights]
+    forms = ",".join([" ".join([weight.kind, *weight.tensors]) for weight in weights])
     parts = [part for weight in weights for part in weight.tensors.values()]
     sizes = [
         size for weight in weights for size in (*weight.shape, weight.group, _DTYPES.index(weight.dtype))
@@ -82,15 +82,26 @@ def flatten(weights: Sequence[PackedWeight]) -> tuple[list[str], list[Tensor], l
     return forms, parts, sizes
 
 
-def unflatten(forms: Sequence[str], parts: Sequence[Tensor], sizes: Sequence[int]) -> list[PackedWeight]:
+def unflatten(forms: str, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[PackedWeight]:
     """The inverse of `flatten`."""
     weights, at = [], 0
-    for form, (out, columns, group, dtype) in zip(forms, zip(*[iter(sizes)] * 4, strict=True), strict=True):
-        kind, *names = form.split(" ")
-        tensors = dict(zip(names, parts[at : at + len(names)], strict=True))
-        weights.append(PackedWeight(kind, (out, columns), group, tensors, _DTYPES[dtype]))
-        at += len(names)
+    for kind, shape, group, names, dtype in _read_forms(forms, tuple(sizes)):
+        end = at + len(names)
+        weights.append(PackedWeight(kind, shape, group, dict(zip(names, parts[at:end], strict=True)), dtype))
+        at = end
     return weights
+
+
+@lru_cache(maxsize=1024)  # a model has a few kinds and shapes, and reads them in every layer
+def _read_forms(
+    forms: str, sizes: tuple[int, ...]
+) -> list[tuple[str, tuple[int, int], int, list[str], torch.dtype]]:
+    """(kind, shape, group, names of parts, dtype) of each weight."""
+    found = []
+    for form, numbers in zip(forms.split(","), zip(*[iter(sizes)] * 4, strict=True), strict=True):
+        (kind, *names), (out, columns, group, dtype) = form.split(" "), numbers
+        found.append((kind, (out, columns), group, names, _DTYPES[dtype]))
+    return found
 
 
 def operator(
