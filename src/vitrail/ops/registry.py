@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ParamSpec, TypeVar, get_type_hints
@@ -59,16 +58,17 @@ class _Signature:
         if not self.single and not self.several:
             return arguments
         found: list[Any] = []
-        rest = list(arguments)
-        while rest:
+        at, width = 0, len(_FLAT)
+        while at < len(arguments):
             if len(found) in self.several:
-                found.append(unflatten(*rest[: len(_FLAT)]))
+                found.append(unflatten(*arguments[at : at + width]))
             elif len(found) in self.single:
-                found.extend(unflatten(*rest[: len(_FLAT)]))
+                found.extend(unflatten(*arguments[at : at + width]))
             else:
-                found.append(rest.pop(0))
+                found.append(arguments[at])
+                at += 1
                 continue
-            del rest[: len(_FLAT)]
+            at += width
         return found
 
 
@@ -126,8 +126,10 @@ def operator(
 
     def kernel(*arguments: _P.args, **named: _P.kwargs) -> _R:
         if native.library() is not None:
-            with suppress(NotTaken):
+            try:
                 return cpu(*arguments, **named)
+            except NotTaken:
+                pass
         return definition(*arguments, **named)
 
     _CHECKED[name] = lambda run: lambda *flat: _run(run, check, signature.unflat(flat))
@@ -142,7 +144,7 @@ def operator(
     if not signature.single and not signature.several:
         return registered  # type: ignore[no-any-return]
 
-    def call(*arguments: _P.args, **_: _P.kwargs) -> _R:
+    def call(*arguments: _P.args, **_: _P.kwargs) -> _R:  # by place alone, as schemas of packed weights are
         result: _R = registered(*signature.flat(arguments))
         return result
 
