@@ -16,8 +16,8 @@ from torch import Tensor
 from tests.threads import threads
 from vitrail.errors import CheckpointError
 from vitrail.ops.cpu import encode as cpu_encode, library
+from vitrail.ops.cpu.registry import flatten
 from vitrail.ops.reference import encode as reference_encode
-from vitrail.ops.registry import flatten
 from vitrail.ops.weight import PackedWeight
 from vitrail.quant.bitsandbytes import quant_map, quantize_4bit
 from vitrail.quant.own import quantize_own

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitrail.ops.cpu.dense import products_oracle
-from vitrail.ops.registry import implement
+from vitrail.ops.cpu.registry import implement
 from vitrail.ops.weight import NESTED_GROUP, PackedWeight
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from vitrail.ops.checks import INTEGERS, misfit, outside
 from vitrail.ops.cpu import library
 from vitrail.ops.cpu.kv import dense_rows, is_cache, pointer, run, supported
+from vitrail.ops.cpu.registry import NotTaken, operator
 from vitrail.ops.kv import LayerKV
 from vitrail.ops.reference import attention as reference_attention
-from vitrail.ops.registry import NotTaken, operator
 from vitrail.ops.segments import Segments
 
 _WINDOW = "a window of at least 1 or None"

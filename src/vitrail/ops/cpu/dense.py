@@ -18,8 +18,8 @@ from torch import Tensor
 from vitrail.errors import InputError
 from vitrail.ops.checks import check_packed, check_product
 from vitrail.ops.cpu import library
+from vitrail.ops.cpu.registry import NotTaken, operator
 from vitrail.ops.dtypes import FLOATS
-from vitrail.ops.registry import NotTaken, operator
 from vitrail.ops.weight import PackedWeight, Weight, dequantize
 
 _ROWS, _FORMATS = 0, {"nf4": 1, "fp4": 1, "int8": 2, "bf16": 3}  # native/dense.h's DenseFormat

@@ -16,9 +16,9 @@ from torch import Tensor
 from vitrail.ops import memory
 from vitrail.ops.checks import check_packed, misfit
 from vitrail.ops.cpu import library
+from vitrail.ops.cpu.registry import NotTaken, operator
 from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.reference import encode as reference_encode
-from vitrail.ops.registry import NotTaken, operator
 from vitrail.ops.weight import PackedWeight
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32

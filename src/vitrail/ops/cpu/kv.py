@@ -18,8 +18,8 @@ from torch import Tensor
 
 from vitrail.ops.checks import INTEGERS, misfit, outside
 from vitrail.ops.cpu import library
+from vitrail.ops.cpu.registry import NotTaken, operator
 from vitrail.ops.dtypes import FLOATS
-from vitrail.ops.registry import NotTaken, operator
 
 _NO_MEMORY = 1
 

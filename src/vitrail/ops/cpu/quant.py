@@ -13,10 +13,10 @@ from torch import Tensor
 from vitrail.errors import InputError
 from vitrail.ops.checks import INTEGERS, check_packed, check_product, misfit
 from vitrail.ops.cpu import library
+from vitrail.ops.cpu.registry import NotTaken, operator
 from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.packing_layout import panel_count
 from vitrail.ops.reference.quant_matmul import rounded_products
-from vitrail.ops.registry import NotTaken, operator
 from vitrail.ops.weight import PackedWeight, dequantize_rows
 
 BITS = {"q4": 4, "q8": 8}  # native/quant.h's QuantKind

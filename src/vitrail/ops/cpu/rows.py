@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vitrail.ops.checks import misfit
 from vitrail.ops.cpu import library
+from vitrail.ops.cpu.registry import NotTaken, operator
 from vitrail.ops.dtypes import FLOATS
-from vitrail.ops.registry import NotTaken, operator
 from vitrail.ops.rope import rotate
 
 _POINTER, _SIZE, _TYPE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32

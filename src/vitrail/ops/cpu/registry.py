@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar, get_type_hints
 import torch
 from torch import Tensor
 
+from vitrail.ops.cpu import library
 from vitrail.ops.weight import PackedWeight
 
 _P = ParamSpec("_P")
@@ -132,12 +133,12 @@ def operator(
         return definition(*arguments, **named)
 
     _CHECKED[name] = lambda run: lambda *flat: _run(run, check, signature.unflat(flat))
-    library = _library()
-    library.define(f"{name}{signature.schema}")
-    library.impl(name, _CHECKED[name](kernel), "CPU")
-    library.impl(name, _CHECKED[name](definition), "CompositeExplicitAutograd")
+    operators = _library()
+    operators.define(f"{name}{signature.schema}")
+    operators.impl(name, _CHECKED[name](kernel), "CPU")
+    operators.impl(name, _CHECKED[name](definition), "CompositeExplicitAutograd")
     torch.library.register_fake(
-        f"{_NAMESPACE}::{name}", lambda *flat: fake(*signature.unflat(flat)), lib=library
+        f"{_NAMESPACE}::{name}", lambda *flat: fake(*signature.unflat(flat)), lib=operators
     )
     registered: Any = getattr(getattr(torch.ops, _NAMESPACE), name)
     if not signature.single and not signature.several:
