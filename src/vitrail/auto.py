@@ -254,3 +254,16 @@ class AutoModelForCausalLM(_AutoModel):
                 "Models that read pictures are loaded by AutoModelForImageTextToText."
             )
         return MistralForCausalLM
+
+
+def auto_class(config: "PretrainedConfig") -> type[_AutoModel]:
+    """The Auto class that loads a model of `config`, by whether it has a vision tower."""
+    return AutoModelForImageTextToText if config.has_vision else AutoModelForCausalLM
+
+
+def meta_model(config: "PretrainedConfig") -> Any:
+    """The model that `config` describes, with modules and shapes but no values."""
+    import torch
+
+    with torch.device("meta"):
+        return auto_class(config).from_config(config)
