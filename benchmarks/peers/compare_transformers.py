@@ -14,10 +14,9 @@ from worker import Worker, clock
 
 from vitrail.bench.decode import DecodeStep
 from vitrail.bench.geometries import params_of
-from vitrail.bench.matmul import MatrixRate
+from vitrail.bench.matmul import MatrixRate, decoder_shapes
 from vitrail.bench.prefill import Prefill
 from vitrail.bench.random_model import FORMATS, random_model
-from vitrail.bench.work import decoder_shapes
 
 
 def main() -> None:

@@ -16,6 +16,10 @@ from types import ModuleType
 # Old module → new module, both below `vitrail`; an empty package stands for a folder that no longer exists.
 MOVED = {
     "inputs": "",
+    "bench.work": "model.cost",
+    "cli.estimate": "model.estimate",
+    "cli.model_info": "describe",
+    "cli.model_parts": "model.architecture",
     "generate.cache": "kv.cache",
     "inputs.arrays": "images.arrays",
     "inputs.batch": "images.batch_feature",

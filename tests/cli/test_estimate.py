@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vitrail
 from tests import tiny
-from vitrail.cli import estimate as module
-from vitrail.cli.estimate import Estimate, estimate, measure, work_of
 from vitrail.cli.main import main
+from vitrail.model import estimate as module
+from vitrail.model.estimate import Estimate, estimate, measure, work_of
 
 
 def wide() -> Any:
