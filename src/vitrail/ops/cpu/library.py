@@ -209,3 +209,7 @@ def define(
     registry.impl(name, cpu, "CPU")
     registry.impl(name, everywhere, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=registry)
+
+
+# Their names in `vitrail`.
+kernel_status, available_kernels, use_kernels = status, available, using
