@@ -76,7 +76,7 @@ def matrix_size(module: nn.Module) -> int:
 
 
 def matrices(module: nn.Module) -> list[Any]:
-    """Weights of Linear and Conv2d layers, plain or packed, each once: an adapted layer shows its base's."""
+    """Weights of Linear and Conv2d layers, plain or packed, each once; an adapted layer has its base's alone."""
     weights = (getattr(part, "weight", None) for part in module.modules())
     found = {id(weight): weight for weight in weights if weight is not None and len(weight.shape) >= 2}
     return list(found.values())
