@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.adapters.files import base_of
 from vitrail.auto import AutoConfig, AutoProcessor, auto_class
+from vitrail.configs import PretrainedConfig
 from vitrail.dialogue import Dialogue
 from vitrail.errors import InputError
 from vitrail.files.hub import KEYWORDS as HUB_KEYWORDS
@@ -49,20 +50,10 @@ def load(
         OutOfMemory: weights that need more memory than is free.
     """
     name = embedded_path() if model is None else model
-    files = {key: options[key] for key in (*HUB_KEYWORDS, "format") if key in options}
-    base = base_of(name) or name  # a folder may hold an adapter alone
-    config = options.pop("config", None) or AutoConfig.from_pretrained(base, **files)
-    mode = {key: options.pop(key) for key in ("tokenizer_mode",) if key in options}
-    processor = AutoProcessor.from_pretrained(base, **files, **mode)
+    dtype = dtype or ("float32" if model is None else "auto")
     if quantization is not None:
         options["quantization_config"] = _packing(quantization)
-    network = auto_class(config).from_pretrained(
-        name,
-        config=config,
-        dtype=dtype or ("float32" if model is None else "auto"),
-        device_map=device,
-        **options,
-    )
+    processor, network = _open(name, dtype=dtype, device_map=device, **options)
     if adapter is not None:
         network.load_adapter(adapter)
     return Assistant(network, processor)
@@ -252,6 +243,16 @@ def file_part(name: "str | PathLike[str]") -> Raw:
     except (OSError, ValueError):  # reading the message raises it, with the name
         is_pdf = names_pdf(name)
     return {"type": "file" if is_pdf else "image", "path": str(path.absolute())}
+
+
+def _open(name: str | Path, *, config: PretrainedConfig | None = None, **options: Any) -> tuple[Any, Any]:
+    """The processor, a tokenizer where the checkpoint reads text only, and the model. options: of from_pretrained."""
+    files = {key: options[key] for key in (*HUB_KEYWORDS, "format") if key in options}
+    mode = {key: options.pop(key) for key in ("tokenizer_mode",) if key in options}
+    base = base_of(name) or name  # a folder may hold an adapter alone
+    config = AutoConfig.from_pretrained(base, **files) if config is None else config
+    processor = AutoProcessor.from_pretrained(base, **files, **mode)
+    return processor, auto_class(config).from_pretrained(name, config=config, **options)
 
 
 def _image_parts(images: Any) -> list[Raw]:

@@ -13,9 +13,7 @@ import vitrail
 from tests.toy import ToyModel
 from vitrail import assistant
 from vitrail.cli.main import main
-from vitrail.kv.cache import KVCache
 from vitrail.model import estimate
-from vitrail.ops.step import Step
 from vitrail.tokenizer.fast import FastTokenizer
 
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
@@ -38,10 +36,8 @@ class Scripted(ToyModel):
         self.prompt += [] if self.given else ids.tolist()
         return super().embed(ids, features)
 
-    def step(
-        self, hidden: torch.Tensor, step: Step, cache: KVCache | None, record: Any = None
-    ) -> torch.Tensor:
-        logits = torch.zeros_like(super().step(hidden, step, cache, record))
+    def step(self, hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
+        logits = torch.zeros_like(super().step(hidden, *rest))
         if len(logits):
             logits[-1, self.ids[self.given]] = 1
             self.given += 1
