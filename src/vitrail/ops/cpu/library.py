@@ -184,3 +184,7 @@ def available() -> tuple[str, ...]:
     if kernels.library is None:
         return ()
     return tuple(isa for isa in ISAS if kernels.library.vt_isa_available(ISAS.index(isa)))
+
+
+# Their names in `vitrail`.
+kernel_status, available_kernels, use_kernels = status, available, using
