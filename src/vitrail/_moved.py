@@ -16,6 +16,13 @@ from types import ModuleType
 # Old module → new module, both below `vitrail`; an empty package stands for a folder that no longer exists.
 MOVED = {
     "inputs": "",
+    "files.listing": "files.formatting",
+    "files.size": "files.formatting",
+    "files.wanted": "files.download_plan",
+    "bench.work": "model.cost",
+    "cli.estimate": "model.estimate",
+    "cli.model_info": "describe",
+    "cli.model_parts": "model.architecture",
     "generate.cache": "kv.cache",
     "generate.context": "generate.runner",
     "inputs.arrays": "images.arrays",
@@ -92,6 +99,15 @@ MOVED = {
     "ops.rounded": "ops.reference.quant_matmul",
     "ops.sdpa": "ops.reference.attention",
     "ops.step": "ops.batch",
+    "reader.crew": "reader.worker_pool",
+    "reader.draw": "reader.render_text",
+    "reader.sheet": "reader.contact_sheet",
+    "reader.start": "reader.init_weights",
+    "train.peers": "train.distributed",
+    "train.rates": "train.lr_schedule",
+    "train.state": "train.checkpoint",
+    "weights.beside": "weights.sidecar_files",
+    "weights.native": "weights.mistral_checkpoint",
 }
 
 

@@ -16,7 +16,7 @@ from tests.hub_server import HubServer
 from tests.unit.test_memory_plan import FORMS, held
 from tests.unit.test_parameter_counts import MODELS
 from vitrail.cli.main import main
-from vitrail.files.size import in_words
+from vitrail.files.formatting import in_words
 from vitrail.images.grid import image_tokens
 
 KEYS = {
@@ -213,13 +213,11 @@ def test_what_does_not_fit_is_marked(
 ) -> None:
     record = told(tiny_llava)
     need, cache = record["memory"], {form: in_words(size) for form, size in record["cache"].items()}
-    monkeypatch.setattr(
-        "vitrail.cli.model_info.free_memory", lambda device: need["bfloat16"]["while_loading"]
-    )
+    monkeypatch.setattr("vitrail.describe.free_memory", lambda device: need["bfloat16"]["while_loading"])
     text = shown(tiny_llava)
     assert f"{cache['bfloat16']} yes q8" in text
     assert f"{cache['float32']} no bfloat16" in text
-    monkeypatch.setattr("vitrail.cli.model_info.free_memory", lambda device: None)
+    monkeypatch.setattr("vitrail.describe.free_memory", lambda device: None)
     assert "free memory unknown" in shown(tiny_llava)
 
 

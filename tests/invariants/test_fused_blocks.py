@@ -6,7 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
 from vitrail.bench.random_model import random_model
+from vitrail.errors import InputError
 from vitrail.kv.cache import KVCache
 from vitrail.model.fused import FusedBlocks
 from vitrail.model.record import Record
-from vitrail.ops.batch import build_batch
+from vitrail.ops.batch import ForwardBatch, build_batch
 from vitrail.ops.cpu import library
 from vitrail.ops.cpu.backend import MOST_ROWS
 
@@ -360,3 +361,26 @@ def test_who_watches_or_differentiates_sees_modules(used: list[bool]) -> None:
         with library.using("off"):
             Decoding(model)()
     assert used == [False] * 5  # a step that is recorded never asks
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wrong", ["block", "slot"])
+def test_indices_outside_are_refused_before_anything_is_written(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding = Decoding(packed("q4"))
+    build, caches = build_batch, []
+
+    def build_wrong(lengths: list[int], *, cache: KVCache, sequences: Sequence[int]) -> ForwardBatch:
+        batch = build(lengths, cache=cache, sequences=sequences)
+        assert batch.block_tables is not None and batch.slot_mapping is not None
+        (batch.block_tables.tensor if wrong == "block" else batch.slot_mapping)[-1] = 99
+        caches.append([part.clone() for stored in cache._layers for part in stored.parts()])
+        caches.append([part for stored in cache._layers for part in stored.parts()])
+        return batch
+
+    monkeypatch.setitem(globals(), "build_batch", build_wrong)
+    with pytest.raises(InputError, match="do not fit its tensors"):
+        decoding()
+    before, after = caches
+    assert all(torch.equal(was, now) for was, now in zip(before, after, strict=True))

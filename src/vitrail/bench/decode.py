@@ -12,9 +12,9 @@ from vitrail.bench.random_model import random_model
 from vitrail.bench.report import READ, Measured, Report, Setting
 from vitrail.bench.stream import StreamingRead
 from vitrail.bench.timing import by_turns
-from vitrail.bench.work import Cost, decode_cost
 from vitrail.generate.runner import Runner
 from vitrail.kv.cache import KVCache
+from vitrail.model.cost import decode_cost
 
 
 class DecodeStep:
@@ -25,12 +25,11 @@ class DecodeStep:
 
     def __init__(self, model: Any, rows: int, context: int) -> None:
         self.model = model
-        self.cost: Cost
         self._cache = _random_cache(model, rows, context)
         self._runner = Runner(model, [], room=1, cache=self._cache)
         self._context = context
         self._ids = torch.arange(rows) % model.vocab_size
-        self.cost = decode_cost(model, rows, context, model.kv_geometry.position_bytes(model.dtype))
+        self.cost = decode_cost(model, rows, context)
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:

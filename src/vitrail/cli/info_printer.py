@@ -11,12 +11,12 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from vitrail.files.formatting import in_words
 from vitrail.files.layout import NAMES
-from vitrail.files.size import in_words
 
 if TYPE_CHECKING:
-    from vitrail.cli.model_info import ModelInfo
-    from vitrail.cli.model_parts import Part
+    from vitrail.describe import ModelInfo
+    from vitrail.model.architecture import Part
 
 WIDTH = 110  # where the output is no terminal
 _PARTS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from vitrail.errors import CheckpointError
-from vitrail.files.size import in_words
+from vitrail.files.formatting import in_words
 
 INTERVAL = 0.25  # seconds between two looks at how much has come
 
@@ -96,3 +96,6 @@ def free_bytes(folder: Path) -> int:
     """What is free on the disk on which `folder` lies or would lie."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(place).free
+
+
+watch_downloads = watching  # its name in `vitrail`

@@ -75,8 +75,10 @@ class BlockAllocator:
                 self._free.move_to_end(block, last=block in self._keys)
 
     def grow(self, blocks: int) -> None:
-        """Add free blocks at the end."""
-        self._free.update(dict.fromkeys(range(len(self._uses), len(self._uses) + blocks)))
+        """Add free blocks."""
+        for block in reversed(range(len(self._uses), len(self._uses) + blocks)):
+            self._free[block] = None
+            self._free.move_to_end(block, last=False)
         self._uses.extend([0] * blocks)
 
     def register(self, blocks: Sequence[int], keys: Sequence[bytes]) -> None:
@@ -91,6 +93,8 @@ class BlockAllocator:
         key = self._keys.pop(block, None)
         if key is not None:
             del self._cached[key]
+            if block in self._free:
+                self._free.move_to_end(block, last=False)
 
     def match_prefix(self, keys: Sequence[bytes]) -> list[int]:
         """The blocks of the longest known prefix of `keys`; they are not taken: share() does that."""

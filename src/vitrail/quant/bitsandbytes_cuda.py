@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.ops.cpu.dense import products_oracle, unpack_parts
+from vitrail.ops.cpu.dense import products_oracle
+from vitrail.ops.cpu.registry import implement
 from vitrail.ops.weight import NESTED_GROUP, PackedWeight
 
 
@@ -49,20 +50,11 @@ def _state(library: Any, weight: PackedWeight) -> Any:
     )
 
 
-def products(
-    x: Tensor,
-    kind: str,
-    parts: Sequence[Tensor | None],
-    outs: Sequence[int],
-    groups: Sequence[int],
-    dtype: torch.dtype,
-    biases: Sequence[Tensor | None],
-) -> list[Tensor]:
+def products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
     """The operator dense_products (ops/cpu/dense.py) on a GPU."""
-    library = _library() if kind in ("nf4", "fp4") else None
+    library = _library() if weights[0].kind in ("nf4", "fp4") else None
     if library is None:
-        return products_oracle(x, kind, parts, outs, groups, dtype, biases)
-    weights = unpack_parts(kind, parts, outs, x.shape[1], groups, dtype)
+        return products_oracle(x, weights, biases)
     return [
         library.matmul_4bit(
             x, weight.tensors["codes"][None], quant_state=_state(library, weight), bias=bias
@@ -71,4 +63,4 @@ def products(
     ]
 
 
-torch.library.impl("vitrail::dense_products", "cuda", products)
+implement("dense_products", "cuda", products)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, InputError
+from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.safetensors_writer import Spec
 from vitrail.ops.weight import PackedWeight
 from vitrail.quant import own_layout
 from vitrail.quant.config import BitsAndBytesConfig, Quantization
 from vitrail.quant.policy import PLAIN, Choice, choose
 from vitrail.quant.replace import to_state
-from vitrail.weights.checkpoint import INDEX, SINGLE, Checkpoint
+from vitrail.weights.checkpoint import Checkpoint, open_checkpoint
 from vitrail.weights.load import fit_projector_bias, resolve_dtype
 from vitrail.weights.names import saved_names
-from vitrail.weights.native import open_checkpoint
 from vitrail.weights.plan import FLOATS, Plan, make_plan, own_tensors
+from vitrail.weights.safetensors_checkpoint import INDEX, SINGLE
 
 SHARD_BYTES = 1_000_000_000  # what a kill costs at most
 OTHER = "norms, biases, convolution"
@@ -133,7 +135,7 @@ class Work:
 
 def prepare(
     model: nn.Module,
-    source: Path,
+    source: str | os.PathLike[str],
     target: Path,
     config: Quantization,
     *,
@@ -150,7 +152,8 @@ def prepare(
     patterns that fit nothing.
     """
     _check_target(target)
-    checkpoint = open_checkpoint(source, format)
+    folder = CheckpointFolder.at(source, format=format)
+    checkpoint = open_checkpoint(folder)
     plan = make_plan(model, checkpoint, None)
     plan.refuse_if_amiss(model, checkpoint)
     fit_projector_bias(model, plan)
@@ -159,7 +162,7 @@ def prepare(
     pieces = _pieces(model, checkpoint, plan, config, dtype)
     rows = _table(pieces, plan.tied is not None)
     return Work(
-        source,
+        folder.path,
         target,
         checkpoint,
         plan,
@@ -269,7 +272,7 @@ def _plain_type(
 ) -> torch.dtype:
     if name not in plan.plain:
         return dtype  # packed in the files
-    entry = checkpoint.entry(plan.plain[name])
+    entry = checkpoint.spec(plan.plain[name])
     if entry.dtype not in FLOATS:
         return entry.dtype
     if isinstance(config, BitsAndBytesConfig):

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from vitrail.ops.backend import AttentionMetadata, BlockWeights
+from vitrail.ops.checks import check_packed
 from vitrail.ops.cpu import dense as cpu_dense, library, quant as cpu_quant
-from vitrail.ops.cpu.attention import AttentionCall
-from vitrail.ops.cpu.kv import CacheWrite, check, pointer, supported
+from vitrail.ops.cpu.attention import AttentionCall, int32
+from vitrail.ops.cpu.kv import CacheWrite, check, is_cache, pointer, supported
+from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.kv import LayerKV
 from vitrail.ops.weight import PackedWeight, Weight
 
@@ -113,7 +115,9 @@ class DecoderProgram:
         table: Any
         if isinstance(first, PackedWeight) and first.kind in cpu_quant.BITS:
             packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
-            words = [word for weight in packed for word in _quant_words(weight)]
+            for weight in packed:
+                check_packed(weight)
+            words = [word for weight in packed for word in cpu_quant.quant_words(weight)]
             table = (ctypes.c_int64 * len(words))(*words)
             group, kind = first.group, cpu_quant.BITS[first.kind]
         else:
@@ -147,18 +151,25 @@ class DecoderProgram:
         Raises:
             InputError, MemoryError: as attention does.
         """
-        kv, segments = layers[0], metadata.segments
+        kv, segments, rows = layers[0], metadata.segments, len(hidden)
         if metadata.slot_mapping is None or metadata.block_tables is None:
             return None
-        if library.library() is None or not supported(hidden, kv.keys, kv.scales):
+        block_table, slot_mapping = metadata.block_tables.tensor, metadata.slot_mapping
+        offsets, lengths = segments.cu_seqlens_q, segments.seq_lens_k
+        if library.library() is None or hidden.dtype != self.dtype or not supported(hidden, kv.keys):
+            return None
+        if len(layers) != len(self._table) or not all(_is_like(layer, kv) for layer in layers):
             return None
         blocks, block, groups, width = kv.keys.shape
         inner = self._shapes[-1][1]
-        if self._shapes != _shapes(hidden.shape[1], inner, heads, groups, width):
+        if self._shapes != _shapes(hidden.shape[-1], inner, heads, groups, width) or hidden.dim() != 2:
             return None
-        if rope[0].shape != (len(hidden), width):
+        if any(part.shape != (rows, width) or part.dtype != self.dtype for part in rope[:2]):
             return None
-        if not all(_is_whole(layer) and layer.keys.shape == kv.keys.shape for layer in layers):
+        counts = slot_mapping.shape, block_table.shape[:1], offsets.shape, lengths.shape
+        if counts != ((rows,), (len(segments),), (len(segments) + 1,), (len(segments),)):
+            return None
+        if rope[2] is not None and rope[2].shape != (rows,):
             return None
         # A copy: another thread may be running with another cache.
         table = (_Block * len(self._table)).from_buffer_copy(self._table)
@@ -168,11 +179,8 @@ class DecoderProgram:
         result = hidden.clone(memory_format=torch.contiguous_format)
         cos, sin = rope[0].contiguous(), rope[1].contiguous()
         temperature = None if rope[2] is None else rope[2].to(self.dtype).contiguous()
-        tensors = [
-            x.to(torch.int32).contiguous()
-            for x in (metadata.block_tables.tensor, segments.cu_seqlens_q, segments.seq_lens_k)
-        ]
-        slots = metadata.slot_mapping.to(torch.int64).contiguous()
+        tensors = [int32(x) for x in (block_table, offsets, lengths)]
+        slots = slot_mapping.to(torch.int64).contiguous()
         stored, given = library.DTYPES[kv.keys.dtype], library.DTYPES[self.dtype]
         attend = AttentionCall(
             block_table=tensors[0].data_ptr(), q_offsets=tensors[1].data_ptr(), kv_lengths=tensors[2].data_ptr(),
@@ -196,17 +204,14 @@ class DecoderProgram:
         return result
 
 
-def _is_whole(layer: LayerKV) -> bool:
-    parts = [part for part in (layer.keys, layer.values, layer.scales) if part is not None]
-    return all(part.is_contiguous() and part.device.type == "cpu" for part in parts)
-
-
-def _quant_words(weight: PackedWeight) -> list[int]:
-    parts = weight.tensors
-    levels = parts["levels"] if weight.kind == "q4" else None
-    return cpu_quant.quant_words(
-        parts["codes"], parts["scales"], levels, weight.shape, weight.kind, weight.group
-    )
+def _is_like(layer: LayerKV, first: LayerKV) -> bool:
+    """Whether a layer's cache lies on the CPU without gaps and is of the first layer's shape and types."""
+    keys, values, scales = layer.keys, layer.values, layer.scales
+    whole = keys.is_cpu and values.is_cpu and keys.is_contiguous() and values.is_contiguous()
+    if scales is not None:
+        whole = whole and scales.is_cpu and scales.is_contiguous()
+    alike = keys.shape == first.keys.shape and keys.dtype == first.keys.dtype
+    return whole and alike and is_cache(keys, values, scales)
 
 
 def _matrices(weights: Sequence[Weight], dtype: torch.dtype) -> list[cpu_dense.Matrix]:
@@ -216,7 +221,7 @@ def _matrices(weights: Sequence[Weight], dtype: torch.dtype) -> list[cpu_dense.M
 
 def _fits(block: BlockWeights, dtype: torch.dtype) -> bool:
     norms = (block.attention_norm, block.mlp_norm)
-    if dtype not in cpu_dense.FLOATS or any(
+    if dtype not in FLOATS or any(
         norm.dtype != dtype or norm.device.type != "cpu" or not norm.is_contiguous() for norm in norms
     ):
         return False
@@ -230,7 +235,9 @@ def _go_together(weights: Sequence[Weight], dtype: torch.dtype) -> bool:
         return False
     if isinstance(first, PackedWeight) and first.kind in cpu_quant.BITS:
         return all(
-            isinstance(weight, PackedWeight) and (weight.kind, weight.group) == (first.kind, first.group)
+            isinstance(weight, PackedWeight)
+            and (weight.kind, weight.group) == (first.kind, first.group)
+            and cpu_quant.takes(weight)
             for weight in weights
         )
     if not isinstance(first, PackedWeight) and dtype == torch.float32:
