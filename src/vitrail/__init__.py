@@ -80,8 +80,8 @@ if TYPE_CHECKING:
         pipeline as pipeline,
     )
     from vitrail.processor.processor import PixtralProcessor as PixtralProcessor
-    from vitrail.quant.config import BitsAndBytesConfig as BitsAndBytesConfig
-    from vitrail.quant.own_config import QuantizeConfig as QuantizeConfig
+    from vitrail.quant.bitsandbytes_config import BitsAndBytesConfig as BitsAndBytesConfig
+    from vitrail.quant.quantize_config import QuantizeConfig as QuantizeConfig
     from vitrail.responses.events import (
         Response as Response,
         ToolCall as ToolCall,
@@ -177,8 +177,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "ImageTextToTextPipeline",
         "pipeline",
     ),
-    "quant.config": ("BitsAndBytesConfig",),
-    "quant.own_config": ("QuantizeConfig",),
+    "quant.bitsandbytes_config": ("BitsAndBytesConfig",),
+    "quant.quantize_config": ("QuantizeConfig",),
 }
 _HOME_OF: dict[str, str] = {name: home for home, names in _HOMES.items() for name in names}
 

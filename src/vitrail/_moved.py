@@ -90,6 +90,10 @@ MOVED = {
     "ops.panels": "ops.packing_layout",
     "ops.rounded": "ops.reference.quant_matmul",
     "ops.sdpa": "ops.reference.attention",
+    "quant.bitsandbytes": "quant.formats.bitsandbytes",
+    "quant.own": "quant.formats.vitrail",
+    "quant.own_config": "quant.quantize_config",
+    "quant.own_layout": "quant.formats.vitrail",
 }
 
 

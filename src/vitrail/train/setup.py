@@ -19,7 +19,7 @@ from vitrail.files.hub import resolve
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.processor.processor import PixtralProcessor
 from vitrail.processor.prompt_view import PromptMaker, maker_of, open_maker
-from vitrail.quant.config import BitsAndBytesConfig
+from vitrail.quant.bitsandbytes_config import BitsAndBytesConfig
 from vitrail.quant.replace import QuantLinear
 from vitrail.train.examples import ExampleMaker
 

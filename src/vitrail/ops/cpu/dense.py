@@ -1,4 +1,4 @@
-"""Operators with a matrix of floats: stored plainly, in panels, as NF4, FP4 or int8. Kernels from native/dense.h.
+"""Operators with a matrix of floats: stored plainly, in 16-bit panels, in MAP4 or INT8_ROWS. Kernels from native/dense.h.
 
 The product is that of the decoded matrix, so it differs from PyTorch's in the order of additions only. Within one
 instruction set a row's result depends neither on the rows beside it nor on the threads.
@@ -16,19 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.ops.cpu import library
-from vitrail.ops.weight import PackedWeight, Weight, dequantize
+from vitrail.ops.weight import Layout, PackedWeight, Weight, dequantize
 
-_ROWS, _FORMATS = 0, {"nf4": 1, "fp4": 1, "int8": 2, "bf16": 3}  # native/dense.h's DenseFormat
+# native/dense.h's DenseFormat; plain rows of floats are 0.
+_ROWS, _FORMATS = 0, {Layout.MAP4: 1, Layout.INT8_ROWS: 2, Layout.PANELS16: 3}
 _STEP = 64  # kStep
 _ROOM = 1 << 22  # floats of activations that are arranged at once
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-# What a packed weight consists of, in the order in which the operators take it.
-_PARTS = {
-    "nf4": ("codes", "quant_map", "absmax", "nested_absmax", "nested_map", "nested_offset"),
-    "fp4": ("codes", "quant_map", "absmax", "nested_absmax", "nested_map", "nested_offset"),
-    "int8": ("codes", "scale"),
-    "bf16": ("codes",),
-}
 # Rows from which a processor with instructions for bfloat16 is faster with PyTorch's own product.
 _MANY_ROWS = 16
 
@@ -93,16 +87,16 @@ def kernel_is_faster(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None =
 def products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
     """x (rows, in) times each packed weight (out_i, in) transposed, plus its bias: (rows, out_i) in x's dtype.
 
-    Weights of one kind and type are one parallel region.
+    Weights of one layout and type are one parallel region.
     """
     first = weights[0]
-    if any((weight.kind, weight.dtype) != (first.kind, first.dtype) for weight in weights):
+    if any((weight.layout, weight.dtype) != (first.layout, first.dtype) for weight in weights):
         pairs = zip(weights, biases, strict=True)
         return [product for weight, bias in pairs for product in products(x, [weight], [bias])]
     results: list[Tensor] = torch.ops.vitrail.dense_products(
         x,
-        first.kind,
-        [weight.tensors.get(part) for weight in weights for part in _PARTS[weight.kind]],
+        first.layout.value,
+        [part for weight in weights for part in weight.ordered_parts()],
         [weight.shape[0] for weight in weights],
         [weight.group for weight in weights],
         first.dtype,
@@ -130,11 +124,11 @@ def input_grad(dy: Tensor, weight: PackedWeight) -> Tensor:
 def decode(weight: PackedWeight, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
     """As ops.weight.dequantize, bit for bit, by the kernel where there is one: (len(rows), in) in `dtype`."""
     start, stop, _ = rows.indices(weight.shape[0])
-    if weight.kind not in ("nf4", "fp4", "int8"):
+    if weight.layout not in (Layout.MAP4, Layout.INT8_ROWS):
         return dequantize(weight, dtype, rows)
     decoded: Tensor = torch.ops.vitrail.dense_decode(
-        weight.kind,
-        [weight.tensors.get(part) for part in _PARTS[weight.kind]],
+        weight.layout.value,
+        weight.ordered_parts(),
         list(weight.shape),
         weight.group,
         weight.dtype,
@@ -157,7 +151,7 @@ def plain_products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor
 
 def _rounding(kind: str, stored: torch.dtype, used: torch.dtype) -> torch.dtype | None:
     """What the kernel rounds decoded values to when they are used as `used`; None where one rounding is not enough."""
-    if kind == "bf16":
+    if kind == Layout.PANELS16:
         exact = (torch.float32, torch.bfloat16)
         return torch.bfloat16 if stored in exact and used in exact else None
     if used in (torch.float32, stored) and stored in FLOATS:
@@ -171,10 +165,10 @@ def _matrix(
     """The fields for a packed weight; the tensors must live as long as it does."""
     at = [None if part is None else part.data_ptr() for part in parts]
     matrix = Matrix(codes=at[0], out=shape[0], columns=shape[1], group=group)
-    matrix.format, matrix.type = _FORMATS[kind], library.DTYPES[rounding]
-    if kind == "int8":
+    matrix.format, matrix.type = _FORMATS[Layout(kind)], library.DTYPES[rounding]
+    if kind == Layout.INT8_ROWS:
         matrix.scales = at[1]
-    elif kind != "bf16":
+    elif kind != Layout.PANELS16:
         matrix.map, matrix.scales, matrix.nested_absmax, matrix.nested_map, matrix.nested_offset = at[1:]
     return matrix
 
@@ -187,11 +181,11 @@ def matrix_of(weight: Weight, dtype: torch.dtype) -> Matrix | None:
     if isinstance(weight, Tensor):
         fits = weight.dtype == dtype and weight.is_contiguous() and weight.device.type == "cpu"
         return _plain_matrix(weight) if fits else None
-    rounding = _rounding(weight.kind, weight.dtype, dtype)
-    parts = [weight.tensors.get(part) for part in _PARTS[weight.kind]]
+    rounding = _rounding(weight.layout, weight.dtype, dtype)
+    parts = weight.ordered_parts()
     if rounding is None or any(part is not None and not part.is_contiguous() for part in parts):
         return None
-    return _matrix(weight.kind, parts, weight.shape, weight.group, rounding)
+    return _matrix(weight.layout, parts, weight.shape, weight.group, rounding)
 
 
 def _run(x: Tensor, matrices: Sequence[Matrix], biases: Sequence[Tensor | None]) -> list[Tensor]:
@@ -224,11 +218,12 @@ def unpack_parts(
     dtype: torch.dtype,
 ) -> list[PackedWeight]:
     """The packed weights that the operators' flat arguments stand for."""
-    names, weights = _PARTS[kind], []
+    layout, weights = Layout(kind), []
+    names = layout.parts
     for i, (out, group) in enumerate(zip(outs, groups, strict=True)):
         own = zip(names, parts[i * len(names) : (i + 1) * len(names)], strict=True)
         tensors = {name: part for name, part in own if part is not None}
-        weights.append(PackedWeight(kind, (out, columns), group, tensors, dtype))
+        weights.append(PackedWeight(layout, (out, columns), group, tensors, dtype))
     return weights
 
 
@@ -261,7 +256,7 @@ def _products_cpu(
     fits = all(bias is None or bias.dtype == x.dtype for bias in biases)
     if library.library() is None or rounding is None or not fits:
         return products_oracle(x, kind, parts, outs, groups, dtype, biases)
-    x, each = x.contiguous(), len(_PARTS[kind])
+    x, each = x.contiguous(), len(Layout(kind).parts)
     parts = [None if part is None else part.contiguous() for part in parts]
     biases = [None if bias is None else bias.contiguous() for bias in biases]
     matrices = [

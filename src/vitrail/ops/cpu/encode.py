@@ -17,18 +17,19 @@ from vitrail.ops import memory
 from vitrail.ops.cpu import library
 from vitrail.ops.packing_layout import ROWS, panel_count
 from vitrail.ops.reference import encode as reference_encode
-from vitrail.ops.weight import PackedWeight
+from vitrail.ops.weight import Layout, PackedWeight, integer_step
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_BITS = {"q4": 4, "q8": 8, "nf4": 0, "fp4": 0}  # as native/encode.h counts them
+# As native/encode.h counts them.
+_BITS = {Layout.PANELS4: 4, Layout.PANELS8: 8, Layout.MAP4: 0}
 _BLOCK = 32  # values that kernels code together: they take groups of a multiple
-_GROUPS = (32, 64, 128)  # of q4 and q8
+_GROUPS = (32, 64, 128)  # of panels
 _TOGETHER = 8  # groups that a kernel fits at once
 
 
 def encode_own(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tuple[Tensor, Tensor]:
-    """Codes and scales of a matrix (out, in) in panels, as "q8", or as "q4" with int8 `levels` (16,).
+    """Codes and scales of a matrix (out, in) as PANELS8, or as PANELS4 with int8 `levels` (16,).
 
     `group` divides `in`. A group that holds a value that is not finite has the scale NaN.
     """
@@ -51,13 +52,16 @@ def encode_map4(values: Tensor, quant_map: Tensor, group: int) -> tuple[Tensor, 
 def squared_error(matrix: Tensor, packed: PackedWeight) -> tuple[float, float]:
     """Σ (decoded - value)² and Σ value² of a matrix and what was packed of it, added in float64."""
     tensors = packed.tensors
-    if packed.kind not in _BITS or "nested_map" in tensors:
+    if packed.layout not in _BITS or "nested_map" in tensors:
         sums = reference_encode.squared_error(matrix, packed)
     else:
-        own = packed.kind in ("q4", "q8")
-        scales, table = tensors["scales" if own else "absmax"], tensors.get("levels" if own else "quant_map")
+        flat = packed.layout == Layout.MAP4
+        scales, table = (
+            tensors["absmax" if flat else "scales"],
+            tensors.get("quant_map" if flat else "levels"),
+        )
         sums = torch.ops.vitrail.encode_error(
-            matrix, packed.kind, tensors["codes"], scales, table, packed.group, packed.dtype
+            matrix, packed.layout.value, tensors["codes"], scales, table, packed.group, packed.dtype
         )
     error, norm = sums.tolist()
     return error, norm
@@ -105,7 +109,7 @@ def _own_cpu(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tu
     codes, scales = reference_encode.new_panels(matrix, kind, group)
     wide = None if levels is None else levels.float().contiguous()
     _own_kernel()(
-        _BITS[kind],
+        _BITS[Layout(kind)],
         matrix.data_ptr(),
         library.DTYPES[matrix.dtype],
         rows,
@@ -161,11 +165,11 @@ def _error_everywhere(
     group: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    own = kind in ("q4", "q8")
-    tensors = {"codes": codes, "scales" if own else "absmax": scales}
+    flat = kind == Layout.MAP4
+    tensors = {"codes": codes, "absmax" if flat else "scales": scales}
     if table is not None:
-        tensors["levels" if own else "quant_map"] = table
-    packed = PackedWeight(kind, (matrix.shape[0], matrix.shape[1]), group, tensors, dtype)
+        tensors["quant_map" if flat else "levels"] = table
+    packed = PackedWeight(Layout(kind), (matrix.shape[0], matrix.shape[1]), group, tensors, dtype)
     return reference_encode.squared_error(matrix, packed)
 
 
@@ -179,11 +183,12 @@ def _error_cpu(
     dtype: torch.dtype,
 ) -> Tensor:
     rows, columns = matrix.shape
-    bits = _BITS[kind]
+    bits = _BITS[Layout(kind)]
     fits = _takes(matrix, group) and dtype in _FLOATS and (bits > 0 or matrix.is_contiguous())
     if not fits or not _has_table(kind, table) or not _matches(bits, (rows, columns), group, codes, scales):
         return _error_everywhere(matrix, kind, codes, scales, table, group, dtype)
-    decoded = None if table is None else (table.float() * (2.0**-6 if kind == "q4" else 1.0)).contiguous()
+    step = integer_step(Layout.PANELS4) if kind == Layout.PANELS4 else 1.0
+    decoded = None if table is None else (table.float() * step).contiguous()
     shape = (rows, matrix.stride(0), columns, group) if bits else (1, matrix.numel(), matrix.numel(), group)
     kernel, pieces = _error_kernels()
     sums = torch.empty(pieces(bits, shape[0], shape[2], group), 2, dtype=torch.float64)
@@ -203,7 +208,7 @@ def _error_cpu(
 
 def _has_table(kind: str, table: Tensor | None) -> bool:
     """Whether there are sixteen values to look up, where a kind looks them up."""
-    return kind == "q8" or (table is not None and table.shape == (16,))
+    return kind == Layout.PANELS8 or (table is not None and table.shape == (16,))
 
 
 def _matches(bits: int, shape: tuple[int, int], group: int, codes: Tensor, scales: Tensor) -> bool:
@@ -226,7 +231,7 @@ def _matches(bits: int, shape: tuple[int, int], group: int, codes: Tensor, scale
 
 def _own_fake(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tuple[Tensor, Tensor]:
     codes, scales = reference_encode.panel_shapes(matrix, kind, group)
-    code_type = torch.int8 if kind == "q8" else torch.uint8
+    code_type = torch.int8 if kind == Layout.PANELS8 else torch.uint8
     return matrix.new_empty(codes, dtype=code_type), matrix.new_empty(scales, dtype=torch.bfloat16)
 
 

@@ -1,4 +1,4 @@
-"""Products with q4 and q8 matrices: kernels of native/quant.h, definition in ops/reference/quant_matmul.py."""
+"""Products with matrices in panels of 4 and 8 bits: kernels of native/quant.h, defined in ops/reference/quant_matmul.py."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from vitrail.errors import CheckpointError
 from vitrail.ops.cpu import library
 from vitrail.ops.packing_layout import ROWS, panel_count
 from vitrail.ops.reference.quant_matmul import rounded_products
-from vitrail.ops.weight import PackedWeight, dequantize_rows
+from vitrail.ops.weight import Layout, PackedWeight, dequantize_rows
 
-BITS = {"q4": 4, "q8": 8}  # native/quant.h's QuantKind
+BITS = {Layout.PANELS4: 4, Layout.PANELS8: 8}  # native/quant.h's QuantKind
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def quant_products(
     x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    """x (rows, in) through q4 or q8 matrices (out_i, in) of one kind, plus biases: each (rows, out_i) in x's dtype.
+    """x (rows, in) through matrices (out_i, in) in PANELS4 or in PANELS8, plus biases: each (rows, out_i) in x's dtype.
 
     Those of one group size are one call, which rounds x once.
     """
-    kind, group = weights[0].kind, weights[0].group
+    layout, group = weights[0].layout, weights[0].group
     if any(weight.group != group for weight in weights):
         pairs = zip(weights, biases, strict=True)
         return [quant_products(x, [weight], [bias])[0] for weight, bias in pairs]
@@ -35,17 +35,17 @@ def quant_products(
         x,
         [weight.tensors["codes"] for weight in weights],
         [weight.tensors["scales"] for weight in weights],
-        [weight.tensors["levels"] for weight in weights] if kind == "q4" else [],
+        [weight.tensors["levels"] for weight in weights] if layout == Layout.PANELS4 else [],
         list(biases),
         [weight.shape[0] for weight in weights],
-        kind,
+        layout.value,
         group,
     )
     return results
 
 
 def quant_rows(weight: PackedWeight, ids: Tensor) -> Tensor:
-    """Rows ids int64 (n,) of a q4 or q8 matrix (out, in), decoded: (n, in) in the weight's own dtype.
+    """Rows ids int64 (n,) of a matrix (out, in) in PANELS4 or PANELS8, decoded: (n, in) in the weight's own dtype.
 
     Raises:
         IndexError: ids are no integers, or (where the kernel runs) one lies outside.
@@ -56,7 +56,7 @@ def quant_rows(weight: PackedWeight, ids: Tensor) -> Tensor:
         weight.tensors.get("levels"),
         ids,
         weight.shape[0],
-        weight.kind,
+        weight.layout.value,
         weight.group,
         weight.dtype,
     )
@@ -86,9 +86,9 @@ def _everywhere(
     weights = []
     for i, out in enumerate(outs):
         tensors = {"codes": codes[i], "scales": scales[i]}
-        if kind == "q4":
+        if kind == Layout.PANELS4:
             tensors["levels"] = levels[i]
-        weights.append(PackedWeight(kind, (out, x.shape[1]), group, tensors, x.dtype))
+        weights.append(PackedWeight(Layout(kind), (out, x.shape[1]), group, tensors, x.dtype))
     return rounded_products(x, weights, biases)
 
 
@@ -115,11 +115,11 @@ def _cpu(
             bias = bias.float().contiguous()
             kept.append(bias)  # until the call is done
         y = torch.empty(rows, out, dtype=x.dtype)
-        table = levels[i] if kind == "q4" else None
+        table = levels[i] if kind == Layout.PANELS4 else None
         words += quant_words(codes[i], scales[i], table, (out, columns), kind, group, bias, y)
         results.append(y)
     product(
-        BITS[kind],
+        BITS[Layout(kind)],
         x.data_ptr(),
         library.DTYPES[x.dtype],
         rows,
@@ -156,16 +156,16 @@ def _check(
 ) -> None:
     """A kernel reads what the shape says: refuse tensors that are not what it says."""
     panels, columns = panel_count(shape[0]), shape[1]
-    code_type = torch.uint8 if kind == "q4" else torch.int8
+    code_type = torch.uint8 if kind == Layout.PANELS4 else torch.int8
     if (
-        codes.shape != (panels, columns * BITS[kind] // 32, 4 * ROWS)
+        codes.shape != (panels, columns * BITS[Layout(kind)] // 32, 4 * ROWS)
         or scales.shape != (panels, columns // group, ROWS)
         or columns % group
         or group not in (32, 64, 128)
         or codes.dtype != code_type
         or scales.dtype != torch.bfloat16
         or not (codes.is_contiguous() and scales.is_contiguous())
-        or (levels is None) != (kind == "q8")
+        or (levels is None) != (kind == Layout.PANELS8)
         or (levels is not None and (levels.shape != (16,) or levels.dtype != torch.int8))
         or (levels is not None and not levels.is_contiguous())
     ):
@@ -209,7 +209,9 @@ def _rows_everywhere(
     tensors = {"codes": codes, "scales": scales}
     if levels is not None:
         tensors["levels"] = levels
-    return dequantize_rows(PackedWeight(kind, (out, _columns(codes, kind)), group, tensors, dtype), ids)
+    return dequantize_rows(
+        PackedWeight(Layout(kind), (out, _columns(codes, kind)), group, tensors, dtype), ids
+    )
 
 
 def _rows_cpu(
@@ -229,7 +231,7 @@ def _rows_cpu(
     ids = ids.to(torch.int64).contiguous()
     y = torch.empty(len(ids), columns, dtype=dtype)
     outside = _rows_kernel()(
-        BITS[kind],
+        BITS[Layout(kind)],
         (ctypes.c_int64 * len(words))(*words),
         columns,
         group,
@@ -246,7 +248,7 @@ def _rows_cpu(
 
 
 def _columns(codes: Tensor, kind: str) -> int:
-    return codes.shape[1] * 32 // BITS[kind]
+    return codes.shape[1] * 32 // BITS[Layout(kind)]
 
 
 def _rows_fake(
