@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vitrail import LlavaForConditionalGeneration
+from vitrail.ops.cpu.dense import products_oracle
+from vitrail.ops.kernels import kernel_for
 from vitrail.ops.linear import linear
 from vitrail.ops.weight import PackedWeight, dequantize
 from vitrail.quant import bitsandbytes_cuda
@@ -132,7 +134,8 @@ def test_what_a_gpu_calls(files: dict[str, dict[str, Tensor]], name: str) -> Non
 
 def _on_a_gpu(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> list[Tensor]:
     parts, outs, groups = packed.ordered_parts(), [packed.shape[0]], [packed.group]
-    return bitsandbytes_cuda.products(x, packed.layout.value, parts, outs, groups, packed.dtype, [bias])
+    products = kernel_for(packed.layout, torch.device("cuda"), products_oracle)
+    return products(x, packed.layout.value, parts, outs, groups, packed.dtype, [bias])
 
 
 def test_a_gpu_without_bitsandbytes_decodes(

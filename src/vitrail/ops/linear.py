@@ -1,7 +1,6 @@
 """The only matrix product with a weight, plain or packed, and the only table look-up. Holds no parameters.
 
-A layout has its operators in one table here. An operator's implementations for devices are PyTorch's to choose: they are
-registered with torch.library, beside the definition that runs wherever there is none (ops/cpu/library.define).
+A layout has its operators in one table here; which kernel one of them runs on a device is ops/kernels.py's.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vitrail.ops.cpu.dense import products_oracle, unpack_parts
+from vitrail.ops.kernels import register
 from vitrail.ops.weight import NESTED_GROUP, Layout, PackedWeight
 from vitrail.quant.formats.bitsandbytes import FP4, NF4, quant_map
 
@@ -72,8 +73,8 @@ def products(
     dtype: torch.dtype,
     biases: Sequence[Tensor | None],
 ) -> list[Tensor]:
-    """The operator dense_products (ops/cpu/dense.py) on a GPU."""
-    library = _library() if kind == Layout.MAP4 else None
+    """The operator dense_products (ops/cpu/dense.py) for MAP4 on a GPU."""
+    library = _library()
     if library is None:
         return products_oracle(x, kind, parts, outs, groups, dtype, biases)
     weights = unpack_parts(kind, parts, outs, x.shape[1], groups, dtype)
@@ -88,4 +89,4 @@ def products(
     ]
 
 
-torch.library.impl("vitrail::dense_products", "cuda", products)
+register(Layout.MAP4, "cuda", products)

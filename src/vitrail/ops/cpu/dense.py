@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.ops.cpu import library
+from vitrail.ops.kernels import kernel_for, register
 from vitrail.ops.weight import Layout, PackedWeight, Weight, dequantize
 
 # native/dense.h's DenseFormat; plain rows of floats are 0.
@@ -266,6 +267,10 @@ def _products_cpu(
     return _run(x, matrices, biases)
 
 
+def _products(x: Tensor, kind: str, *arguments: Any) -> list[Tensor]:
+    return kernel_for(kind, x.device, products_oracle)(x, kind, *arguments)
+
+
 def _products_fake(
     x: Tensor,
     kind: str,
@@ -352,10 +357,12 @@ def _decode_fake(
 library.define(
     "dense_products(Tensor x, str kind, Tensor?[] parts, int[] outs, int[] groups, ScalarType dtype, "
     "Tensor?[] biases) -> Tensor[]",
-    cpu=_products_cpu,
-    everywhere=products_oracle,
+    cpu=_products,
+    everywhere=_products,
     fake=_products_fake,
 )
+for _layout in _FORMATS:
+    register(_layout, "cpu", _products_cpu)
 library.define(
     "dense_linear(Tensor x, Tensor[] weights, Tensor?[] biases) -> Tensor[]",
     cpu=_linear_cpu,

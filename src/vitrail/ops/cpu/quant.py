@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError
 from vitrail.ops.cpu import library
+from vitrail.ops.kernels import kernel_for, register
 from vitrail.ops.packing_layout import ROWS, panel_count
 from vitrail.ops.reference.quant_matmul import rounded_products
 from vitrail.ops.weight import Layout, PackedWeight, dequantize_rows
@@ -175,6 +176,11 @@ def _check(
         )
 
 
+def _linear(x: Tensor, *arguments: Any) -> list[Tensor]:
+    kind = arguments[5]
+    return kernel_for(kind, x.device, _everywhere)(x, *arguments)
+
+
 def _fake(
     x: Tensor,
     codes: Sequence[Tensor],
@@ -274,7 +280,9 @@ library.define(
 library.define(
     "quant_linear(Tensor x, Tensor[] codes, Tensor[] scales, Tensor[] levels, Tensor?[] biases, SymInt[] outs, "
     "str kind, int group) -> Tensor[]",
-    cpu=_cpu,
-    everywhere=_everywhere,
+    cpu=_linear,
+    everywhere=_linear,
     fake=_fake,
 )
+for _layout in BITS:
+    register(_layout, "cpu", _cpu)
