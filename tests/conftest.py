@@ -116,3 +116,24 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.
     """A hub of this test's own, which the real client asks; it keeps what it fetches in tmp_path / "cache"."""
     with hub_server.serving() as hub, hub_server.client_of(hub, tmp_path / "cache", monkeypatch):
         yield hub
+
+
+@pytest.fixture(scope="module")
+def decoding_linear4bit() -> Iterator[None]:
+    """bitsandbytes' 4-bit layers multiply the weights that it decodes, in the type that the layer computes in.
+
+    Its own products on CPUs with AVX512-BF16 round inputs, scales and results to bfloat16, whatever type was asked for:
+    what transformers answers would depend on the processor.
+    """
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    linear = pytest.importorskip("torch").nn.functional.linear
+
+    def forward(self: Any, x: Any) -> Any:
+        compute = self.compute_dtype or x.dtype
+        weight = bitsandbytes.functional.dequantize_4bit(self.weight.data, self.weight.quant_state)
+        bias = None if self.bias is None else self.bias.to(compute)
+        return linear(x.to(compute), weight.to(compute), bias).to(x.dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bitsandbytes.nn.Linear4bit, "forward", forward)
+        yield

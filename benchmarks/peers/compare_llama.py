@@ -13,15 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from comparison import Timed, compared, header, numbers, options, reader, set_threads
-from worker import HERE, Worker, clock
+from comparison import Timed, compare_prefill, compared, header, numbers, options, reader, set_threads
+from worker import HERE, Worker
 
 from vitrail.bench.decode import DecodeStep
 from vitrail.bench.geometries import params_of
-from vitrail.bench.matmul import MatrixRate
-from vitrail.bench.prefill import Prefill
 from vitrail.bench.random_model import random_model
-from vitrail.bench.work import decoder_shapes
 
 
 def main() -> None:
@@ -60,17 +57,7 @@ def main() -> None:
                 limits={"the streaming read": read},
                 out=given.out,
             )
-        for length in lengths:
-            work = Prefill(model, length)
-            compared(
-                f"prefill {length} positions",
-                Timed(work),
-                lambda length=length: peer.ask("prefill", rows=length)["seconds"],  # type: ignore[misc]
-                given.turns,
-                work=work.cost.flop,
-                limits={"PyTorch's products": MatrixRate(decoder_shapes(model, length), clock).rate},
-                out=given.out,
-            )
+        compare_prefill(model, peer, lengths, given)
         peer.close()
 
 

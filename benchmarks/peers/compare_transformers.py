@@ -9,15 +9,12 @@ from __future__ import annotations
 import json
 import sys
 
-from comparison import Timed, compared, header, numbers, options, reader, set_threads
-from worker import Worker, clock
+from comparison import Timed, compare_prefill, compared, header, numbers, options, reader, set_threads
+from worker import Worker
 
 from vitrail.bench.decode import DecodeStep
 from vitrail.bench.geometries import params_of
-from vitrail.bench.matmul import MatrixRate
-from vitrail.bench.prefill import Prefill
 from vitrail.bench.random_model import FORMATS, random_model
-from vitrail.bench.work import decoder_shapes
 
 
 def main() -> None:
@@ -48,18 +45,9 @@ def main() -> None:
             limits={"the streaming read": read},
             out=given.out,
         )
-    for length in [n for n in numbers(given.prefill) if n]:
-        work = Prefill(model, length)
-        peer.ask("prefill", rows=length)
-        compared(
-            f"prefill {length} positions, {given.ours} against {given.theirs}",
-            Timed(work),
-            lambda length=length: peer.ask("prefill", rows=length)["seconds"],  # type: ignore[misc]
-            given.turns,
-            work=work.cost.flop,
-            limits={"PyTorch's products": MatrixRate(decoder_shapes(model, length), clock).rate},
-            out=given.out,
-        )
+    compare_prefill(
+        model, peer, [n for n in numbers(given.prefill) if n], given, f", {given.ours} against {given.theirs}"
+    )
     peer.close()
 
 

@@ -6,17 +6,20 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from turns import interleaved, median, ratio
-from worker import CLOCK, clock
+from worker import CLOCK, Worker, clock
 
 from vitrail.bench.machine import this_machine
+from vitrail.bench.matmul import MatrixRate
+from vitrail.bench.prefill import Prefill
 from vitrail.bench.stream import StreamingRead
 from vitrail.bench.timing import calls_per_turn, seconds
+from vitrail.bench.work import decoder_shapes
 
 
 def options(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
@@ -99,6 +102,24 @@ def compared(
     print(f"{text}; before the turns the machine was busy to {record['busy_before']:.0%}", flush=True)
     keep(out, record)
     return record
+
+
+def compare_prefill(
+    model: Any, peer: Worker, lengths: Sequence[int], given: argparse.Namespace, formats: str = ""
+) -> None:
+    """Compare prefills of each length with the peer's. given: parsed `options`; formats: added to what is printed."""
+    for length in lengths:
+        work = Prefill(model, length)
+        peer.ask("prefill", rows=length)  # the first one prepares its kernels
+        compared(
+            f"prefill {length} positions{formats}",
+            Timed(work),
+            lambda length=length: peer.ask("prefill", rows=length)["seconds"],  # type: ignore[misc]
+            given.turns,
+            work=work.cost.flop,
+            limits={"PyTorch's products": MatrixRate(decoder_shapes(model, length), clock).rate},
+            out=given.out,
+        )
 
 
 def keep(out: Path | None, record: Mapping[str, Any]) -> None:

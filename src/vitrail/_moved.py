@@ -16,6 +16,9 @@ from types import ModuleType
 # Old module → new module, both below `vitrail`; an empty package stands for a folder that no longer exists.
 MOVED = {
     "inputs": "",
+    "files.listing": "files.formatting",
+    "files.size": "files.formatting",
+    "files.wanted": "files.download_plan",
     "generate.cache": "kv.cache",
     "inputs.arrays": "images.arrays",
     "inputs.batch": "images.batch_feature",
@@ -94,6 +97,15 @@ MOVED = {
     "quant.own": "quant.formats.vitrail",
     "quant.own_config": "quant.quantize_config",
     "quant.own_layout": "quant.formats.vitrail",
+    "reader.crew": "reader.worker_pool",
+    "reader.draw": "reader.render_text",
+    "reader.sheet": "reader.contact_sheet",
+    "reader.start": "reader.init_weights",
+    "train.peers": "train.distributed",
+    "train.rates": "train.lr_schedule",
+    "train.state": "train.checkpoint",
+    "weights.beside": "weights.sidecar_files",
+    "weights.native": "weights.mistral_checkpoint",
 }
 
 

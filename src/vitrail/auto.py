@@ -1,15 +1,18 @@
-"""The Auto classes: from a checkpoint's folder to the right class. They read config files, never weights."""
+"""The Auto classes: from a checkpoint's folder to the right class; and `load`, its processor and model together."""
 
-from collections.abc import Mapping
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import CheckpointError, ConfigError, InputError, UnsupportedError
-from vitrail.files.hub import KEYWORDS as HUB_KEYWORDS, resolve
-from vitrail.files.layout import MISTRAL, choose_format
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.hub_options import KEYWORDS, HubOptions
+from vitrail.files.layout import MISTRAL
 
 if TYPE_CHECKING:
     from vitrail.configs import PretrainedConfig
+
+
+_IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
 
 
 def _refuse_remote_code(owner: str, kwargs: dict[str, Any]) -> None:
@@ -21,17 +24,10 @@ def _refuse_remote_code(owner: str, kwargs: dict[str, Any]) -> None:
             )
 
 
-def _folder(name_or_path: "str | Path", kwargs: dict[str, Any]) -> Path:
-    """The folder of a checkpoint, given as such or by hub name; takes the hub's keywords out of `kwargs`."""
-    hub = {name: kwargs.pop(name) for name in HUB_KEYWORDS if name in kwargs}
-    return resolve(name_or_path, **hub, format=kwargs.get("format"))
-
-
-def _config_dict(folder: Path, format: str | None) -> Mapping[str, Any]:
-    """What the folder's configuration says, {} where it has none."""
-    from vitrail.configs.params import config_dict_of
-
-    return config_dict_of(folder, format)
+def _open(name_or_path: "str | os.PathLike[str]", keywords: dict[str, Any]) -> CheckpointFolder:
+    """A checkpoint, given as a folder or by hub name; takes the hub's keywords and `format` out of `keywords`."""
+    hub = HubOptions.take(keywords)
+    return CheckpointFolder.open(name_or_path, hub, format=keywords.pop("format", None))
 
 
 def _refuse_unknown(owner: str, kwargs: dict[str, Any]) -> None:
@@ -54,7 +50,7 @@ class AutoConfig(_Auto):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: "str | Path", **kwargs: Any
+        cls, pretrained_model_name_or_path: "str | os.PathLike[str]", **kwargs: Any
     ) -> "PretrainedConfig":
         """The configuration of a folder, file or hub name; further keywords override its keys.
 
@@ -66,8 +62,10 @@ class AutoConfig(_Auto):
         from vitrail.configs.read import config_class
 
         _refuse_remote_code(cls.__name__, kwargs)
-        hub = {name: kwargs.pop(name) for name in (*HUB_KEYWORDS, "format") if name in kwargs}
-        config_dict = read_config_folder(pretrained_model_name_or_path, **hub)
+        hub = HubOptions.take(kwargs)
+        config_dict = read_config_folder(
+            pretrained_model_name_or_path, hub, format=kwargs.pop("format", None)
+        )
         kind = config_class(config_dict.get("model_type"), str(pretrained_model_name_or_path))
         config = kind.from_dict(config_dict, **kwargs)
         config.name_or_path = str(pretrained_model_name_or_path)
@@ -85,29 +83,33 @@ class AutoTokenizer(_Auto):
     """Loads the tokenizer that lies in a checkpoint's folder."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: "str | Path", *inputs: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: "str | os.PathLike[str]", *inputs: Any, **kwargs: Any
+    ) -> Any:
         """The tokenizer of a folder or hub name; keywords such as `padding_side` override the files.
 
         tekken.json and *.model.v* come before tokenizer.json; `tokenizer_mode="hf"` turns that round.
         """
-        from vitrail.tokenizer.load import check_tokenizer, open_tokenizer_of
+        from vitrail.configs.params import config_dict_of
+        from vitrail.tokenizer.load import load_tokenizer
 
         _refuse_remote_code(cls.__name__, kwargs)
         if inputs:
             raise InputError(f"{cls.__name__}.from_pretrained takes one positional argument, the checkpoint.")
         if kwargs.pop("use_fast", True) is False:
             raise UnsupportedError(f"{cls.__name__}: use_fast=False is not supported; leave it out.")
-        folder = _folder(pretrained_model_name_or_path, kwargs)
+        folder = _open(pretrained_model_name_or_path, kwargs)
         mode = kwargs.pop("tokenizer_mode", "auto")
-        check_tokenizer(folder, _config_dict(folder, kwargs.pop("format", None)), mode)
-        return open_tokenizer_of(folder, mode, **kwargs)
+        return load_tokenizer(folder, mode, config=config_dict_of(folder), **kwargs)
 
 
 class AutoImageProcessor(_Auto):
     """Chooses between PixtralImageProcessor (PIL) and PixtralImageProcessorFast (tensors)."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: "str | Path", *inputs: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: "str | os.PathLike[str]", *inputs: Any, **kwargs: Any
+    ) -> Any:
         """The image processor that the files name; `use_fast` True or False chooses instead.
 
         Other keywords override the settings of the files.
@@ -117,13 +119,12 @@ class AutoImageProcessor(_Auto):
         _refuse_remote_code(cls.__name__, kwargs)
         if inputs:
             raise InputError(f"{cls.__name__}.from_pretrained takes one positional argument, the checkpoint.")
-        folder = _folder(pretrained_model_name_or_path, kwargs)
-        if choose_format(folder, format := kwargs.pop("format", None)) == MISTRAL:
+        folder = _open(pretrained_model_name_or_path, kwargs)
+        if folder.layout == MISTRAL:
+            from vitrail.configs.params import config_dict_of
             from vitrail.processor.load import image_processor_of
 
-            own = image_processor_of(
-                folder, _config_dict(folder, format), kwargs.pop("use_fast", None), own_format=True
-            )
+            own = image_processor_of(folder, config_dict_of(folder), kwargs.pop("use_fast", None))
             return type(own).from_dict(own.to_dict(), **kwargs)
         named = _image_processor_type(folder)
         if named not in ("PixtralImageProcessor", "PixtralImageProcessorPil", "PixtralImageProcessorFast"):
@@ -137,21 +138,20 @@ class AutoImageProcessor(_Auto):
         return kind.from_pretrained(folder, **kwargs)
 
 
-def _image_processor_type(folder: Path) -> str:
+def _image_processor_type(folder: CheckpointFolder) -> str:
     """The class that preprocessor_config.json names, or the image_processor part of processor_config.json."""
-    from vitrail.files.json import read_json
-
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        path = folder / name
-        if not path.is_file():
+    for name in _IMAGE_SETTINGS:
+        if name not in folder.files:
             continue
-        settings: Any = read_json(path)
+        settings: Any = folder.json(name)
         if name == "processor_config.json" and isinstance(settings, dict):
             settings = settings.get("image_processor")
             if settings is None:
                 continue
         if not isinstance(settings, dict):
-            raise ConfigError(f"{path} must hold an object with the image processor's settings.")
+            raise ConfigError(
+                f"{folder.path / name} must hold an object with the image processor's settings."
+            )
         named = settings.get("image_processor_type", settings.get("feature_extractor_type"))
         if named is None:
             return "PixtralImageProcessor"
@@ -166,18 +166,17 @@ class AutoProcessor(_Auto):
     """Loads the processor of a checkpoint: tokenizer and image processor together."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: "str | Path", **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: "str | os.PathLike[str]", **kwargs: Any) -> Any:
         """The PixtralProcessor of a folder or hub name; the tokenizer of one that reads text only.
 
         `tokenizer_mode` and `format` as in AutoTokenizer and the models; other keywords as PixtralProcessor's.
         """
+        from vitrail.configs.params import config_dict_of
         from vitrail.processor.processor import load_processor
 
         _refuse_remote_code(cls.__name__, kwargs)
-        folder = _folder(pretrained_model_name_or_path, kwargs)
-        pictures = ("preprocessor_config.json", "processor_config.json")
-        sees = "vision_config" in _config_dict(folder, kwargs.get("format"))
-        if not sees and not any((folder / name).is_file() for name in pictures):
+        folder = _open(pretrained_model_name_or_path, kwargs)
+        if "vision_config" not in config_dict_of(folder) and not folder.files & {*_IMAGE_SETTINGS}:
             return AutoTokenizer.from_pretrained(folder, **kwargs)
         return load_processor(folder, **kwargs)
 
@@ -206,11 +205,19 @@ class _AutoModel(_Auto):
             name, *rest = model_args
             model_args = tuple(rest)
         config = kwargs.pop("config", None)
-        if config is None or isinstance(config, (str, Path)):
-            hub = {key: kwargs[key] for key in (*HUB_KEYWORDS, "format") if key in kwargs}
+        if isinstance(config, (str, os.PathLike)):
+            given = {key: kwargs[key] for key in (*KEYWORDS, "format") if key in kwargs}
+            config = AutoConfig.from_pretrained(config, **given)
+        if config is None:
             from vitrail.adapters.files import base_of
 
-            config = AutoConfig.from_pretrained(base_of(name) or name if config is None else config, **hub)
+            base = base_of(name)
+            folder = _open(name if base is None else base, kwargs)
+            config = AutoConfig.from_pretrained(folder)
+            model = cls._class_for(config).from_pretrained(folder, *model_args, config=config, **kwargs)
+            if base is not None:
+                model.load_adapter(name)
+            return model
         return cls._class_for(config).from_pretrained(name, *model_args, config=config, **kwargs)
 
     @classmethod
@@ -254,3 +261,27 @@ class AutoModelForCausalLM(_AutoModel):
                 "Models that read pictures are loaded by AutoModelForImageTextToText."
             )
         return MistralForCausalLM
+
+
+def load(
+    name_or_path: "str | os.PathLike[str]", *, config: "PretrainedConfig | None" = None, **options: Any
+) -> tuple[Any, Any]:
+    """The processor and the model of a folder or hub name, which is opened once: each of its files is read once.
+
+    A model that reads text only has its tokenizer in the processor's place. `options` are those of the models'
+    from_pretrained, with the hub's keywords, `format`, and `tokenizer_mode` as in AutoTokenizer; a configuration that was
+    read already is given as `config`. A folder that holds an adapter stands for its model, with the adapter on it.
+    """
+    from vitrail.adapters.files import base_of
+    from vitrail.configs.vlm import VisionLanguageConfig
+
+    base = base_of(name_or_path)
+    folder = _open(name_or_path if base is None else base, options)
+    processor = AutoProcessor.from_pretrained(folder, tokenizer_mode=options.pop("tokenizer_mode", "auto"))
+    config = AutoConfig.from_pretrained(folder) if config is None else config
+    sees = isinstance(config, VisionLanguageConfig)
+    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    model = kind.from_pretrained(folder, config=config, **options)
+    if base is not None:
+        model.load_adapter(name_or_path)
+    return processor, model

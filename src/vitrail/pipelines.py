@@ -3,12 +3,13 @@
 Named after its counterpart in transformers; a module `vitrail.pipeline` would hide the function of that name.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import InputError, UnsupportedError
-from vitrail.files.hub import KEYWORDS as HUB_KEYWORDS
+from vitrail.files.hub_options import KEYWORDS as HUB_KEYWORDS
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +97,7 @@ def pipeline(
         if value is not None
     }
     source = _source_of(model)
-    if isinstance(model, (str, Path)):
+    if isinstance(model, (str, os.PathLike)):
         given = dict(model_kwargs or {})
         settings = {"dtype": kwargs.pop("torch_dtype", dtype), **given, **hub}
         hub = {**{name: given[name] for name in (*HUB_KEYWORDS, "format") if name in given}, **hub}
@@ -109,24 +110,24 @@ def pipeline(
         raise InputError(
             "pipeline: the model is loaded already; torch_dtype, config and model_kwargs do not apply."
         )
-    if processor is None or isinstance(processor, (str, Path)):
+    if processor is None or isinstance(processor, (str, os.PathLike)):
         processor = _load_processor(processor or source, hub)
     return ImageTextToTextPipeline(model=model, processor=processor, device=device, **kwargs)
 
 
-def _source_of(model: Any) -> str | Path | None:
-    if isinstance(model, (str, Path)):
+def _source_of(model: Any) -> str | os.PathLike[str] | None:
+    if isinstance(model, (str, os.PathLike)):
         return model
     return getattr(getattr(model, "config", None), "name_or_path", None) or None
 
 
-def _load_model(name: str | Path, settings: dict[str, Any]) -> Any:
+def _load_model(name: str | os.PathLike[str], settings: dict[str, Any]) -> Any:
     from vitrail.auto import AutoModelForImageTextToText
 
     return AutoModelForImageTextToText.from_pretrained(name, **settings)
 
 
-def _load_processor(name: str | Path | None, hub: dict[str, Any]) -> Any:
+def _load_processor(name: str | os.PathLike[str] | None, hub: dict[str, Any]) -> Any:
     from vitrail.auto import AutoProcessor
 
     if name is None:

@@ -16,7 +16,7 @@ from tests.hub_server import HubServer
 from tests.unit.test_memory_plan import FORMS, held
 from tests.unit.test_parameter_counts import MODELS
 from vitrail.cli.main import main
-from vitrail.files.size import in_words
+from vitrail.files.formatting import in_words
 from vitrail.images.grid import image_tokens
 
 KEYS = {

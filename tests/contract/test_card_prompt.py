@@ -58,7 +58,7 @@ def test_pictures_everywhere_and_several_users_in_a_row() -> None:
         "<s>[INST] one[/INST][INST] two[IMG][/INST][SYSTEM_PROMPT] be brief[/SYSTEM_PROMPT]"
         "[IMG]three</s>[INST] four[/INST]"
     )
-    assert len(prompt.pictures) == 2
+    assert len(prompt.images) == 2
 
 
 def between(prompt: str, name: str) -> str:

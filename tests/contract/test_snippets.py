@@ -56,6 +56,14 @@ def values(
     return of
 
 
+@pytest.fixture(autouse=True)
+def _same_products(request: pytest.FixtureRequest) -> None:
+    """What bitsandbytes multiplies does not depend on the processor; imported where a block in 4 bits is run."""
+    callspec = getattr(request.node, "callspec", None)
+    if "values" in request.fixturenames and callspec and callspec.params.get("name") in FOUR_BITS:
+        request.getfixturevalue("decoding_linear4bit")
+
+
 def both(name: str, values: Values, skip: tuple[str, ...] = ()) -> tuple[Run, Run]:
     """The block's runs with vitrail and with transformers."""
     ours, theirs = (

@@ -161,8 +161,8 @@ def test_truncated(version: str) -> None:
             continue
         short = fit_prompt(prompt, encoder, record["max_length"])
         assert encode_prompt(short, encoder) == record["ids"]
-        assert [[p.rows, p.cols] for p in short.pieces if isinstance(p, Picture)] == record["grids"]
-        assert len(short.pictures) == len(record["grids"])
+        assert [[p.grid.rows, p.grid.cols] for p in short.pieces if isinstance(p, Picture)] == record["grids"]
+        assert len(short.images) == len(record["grids"])
         kept = {place for section in short.sections for place in section.messages}
         assert sorted({*kept, *short.dropped}) == list(range(len(record["messages"])))
 

@@ -12,15 +12,13 @@ import torch
 import vitrail
 from vitrail.files.safetensors import write_safetensors
 
+ROOT = Path(__file__).parents[2]
 MB = 1_000_000
 LOAD = """
-import sys, threading, time
+import sys
 import torch
 import vitrail
-
-def anonymous():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+from tests.memory import growth
 
 options = {"bf16": {"dtype": "auto"}, "fp32": {"dtype": torch.float32}}
 options["nf4"] = {
@@ -29,28 +27,21 @@ options["nf4"] = {
 }
 vitrail.MistralForCausalLM  # imported before the count begins
 from vitrail.weights.load import load_into
-before, peak, done = anonymous(), 0, threading.Event()
-
-def watch():
-    global peak
-    while not done.is_set():
-        peak = max(peak, anonymous())
-        time.sleep(0.001)
-
-watcher = threading.Thread(target=watch)
-watcher.start()
-model = vitrail.MistralForCausalLM.from_pretrained(sys.argv[1], **options[sys.argv[2]])
-done.set()
-watcher.join()
+with growth() as grown:
+    model = vitrail.MistralForCausalLM.from_pretrained(sys.argv[1], **options[sys.argv[2]])
 packed = sum(t.nbytes for m in model.modules() if hasattr(m, "packed") for t in m.packed.tensors.values())
-print(peak - before, packed + sum(p.nbytes for p in model.parameters()))
+print(grown.bytes, packed + sum(p.nbytes for p in model.parameters()))
 """
-# Converting instead: everything up to the load is the same.
-CONVERT = LOAD.replace(
-    LOAD[LOAD.index("model = vitrail.Mistral") : LOAD.index("done.set()")],
-    "from vitrail.weights.convert import convert\nwritten = convert(sys.argv[1], sys.argv[3], sys.argv[2])\n",
-)
-CONVERT = CONVERT[: CONVERT.index("packed =")] + "print(peak - before, written.size)\n"
+CONVERT = """
+import sys
+import vitrail
+from tests.memory import growth
+from vitrail.weights.convert import convert
+vitrail.MistralForCausalLM  # imported before the count begins
+with growth() as grown:
+    written = convert(sys.argv[1], sys.argv[3], sys.argv[2])
+print(grown.bytes, written.size)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +63,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def _run(code: str, *arguments: object) -> list[int]:
+    """The numbers that `code` prints in a process of its own."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, cwd=ROOT)
+    return [int(word) for word in done.stdout.split()]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="counts anonymous memory as Linux tells it"
 )
 @pytest.mark.parametrize("form", ["bf16", "fp32", "nf4"])
 def test_peak_anonymous_memory(folder: Path, form: str) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", LOAD, str(folder), form],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    peak, model = (int(word) for word in result.stdout.split())
+    peak, model = _run(LOAD, folder, form)
     largest = 32768 * 2048 * (4 if form == "fp32" else 2)
     assert peak <= model + largest + 300 * MB
     assert model > (150 if form == "nf4" else 600) * MB
@@ -99,14 +90,7 @@ def test_peak_anonymous_memory_of_a_conversion(folder: Path, tmp_path: Path) -> 
     source = folder
     for to in ("mistral", "hf"):
         target = tmp_path / to
-        result = subprocess.run(
-            [sys.executable, "-c", CONVERT, str(source), to, str(target)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=True,
-        )
-        peak, size = (int(word) for word in result.stdout.split())
+        peak, size = _run(CONVERT, source, to, target)
         assert size > 600 * MB
         assert peak <= 32768 * 2048 * 2 + 300 * MB
         source = target

@@ -20,36 +20,23 @@ from vitrail.quant.policy import to_pack
 from vitrail.weights.names import saved_names
 from vitrail.weights.plan import own_tensors
 
+ROOT = Path(__file__).parents[2]
 MB = 1_000_000
 MEASURE = """
-import sys, threading, time
+import sys
 from pathlib import Path
 import torch
 from tests import quantised
+from tests.memory import growth
 from vitrail import MistralForCausalLM, QuantizeConfig
 from vitrail.quant.formats.vitrail import quantize_own
 from vitrail.weights.quantize import write
 
-def anonymous():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
-
 quantize_own(torch.randn(64, 64), "q4")
 work = quantised.work(Path(sys.argv[1]), Path(sys.argv[2]), QuantizeConfig(sys.argv[3]))
-before, peak, done = anonymous(), 0, threading.Event()
-
-def watch():
-    global peak
-    while not done.is_set():
-        peak = max(peak, anonymous())
-        time.sleep(0.001)
-
-watcher = threading.Thread(target=watch)
-watcher.start()
-write(work)
-done.set()
-watcher.join()
-print(peak - before)
+with growth() as grown:
+    write(work)
+print(grown.bytes)
 """
 # What the C library keeps of freed blocks for later is given back at once here.
 PROMPT_MALLOC = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -76,7 +63,7 @@ def _write(folder: Path, layers: int, rows: int) -> int:
 def _peak(folder: Path, out: Path, format: str) -> int:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(folder), str(out), format],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False, env=PROMPT_MALLOC,
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=PROMPT_MALLOC,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
@@ -105,14 +92,11 @@ def test_memory_follows_the_largest_tensor_and_not_the_model(tmp_path: Path) -> 
 
 
 LOAD = """
-import sys, time
+import sys
 import torch
 import vitrail
+from tests.memory import anonymous
 from vitrail.model import loading
-
-def anonymous():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
 
 before = anonymous()
 model = vitrail.LlavaForConditionalGeneration.from_pretrained(sys.argv[1], dtype="auto")
@@ -164,8 +148,9 @@ def test_pixtral_12b_in_q4_is_loaded_in_a_few_megabytes(tmp_path: Path) -> None:
     size = _write_empty(tmp_path)
     assert 7.9e9 < size < 8.1e9
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True, timeout=300, check=True
-    )
+        [sys.executable, "-c", LOAD, str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
     taken, parameters = (int(word) for word in done.stdout.split())
     assert parameters == 12_682_739_712
     assert taken < 60 * MB

@@ -15,6 +15,7 @@ from tests.tiny import DATA
 from vitrail.cli.main import main
 from vitrail.dialogue import Dialogue
 from vitrail.prompts.builtin import FORMATS, BuiltPrompt, build_prompt, encode_prompt, find_format
+from vitrail.prompts.rendered_prompt import PromptText
 from vitrail.tokenizer.fast import FastTokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:tools are left out")
@@ -162,6 +163,8 @@ def test_what_a_string_forgets() -> None:
     import pickle
 
     prompt = build_prompt([{"role": "user", "content": "[IMG]"}], "v7m1", spaced=True)
-    assert type(prompt + "") is str and type(prompt[:3]) is str
+    text = PromptText(prompt)
+    assert type(text + "") is str and type(text[:3]) is str
+    assert pickle.loads(pickle.dumps(text)).rendered == prompt
     again = pickle.loads(pickle.dumps(prompt))
     assert isinstance(again, BuiltPrompt) and again == prompt and again.sections == prompt.sections

@@ -51,7 +51,10 @@ def test_two_steps(processor: PixtralProcessor) -> None:
         "<s>[SYSTEM_PROMPT] Be brief.[/SYSTEM_PROMPT][INST][IMG] What is </s>?[/INST] A square.</s>[INST][IMG]"
         " And [INST]?[IMG][/INST]"
     )
-    for again in (processor(text=text), processor(text=text, images=[p.source for p in text.pictures])):
+    for again in (
+        processor(text=text),
+        processor(text=text, images=[p.source for p in text.rendered.images]),
+    ):
         assert again["input_ids"].tolist() == once["input_ids"].tolist()
         assert (again["pixel_values"] == once["pixel_values"]).all()
 

@@ -118,7 +118,7 @@ def test_rules(messages: list[Any], tools: Any, shown: str) -> None:
     model = tokenizer("v7m1")
     assert "".join(model.convert_ids_to_tokens(ids)).replace("▁", " ") == str(prompt)
     typed = {model.convert_tokens_to_ids(f"[{name}]") for name in ("INST", "/INST", "IMG")}
-    assert typed & set(ids) == {i for i in typed if model.convert_ids_to_tokens(i) in prompt}
+    assert typed & set(ids) == {i for i in typed if model.convert_ids_to_tokens(i) in prompt.text}
 
 
 def test_continued() -> None:

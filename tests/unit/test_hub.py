@@ -19,10 +19,11 @@ import pytest
 
 from tests.hub_server import TOKEN, HubServer
 from vitrail.errors import CheckpointError, InputError
+from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.download import Download, watching
+from vitrail.files.download_plan import ADAPTER, MODEL, SETTINGS
 from vitrail.files.hub import resolve
-from vitrail.files.layout import choose_format
-from vitrail.files.wanted import ADAPTER, MODEL, SETTINGS
+from vitrail.files.hub_options import HubOptions
 
 NAME = "owner/model"
 WEIGHTS = bytes(range(256)) * 32  # 8 KiB: eight of the client's chunks here
@@ -122,9 +123,9 @@ def test_an_adapter_is_its_own_part(hub: HubServer) -> None:
 def test_the_format_does_not_depend_on_what_was_fetched_before(hub: HubServer) -> None:
     """A processor's folder, beside Mistral's weights of an earlier call, is still Hugging Face's."""
     hub.add(NAME, BOTH)
-    assert choose_format(resolve(NAME, part=MODEL, format="mistral")) == "mistral"
-    assert choose_format(resolve(NAME)) == "hf"
-    assert choose_format(resolve(NAME), "mistral") == "mistral"
+    assert CheckpointFolder(resolve(NAME, part=MODEL, format="mistral")).layout == "mistral"
+    assert CheckpointFolder(resolve(NAME)).layout == "hf"
+    assert CheckpointFolder(resolve(NAME), format="mistral").layout == "mistral"
 
 
 def test_nothing_is_fetched_twice(hub: HubServer) -> None:
@@ -134,7 +135,7 @@ def test_nothing_is_fetched_twice(hub: HubServer) -> None:
     assert resolve(NAME, part=MODEL) == folder
     assert hub.asked == [f"GET /api/models/{NAME}/revision/main"]
     with no_sockets():
-        assert resolve(NAME, part=MODEL, revision=commit) == folder
+        assert resolve(NAME, HubOptions(revision=commit), part=MODEL) == folder
 
 
 def test_a_branch_that_moved_brings_only_what_changed(hub: HubServer) -> None:
@@ -150,19 +151,19 @@ def test_a_branch_that_moved_brings_only_what_changed(hub: HubServer) -> None:
 def test_a_revision_is_a_branch_a_tag_or_a_commit(hub: HubServer) -> None:
     main = hub.add(NAME, HF)
     other = hub.add(NAME, OWN, branch="refs/pr/1")
-    assert resolve(NAME, revision="refs/pr/1").name == other
-    assert resolve(NAME, revision=main).name == main
+    assert resolve(NAME, HubOptions(revision="refs/pr/1")).name == other
+    assert resolve(NAME, HubOptions(revision=main)).name == main
     with pytest.raises(CheckpointError, match="owner/model has no revision 'v9' on the hub"):
-        resolve(NAME, revision="v9")
+        resolve(NAME, HubOptions(revision="v9"))
     with pytest.raises(InputError, match="name of a branch, a tag or a commit"):
-        resolve(NAME, revision="../../x")
+        resolve(NAME, HubOptions(revision="../../x"))
 
 
 def test_force_download_fetches_again(hub: HubServer) -> None:
     hub.add(NAME, HF)
     resolve(NAME, part=MODEL)
     hub.forget()
-    resolve(NAME, part=MODEL, force_download=True)
+    resolve(NAME, HubOptions(force_download=True), part=MODEL)
     assert sorted(hub.sent()) == sorted(HF)
 
 
@@ -179,7 +180,7 @@ def test_a_broken_connection_is_continued(hub: HubServer, tmp_path: Path) -> Non
     with pytest.raises(
         CheckpointError, match=rf"only in part, without {shard} \(8\.2 kB\), and local_files_only"
     ):
-        resolve(NAME, part=MODEL, local_files_only=True)
+        resolve(NAME, HubOptions(local_files_only=True), part=MODEL)
     folder = resolve(NAME, part=MODEL)
     assert hub.ranges(shard) == [None, "bytes=4096-"]
     assert (folder / shard).read_bytes() == WEIGHTS[::-1]
@@ -199,13 +200,14 @@ def test_a_killed_process_is_continued(hub: HubServer, tmp_path: Path) -> None:
         waited = time.monotonic() + 60
         while hub.hold and child.poll() is None and time.monotonic() < waited:
             time.sleep(0.05)
-        time.sleep(0.3)
+        while not any(partial(tmp_path)) and child.poll() is None and time.monotonic() < waited:
+            time.sleep(0.05)
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
     (size,) = partial(tmp_path)
     assert size > 0
     with pytest.raises(CheckpointError, match="only in part, without consolidated"):
-        resolve(NAME, part=MODEL, local_files_only=True)
+        resolve(NAME, HubOptions(local_files_only=True), part=MODEL)
     folder = resolve(NAME, part=MODEL)
     assert (folder / "consolidated.safetensors").read_bytes() == WEIGHTS[1:]
     assert hub.ranges("consolidated.safetensors") == [None, f"bytes={size}-"]
@@ -218,7 +220,7 @@ def test_interrupted_small_files_are_not_taken_for_whole(hub: HubServer) -> None
         resolve(NAME)
     for revision in ("main", commit):
         with pytest.raises(CheckpointError, match=r"not in the cache|only in part"):
-            resolve(NAME, revision=revision, local_files_only=True)
+            resolve(NAME, HubOptions(revision=revision, local_files_only=True))
 
 
 @pytest.mark.parametrize("damage", ["file", "content", "link"])
@@ -232,7 +234,7 @@ def test_what_has_another_size_is_fetched_again(hub: HubServer, damage: str) -> 
     else:
         blob.write_bytes(WEIGHTS[:100]) if damage == "content" else blob.unlink()
     with pytest.raises(CheckpointError, match="only in part"):
-        resolve(NAME, part=MODEL, local_files_only=True)
+        resolve(NAME, HubOptions(local_files_only=True), part=MODEL)
     assert (resolve(NAME, part=MODEL) / file.name).read_bytes() == WEIGHTS[1:]
 
 
@@ -353,14 +355,14 @@ def test_gated_repositories_say_how_to_log_in(hub: HubServer, tmp_path: Path) ->
     ):
         resolve(NAME)
     assert list(tmp_path.rglob("*.json")) == []
-    folder = resolve(NAME, part=MODEL, token=TOKEN)
+    folder = resolve(NAME, HubOptions(token=TOKEN), part=MODEL)
     assert names(folder) == set(OWN)
 
 
 def test_an_account_that_was_not_let_in(hub: HubServer) -> None:
     hub.add(NAME, OWN, gated=True, refused=True)
     with pytest.raises(CheckpointError, match=r"is gated.*this account has not been let in yet"):
-        resolve(NAME, token=TOKEN)
+        resolve(NAME, HubOptions(token=TOKEN))
 
 
 def test_private_repositories_want_a_token(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +370,7 @@ def test_private_repositories_want_a_token(hub: HubServer, monkeypatch: pytest.M
     with pytest.raises(CheckpointError, match="if it is a private one, log in with"):
         resolve(NAME)
     with pytest.raises(CheckpointError, match="the hub refuses the token"):
-        resolve(NAME, token="hf_wrong")
+        resolve(NAME, HubOptions(token="hf_wrong"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert names(resolve(NAME)) == {"params.json"}
 
@@ -439,18 +441,18 @@ def test_offline_makes_no_connection(
     keywords = {"local_files_only": True} if how == "local_files_only" else {}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", not keywords)
     with no_sockets():
-        assert resolve(NAME, format="mistral", part=MODEL, **keywords) == folder
-        assert resolve(NAME, format="mistral", revision=commit, **keywords) == folder
+        assert resolve(NAME, HubOptions(**keywords), format="mistral", part=MODEL) == folder
+        assert resolve(NAME, HubOptions(revision=commit, **keywords), format="mistral") == folder
         with pytest.raises(
             CheckpointError, match=rf"{how} forbids .* here in Mistral's own format: say format='mistral'"
         ):
-            resolve(NAME, part=MODEL, **keywords)
+            resolve(NAME, HubOptions(**keywords), part=MODEL)
         with pytest.raises(CheckpointError, match=rf"owner/other .* is not in the cache .*{how} forbids"):
-            resolve("owner/other", **keywords)
+            resolve("owner/other", HubOptions(**keywords))
         with pytest.raises(CheckpointError, match=r"revision v2.* is not in the cache"):
-            resolve(NAME, revision="v2", **keywords)
+            resolve(NAME, HubOptions(revision="v2", **keywords))
         with pytest.raises(InputError, match="force_download asks for what"):
-            resolve(NAME, force_download=True, **keywords)
+            resolve(NAME, HubOptions(force_download=True, **keywords))
 
 
 def test_what_another_program_fetched_is_taken(hub: HubServer) -> None:
@@ -459,7 +461,7 @@ def test_what_another_program_fetched_is_taken(hub: HubServer) -> None:
     hub.add(NAME, HF)
     folder = Path(snapshot_download(NAME))
     with no_sockets():
-        assert resolve(NAME, part=MODEL, local_files_only=True) == folder
+        assert resolve(NAME, HubOptions(local_files_only=True), part=MODEL) == folder
     hub.forget()
     assert resolve(NAME, part=MODEL) == folder
     assert hub.sent() == []
@@ -478,5 +480,5 @@ def test_the_clients_own_tools_read_the_cache(hub: HubServer, tmp_path: Path) ->
 
 def test_cache_dir_is_used(hub: HubServer, tmp_path: Path) -> None:
     hub.add(NAME, HF)
-    assert resolve(NAME, cache_dir=tmp_path / "own").is_relative_to(tmp_path / "own")
+    assert resolve(NAME, HubOptions(cache_dir=tmp_path / "own")).is_relative_to(tmp_path / "own")
     assert not (tmp_path / "cache").exists()

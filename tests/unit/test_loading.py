@@ -163,6 +163,9 @@ def test_shards_with_and_without_an_index(tmp_path: Path) -> None:
         "",
         3,
         "x\0.safetensors",
+        "C:a.safetensors",
+        "\ud800.safetensors",
+        "a\n.safetensors",
     ],
 )
 def test_an_index_never_leads_elsewhere(tmp_path: Path, file: object) -> None:

@@ -16,14 +16,14 @@ from torch import nn
 import vitrail
 from tests import geometries, tiny
 from vitrail.errors import OutOfMemory
-from vitrail.files.size import in_words
+from vitrail.files.formatting import in_words
 from vitrail.quant.config import BitsAndBytesConfig
 from vitrail.quant.formats.bitsandbytes import GROUP, SMALLER, format_of
 from vitrail.weights import memory
+from vitrail.weights.checkpoint import open_checkpoint
 from vitrail.weights.devices import placement
 from vitrail.weights.free_memory import free_memory, host_memory
 from vitrail.weights.memory import CPU, Form, kept_bytes, peak_bytes
-from vitrail.weights.native import open_checkpoint
 from vitrail.weights.plan import Plan, make_plan
 
 (INT8, _), (NF4, _) = SMALLER
@@ -306,9 +306,10 @@ def test_sizes_in_words(size: int, words: str) -> None:
 # --- against the real thing -------------------------------------------------------------------------------------
 
 MEASURE = """
-import sys, threading, time
+import sys
 import torch
 import vitrail
+from tests.memory import growth
 from vitrail.weights.load import load_into
 from tests.unit.test_memory_plan import FORMS, planned, peak_bytes, placement, CPU
 folder, form = sys.argv[1], FORMS[sys.argv[2]]
@@ -316,24 +317,9 @@ plan = planned(folder, vitrail.AutoModelForCausalLM)
 expected = peak_bytes(*plan, form, placement(plan[0], None))[CPU]
 torch.ones(300, 300) @ torch.ones(300, 300)
 
-def anonymous():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
-
-before, peak, done = anonymous(), 0, threading.Event()
-
-def watch():
-    global peak
-    while not done.is_set():
-        peak = max(peak, anonymous())
-        time.sleep(0.001)
-
-watcher = threading.Thread(target=watch)
-watcher.start()
-model = vitrail.MistralForCausalLM.from_pretrained(folder, dtype=form.dtype, quantization_config=form.quantization)
-done.set()
-watcher.join()
-print(expected, peak - before)
+with growth() as grown:
+    model = vitrail.MistralForCausalLM.from_pretrained(folder, dtype=form.dtype, quantization_config=form.quantization)
+print(expected, grown.bytes)
 """
 
 

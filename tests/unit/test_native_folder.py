@@ -13,7 +13,7 @@ import torch
 import vitrail
 from tests import geometries
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
-from vitrail.files.layout import choose_format
+from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.weights.convert import convert
 
 PARAMS = geometries.small("Ministral 3 8B")
@@ -54,7 +54,7 @@ def test_format_chooses_where_both_are(both: Path) -> None:
 def test_the_complete_format_is_taken(both: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(both, tmp_path / "copy"))
     (folder / "model.safetensors").unlink()
-    assert choose_format(folder) == "mistral"
+    assert CheckpointFolder(folder).layout == "mistral"
     with pytest.raises(
         CheckpointError, match=r"no model\.safetensors.*leave format out or say format='mistral'"
     ):

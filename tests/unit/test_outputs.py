@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vitrail.generate.outputs import GenerateOutput
 from vitrail.model.outputs import (
     BaseModelOutput,
     CausalLMOutputWithPast,
     LlavaCausalLMOutputWithPast,
     Mistral3CausalLMOutputWithPast,
+    ModelOutput,
 )
 
 LOGITS, LOSS, FEATURES = torch.zeros(1, 2, 3), torch.tensor(1.0), torch.ones(4, 5)
@@ -53,3 +55,14 @@ def test_order_of_fields_is_the_documents() -> None:
         "hidden_states",
         "attentions",
     )
+
+
+def test_what_generate_returns_is_read_in_the_same_ways() -> None:
+    ids = torch.ones(1, 2, dtype=torch.int64)
+    output = GenerateOutput(ids, finish_reasons=("eos",))
+    assert isinstance(output, ModelOutput)
+    assert output.sequences is output["sequences"] is output[0] is ids
+    assert tuple(output) == output.keys() == ("sequences", "finish_reasons")
+    assert output.to_tuple() == output[:] == (ids, ("eos",))
+    with pytest.raises(KeyError, match="scores"):
+        output["scores"]

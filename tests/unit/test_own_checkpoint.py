@@ -20,9 +20,9 @@ from vitrail.files.safetensors import SafetensorsFile, write_safetensors
 from vitrail.model import layers
 from vitrail.ops.weight import dequantize
 from vitrail.quant.replace import QuantEmbedding, Quantized, QuantLinear, TiedHead
+from vitrail.weights.checkpoint import open_checkpoint
 from vitrail.weights.devices import placement
 from vitrail.weights.memory import CPU, Form, kept_bytes, mapped_bytes, peak_bytes
-from vitrail.weights.native import open_checkpoint
 from vitrail.weights.plan import make_plan
 
 UP = "model.language_model.layers.0.mlp.up_proj"

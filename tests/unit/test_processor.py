@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.tiny import DATA, picture
 from vitrail.errors import CheckpointError, InputError, PromptError, UnsupportedError, VitrailError
+from vitrail.images.grid import Grid, image_grid
 from vitrail.images.processor import PixtralImageProcessor, PixtralImageProcessorFast
 from vitrail.processor.processor import PixtralProcessor, load_processor
 from vitrail.tokenizer.fast import FastTokenizer
@@ -294,3 +295,35 @@ def test_picture_of_a_lazy_file(processor: PixtralProcessor, tmp_path: Path) -> 
     picture(30, 40).save(tmp_path / "a.png")
     lazy = Image.open(tmp_path / "a.png")
     assert processor(text="[IMG]", images=lazy)["image_sizes"].tolist() == [[42, 42]]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_grid_is_computed_once(
+    processor: PixtralProcessor, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    """From the image to the ids and the token counts: the image processor's grid is carried, not computed again."""
+    from vitrail.images import settings
+
+    made: list[Grid] = []
+
+    def counted(*args: Any, **options: Any) -> Grid:
+        made.append(image_grid(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(settings, "image_grid", counted)
+    if fast:
+        pixels = PixtralImageProcessorFast.from_dict(processor.image_processor.to_dict())
+        processor = PixtralProcessor(
+            pixels, processor.tokenizer, processor.patch_size, processor.spatial_merge_size
+        )
+    parts = [{"type": "image", "image": picture(*size)} for size in ((112, 60), (14, 14))]
+    template = "{% for p in messages[0]['content'] %}[IMG]{% endfor %}"
+    out = processor.apply_chat_template(
+        [{"role": "user", "content": parts}], chat_template=template, tokenize=True, return_dict=True
+    )
+    counts = processor.image_token_counts(out)
+    assert len(made) == 2
+    assert list(out.grids) == made and counts == [grid.tokens for grid in made]
+    assert out["input_ids"].shape == (1, sum(counts))
+    assert processor.image_token_counts(dict(out)) == counts  # a plain dict has the sizes alone
+    assert set(out) == {"input_ids", "attention_mask", "pixel_values", "image_sizes"}

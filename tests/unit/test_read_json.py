@@ -1,4 +1,4 @@
-"""files/json.py, files/listing.py and files/hub.py: bounded reading, and messages that name what was wrong."""
+"""files/json.py, files/formatting.py and files/hub.py: bounded reading, and messages that name what was wrong."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from vitrail.errors import CheckpointError
+from vitrail.files.formatting import listed
 from vitrail.files.hub import resolve
+from vitrail.files.hub_options import HubOptions
 from vitrail.files.json import read_json
-from vitrail.files.listing import listed
 
 
 def test_an_object_is_read(tmp_path: Path) -> None:
@@ -75,4 +76,4 @@ def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_a_name_that_cannot_be_had_says_what_was_looked_for() -> None:
     with pytest.raises(CheckpointError, match=r"no folder 'nobody/nothing'.*revision v3"):
-        resolve("nobody/nothing", revision="v3", local_files_only=True)
+        resolve("nobody/nothing", HubOptions(revision="v3", local_files_only=True))

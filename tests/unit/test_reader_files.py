@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from vitrail.errors import CheckpointError, ImageError, VitrailError
-from vitrail.reader import crew
-from vitrail.reader.crew import read_apart, useful_processes
+from vitrail.reader import worker_pool
 from vitrail.reader.files import FileReading, Reading, read_files
+from vitrail.reader.worker_pool import read_apart, useful_processes
 
 STAND_IN = """
 import json, os, sys, time
@@ -71,7 +71,7 @@ def test_every_file_comes_once_in_order_with_its_pages(names: list[str]) -> None
 
 @pytest.mark.parametrize(
     ("files", "threads", "count"),
-    [(1, 8, 1), (79, 8, 1), (80, 8, 2), (200, 2, 2), (9999, 4, 4), (9999, 99, crew.MOST), (200, 1, 1)],
+    [(1, 8, 1), (79, 8, 1), (80, 8, 2), (200, 2, 2), (9999, 4, 4), (9999, 99, worker_pool.MOST), (200, 1, 1)],
 )
 def test_processes_are_started_where_they_are_worth_it(
     files: int, threads: int, count: int, monkeypatch: pytest.MonkeyPatch
@@ -82,17 +82,17 @@ def test_processes_are_started_where_they_are_worth_it(
 
 @pytest.mark.parametrize(("files", "processes"), [(1, 3), (7, 2), (128, 1), (300, 2), (1000, 3)])
 def test_shares_are_equal_and_hold_every_file_once(files: int, processes: int) -> None:
-    shares = crew._shares([f"{n}.png" for n in range(files)], processes)
+    shares = worker_pool._shares([f"{n}.png" for n in range(files)], processes)
     assert sorted(index for share in shares for index in share) == list(range(files))
     sizes = [len(share) for share in shares]
-    assert max(sizes) <= crew.SHARE
-    assert max(sizes) - min(sizes) <= 1 or files > processes * crew.SHARE
+    assert max(sizes) <= worker_pool.SHARE
+    assert max(sizes) - min(sizes) <= 1 or files > processes * worker_pool.SHARE
 
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Processes that answer with names; the file that tells the number of one that waits."""
-    monkeypatch.setattr(crew, "_START", STAND_IN)
+    monkeypatch.setattr(worker_pool, "_START", STAND_IN)
     return tmp_path / "waiting"
 
 
@@ -101,7 +101,7 @@ def names_of(found: Iterable[tuple[int, FileReading]]) -> dict[int, str]:
 
 
 def test_processes_share_all_files(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "SHARE", 2)
+    monkeypatch.setattr(worker_pool, "SHARE", 2)
     names = [f"{n}é\udcff.png" for n in range(11)]
     assert names_of(read_apart(names, 3)) == dict(enumerate(names))
 
@@ -120,7 +120,7 @@ def test_what_is_wrong_with_the_reader_is_told(stand_in: Path) -> None:
 def test_closing_ends_the_processes(stand_in: Path) -> None:
     found = read_apart(["a", "wait"], 2, stand_in)
     assert next(found)[1].pages[0].text == "a"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not (stand_in.exists() and stand_in.read_text()) and time.monotonic() < deadline:
         time.sleep(0.01)
     number = int(stand_in.read_text())

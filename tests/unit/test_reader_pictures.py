@@ -10,7 +10,7 @@ import torch
 from PIL import ImageFont
 
 from vitrail.errors import InputError
-from vitrail.reader import batches, charset, draw, fonts, text
+from vitrail.reader import batches, charset, fonts, render_text, text
 
 
 def _font_bytes() -> bytes:
@@ -38,9 +38,9 @@ def _renamed(path: Path, family: bytes) -> Path:
 
 def test_each_character_box_covers_its_own_ink(face: fonts.Face) -> None:
     lines = ["Harbour 27", "nine o'clock"]
-    block = draw.lay_out(lines, face, 32, 1.2, 0.0)
+    block = render_text.lay_out(lines, face, 32, 1.2, 0.0)
     canvas = (block.width + 20, block.height + 16)
-    drawing = draw.draw(block, canvas, canvas, np.random.default_rng(3), wear=0.0)
+    drawing = render_text.render(block, canvas, canvas, np.random.default_rng(3), wear=0.0)
     ink = drawing.pixels.min(axis=2) < 128
     ys, xs = np.nonzero(ink)
     found = drawing.character_at(xs + 0.5, ys + 0.5)
@@ -54,11 +54,11 @@ def test_each_character_box_covers_its_own_ink(face: fonts.Face) -> None:
 
 
 def test_boxes_follow_turning_and_stretching(face: fonts.Face) -> None:
-    block = draw.lay_out(["MMMM WWWW"], face, 36, 1.0, 0.0)
+    block = render_text.lay_out(["MMMM WWWW"], face, 36, 1.0, 0.0)
     canvas = (block.width + 40, block.height + 30)
     turned = 0
     for seed in range(40):
-        drawing = draw.draw(block, canvas, (320, 80), np.random.default_rng(seed), wear=1.0)
+        drawing = render_text.render(block, canvas, (320, 80), np.random.default_rng(seed), wear=1.0)
         turned += abs(drawing.angle) > 0.005
         y, x = np.mgrid[0:80, 0:320] + 0.5
         index = drawing.character_at(x.ravel(), y.ravel(), slack=0).reshape(80, 320)
@@ -69,10 +69,10 @@ def test_boxes_follow_turning_and_stretching(face: fonts.Face) -> None:
 
 
 def test_centres_lie_in_their_own_boxes_however_the_picture_is_turned(face: fonts.Face) -> None:
-    block = draw.lay_out(["Wide and", "narrow: ill"], face, 30, 1.1, 0.5)
+    block = render_text.lay_out(["Wide and", "narrow: ill"], face, 30, 1.1, 0.5)
     canvas = (block.width + 40, block.height + 30)
     for seed in range(30):
-        drawing = draw.draw(block, canvas, (352, 112), np.random.default_rng(seed), wear=1.0)
+        drawing = render_text.render(block, canvas, (352, 112), np.random.default_rng(seed), wear=1.0)
         centres = drawing.centres()
         assert centres.shape == (len(block.text), 2)
         newline = block.text.index("\n")
@@ -91,10 +91,10 @@ def test_large_pictures_are_rare(face: fonts.Face) -> None:
 
 
 def test_patch_labels_name_neighbours_in_reading_order(face: fonts.Face) -> None:
-    block = draw.lay_out(["AB", "C"], face, 40, 1.1, 0.0)
+    block = render_text.lay_out(["AB", "C"], face, 40, 1.1, 0.0)
     canvas = (block.width + 32, block.height + 32)
     target = (-(-canvas[0] // 16) * 16, -(-canvas[1] // 16) * 16)
-    drawing = draw.draw(block, canvas, target, np.random.default_rng(0), wear=0.0)
+    drawing = render_text.render(block, canvas, target, np.random.default_rng(0), wear=0.0)
     labels = batches.patch_characters(drawing)
     a, b, c, newline = (charset.encode(letter)[0] for letter in "ABC\n")
     rows = {tuple(row) for row in labels.tolist()}

@@ -14,9 +14,9 @@ from PIL import Image, ImageFont
 from vitrail.errors import InputError
 from vitrail.reader import answers, charset, evaluate, testset
 from vitrail.reader.batches import Batch
+from vitrail.reader.contact_sheet import save_sheet
 from vitrail.reader.network import Reader, config, image_ids, pointer_loss, prompts
 from vitrail.reader.score import Label, edit_distance, score
-from vitrail.reader.sheet import save_sheet
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from hypothesis import given, settings, strategies as st
 
 from tests.tiny import DATA
 from vitrail.errors import PromptError, UnsupportedError
-from vitrail.prompts.control_token_mask import Prompt, Veil, count, substitute
+from vitrail.images.grid import Grid
+from vitrail.prompts.control_pattern import control_pattern
 from vitrail.prompts.messages import normalize
+from vitrail.prompts.rendered_prompt import RenderedPrompt
 from vitrail.prompts.template import render
 
 GOLDEN = (DATA / "pixtral-0" / "chat_template.jinja").read_text()
@@ -20,7 +22,7 @@ CONTROLS = ("<s>", "</s>", "[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[TOOL_C
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
-def show(template: str, conversation: Any = "hi", **options: Any) -> Prompt:
+def show(template: str, conversation: Any = "hi", **options: Any) -> RenderedPrompt:
     return render(template, normalize(conversation), controls=CONTROLS, special_tokens=TOKENS, **options)
 
 
@@ -143,7 +145,7 @@ def test_templates_are_bounded(name: str) -> None:
 
 def test_long_conversations_are_no_bombs() -> None:
     chat = [{"role": ("user", "assistant")[i % 2], "content": "some words " * 20} for i in range(5000)]
-    assert len(show(GOLDEN, chat)) > 1_000_000
+    assert len(show(GOLDEN, chat).text) > 1_000_000
 
 
 TYPED = st.lists(
@@ -160,8 +162,8 @@ def test_users_cannot_write_control_tokens(parts: list[str]) -> None:
     prompt = show(GOLDEN, chat)
     assert prompt == "<s>[INST]" + "".join(parts) + "[/INST]"
     assert prompt.controls() == ["<s>", "[INST]", "[/INST]"]
-    read_bare = Prompt(str(prompt), Veil.over(CONTROLS, prompt)).controls()
-    assert prompt.holds_typed_controls() == (read_bare != ["<s>", "[INST]", "[/INST]"])
+    read_bare = control_pattern(CONTROLS).findall(str(prompt))
+    assert prompt.holds_typed_controls(CONTROLS) == (read_bare != ["<s>", "[INST]", "[/INST]"])
 
 
 @pytest.mark.parametrize(
@@ -207,12 +209,17 @@ def test_private_use_characters_survive() -> None:
     assert prompt.controls() == ["<s>", "[INST]", "[/INST]"]
 
 
-def test_prompt_is_a_string_that_remembers() -> None:
+def test_an_image_stands_where_the_template_wrote_its_token() -> None:
     prompt = show(GOLDEN, [{"role": "user", "content": ["[IMG]", {"type": "image"}]}])
-    assert (count(prompt, "[IMG]"), count(str(prompt), "[IMG]")) == (1, 2)
-    filled = substitute(prompt, "[IMG]", iter(["[IMG][IMG_BREAK]"]))
-    assert filled == "<s>[INST][IMG][IMG][IMG_BREAK][/INST]"
-    assert isinstance(filled, Prompt)
-    assert filled.controls() == ["<s>", "[INST]", "[IMG]", "[IMG_BREAK]", "[/INST]"]
-    assert substitute("[IMG]a[IMG]", "[IMG]", iter("12")) == "1a2"
-    assert type(prompt + "") is str
+    names = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    assert (prompt.count_images("[IMG]"), str(prompt).count("[IMG]")) == (1, 2)
+    filled = prompt.with_grids(iter([Grid(32, 16, 2, 1)]), names)
+    assert filled == "<s>[INST][IMG][IMG][IMG_BREAK][IMG][IMG_END][/INST]"
+    assert (filled.controls(), filled.own_controls) == (["<s>", "[INST]", "[/INST]"], 3 + 4)
+    assert (filled.count_image_tokens("[IMG]"), filled.holds_typed_controls(CONTROLS)) == (2, True)
+    aliases = {name: f"({place})" for place, name in enumerate((*CONTROLS, "[IMG_END]"))}
+    assert filled.with_aliases(aliases) == "(0)(2)[IMG](4)(5)(4)(9)(3)"
+    trusted = RenderedPrompt.trusted("[IMG]a[IMG]")
+    wide = (Grid(16, 32, 1, 2), Grid(16, 16, 1, 1))
+    assert trusted.with_grids(iter(wide), names) == "[IMG][IMG][IMG_END]a[IMG][IMG_END]"
+    assert trusted.with_grids(iter(wide), names).is_trusted

@@ -13,7 +13,8 @@ import pytest
 import vitrail
 from tests import geometries, tiny
 from vitrail.errors import CheckpointError, InputError
-from vitrail.files.token_ids import read_token_ids, tokenizer_file
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.token_ids import read_token_ids
 from vitrail.tokenizer.load import check_tokenizer, choose_tokenizer
 
 TEKKEN = {
@@ -29,7 +30,7 @@ def data_file(name: str) -> Path:
 
 
 def test_precedence(tmp_path: Path) -> None:
-    assert tokenizer_file(tmp_path) is None
+    assert CheckpointFolder(tmp_path).tokenizer_file() is None
     order = [
         "tokenizer.model",
         "tokenizer.json",
@@ -41,12 +42,12 @@ def test_precedence(tmp_path: Path) -> None:
     ]
     for name in order:
         (tmp_path / name).write_text("{}")
-        assert tokenizer_file(tmp_path) == tmp_path / name
-        assert tokenizer_file(tmp_path, "hf") == tmp_path / (
+        assert CheckpointFolder(tmp_path).tokenizer_file() == tmp_path / name
+        assert CheckpointFolder(tmp_path).tokenizer_file("hf") == tmp_path / (
             "tokenizer.json" if name != "tokenizer.model" else name
         )
     with pytest.raises(InputError, match="tokenizer_mode must be one of auto, mistral, hf"):
-        tokenizer_file(tmp_path, "slow")
+        CheckpointFolder(tmp_path).tokenizer_file("slow")
 
 
 def test_without_mistral_common_the_other_is_taken_with_a_warning(

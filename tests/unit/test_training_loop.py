@@ -12,19 +12,26 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from vitrail.errors import CheckpointError
-from vitrail.train import state
-from vitrail.train.loop import Run, Schedule
+from vitrail.train import checkpoint, metrics
+from vitrail.train.distributed import Peers
+from vitrail.train.loop import Schedule, StepResult, TrainingLoop
+from vitrail.train.metrics import StepMeans
 from vitrail.train.muon import Muon, orthogonalize
-from vitrail.train.peers import Peers
 
 
-def _data(step: int) -> Iterator[Tensor]:
+def _data(step: int) -> Iterator[list[Tensor]]:
     while True:
-        yield torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+        yield [torch.randn(8, 6, generator=torch.Generator().manual_seed(step))]
         step += 1
 
 
-def _run(folder: Path, steps: int, width: int = 4, **options: object) -> Run[Tensor]:
+def _train(run: TrainingLoop[Tensor]) -> bool:
+    """Go on from the newest checkpoint, with a line of metrics a step."""
+    run.restore()
+    return run.run(StepMeans(run.folder, "run", run.schedule).add)
+
+
+def _run(folder: Path, steps: int, width: int = 4, **options: object) -> TrainingLoop[Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Dropout(0.2), nn.Linear(width, 6))
     matrices = [p for p in model.parameters() if p.ndim == 2]
@@ -34,7 +41,8 @@ def _run(folder: Path, steps: int, width: int = 4, **options: object) -> Run[Ten
     def loss(batch: Tensor) -> tuple[Tensor, dict[str, float]]:
         return (model(batch) - batch).square().mean(), {"rows": float(len(batch))}
 
-    return Run(model, [Muon(matrices, lr=1e-2), AdamW(rest, lr=1e-2)], loss, _data, schedule, folder)
+    optimizers = [Muon(matrices, lr=1e-2), AdamW(rest, lr=1e-2)]
+    return TrainingLoop(model, optimizers, loss, _data, schedule, folder)
 
 
 def _losses(folder: Path) -> list[float]:
@@ -44,19 +52,20 @@ def _losses(folder: Path) -> list[float]:
 
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tmp_path: Path) -> None:
     whole = _run(tmp_path / "whole", 12)
-    assert whole.run()
+    assert _train(whole)
     part = _run(tmp_path / "part", 12)
+    means = StepMeans(part.folder, "run", part.schedule)
 
-    def stop(record: dict[str, object]) -> None:
-        if record["step"] == 7:
-            part.asked = True
+    def stop(result: StepResult) -> None:
+        means.add(result)
+        part.stop_requested = result.step == 7
 
-    assert not part.run(stop)
+    assert not part.run(stop) and part.step == 7
     torch.manual_seed(99)  # another process would have another state
     rest = _run(tmp_path / "part", 12)
-    assert rest.run()
+    assert _train(rest)
     assert _losses(tmp_path / "part") == _losses(tmp_path / "whole")
-    for (name, a), b in zip(whole.model.named_parameters(), rest.model.parameters(), strict=True):
+    for (name, a), b in zip(whole.model.named_parameters(), rest.parameters, strict=True):
         assert torch.equal(a, b), name
         assert torch.equal(whole.average[name], rest.average[name]), name
 
@@ -65,47 +74,76 @@ def test_old_checkpoints_go_and_half_written_ones_are_never_seen(tmp_path: Path)
     run = _run(tmp_path, 12)
     (tmp_path / ".checkpoint-00000099.part").mkdir(parents=True)
     run.run()
-    assert [path.name for path in state.checkpoints(tmp_path)] == [
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [
         "checkpoint-00000008",
         "checkpoint-00000012",
     ]
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    _run(tmp_path, 4).run()
+    _train(_run(tmp_path, 4))
     with pytest.raises(CheckpointError, match=r"0\.weight"):
-        _run(tmp_path, 4, width=5).run()
+        _train(_run(tmp_path, 4, width=5))
 
 
 def test_a_stage_begins_from_another_with_weights_only(tmp_path: Path) -> None:
     first = _run(tmp_path / "first", 4)
     first.run()
     second = _run(tmp_path / "second", 4)
-    state.begin_from(second, tmp_path / "first")
-    for (name, a), b in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
+    checkpoint.begin_from(second, tmp_path / "first")
+    for (name, a), b in zip(first.model.named_parameters(), second.parameters, strict=True):
         assert torch.equal(a, b), name
         assert torch.equal(first.average[name], second.average[name]), name
     assert second.step == 0
     assert not second.optimizers[0].state
-    assert state.finished(tmp_path / "first", 4)
-    assert not state.finished(tmp_path / "first", 5)
-    assert not state.finished(tmp_path / "second", 1)
+    assert checkpoint.finished(tmp_path / "first", 4)
+    assert not checkpoint.finished(tmp_path / "first", 5)
+    assert not checkpoint.finished(tmp_path / "second", 1)
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        state.begin_from(second, tmp_path / "nowhere")
+        checkpoint.begin_from(second, tmp_path / "nowhere")
 
 
 def test_rate_rises_then_falls_in_a_straight_line() -> None:
     schedule = Schedule(steps=100, warmup=10, final=0.0)
-    assert schedule.rate(0) == pytest.approx(0.1)
-    assert schedule.rate(50) == pytest.approx(0.5)
-    assert schedule.rate(100) == pytest.approx(0.0)
+    assert schedule.factor(0) == pytest.approx(0.1)
+    assert schedule.factor(50) == pytest.approx(0.5)
+    assert schedule.factor(100) == pytest.approx(0.0)
 
 
 def test_bf16_is_an_option_and_keeps_float32_weights(tmp_path: Path) -> None:
     run = _run(tmp_path, 3, bf16=True)
-    assert run.run()
-    assert all(p.dtype == torch.float32 for p in run.model.parameters())
+    assert _train(run)
+    assert all(p.dtype == torch.float32 for p in run.parameters)
     assert all(value == value for value in _losses(tmp_path))
+
+
+def test_step_means_are_those_of_the_steps_between_two_records(tmp_path: Path) -> None:
+    schedule = Schedule(steps=4, warmup=0, final=0.0, log_every=2)
+    seen: list[dict[str, object]] = []
+    means = StepMeans(tmp_path, "words", schedule, seen.append)
+    for step, loss in enumerate((1.0, 2.0, 4.0, 5.0, 9.0), 1):
+        means.add(StepResult(step, loss, 1.0, loss / 2, {"rows": 8}, 0.5))
+    expected = [
+        {
+            "run": "words",
+            "step": 2,
+            "rate": 0.5,
+            "loss": 1.5,
+            "norm": 0.75,
+            "rows": 8.0,
+            "seconds_per_step": 0.5,
+        },
+        {
+            "run": "words",
+            "step": 4,
+            "rate": 0.0,
+            "loss": 4.5,
+            "norm": 2.25,
+            "rows": 8.0,
+            "seconds_per_step": 0.5,
+        },
+    ]
+    assert seen == metrics.read(tmp_path) == expected
 
 
 def test_the_average_follows_the_weights(tmp_path: Path) -> None:

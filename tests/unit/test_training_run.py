@@ -16,13 +16,13 @@ from tests import tiny
 from vitrail import LoraConfig
 from vitrail.adapters.layers import Lora
 from vitrail.errors import InputError, VitrailError
-from vitrail.train import metrics, state
+from vitrail.train import checkpoint, metrics
 from vitrail.train.dataset import Dataset, open_dataset
+from vitrail.train.lr_schedule import LrSchedule
 from vitrail.train.muon import Muon
 from vitrail.train.optimizers import make_optimizers
 from vitrail.train.packing import loss_sum, pack
 from vitrail.train.plot import draw_curves
-from vitrail.train.rates import Rate
 from vitrail.train.settings import Settings
 from vitrail.train.setup import open_inputs
 from vitrail.train.trainer import BEST, CHECKPOINTS, Trainer
@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     expected = weights(whole)
     for name, value in weights(rest).items():
         assert torch.equal(value, expected[name]), name
-        assert torch.equal(rest.average[name], whole.average[name]), name
+        assert torch.equal(rest.loop.average[name], whole.loop.average[name]), name
 
 
 def test_a_step_has_one_loss_per_learned_id_however_it_is_packed(
@@ -146,11 +146,11 @@ def test_it_ends_early_and_keeps_the_best(data: Dataset, prepare: Any, tmp_path:
 
 def test_asking_to_stop_saves_first(data: Dataset, prepare: Any, tmp_path: Path) -> None:
     def stop(record: dict[str, Any]) -> None:
-        trainer.asked = record["step"] == 3
+        trainer.loop.stop_requested = record["step"] == 3
 
     trainer = Trainer(network(), data, tmp_path, SETTINGS, evaluation=data, prepare=prepare, on_step=stop)
     assert trainer.run().reason == "asked to stop"
-    assert [path.name for path in state.checkpoints(tmp_path / CHECKPOINTS)] == [
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / CHECKPOINTS)] == [
         "checkpoint-00000002",
         "checkpoint-00000003",
     ]
@@ -215,12 +215,12 @@ def test_who_is_updated_by_what() -> None:
 
 
 def test_rates() -> None:
-    constant = Rate(100, 10, "constant", 0.2, 0.1)
+    constant = LrSchedule(100, 10, "constant", 0.2, 0.1)
     assert [constant.factor(s) for s in (0, 9, 10, 79, 80)] == [0.1, 1.0, 1.0, 1.0, 1.0]
     assert constant.factor(90) == pytest.approx(0.55) and constant.factor(100) == pytest.approx(0.1)
-    cosine = Rate(110, 10, "cosine", final=0.0)
+    cosine = LrSchedule(110, 10, "cosine", final=0.0)
     assert cosine.factor(10) == 1.0 and cosine.factor(60) == pytest.approx(0.5) and cosine.factor(110) == 0.0
-    assert all(Rate(1, 0, kind).factor(0) == 1.0 for kind in ("constant", "cosine"))  # type: ignore[arg-type]
+    assert all(LrSchedule(1, 0, kind).factor(0) == 1.0 for kind in ("constant", "cosine"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

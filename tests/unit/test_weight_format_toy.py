@@ -27,9 +27,9 @@ from vitrail.quant.formats import FORMATS, WeightFormat
 from vitrail.quant.formats.bitsandbytes import NF4
 from vitrail.quant.formats.vitrail import Q4
 from vitrail.quant.replace import QuantLinear
+from vitrail.weights.checkpoint import open_checkpoint
 from vitrail.weights.devices import placement
 from vitrail.weights.memory import Form, kept_bytes, peak_bytes
-from vitrail.weights.native import open_checkpoint
 from vitrail.weights.plan import make_plan
 
 
@@ -126,7 +126,7 @@ def test_a_checkpoint_is_loaded_and_decodes_to_what_the_file_says(folder: Path) 
     assert formats_of(model) == mixed
     layer = model.model.layers[1].self_attn.q_proj
     stored = open_checkpoint(folder)
-    name = next(n for n in stored.in_file_order() if n.endswith("layers.1.self_attn.q_proj.weight.steps"))
+    name = next(n for n in stored.names() if n.endswith("layers.1.self_attn.q_proj.weight.steps"))
     steps, size = stored.tensor(name), stored.tensor(name.replace("steps", "size"))
     wanted = (steps.t().float() * size * INT8_STEP).bfloat16()
     assert torch.equal(layer.format.dequantize(layer.packed), wanted)
@@ -171,8 +171,8 @@ def test_it_is_saved_as_it_was_read(folder: Path, tmp_path: Path) -> None:
     load(folder).save_pretrained(tmp_path)
     assert quantised.bytes_of(tmp_path).keys() >= {"config.json", "model.safetensors"}
     kept, again = open_checkpoint(folder), open_checkpoint(tmp_path)
-    assert sorted(kept.in_file_order()) == sorted(again.in_file_order())
-    assert all(torch.equal(kept.tensor(name), again.tensor(name)) for name in kept.in_file_order())
+    assert sorted(kept.names()) == sorted(again.names())
+    assert all(torch.equal(kept.tensor(name), again.tensor(name)) for name in kept.names())
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))
     assert config["quantization_config"] == {"quant_method": "toy", "steps": "one size"}
     ids = torch.arange(3, 12)[None]
@@ -217,7 +217,7 @@ def test_info_names_it_with_its_sizes(folder: Path) -> None:
 
 def test_a_damaged_matrix_is_named(folder: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder)
-    state = {name: checkpoint.tensor(name).clone() for name in checkpoint.in_file_order()}
+    state = {name: checkpoint.tensor(name).clone() for name in checkpoint.names()}
     name = next(name for name in state if name.endswith("q_proj.weight.steps"))
     state[name] = state[name][:5].clone()
     write_safetensors(tmp_path / "model.safetensors", state)

@@ -26,8 +26,8 @@ from vitrail.adapters.model import (
 )
 from vitrail.adapters.targets import plain_modules
 from vitrail.errors import CheckpointError, ConfigError, InputError
+from vitrail.files.formatting import listed
 from vitrail.files.json import read_json
-from vitrail.files.listing import listed
 from vitrail.files.safetensors import SafetensorsFile, write_safetensors
 from vitrail.quant.replace import replace
 from vitrail.weights.names import canonical

@@ -10,7 +10,7 @@ from vitrail.adapters.config import ALL_LINEAR, LoraConfig
 from vitrail.adapters.layers import Adapted
 from vitrail.adapters.pattern import Pattern
 from vitrail.errors import InputError, UnsupportedError
-from vitrail.files.listing import listed
+from vitrail.files.formatting import listed
 from vitrail.quant.replace import QuantLinear
 
 PARTS = {

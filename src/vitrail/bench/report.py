@@ -7,7 +7,7 @@ from typing import Any
 from vitrail.bench.machine import Machine
 from vitrail.bench.timing import Turn
 from vitrail.bench.work import Cost
-from vitrail.files.size import in_words
+from vitrail.files.formatting import in_words
 
 READ, MULTIPLY = "streaming read", "matrix products"
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vitrail.auto import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from vitrail import auto
 from vitrail.cli.estimate import Estimate, estimate
 from vitrail.cli.source import Source
 from vitrail.cli.transcript import count_pictures
@@ -128,16 +128,8 @@ def answer(
 
 def load(question: Question) -> tuple[Any, Any]:
     """Processor and model of the checkpoint."""
-    sees = hasattr(question.config, "vision_config")
-    source = question.source
-    processor = AutoProcessor.from_pretrained(source.folder, format=source.format)
-    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    model = kind.from_pretrained(
-        source.folder,
-        config=question.config,
-        dtype=question.dtype,
-        device_map=question.device,
-        format=source.format,
+    processor, model = auto.load(
+        question.source.folder, config=question.config, dtype=question.dtype, device_map=question.device
     )
     if question.adapter is not None:
         model.load_adapter(question.adapter)

@@ -36,8 +36,8 @@ def convert(model: str, out: Path, to: str, revision: str | None) -> None:
     The files with weights are converted one by one, so it takes little memory; nothing is rounded. OUT appears when it is
     complete.
     """
+    from vitrail.files.formatting import in_words
     from vitrail.files.layout import HF, MISTRAL, NAMES
-    from vitrail.files.size import in_words
     from vitrail.weights.convert import convert as write, open_source
 
     source = Source.open(model, MISTRAL if to == HF else HF, revision)

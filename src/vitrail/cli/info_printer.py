@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from vitrail.files.formatting import in_words
 from vitrail.files.layout import NAMES
-from vitrail.files.size import in_words
 
 if TYPE_CHECKING:
     from vitrail.cli.model_info import ModelInfo

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from vitrail._version import __version__
 from vitrail.cli.info_printer import WIDTH
-from vitrail.files.size import in_words
+from vitrail.files.formatting import in_words
 from vitrail.ops import memory
 from vitrail.ops.cpu import library
 from vitrail.weights.free_memory import host_memory

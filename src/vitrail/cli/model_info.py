@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +13,9 @@ import torch
 from vitrail.auto import AutoModelForCausalLM, AutoModelForImageTextToText
 from vitrail.cli.model_parts import Part, architecture
 from vitrail.configs import MistralConfig, PretrainedConfig, read_config
-from vitrail.files.hub_cache import repository_of
-from vitrail.files.layout import choose_format, complete_formats, weight_files
-from vitrail.files.safetensors import TensorEntry
-from vitrail.files.token_ids import read_token_ids, tokenizer_file
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.layout import complete_formats, weight_files
+from vitrail.files.safetensors import TensorSpec
 from vitrail.images.grid import Dialect, image_grid
 from vitrail.kv.cache import head_bytes
 from vitrail.processor.load import picture_settings
@@ -25,11 +24,11 @@ from vitrail.quant.formats import FORMATS
 from vitrail.quant.policy import to_pack
 from vitrail.quant.quantize_config import QuantizeConfig
 from vitrail.tokenizer.load import check_tokenizer, choose_tokenizer
+from vitrail.weights.checkpoint import open_checkpoint
 from vitrail.weights.devices import placement
 from vitrail.weights.free_memory import free_memory
 from vitrail.weights.memory import Form, Headers, kept_bytes, mapped_bytes, peak_bytes
 from vitrail.weights.names import EMBEDDING, HEAD, canonical
-from vitrail.weights.native import open_checkpoint
 from vitrail.weights.plan import Plan, make_plan
 
 # height × width of what people ask about: an icon, a screen's thumbnail, a small photograph, a screen, a scanned page.
@@ -78,18 +77,19 @@ class ModelInfo:
         return {**vars(self), "architecture": self.architecture.as_json()}
 
 
-def gather(folder: Path, name: str, format: str | None = None) -> ModelInfo:
+def gather(folder: str | os.PathLike[str], name: str, format: str | None = None) -> ModelInfo:
     """Look at a checkpoint's folder, of which the weights may be missing; the result calls it `name`.
 
     Raises VitrailError for all that would keep the checkpoint from loading.
     """
-    chosen = choose_format(folder, format)
-    config = read_config(folder, chosen)
+    folder = CheckpointFolder.at(folder, format=format)
+    chosen = folder.layout
+    config = read_config(folder)
     stored = read_quantization(getattr(config, "quantization_config", None))
     check_tokenizer(folder, config)
     names = _names(folder)
-    here = bool(weight_files([path.name for path in folder.iterdir()], chosen))
-    network, headers, plan = _open(folder, config, chosen) if here else _describe(config)
+    here = bool(weight_files(folder.files, chosen))
+    network, headers, plan = _open(folder, config) if here else _describe(config)
     text = config if isinstance(config, MistralConfig) else config.text_config
     tied, parameters = plan.tied is not None, _parameters(network)
     weights = _weights(folder, names, chosen, headers, plan, stored, here)
@@ -110,16 +110,14 @@ def gather(folder: Path, name: str, format: str | None = None) -> ModelInfo:
         free=_free(),
         cache=_cache(text),
         positions=text.max_position_embeddings,
-        pictures=_pictures(folder, chosen) if hasattr(config, "vision_config") else {},
+        pictures=_pictures(folder) if hasattr(config, "vision_config") else {},
         tokenizer=_tokenizer(folder),
     )
 
 
-def _names(folder: Path) -> list[str]:
+def _names(folder: CheckpointFolder) -> list[str]:
     """The files of the folder, or of the repository that it is a part of."""
-    repository = repository_of(folder)
-    here = [path.name for path in folder.iterdir() if path.is_file()]
-    return sorted({*here, *(() if repository is None else repository.files)})
+    return sorted({*folder.files, *(() if folder.repository is None else folder.repository.files)})
 
 
 # --- the model ----------------------------------------------------------------------------------------------------
@@ -132,11 +130,11 @@ class _Described:
         self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         self._dtype = dtype
 
-    def __iter__(self) -> Any:
-        return iter(self._shapes)
+    def names(self) -> list[str]:
+        return [*self._shapes]
 
-    def entry(self, name: str) -> TensorEntry:
-        return TensorEntry(self._dtype, self._shapes[name], 0, 0)
+    def spec(self, name: str) -> TensorSpec:
+        return TensorSpec(self._dtype, self._shapes[name])
 
     def copies(self, name: str) -> bool:
         return False
@@ -148,9 +146,9 @@ def _build(config: PretrainedConfig) -> Any:
         return kind.from_config(config)
 
 
-def _open(folder: Path, config: PretrainedConfig, format: str) -> tuple[Any, Headers, Plan]:
+def _open(folder: CheckpointFolder, config: PretrainedConfig) -> tuple[Any, Headers, Plan]:
     """The model on the meta device as the files make it, their headers, and which tensor goes where."""
-    checkpoint = open_checkpoint(folder, format)
+    checkpoint = open_checkpoint(folder)
     network = _build(config)
     plan = make_plan(network, checkpoint, None)
     plan.refuse_if_amiss(network, checkpoint)
@@ -168,7 +166,7 @@ def _describe(config: PretrainedConfig) -> tuple[Any, Headers, Plan]:
     named = getattr(config, "dtype", None) or "bfloat16"
     dtype = getattr(torch, named.removeprefix("torch.")) if isinstance(named, str) else named
     headers = _Described(network, dtype)
-    plan = Plan(plain={name: name for name in headers}, has_head=True)
+    plan = Plan(plain={name: name for name in headers.names()}, has_head=True)
     head, embedding = network.get_output_embeddings(), network.get_input_embeddings()
     if head.weight is embedding.weight:
         paths = {id(module): path for path, module in network.named_modules()}
@@ -200,7 +198,7 @@ def _geometry(config: PretrainedConfig, text: MistralConfig) -> dict[str, dict[s
 
 
 def _weights(
-    folder: Path,
+    folder: CheckpointFolder,
     names: list[str],
     format: str,
     headers: Any,
@@ -209,17 +207,16 @@ def _weights(
     here: bool,
 ) -> dict[str, Any]:
     """The files with weights: those in the folder, else those of the repository."""
-    repository = repository_of(folder)
     files = [name for name in weight_files(names, format) if name.endswith(".safetensors")]
     size, dtypes = 0, Counter[str]()
     if here:
-        files = list(headers.files)
-        size = sum(file.path.stat().st_size for file in headers.files.values())
-        for name in headers:
-            entry = headers.entry(name)
-            dtypes[str(entry.dtype).removeprefix("torch.")] += entry.stop - entry.start
-    elif repository is not None:
-        size = repository.size(files)
+        files = [path.name for path in headers.paths]
+        size = sum(path.stat().st_size for path in headers.paths)
+        for name in headers.names():
+            spec = headers.spec(name)
+            dtypes[str(spec.dtype).removeprefix("torch.")] += spec.nbytes
+    elif folder.repository is not None:
+        size = folder.repository.size(files)
     kinds = {packed.format.name for packed in plan.packed.values()}
     quantized = ", ".join(sorted(kinds)) or (None if stored is None else stored.quant_method)
     return {"files": files, "bytes": size, "dtypes": dict(dtypes), "quantized": quantized, "here": here}
@@ -264,8 +261,8 @@ def _cache(text: MistralConfig) -> dict[str, int]:
     return {name: heads * head_bytes(text.head_dim, dtype) for name, dtype in names.items()}
 
 
-def _pictures(folder: Path, format: str) -> dict[str, Any]:
-    settings = picture_settings(folder, format)
+def _pictures(folder: CheckpointFolder) -> dict[str, Any]:
+    settings = picture_settings(folder)
     dialects: tuple[Dialect, ...] = ("hf", "mistral")
     used: Dialect = settings["dialect"]
     rows = []
@@ -288,11 +285,11 @@ def _pictures(folder: Path, format: str) -> dict[str, Any]:
     }
 
 
-def _tokenizer(folder: Path) -> dict[str, Any]:
+def _tokenizer(folder: CheckpointFolder) -> dict[str, Any]:
     """Which of the folder's tokenizers is used; {} where there is none."""
-    modes = {mode: tokenizer_file(folder, mode) for mode in ("auto", "mistral", "hf")}
+    modes = {mode: folder.tokenizer_file(mode) for mode in ("auto", "mistral", "hf")}
     found = sorted({file.name for file in modes.values() if file is not None})
     if not found:
         return {}
     used = choose_tokenizer(folder)
-    return {"used": used.name, "found": found, "ids": read_token_ids(used).size}
+    return {"used": used.name, "found": found, "ids": folder.token_ids(used).size}

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from vitrail.files.size import in_words
+from vitrail.files.formatting import in_words
 
 if TYPE_CHECKING:
     from vitrail.weights.quantize import Progress, Written

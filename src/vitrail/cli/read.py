@@ -13,8 +13,8 @@ import click
 from vitrail.cli.pictures import STDIN, open_picture
 from vitrail.cli.screen import waiting
 from vitrail.errors import InputError
-from vitrail.reader.crew import read_apart, useful_processes
 from vitrail.reader.files import FileReading, Reading, open_file, read_files
+from vitrail.reader.worker_pool import read_apart, useful_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,15 +17,16 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from vitrail.configs import PretrainedConfig
+    from vitrail.files.checkpoint_folder import CheckpointFolder
     from vitrail.files.download import Download
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint: as it was named, its folder on this disk, and the format to read it in (None: as the files say)."""
+    """A checkpoint: as it was named, its folder, opened, and the format to read it in (None: as the files say)."""
 
     name: str
-    folder: Path
+    folder: "CheckpointFolder"
     format: str | None = None
 
     @classmethod
@@ -34,26 +35,25 @@ class Source:
 
         Raises CheckpointError for what is not there, InputError for --revision with a folder.
         """
-        from vitrail.files.hub import resolve
+        from vitrail.files.checkpoint_folder import CheckpointFolder
+        from vitrail.files.hub_options import HubOptions
 
         if revision is not None and Path(name).expanduser().is_dir():
             raise InputError(f"--revision is for names on the hub, and {name} is a folder; leave it out")
         with _shown(name):
-            return cls(name, resolve(name, revision=revision, format=format), format)
+            return cls(name, CheckpointFolder.open(name, HubOptions(revision), format=format), format)
 
     def fetch_weights(self) -> None:
         """Bring the weights into the folder, of the same commit; nothing where they are here."""
-        from vitrail.files.hub import with_weights
-
         with _shown(self.name):
-            with_weights(self.folder, self.name, format=self.format)
+            self.folder.fetch_weights()
 
 
 def read_model(source: Source, *, with_pictures: bool) -> "PretrainedConfig":
     """The checkpoint's configuration, read before torch is imported: a wrong folder is told at once."""
     from vitrail.auto import AutoConfig
 
-    config = AutoConfig.from_pretrained(source.folder, format=source.format)
+    config = AutoConfig.from_pretrained(source.folder)
     if with_pictures and not hasattr(config, "vision_config"):
         raise InputError(f"{source.name} reads text only; ask it without pictures or choose another --model")
     return config
@@ -110,8 +110,8 @@ class _Bar:
 
 
 def _in_words(download: "Download") -> str:
+    from vitrail.files.formatting import in_words
     from vitrail.files.layout import NAMES
-    from vitrail.files.size import in_words
 
     rest = f", {in_words(download.done)} of it are here" if download.done else ""
     files = "1 file" if download.files == 1 else f"{download.files} files"

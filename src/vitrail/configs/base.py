@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from vitrail.configs.fields import check_field
 from vitrail.configs.published import read_config_file, read_config_folder
 from vitrail.errors import ConfigError, UnsupportedError
+from vitrail.files.hub_options import HubOptions
 from vitrail.files.layout import CONFIG_NAME
 
 if TYPE_CHECKING:
@@ -179,7 +181,7 @@ class PretrainedConfig:
     @classmethod
     def from_pretrained(
         cls: type[Self],
-        pretrained_model_name_or_path: "str | Path",
+        pretrained_model_name_or_path: "str | os.PathLike[str]",
         cache_dir: "str | Path | None" = None,
         force_download: bool = False,
         local_files_only: bool = False,
@@ -193,12 +195,8 @@ class PretrainedConfig:
         """
         config_dict = read_config_folder(
             pretrained_model_name_or_path,
-            kwargs.pop("format", None),
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-            revision=revision,
+            HubOptions(revision, token, cache_dir, local_files_only, force_download),
+            format=kwargs.pop("format", None),
         )
         if cls.model_type and config_dict.get("model_type") != cls.model_type:
             config_dict = _section(config_dict, cls.model_type) or config_dict

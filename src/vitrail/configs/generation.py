@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from vitrail.configs.base import PretrainedConfig
 from vitrail.configs.fields import check_field
 from vitrail.configs.generation_options import CACHE_DTYPES, KNOWN, REFUSED, SAME_CACHES, refuse_unknown
 from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.hub_options import HubOptions
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
 
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -105,7 +108,7 @@ class GenerationConfig:
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name: "str | Path",
+        pretrained_model_name: "str | os.PathLike[str]",
         config_file_name: "str | Path | None" = None,
         cache_dir: "str | Path | None" = None,
         force_download: bool = False,
@@ -122,34 +125,20 @@ class GenerationConfig:
             CheckpointError: a file that was named is not there, or neither file is.
             ConfigError: a value out of its range.
         """
-        folder = Path(pretrained_model_name)
-        format = kwargs.pop("format", None)
-        if not folder.is_dir():
-            from vitrail.files.hub import resolve
-
-            folder = resolve(
-                pretrained_model_name,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                force_download=force_download,
-                format=format,
-            )
-        path = folder / (config_file_name or GENERATION_CONFIG_NAME)
+        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        folder = CheckpointFolder.open(pretrained_model_name, hub, format=kwargs.pop("format", None))
+        path = folder.path / (config_file_name or GENERATION_CONFIG_NAME)
         if path.is_file():
             from vitrail.files.json import read_json
 
             return cls.from_dict(read_json(path), **kwargs)
-        if config_file_name is not None or not any(
-            (folder / name).is_file() for name in (CONFIG_NAME, PARAMS_NAME)
-        ):
+        if config_file_name is not None or not {CONFIG_NAME, PARAMS_NAME} & folder.files:
             raise CheckpointError(
                 f"{path} is not there, and neither is a config.json or params.json with the special ids to use."
             )
         from vitrail.configs.read import read_config
 
-        return cls.from_dict(cls.from_model_config(read_config(folder, format)).to_dict(), **kwargs)
+        return cls.from_dict(cls.from_model_config(read_config(folder)).to_dict(), **kwargs)
 
     def save_pretrained(
         self,

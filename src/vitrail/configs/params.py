@@ -6,15 +6,14 @@ since the files carry the keys of other architectures as null.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vitrail.configs.fields import check_field
-from vitrail.errors import ConfigError, UnsupportedError
-from vitrail.files.json import read_json
-from vitrail.files.layout import CONFIG_NAME, MISTRAL, PARAMS_NAME, choose_format
-from vitrail.files.token_ids import read_token_ids, tokenizer_file
+from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.layout import CONFIG_NAME, MISTRAL, PARAMS_NAME
 
 POSITIONS = 128_000  # where the file names none
 THETA = 1e6  # likewise, of the decoder
@@ -29,8 +28,8 @@ _IMAGE_IDS = {
 }
 
 
-def read_params(folder: Path) -> dict[str, Any]:
-    """The params.json of `folder` as the dict of a config.json.
+def read_params(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The params.json of a checkpoint's folder as the dict of a config.json.
 
     The model_type is llava or mistral3 with a vision_encoder, else mistral or ministral3. Break and end ids are kept
     as image_break_token_id and image_end_token_id; ids of −1 are looked up in the folder's tokenizer.
@@ -38,19 +37,26 @@ def read_params(folder: Path) -> dict[str, Any]:
     Raises CheckpointError for a file that is missing or no JSON, ConfigError for a missing or ill-typed key,
     UnsupportedError for another architecture's.
     """
-    path = folder / PARAMS_NAME
-    return config_from_params(read_json(path), str(path), folder)
+    opened = CheckpointFolder.at(folder)
+    path = opened.path / PARAMS_NAME
+    if PARAMS_NAME not in opened.files:
+        raise CheckpointError(f"{path} cannot be read: there is no such file.")
+    return config_from_params(opened.json(PARAMS_NAME), str(path), opened)
 
 
-def config_dict_of(folder: Path, format: str | None = None) -> dict[str, Any]:
+def has_params(folder: CheckpointFolder) -> bool:
+    """Whether the folder's configuration is a params.json."""
+    return folder.layout == MISTRAL and PARAMS_NAME in folder.files
+
+
+def config_dict_of(folder: CheckpointFolder) -> dict[str, Any]:
     """The dict of a folder's config.json as it stands, or of its params.json; {} where the folder has neither."""
-    if choose_format(folder, format) == MISTRAL and (folder / PARAMS_NAME).is_file():
-        return read_params(folder)
-    path = folder / CONFIG_NAME
-    return read_json(path) if path.is_file() else {}
+    return read_params(folder) if has_params(folder) else folder.json(CONFIG_NAME)
 
 
-def config_from_params(params: Mapping[str, Any], where: str, folder: Path | None = None) -> dict[str, Any]:
+def config_from_params(
+    params: Mapping[str, Any], where: str, folder: CheckpointFolder | None = None
+) -> dict[str, Any]:
     """The dict of a config.json for the content of a params.json; `where` names it in errors."""
     given = _Given(params, where)
     for name in _FOREIGN:
@@ -190,7 +196,7 @@ def _quantization(given: _Given) -> dict[str, Any]:
     }
 
 
-def _vision_language(given: _Given, text: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+def _vision_language(given: _Given, text: dict[str, Any], folder: CheckpointFolder | None) -> dict[str, Any]:
     heads = given.whole("num_attention_heads")
     width = given.whole("hidden_size")
     vision = {
@@ -233,7 +239,7 @@ def _vision_language(given: _Given, text: dict[str, Any], folder: Path | None) -
     )
 
 
-def _image_ids(given: _Given, folder: Path | None) -> dict[str, int]:
+def _image_ids(given: _Given, folder: CheckpointFolder | None) -> dict[str, int]:
     """The ids of pictures' tokens by their name in config.json; absent break and end ids stay absent."""
     ids = {"image_token_id": IMAGE_TOKEN}
     for name in _IMAGE_IDS:
@@ -241,12 +247,12 @@ def _image_ids(given: _Given, folder: Path | None) -> dict[str, int]:
             ids[name] = given.whole(name, minimum=-1)
     unknown = [name for name, value in ids.items() if value < 0]
     if unknown:
-        file = None if folder is None else tokenizer_file(folder)
-        if file is None:
+        file = None if folder is None else folder.tokenizer_file()
+        if folder is None or file is None:
             raise ConfigError(
                 f"{given.where}: {', '.join(unknown)} of -1 means the tokenizer's, and there is no tokenizer beside it."
             )
-        found = read_token_ids(file)
+        found = folder.token_ids(file)
         for name in unknown:
             if _IMAGE_IDS[name] not in found.controls:
                 raise ConfigError(

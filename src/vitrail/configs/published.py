@@ -1,13 +1,16 @@
 """config.json as published: where it lies, and the mistakes of published files set right here and only here."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
+from vitrail.configs.params import config_dict_of, has_params
 from vitrail.errors import CheckpointError, ConfigError
-from vitrail.files.hub import resolve
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.hub_options import HubOptions
 from vitrail.files.json import read_json
-from vitrail.files.layout import CONFIG_NAME, MISTRAL, PARAMS_NAME, choose_format
+from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
 
 # What a Llava file with a Pixtral tower means by a key it leaves out; the class defaults are CLIP's.
 PIXTRAL_LLAVA = {
@@ -17,35 +20,28 @@ PIXTRAL_LLAVA = {
 }
 
 
-def read_config_folder(name_or_path: "str | Path", format: str | None = None, **hub: Any) -> dict[str, Any]:
+def read_config_folder(
+    name_or_path: "str | os.PathLike[str]", hub: HubOptions | None = None, *, format: str | None = None
+) -> dict[str, Any]:
     """config.json of a folder (or hub name) as a dict, published mistakes set right; or its params.json as one.
 
-    `format` chooses where both are there: "hf" (which comes first) or "mistral".
+    A path may be that of the file itself. `format` chooses where both are there: "hf" (which comes first) or "mistral".
     """
-    path = Path(name_or_path)
-    if path.is_file():
-        return read_config_file(path)
-    if not path.is_dir():
-        path = resolve(name_or_path, **hub, format=format)
-    chosen = choose_format(path, format)
-    if chosen == MISTRAL and (path / PARAMS_NAME).is_file():
-        from vitrail.configs.params import read_params
-
-        return read_params(path)
-    if not (path / CONFIG_NAME).is_file():
+    if Path(name_or_path).is_file():
+        return read_config_file(Path(name_or_path))
+    folder = CheckpointFolder.open(name_or_path, hub, format=format)
+    if not {CONFIG_NAME, PARAMS_NAME} & folder.files:
         raise CheckpointError(
-            f"{path} has neither {CONFIG_NAME} (Hugging Face's format) nor {PARAMS_NAME} (Mistral's own); a checkpoint's "
+            f"{folder} has neither {CONFIG_NAME} (Hugging Face's format) nor {PARAMS_NAME} (Mistral's own); a checkpoint's "
             "folder was expected."
         )
-    return read_config_file(path / CONFIG_NAME)
+    config_dict = config_dict_of(folder)
+    return config_dict if has_params(folder) else _set_right(config_dict, str(folder.path / CONFIG_NAME))
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """One JSON file as a dict, published mistakes set right."""
-    config_dict = read_json(path)
-    if not isinstance(config_dict, dict):
-        raise ConfigError(f"{path} must hold an object of keys, got {type(config_dict).__name__}.")
-    return _set_right(config_dict, str(path))
+    return _set_right(read_json(path), str(path))
 
 
 def _set_right(config_dict: dict[str, Any], where: str) -> dict[str, Any]:

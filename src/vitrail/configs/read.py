@@ -1,5 +1,6 @@
 """Which configuration class a model_type means, and a folder's configuration."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ def config_class(model_type: Any, where: str) -> type[PretrainedConfig]:
     return CONFIG_TYPES[model_type]
 
 
-def read_config(folder: "str | Path", format: str | None = None, **overrides: Any) -> PretrainedConfig:
+def read_config(
+    folder: "str | os.PathLike[str]", format: str | None = None, **overrides: Any
+) -> PretrainedConfig:
     """The configuration of a checkpoint's folder, its class chosen by model_type; `format` as in published.py."""
-    config_dict = read_config_folder(folder, format)
+    config_dict = read_config_folder(folder, format=format)
     cls = config_class(config_dict.get("model_type"), str(Path(folder) / CONFIG_NAME))
     config = cls.from_dict(config_dict, **overrides)
     config.name_or_path = str(folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from vitrail.errors import CheckpointError
-from vitrail.files.size import in_words
+from vitrail.files.formatting import in_words
 
 INTERVAL = 0.25  # seconds between two looks at how much has come
 

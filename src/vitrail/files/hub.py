@@ -9,40 +9,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vitrail.errors import CheckpointError, InputError
 from vitrail.files import hub_client
 from vitrail.files.download import Download, free_bytes, listener, told
+from vitrail.files.download_plan import SETTINGS, Wanted
+from vitrail.files.formatting import in_words, listed
 from vitrail.files.hub_cache import HubCache
 from vitrail.files.hub_client import HubUnreachableError, silent_bars
+from vitrail.files.hub_options import HubOptions
 from vitrail.files.layout import NAMES, formats_of
-from vitrail.files.listing import listed
 from vitrail.files.repository import Repository
-from vitrail.files.size import in_words
-from vitrail.files.wanted import MODEL, SETTINGS, Wanted
 
-KEYWORDS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 _REPOSITORY = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
 
 def resolve(
     name_or_path: str | os.PathLike[str],
+    hub: HubOptions | None = None,
     *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    force_download: bool = False,
     format: str | None = None,
     part: str = SETTINGS,
 ) -> Path:
     """The folder of a checkpoint: `name_or_path` itself when it is one, else the hub's repository of that name.
 
-    Of a repository one format is fetched: `format`, "hf" or "mistral", else as layout.choose_format chooses; and of that
-    the `part` that is needed (wanted.py): settings, the model with them, or an adapter. What is here already is not
-    fetched again; for a commit that is here whole, and with `local_files_only` or HF_HUB_OFFLINE, nothing is asked
-    either. The other keywords are the hub's.
+    Of a repository one format is fetched: `format`, "hf" or "mistral", else as layout.choose_among chooses; and of that
+    the `part` that is needed (download_plan.py): settings, the model with them, or an adapter. What is here already is
+    not fetched again; for a commit that is here whole, and with `local_files_only` or HF_HUB_OFFLINE, the hub is not
+    asked either.
 
     Raises CheckpointError that says what was looked for and what to do, InputError for an argument.
     """
@@ -62,22 +56,13 @@ def resolve(
         raise CheckpointError(
             f"there is no folder {name!r}; give a checkpoint's folder or a name like 'owner/model'."
         )
-    root = hub_client.cache_root() if cache_dir is None else Path(cache_dir).expanduser()
+    hub = hub or HubOptions()
+    root = hub_client.cache_root() if hub.cache_dir is None else Path(hub.cache_dir).expanduser()
     cache = HubCache(root, name)
-    asked = _Asked(cache, revision or "main", token, format, part, force_download)
-    if local_files_only or hub_client.is_offline():
-        return asked.kept("local_files_only" if local_files_only else "HF_HUB_OFFLINE")
+    asked = _Asked(cache, hub.revision or "main", hub.token, format, part, hub.force_download)
+    if hub.local_files_only or hub_client.is_offline():
+        return asked.kept("local_files_only" if hub.local_files_only else "HF_HUB_OFFLINE")
     return asked.fetched()
-
-
-def with_weights(settings: Path, name_or_path: str | os.PathLike[str], **keywords: Any) -> Path:
-    """The folder again that `resolve` gave for the settings of `name_or_path`, now with the model's weights.
-
-    They are of the same commit, even if the branch has moved since. Keywords and errors are those of `resolve`.
-    """
-    if settings == Path(name_or_path).expanduser():
-        return settings
-    return resolve(name_or_path, **{**keywords, "revision": settings.name, "part": MODEL})
 
 
 def _is_repository(name: str) -> bool:

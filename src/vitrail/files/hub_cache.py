@@ -113,7 +113,7 @@ def repository_of(snapshot: Path) -> Repository | None:
     data = read_json(file, limit=_REPOSITORY_LIMIT)
     try:
         return Repository.from_json(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (CheckpointError, KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise CheckpointError(
             f"{file} is damaged ({error}); remove it, and the hub is asked again."
         ) from error

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
 from vitrail.errors import CheckpointError, InputError
-from vitrail.files.hub_cache import repository_of
 
 HF: Final = "hf"
 MISTRAL: Final = "mistral"
 CONFIG_NAME: Final = "config.json"
 PARAMS_NAME: Final = "params.json"
 NAMES: Final = {HF: "Hugging Face's format", MISTRAL: "Mistral's own format"}
-_CONFIGS: Final = {HF: CONFIG_NAME, MISTRAL: PARAMS_NAME}
+CONFIGS: Final = {HF: CONFIG_NAME, MISTRAL: PARAMS_NAME}
 _STEMS: Final = {HF: "model", MISTRAL: "consolidated"}
 # What both formats share: whichever tokenizer and settings are there, for a tokenizer of Mistral's own comes first.
 _SHARED: Final = re.compile(
@@ -27,23 +25,11 @@ _SHARED: Final = re.compile(
 )
 
 
-def choose_format(folder: Path, wanted: str | None = None) -> str:
-    """The format to read `folder` in: "hf" or "mistral"; `wanted` where that is given.
-
-    Where both are complete, Hugging Face's comes first; else the one whose configuration and weights are both
-    there; else the one whose configuration is. A folder with neither counts as "hf": its reader says what it lacks.
-    Of a folder in the hub's cache, which may hold the half of a repository, the whole repository counts.
-
-    Raises InputError for another word, CheckpointError where the folder does not hold the wanted format.
-    """
-    here = [path.name for path in folder.glob("*") if path.is_file()]
-    repository = repository_of(folder)
-    rest = [] if repository is None else [name for name in repository.files if name not in _CONFIGS.values()]
-    return choose_among([*here, *rest], wanted, str(folder))
-
-
 def choose_among(names: Iterable[str], wanted: str | None, where: str) -> str:
-    """The same by the names of the files in `where`, a folder or a repository."""
+    """The format of a checkpoint, by the names of its files, or `wanted`; `where` names it in errors.
+
+    Raises InputError for another word, CheckpointError where the files are not in the wanted format.
+    """
     if wanted is not None and wanted not in NAMES:
         raise InputError(f"format must be 'hf' or 'mistral', got {wanted!r}.")
     present = set(names)
@@ -51,7 +37,7 @@ def choose_among(names: Iterable[str], wanted: str | None, where: str) -> str:
     if wanted is not None:
         if wanted not in configured and configured:
             raise CheckpointError(
-                f"{where} has no {_CONFIGS[wanted]}, so it is not in {NAMES[wanted]}; it is in {NAMES[configured[0]]}: "
+                f"{where} has no {CONFIGS[wanted]}, so it is not in {NAMES[wanted]}; it is in {NAMES[configured[0]]}: "
                 f"leave format out or say format={configured[0]!r}."
             )
         return wanted
@@ -61,7 +47,7 @@ def choose_among(names: Iterable[str], wanted: str | None, where: str) -> str:
 def formats_of(names: Iterable[str]) -> list[str]:
     """The formats whose configuration is among `names`, Hugging Face's first."""
     present = set(names)
-    return [name for name, file in _CONFIGS.items() if file in present]
+    return [name for name, file in CONFIGS.items() if file in present]
 
 
 def complete_formats(names: Iterable[str]) -> list[str]:
@@ -73,7 +59,7 @@ def complete_formats(names: Iterable[str]) -> list[str]:
 def small_files(names: Iterable[str], format: str) -> list[str]:
     """Of `names` those that are read without a model: tokenizers, settings, and last the configuration of one format."""
     present = sorted(names)
-    config = _CONFIGS[format]
+    config = CONFIGS[format]
     return [
         *(name for name in present if _SHARED.fullmatch(name)),
         *(name for name in present if name == config),

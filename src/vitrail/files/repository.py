@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitrail.errors import CheckpointError
+from vitrail.files.formatting import listed
+from vitrail.files.names import is_plain
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+_BLOB = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})?")  # git's name of a content, SHA-256, or not known
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,11 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository at one commit. files: name → RemoteFile, everything that lies in it."""
+    """A repository at one commit. files: name → RemoteFile, everything that lies in it.
+
+    Names and blobs become paths in the cache, where files are written and removed: one that could lead out of its
+    folder refuses the whole listing (CheckpointError).
+    """
 
     name: str
     commit: str
@@ -33,6 +40,15 @@ class Repository:
             raise CheckpointError(
                 f"the hub's answer names no commit of {self.name} ({self.commit[:60]!r}); is HF_ENDPOINT set to another "
                 "kind of server?"
+            )
+        if wrong := [name for name in self.files if not is_plain(name)]:
+            raise CheckpointError(
+                f"the listing of {self.name} names {listed(map(repr, wrong), most=3)}, and paths inside of the repository "
+                "were expected; nothing of it is fetched or read. Is HF_ENDPOINT set to a server that you trust?"
+            )
+        if wrong := [name for name, file in self.files.items() if _BLOB.fullmatch(file.blob) is None]:
+            raise CheckpointError(
+                f"the listing of {self.name} gives no hash of 40 or 64 digits for {listed(wrong, most=3)}."
             )
 
     @classmethod

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import CheckpointError
+from vitrail.files.formatting import listed
 from vitrail.files.json import parse_json_object
-from vitrail.files.listing import listed
 from vitrail.ops import memory
 
 HEADER_LIMIT = 100_000_000  # the format's own limit
@@ -55,13 +55,22 @@ _ORDER = {dtype: rank for rank, dtype in enumerate(_DTYPES.values())}
 
 
 @dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """What the header says of one tensor; start and stop are bytes from the beginning of the file."""
+class TensorSpec:
+    """Type and shape of a tensor in a file, and the byte of the file at which its data begins."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    start: int
-    stop: int
+    start: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def stop(self) -> int:
+        """The byte behind the data."""
+        return self.start + self.nbytes
 
 
 class SafetensorsFile:
@@ -79,7 +88,7 @@ class SafetensorsFile:
                 begin, header = _read_header(stream, size, self.path)
                 self.has_metadata = "__metadata__" in header
                 self.metadata = _metadata(header.pop("__metadata__", {}), self.path)
-                self.entries: Mapping[str, TensorEntry] = _check_entries(header, begin, size, self.path)
+                self.entries: Mapping[str, TensorSpec] = _check_entries(header, begin, size, self.path)
                 self._map = _map_privately(stream.fileno(), size)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}.") from error
@@ -132,7 +141,7 @@ def _metadata(value: Any, path: Path) -> dict[str, str]:
     return value
 
 
-def _check_entries(header: dict[str, Any], begin: int, size: int, path: Path) -> dict[str, TensorEntry]:
+def _check_entries(header: dict[str, Any], begin: int, size: int, path: Path) -> dict[str, TensorSpec]:
     entries = {name: _entry(name, value, begin, path) for name, value in header.items()}
     beyond = [name for name, entry in entries.items() if entry.stop > size]
     if beyond:
@@ -153,7 +162,7 @@ def _check_entries(header: dict[str, Any], begin: int, size: int, path: Path) ->
     return entries
 
 
-def _entry(name: str, value: Any, begin: int, path: Path) -> TensorEntry:
+def _entry(name: str, value: Any, begin: int, path: Path) -> TensorSpec:
     """One tensor's record, each field checked by itself and against the others."""
 
     def fault(text: str) -> CheckpointError:
@@ -173,7 +182,7 @@ def _entry(name: str, value: Any, begin: int, path: Path) -> TensorEntry:
     needed = math.prod(shape) * dtype.itemsize
     if stop - start != needed:
         raise fault(f"needs {needed} bytes for {code} {shape}, but data_offsets span {stop - start}")
-    return TensorEntry(dtype, tuple(shape), begin + start, begin + stop)
+    return TensorSpec(dtype, tuple(shape), begin + start)
 
 
 def _naturals(value: Any) -> bool:

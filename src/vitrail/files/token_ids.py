@@ -6,7 +6,7 @@ Three forms: tekken.json, sentencepiece's *.model (a protobuf whose field 1 repe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -36,20 +36,20 @@ class TokenIds:
     controls: Mapping[str, int]
 
 
-def tokenizer_file(folder: Path, mode: str = "auto") -> Path | None:
-    """The tokenizer's file that counts in `folder`; None where there is none of the wanted kind.
+def choose_tokenizer_file(names: Iterable[str], mode: str = "auto") -> str | None:
+    """The tokenizer's file that counts among those of a folder; None where there is none of the wanted kind.
 
     mode  "auto": tekken.json, else the latest *.model.v*, else tokenizer.json, else a *.model without a version;
           "mistral": the same without tokenizer.json; "hf": tokenizer.json before the others. InputError for another word.
     """
     if mode not in MODES:
         raise InputError(f"tokenizer_mode must be one of {', '.join(MODES)}; got {mode!r}.")
-    versioned = [path for path in folder.glob("*.model.v*") if _VERSIONED.fullmatch(path.name)]
-    versioned.sort(key=lambda path: (version_of(path.name), path.name), reverse=True)
-    native = [folder / TEKKEN, *versioned]
-    other = [] if mode == "mistral" else [folder / TOKENIZER_JSON]
+    present = sorted(names)
+    versioned = sorted(filter(_VERSIONED.fullmatch, present), key=lambda n: (version_of(n), n), reverse=True)
+    native = [TEKKEN, *versioned]
+    other = [] if mode == "mistral" else [TOKENIZER_JSON]
     ordered = [*other, *native] if mode == "hf" else [*native, *other]
-    return next((path for path in [*ordered, *sorted(folder.glob("*.model"))] if path.is_file()), None)
+    return next((n for n in [*ordered, *(n for n in present if n.endswith(".model"))] if n in present), None)
 
 
 def version_of(name: str) -> tuple[int, int]:

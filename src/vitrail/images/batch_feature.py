@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from vitrail.errors import InputError, UnsupportedError
 if TYPE_CHECKING:
     import torch
 
+    from vitrail.images.grid import Grid
+
 
 class BatchFeature(dict[str, Any]):
     """A dict whose keys are attributes too, with `to` for its tensors.
@@ -19,6 +21,8 @@ class BatchFeature(dict[str, Any]):
     tensor_type: "pt" makes every value a tensor, "np" an array; None leaves lists as they are.
     Raises InputError, naming the key, for lists of unequal lengths.
     """
+
+    _grids: tuple[Grid, ...] = ()
 
     def __init__(self, data: Mapping[str, Any] | None = None, tensor_type: Any = None) -> None:
         super().__init__(data or {})
@@ -31,6 +35,16 @@ class BatchFeature(dict[str, Any]):
             raise AttributeError(
                 f"{type(self).__name__} has no {name!r}; it holds {', '.join(self) or 'nothing'}."
             ) from None
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The grids of the images, in order, as the image processor computed them; () where there are none."""
+        return self._grids
+
+    def with_grids(self, grids: Sequence[Grid]) -> BatchFeature:
+        """This batch, carrying the grids of its images beside its keys; a copy as a plain dict loses them."""
+        self._grids = tuple(grids)
+        return self
 
     @property
     def data(self) -> BatchFeature:

@@ -11,12 +11,13 @@ differ in how a side is rounded after a picture is shrunk to the longest edge:
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal, TypeVar, get_args
 
 from vitrail.errors import ImageError, InputError
 
 Dialect = Literal["hf", "hf-ceil", "mistral"]
 Sides = int | tuple[int, int]
+_Token = TypeVar("_Token", str, int)
 
 DIALECTS: Final[tuple[Dialect, ...]] = get_args(Dialect)
 _ROUNDING: Final[dict[Dialect, Callable[[float], int]]] = {
@@ -35,6 +36,14 @@ class Grid:
     rows: int
     cols: int
 
+    @classmethod
+    def of_size(cls, height: int, width: int, cell: int) -> "Grid":
+        """The grid of a size that is not resized: one token for each whole cell × cell square of it.
+
+        Sizes in pixels have cells of patch_size · merge pixels, sizes in patches cells of `merge` patches.
+        """
+        return cls(height, width, height // cell, width // cell)
+
     @property
     def image_tokens(self) -> int:
         """Number of [IMG] tokens: the features that the model puts in."""
@@ -44,6 +53,20 @@ class Grid:
     def tokens(self) -> int:
         """Number of ids in the prompt: each row ends with [IMG_BREAK], the last one with [IMG_END]."""
         return self.rows * (self.cols + 1)
+
+    def expand(self, image: _Token, row_end: _Token, image_end: _Token) -> list[_Token]:
+        """The `tokens` names or ids of the image, in order: rows of image tokens, each with its end (FORMATS §5)."""
+        expanded = ([image] * self.cols + [row_end]) * self.rows
+        expanded[-1] = image_end
+        return expanded
+
+    def check_whole(self, cell: int) -> None:
+        """Raise InputError unless the image is made of whole squares of `cell` pixels, as resizing makes it."""
+        if (self.rows * cell, self.cols * cell) != (self.height, self.width):
+            raise InputError(
+                f"a picture of {self.width}×{self.height} pixels (width×height) is not made of whole squares of "
+                f"{cell}; leave do_resize on"
+            )
 
 
 def image_grid(

@@ -147,7 +147,9 @@ class PixtralImageProcessor(BaseImageProcessor):
             batch = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
         sizes = [(grid.height, grid.width) for grid in grids]
         values = list(batch) if settings.return_tensors is None else batch
-        return BatchFeature({"pixel_values": values, "image_sizes": sizes}, settings.return_tensors)
+        return BatchFeature(
+            {"pixel_values": values, "image_sizes": sizes}, settings.return_tensors
+        ).with_grids(grids)
 
 
 class _Source:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -81,7 +82,7 @@ class BaseImageProcessor:
     @classmethod
     def from_pretrained(
         cls: type[_Self],
-        pretrained_model_name_or_path: str | Path,
+        pretrained_model_name_or_path: str | os.PathLike[str],
         cache_dir: str | Path | None = None,
         force_download: bool = False,
         local_files_only: bool = False,
@@ -96,21 +97,16 @@ class BaseImageProcessor:
         override options. Raises CheckpointError for missing files and
         for one of another kind of image processor; UnsupportedError for unknown keywords.
         """
-        place = Path(pretrained_model_name_or_path)
-        format = kwargs.pop("format", None)
-        if not place.is_file():
-            from vitrail.files.hub import resolve
+        from vitrail.files.checkpoint_folder import CheckpointFolder
+        from vitrail.files.hub_options import HubOptions
 
-            place = resolve(
-                pretrained_model_name_or_path,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                force_download=force_download,
-                format=format,
-            )
-            place = place / kwargs.pop("subfolder", "")
+        place: str | os.PathLike[str] = pretrained_model_name_or_path
+        format = kwargs.pop("format", None)
+        if not Path(place).is_file():
+            hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+            place = CheckpointFolder.open(place, hub, format=format)
+            if subfolder := kwargs.pop("subfolder", ""):
+                place = place.path / subfolder
         return cls.from_dict(read_image_processor_dict(place), **kwargs)
 
     @classmethod
@@ -209,27 +205,28 @@ def is_pixtral(image_processor_type: object) -> bool:
     )
 
 
-def read_image_processor_dict(place: Path) -> dict[str, Any]:
+def read_image_processor_dict(place: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings in a folder or file, without the wrapper that transformers 5 puts around them."""
+    from vitrail.files.checkpoint_folder import CheckpointFolder
     from vitrail.files.json import read_json
 
-    if place.is_dir():
-        names: Iterable[Path] = (place / CONFIG_NAME, place / PROCESSOR_NAME)
+    path = Path(place)
+    if path.is_dir():
+        folder = CheckpointFolder.at(place)
+        files: dict[str, dict[str, Any]]
+        files = {name: folder.json(name) for name in (CONFIG_NAME, PROCESSOR_NAME) if name in folder.files}
     else:
-        names = (place,)
-    for path in names:
-        if not path.is_file():
-            continue
-        data = read_json(path)
+        files = {path.name: read_json(path)} if path.is_file() else {}
+    for name, data in files.items():
         inner = data.get("image_processor")
-        if path.name == PROCESSOR_NAME and inner is None:
+        if name == PROCESSOR_NAME and inner is None:
             continue
         found = data if inner is None else inner
         if not isinstance(found, dict):
             raise CheckpointError(
-                f"{path} holds no settings of an image processor; a JSON object was expected."
+                f"{name} in {place} holds no settings of an image processor; a JSON object was expected."
             )
-        return dict(found)
+        return found
     raise CheckpointError(
         f"{place} holds no settings of an image processor: {CONFIG_NAME} is missing, and {PROCESSOR_NAME} "
         "has no image_processor."

@@ -119,7 +119,7 @@ class PixtralImageProcessorFast(BaseImageProcessor):
         for room, row in zip(batch, rows, strict=True):
             room[:, : row.shape[1], : row.shape[2]] = row
         data = {"pixel_values": batch, "image_sizes": [(grid.height, grid.width) for grid in grids]}
-        return BatchFeature(data, settings.return_tensors)
+        return BatchFeature(data, settings.return_tensors).with_grids(grids)
 
 
 def _measure(image: Any, settings: ImageSettings) -> tuple[int, int]:

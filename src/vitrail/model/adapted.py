@@ -29,10 +29,12 @@ class AdapterMethods:
         """
         from vitrail.adapters.files import load_adapter
         from vitrail.adapters.model import DEFAULT
+        from vitrail.files.download_plan import ADAPTER
         from vitrail.files.hub import resolve
-        from vitrail.files.wanted import ADAPTER
+        from vitrail.files.hub_options import HubOptions
 
-        folder = resolve(str(peft_model_id), **{**kwargs, "part": ADAPTER})
+        hub = HubOptions.take(kwargs)
+        folder = resolve(str(peft_model_id), hub, **{**kwargs, "part": ADAPTER})
         load_adapter(self._module, folder, adapter_name or DEFAULT)
 
     def add_adapter(self, adapter_config: LoraConfig, adapter_name: str | None = None) -> list[str]:

@@ -1,5 +1,6 @@
 """from_pretrained and save_pretrained of models: what ties configuration, files and model together."""
 
+import os
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -11,7 +12,8 @@ from vitrail.adapters.model import configs
 from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import CheckpointError, UnsupportedError
-from vitrail.files.hub import resolve, with_weights
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.hub_options import HubOptions
 from vitrail.model.protocol import Pretrained
 from vitrail.ops.cpu import library
 from vitrail.tokenizer.load import check_tokenizer
@@ -27,10 +29,10 @@ ATTENTION = (None, "sdpa", "eager")
 
 def load_pretrained(
     cls: type[Model],
-    name_or_path: "str | Path",
+    name_or_path: "str | os.PathLike[str]",
     *,
     config: "PretrainedConfig | str | Path | None",
-    hub: dict[str, Any],
+    hub: HubOptions,
     options: dict[str, Any],
 ) -> Model:
     """Build `cls` on the meta device and fill it from a checkpoint; see PreTrainedModel.from_pretrained.
@@ -54,13 +56,11 @@ def load_pretrained(
     if options:
         raise UnsupportedError(f"from_pretrained does not know the argument {', '.join(sorted(options))}.")
     library.library()  # a VITRAIL_KERNELS that cannot be had is told before anything is fetched or read
-    folder = resolve(name_or_path, **hub, format=format)
-    chosen = _config_for(cls, folder, config, format)
+    folder = CheckpointFolder.open(name_or_path, hub, format=format)
+    chosen = _config_for(cls, folder, config)
     check_tokenizer(folder, chosen)
-    folder = with_weights(
-        folder, name_or_path, **hub, format=format
-    )  # after what is cheap was found to be right
-    chosen.name_or_path = str(name_or_path)
+    folder.fetch_weights()  # after what is cheap was found to be right
+    chosen.name_or_path = folder.name
     with torch.device("meta"):
         model = cls(chosen)
     if not vision and isinstance(chosen, VisionLanguageConfig):
@@ -71,10 +71,9 @@ def load_pretrained(
         dtype=torch_dtype if dtype is None else dtype,
         device_map=device_map,
         quantization=quantization,
-        format=format,
     )
     chosen.dtype = loaded
-    if (folder / GENERATION_CONFIG).is_file():
+    if GENERATION_CONFIG in folder.files:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return cast(Model, cast(nn.Module, model).eval())
 
@@ -113,13 +112,13 @@ def _check_attention(name: str | None) -> None:
 
 
 def _config_for(
-    cls: type[Model], folder: Path, config: "PretrainedConfig | str | Path | None", format: str | None
+    cls: type[Model], folder: CheckpointFolder, config: "PretrainedConfig | str | Path | None"
 ) -> PretrainedConfig:
     """The configuration given, or the folder's; of a vision-language folder the part that `cls` is built from."""
     if isinstance(config, PretrainedConfig):
         chosen = config
     else:
-        chosen = read_config(folder, format) if config is None else read_config(config)
+        chosen = read_config(folder) if config is None else read_config(config)
     if isinstance(chosen, cls.config_class):
         return chosen
     if isinstance(chosen, VisionLanguageConfig):

@@ -1,5 +1,6 @@
 """PreTrainedModel: what every model can do beside computing (load, save, resize, count, initialise, generate)."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -79,7 +80,7 @@ class PreTrainedModel(AdapterMethods, nn.Module):
     @classmethod
     def from_pretrained(
         cls: type[Self],
-        pretrained_model_name_or_path: "str | Path",
+        pretrained_model_name_or_path: "str | os.PathLike[str]",
         *model_args: Any,
         config: "PretrainedConfig | str | Path | None" = None,
         cache_dir: "str | Path | None" = None,
@@ -106,6 +107,7 @@ class PreTrainedModel(AdapterMethods, nn.Module):
                 in the environment loads them all the same.
             UnsupportedError: an argument that Vitrail does not have.
         """
+        from vitrail.files.hub_options import HubOptions
         from vitrail.model.loading import load_pretrained
 
         refused = {
@@ -117,13 +119,7 @@ class PreTrainedModel(AdapterMethods, nn.Module):
         for name, asked in refused.items():
             if asked:
                 raise UnsupportedError(f"from_pretrained does not support {name}.")
-        hub = {
-            "cache_dir": cache_dir,
-            "force_download": force_download,
-            "local_files_only": local_files_only,
-            "token": token,
-            "revision": revision,
-        }
+        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
         return load_pretrained(cls, pretrained_model_name_or_path, config=config, hub=hub, options=kwargs)
 
     def save_pretrained(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.configs import LlavaConfig, Mistral3Config
+from vitrail.images.grid import Grid
 from vitrail.model.layers import Linear, RMSNorm, activation
 
 Grids = Sequence[tuple[int, int]]
@@ -31,8 +32,8 @@ class LlavaMultiModalProjector(nn.Module):
         return out
 
     def tokens(self, grid: tuple[int, int]) -> int:
-        """How many rows a picture of (rows, columns) patches becomes."""
-        return grid[0] * grid[1]
+        """How many rows an image of (rows, columns) patches becomes."""
+        return Grid.of_size(*grid, cell=1).image_tokens
 
 
 class Mistral3PatchMerger(nn.Module):
@@ -82,6 +83,5 @@ class Mistral3MultiModalProjector(nn.Module):
         return out
 
     def tokens(self, grid: tuple[int, int]) -> int:
-        """How many rows a picture of (rows, columns) patches becomes."""
-        m = self.patch_merger.side
-        return (grid[0] // m) * (grid[1] // m)
+        """How many rows an image of (rows, columns) patches becomes."""
+        return Grid.of_size(*grid, cell=self.patch_merger.side).image_tokens

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.configs.params import config_dict_of
 from vitrail.errors import CheckpointError, InputError
-from vitrail.files.json import read_json
-from vitrail.files.layout import MISTRAL, choose_format
-from vitrail.prompts.chat_template import find_chat_template
-from vitrail.tokenizer.config_file import read_tokenizer_config
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.layout import MISTRAL
 from vitrail.tokenizer.fast import FastTokenizer
-from vitrail.tokenizer.load import check_tokenizer, open_tokenizer_of
+from vitrail.tokenizer.load import load_tokenizer
 from vitrail.tokenizer.mistral import MistralCommonTokenizer
 from vitrail.tokenizer.special_tokens import NAMES
 
@@ -25,24 +23,20 @@ _OWN = ("patch_size", "spatial_merge_size", "chat_template", *_TOKENS)
 _TOKENIZER_OPTIONS = ("padding_side", "truncation_side", "model_max_length", "model_input_names", *NAMES)
 
 
-def read_processor(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def read_processor(folder: str | os.PathLike[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `PixtralProcessor` for a folder. Raises CheckpointError, and InputError for unknown overrides."""
+    folder = CheckpointFolder.at(folder, format=overrides.get("format"))
     known = (*_OWN, *_TOKENIZER_OPTIONS, "use_fast", "format", "tokenizer_mode")
     if unknown := sorted(set(overrides) - set(known)):
         raise InputError(f"unknown arguments: {', '.join(unknown)}")
-    stored = _optional(folder / "processor_config.json")
-    config = config_dict_of(folder, overrides.get("format"))
+    stored = folder.json("processor_config.json")
+    config = config_dict_of(folder)
     if stored.get("processor_class", "PixtralProcessor") != "PixtralProcessor":
         raise CheckpointError(f"{folder} holds a {stored['processor_class']}; PixtralProcessor was expected")
-    mode = overrides.get("tokenizer_mode", "auto")
-    check_tokenizer(folder, config, mode)
     given = {name: overrides[name] for name in _TOKENIZER_OPTIONS if name in overrides}
-    tokenizer = open_tokenizer_of(folder, mode, **given)
+    tokenizer = load_tokenizer(folder, overrides.get("tokenizer_mode", "auto"), config=config, **given)
     native = native_pictures(tokenizer) if isinstance(tokenizer, MistralCommonTokenizer) else {}
-    own_format = choose_format(folder, overrides.get("format")) == MISTRAL
-    image_processor = image_processor_of(
-        folder, config, overrides.get("use_fast"), native, own_format=own_format
-    )
+    image_processor = image_processor_of(folder, config, overrides.get("use_fast"), native)
     arguments: dict[str, Any] = {name: stored[name] for name in _TOKENS if stored.get(name) is not None}
     for name, token in arguments.items():
         if not isinstance(token, str):
@@ -53,8 +47,8 @@ def read_processor(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]
         merge = native.get("spatial_merge_size")
     arguments["spatial_merge_size"] = _merge(merge, config)
     if isinstance(tokenizer, FastTokenizer):  # the others make prompts in the format of their own file
-        template = find_chat_template(folder, read_tokenizer_config(folder))
-        arguments["chat_template"] = template if template is not None else stored.get("chat_template")
+        template = tokenizer.chat_template
+        arguments["chat_template"] = stored.get("chat_template") if template is None else template
     return {
         **arguments,
         **{name: overrides[name] for name in _OWN if name in overrides},
@@ -63,12 +57,12 @@ def read_processor(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def picture_settings(folder: Path, format: str | None = None) -> dict[str, Any]:
+def picture_settings(folder: str | os.PathLike[str], format: str | None = None) -> dict[str, Any]:
     """How pictures are prepared in a folder, as keywords of `grid.image_grid`; no tokenizer is opened."""
-    config = config_dict_of(folder, format)
-    own_format = choose_format(folder, format) == MISTRAL
-    image_processor = image_processor_of(folder, config, None, own_format=own_format)
-    stored = _optional(folder / "processor_config.json")
+    folder = CheckpointFolder.at(folder, format=format)
+    config = config_dict_of(folder)
+    image_processor = image_processor_of(folder, config, None)
+    stored = folder.json("processor_config.json")
     settings = image_processor.settings({})
     return {
         "patch_size": _side(stored.get("patch_size"), config, image_processor),
@@ -83,16 +77,8 @@ def native_pictures(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
 
     Empty where it is for text alone.
     """
-    config = tokenizer.picture_config
-    if config is None:
-        return {}
-    side, merge = config.image_patch_size, getattr(config, "spatial_merge_size", 1)
-    settings = {
-        "patch_size": {"height": side, "width": side},
-        "size": {"longest_edge": config.max_image_size},
-        "dialect": "mistral",
-    }
-    return {"settings": settings, "spatial_merge_size": merge}
+    found = tokenizer.image_settings()
+    return {} if found is None else {"settings": found[0], "spatial_merge_size": found[1]}
 
 
 def processor_parts(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
@@ -116,21 +102,19 @@ def processor_parts(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
 
 
 def image_processor_of(
-    folder: Path,
+    folder: CheckpointFolder,
     config: Mapping[str, Any],
     use_fast: bool | None,
     native: Mapping[str, Any] | None = None,
-    *,
-    own_format: bool,
 ) -> PixtralImageProcessor | PixtralImageProcessorFast:
     """As the folder says; where it says nothing, with the vision tower's patch and picture size.
 
-    native: what the tokenizer's file says of pictures. own_format: the folder is in Mistral's own format, whose dialect is
-    then the default.
+    native: what the tokenizer's file says of images. The dialect of a folder in Mistral's own format is "mistral" unless
+    its files name another.
     """
     from vitrail.images.processor import PixtralImageProcessor, PixtralImageProcessorFast
 
-    vision = config.get("vision_config")
+    vision, own_format = config.get("vision_config"), folder.layout == MISTRAL
     settings = _image_settings(folder)
     if settings is None and native and (own_format or not isinstance(vision, Mapping)):
         settings = native["settings"]
@@ -151,14 +135,13 @@ def image_processor_of(
     return made
 
 
-def _image_settings(folder: Path) -> dict[str, Any] | None:
+def _image_settings(folder: CheckpointFolder) -> dict[str, Any] | None:
     from vitrail.images.processor_base import read_image_processor_dict
 
-    if (folder / "preprocessor_config.json").is_file():
-        return read_image_processor_dict(folder)
-    if "image_processor" in _optional(folder / "processor_config.json"):
-        return read_image_processor_dict(folder)
-    return None
+    there = "preprocessor_config.json" in folder.files or "image_processor" in folder.json(
+        "processor_config.json"
+    )
+    return read_image_processor_dict(folder) if there else None
 
 
 def _side(stored: Any, config: Mapping[str, Any], image_processor: Any) -> int:
@@ -185,7 +168,3 @@ def _positive(value: Any, name: str) -> int:
             f"processor_config.json: {name} must be a whole number of at least 1; got {value!r}"
         )
     return value
-
-
-def _optional(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}

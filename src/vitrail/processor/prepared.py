@@ -1,6 +1,6 @@
-"""A conversation's ids from the sizes of its prepared pictures, so that a picture is prepared once in a conversation.
+"""A conversation's ids from the grids of its prepared images, so that an image is prepared once in a conversation.
 
-`PixtralProcessor.apply_chat_template(tokenize=True)` gives the same ids, and prepares every picture each time.
+`PixtralProcessor.apply_chat_template(tokenize=True)` gives the same ids, and prepares every image each time.
 """
 
 from __future__ import annotations
@@ -11,50 +11,50 @@ from typing import TYPE_CHECKING, Any
 from vitrail.errors import PromptError
 from vitrail.images.fingerprint import fingerprint
 from vitrail.processor.processor import PixtralProcessor
-from vitrail.prompts.builtin.encode_chat import place_pictures
 from vitrail.prompts.messages import ImagePart, Message
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitrail.images.batch_feature import BatchFeature
+
 
 class PreparedPicture:
-    """A picture as the image processor makes it.
+    """An image as the image processor makes it.
 
-    size: (height, width) in pixels; tokens: what it costs in ids, image_tokens of which are the image token; key: the
-    fingerprint of its pixels. The pixels themselves are kept until they are first asked for, and made anew after that.
+    size: (height, width) in pixels; grid: its rows and columns of image tokens; tokens: what it costs in ids,
+    image_tokens of which are the image token; key: the fingerprint of its pixels. The pixels themselves are kept until
+    they are first asked for, and made anew after that.
     """
 
     def __init__(self, processor: PixtralProcessor, source: Any, options: Mapping[str, Any]) -> None:
         from vitrail.images.load import load_image
 
         self._processor, self._options = processor, options
-        self._picture = load_image(source)
-        self._pixels: Tensor | None = self._make()
-        self.size = (int(self._pixels.shape[1]), int(self._pixels.shape[2]))
-        grid = processor._grid(*self.size)
-        self.tokens, self.image_tokens = grid.tokens, grid.image_tokens
-        self.key = fingerprint(self._pixels)
+        self._image = load_image(source)
+        made = self._prepare()
+        (self.grid,) = made.grids
+        self.size = (self.grid.height, self.grid.width)
+        self.tokens, self.image_tokens = self.grid.tokens, self.grid.image_tokens
+        self._pixels: Tensor | None = made["pixel_values"][0]
+        self.key = fingerprint(made["pixel_values"][0])
 
     def pixels(self) -> Tensor:
         """(3, H, W)."""
         made, self._pixels = self._pixels, None
-        return self._make() if made is None else made
+        return self._prepare()["pixel_values"][0] if made is None else made
 
-    def _make(self) -> Tensor:
-        made: Tensor = self._processor._process_images([self._picture], dict(self._options))["pixel_values"][
-            0
-        ]
-        return made
+    def _prepare(self) -> BatchFeature:
+        return self._processor.prepare_images([self._image], **self._options)
 
 
 def lay_out(
     processor: Any, messages: Sequence[Message], **options: Any
 ) -> tuple[list[int], list[PreparedPicture]]:
-    """One conversation → its ids, and its pictures in their order.
+    """One conversation → its ids, and its images in their order.
 
     processor: a PixtralProcessor, or the tokenizer of a checkpoint that reads text only. messages: normalised ones whose
-    pictures have a PreparedPicture as their source. options: those of apply_chat_template that shape the prompt.
+    images have a PreparedPicture as their source. options: those of apply_chat_template that shape the prompt.
     Raises PromptError as that does.
     """
     options.setdefault("add_generation_prompt", True)
@@ -64,16 +64,10 @@ def lay_out(
         encoded = processor.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options)
         row = encoded["input_ids"]
         return list(row[0]) if row and isinstance(row[0], (list, tuple)) else list(row), []
-    chat = processor._render(list(messages), options.pop("chat_template", None), options)
-    pictures = [_prepared(part) for parts in chat.pictures for part in parts]
-    texts = processor._read(list(chat.prompts))
-    processor._check_counts(texts, None, len(pictures))
-    grids = [processor._grid(*picture.size) for picture in pictures]
-    prompts = place_pictures(texts, processor.image_token, grids, processor._expansion)
-    bos = processor.tokenizer.bos_token
-    opened = bos is not None and chat.prompts[0].startswith(bos)
-    encoded = processor._tokenize(prompts, {"add_special_tokens": False} if opened else {})
-    return list(encoded["input_ids"][0]), pictures
+    chat = processor.render_chat(list(messages), **options)
+    images = [_prepared(part) for parts in chat.pictures for part in parts]
+    encoded = processor.encode_prompts(chat.prompts, [image.grid for image in images])
+    return list(encoded["input_ids"][0]), images
 
 
 def _prepared(part: ImagePart) -> PreparedPicture:

@@ -5,38 +5,30 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.hub_options import HubOptions
 from vitrail.files.writing import prepare_folder, write_json
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid, image_grid
-from vitrail.prompts.builtin import BuiltPrompt
 from vitrail.prompts.builtin.encode_chat import (
-    AUTO,
     build_chat,
     choose_format,
-    count_pictures,
-    fit_rows,
-    place_pictures,
-    remembered_pictures,
 )
-from vitrail.prompts.builtin.pieces import Picture
-from vitrail.prompts.builtin.trusted import read_trusted
 from vitrail.prompts.chat_template import ChatTemplate, save_chat_template
-from vitrail.prompts.control_token_mask import count
 from vitrail.prompts.render import Chat, choose_template, refuse_assistant_mask, render_chat
+from vitrail.prompts.rendered_prompt import RenderedPrompt
 from vitrail.responses.ids import to_list
-from vitrail.tokenizer.fast import FastTokenizer
-from vitrail.tokenizer.mistral import MistralCommonTokenizer
-from vitrail.tokenizer.padding import limit_of
+from vitrail.tokenizer.base import BaseTokenizer
+from vitrail.tokenizer.image_prompts import ImagePromptEncoder
 
 if TYPE_CHECKING:
     from vitrail.images.processor import PixtralImageProcessor, PixtralImageProcessorFast
     from vitrail.responses.events import Response
+    from vitrail.tokenizer.fast import FastTokenizer
+    from vitrail.tokenizer.mistral import MistralCommonTokenizer
 
 # What only the processor decides; the rest of an image processor's and a tokenizer's options may be given to a call.
 _DECIDED = frozenset(
@@ -72,7 +64,7 @@ class PixtralProcessor:
             raise InputError(f"PixtralProcessor has no arguments {', '.join(sorted(kwargs))}")
         if image_processor is None or tokenizer is None:
             raise InputError("PixtralProcessor needs an image_processor and a tokenizer")
-        if not isinstance(tokenizer, (FastTokenizer, MistralCommonTokenizer)):
+        if not isinstance(tokenizer, BaseTokenizer):
             raise UnsupportedError(
                 f"PixtralProcessor reads prompts as text with Vitrail's own tokenizers; got {type(tokenizer).__name__}"
             )
@@ -110,24 +102,16 @@ class PixtralProcessor:
         preprocessor_config.json names another. Other keywords override the processor's arguments and the tokenizer's
         configuration. Raises CheckpointError for what is missing or does not belong, InputError for unknown keywords.
         """
-        from vitrail.files.hub import resolve
         from vitrail.processor.load import read_processor
 
-        folder = resolve(
-            pretrained_model_name_or_path,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-            revision=revision,
-            format=kwargs.get("format"),
-        )
+        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=kwargs.get("format"))
         return cls(**read_processor(folder, kwargs))
 
     def __call__(
         self,
         images: Any = None,
-        text: str | Sequence[str] | None = None,
+        text: str | RenderedPrompt | Sequence[str | RenderedPrompt] | None = None,
         audio: None = None,
         videos: None = None,
         **kwargs: Any,
@@ -146,24 +130,9 @@ class PixtralProcessor:
             raise InputError("give text, images or both")
         text_options, image_options, tensors = self._sort_options(kwargs)
         with_types = text_options.pop("return_mm_token_type_ids", False)
-        texts = [] if text is None else self._read(_as_texts(text))
-        images = remembered_pictures(texts) if images is None else images
-        vision: Mapping[str, Any] = {}
-        if images is not None and _holds_pictures(images):
-            vision = self._process_images(images, image_options)
-        prompts = texts
-        if text is not None:
-            sizes = to_list(vision.get("image_sizes", []))
-            self._check_counts(texts, images, len(sizes))
-            grids = [self._grid(height, width) for height, width in sizes]
-            prompts = place_pictures(texts, self.image_token, grids, self._expansion)
-            prompts, vision = self._fit(prompts, vision, text_options)
-        encoded = self._tokenize(prompts, text_options) if text is not None else {}
-        if with_types and encoded:
-            encoded["mm_token_type_ids"] = [
-                np.isin(row, self.image_ids).astype(int).tolist() for row in encoded["input_ids"]
-            ]
-        return BatchFeature({**encoded, **vision}, tensors)
+        texts = [] if text is None else _as_texts(text)
+        marked = self.image_ids if with_types else ()
+        return self._encoder(texts, images, text_options, image_options, marked).convert_to_tensors(tensors)
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """One conversation or a list of them → the prompt (default), or ids with the pictures (`tokenize=True`).
@@ -182,14 +151,13 @@ class PixtralProcessor:
             raise InputError(
                 f"{', '.join(call_options) or 'return_dict'}: needs tokenize=True; a prompt is text"
             )
-        chat = self._render(conversation, chat_template, kwargs)
+        chat = self.render_chat(conversation, chat_template, **kwargs)
         if not tokenize:
             return chat.text
-        bos = self.tokenizer.bos_token
-        if bos is not None and chat.prompts[0].startswith(bos):
+        if self._begins(chat.prompts[0]):
             call_options["add_special_tokens"] = False
         sources = [[part.source for part in parts if part.source is not None] for parts in chat.pictures]
-        out = self(text=chat.text, images=sources if any(sources) else None, **call_options)
+        out = self(text=chat.given, images=sources if any(sources) else None, **call_options)
         return out if return_dict else out["input_ids"]
 
     def decode(self, *args: Any, **kwargs: Any) -> str:
@@ -236,6 +204,28 @@ class PixtralProcessor:
             max_image_tokens=max_image_tokens or self.image_processor.max_image_tokens,
         )
 
+    def image_token_counts(self, batch: Mapping[str, Any]) -> list[int]:
+        """What each image of a batch that this processor made costs: its image, break and end ids."""
+        grids: Sequence[Grid] = getattr(batch, "grids", ())
+        if not grids and "image_sizes" in batch:  # a plain dict, or a batch that was put together
+            cell = self.patch_size * self.spatial_merge_size
+            grids = [Grid.of_size(height, width, cell) for height, width in to_list(batch["image_sizes"])]
+        return [grid.tokens for grid in grids]
+
+    def prepare_images(self, images: Any, **options: Any) -> BatchFeature:
+        """Images → pixel_values and image_sizes as tensors, with the grid of each; options are the image processor's."""
+        made = self._encoder.prepare(images, options)
+        for grid in made.grids:
+            grid.check_whole(self.patch_size * self.spatial_merge_size)
+        return made
+
+    def encode_prompts(self, prompts: Sequence[RenderedPrompt], grids: Sequence[Grid]) -> BatchFeature:
+        """Prompts of `render_chat` whose images are already prepared, as grids → input_ids and attention_mask."""
+        encoder = self._encoder
+        read = [self.tokenizer.read_prompt(prompt, self.image_token) for prompt in prompts]
+        options = {"add_special_tokens": False} if self._begins(prompts[0]) else {}
+        return encoder.encode(encoder.place(read, grids), options)
+
     def to_dict(self) -> dict[str, Any]:
         """The content of a processor_config.json in the layout of transformers 4.x."""
         return {
@@ -275,10 +265,11 @@ class PixtralProcessor:
         """Not supported: Vitrail only reads from the hub."""
         raise UnsupportedError("push_to_hub is not supported; use save_pretrained and the hub's own client")
 
-    def _render(self, conversation: Any, chat_template: str | None, options: dict[str, Any]) -> Chat:
-        native = isinstance(self.tokenizer, MistralCommonTokenizer)
-        untold = AUTO if native and self.chat_template is None and chat_template is None else None
-        format = options.pop("format", None) or untold
+    def render_chat(self, conversation: Any, chat_template: str | None = None, **options: Any) -> Chat:
+        """The prompts of one conversation or a list of them, with their images; options as `apply_chat_template`'s."""
+        has_template = self.chat_template is not None or chat_template is not None
+        default = None if has_template else self.tokenizer.default_format
+        format = options.pop("format", None) or default
         if format is not None:
             if chat_template is not None:
                 raise InputError("give format or chat_template, not both")
@@ -296,91 +287,17 @@ class PixtralProcessor:
             **given,
         )
 
-    def _process_images(self, images: Any, options: dict[str, Any]) -> BatchFeature:
+    def _begins(self, prompt: RenderedPrompt) -> bool:
+        """Whether a prompt writes its own begin token, so that the tokenizer adds none."""
+        bos = self.tokenizer.bos_token
+        return bos is not None and prompt.text.startswith(bos)
+
+    @property
+    def _encoder(self) -> ImagePromptEncoder:
         cell = self.patch_size * self.spatial_merge_size
-        return self.image_processor(
-            images, patch_size={"height": cell, "width": cell}, return_tensors="pt", **options
+        return ImagePromptEncoder(
+            self.tokenizer, self.image_processor, cell, self.image_token_id, self._image_tokens()
         )
-
-    def _check_counts(self, texts: Sequence[str], images: Any, pictures: int) -> None:
-        """Every picture needs its token and every token its picture: in all, and per text where pictures are nested."""
-        tokens = [count_pictures(text, self.image_token) for text in texts]
-        if sum(tokens) != pictures:
-            raise InputError(
-                f"the text has {sum(tokens)} {self.image_token} and there are {pictures} pictures; every picture needs one"
-            )
-        if (
-            isinstance(images, (list, tuple))
-            and images
-            and all(isinstance(row, (list, tuple)) for row in images)
-        ):
-            given = [len(row) for row in images]
-            if len(given) > 1 and given != tokens:
-                raise InputError(
-                    f"the texts have {tokens} {self.image_token}, but their lists hold {given} pictures"
-                )
-
-    def _grid(self, height: int, width: int) -> Grid:
-        """The grid of a prepared picture. Raises InputError unless it is made of whole squares."""
-        grid = image_grid(
-            height,
-            width,
-            patch_size=self.patch_size,
-            merge=self.spatial_merge_size,
-            longest_edge=max(height, width),
-        )
-        if (grid.height, grid.width) != (height, width):
-            raise InputError(
-                f"a picture of {width}×{height} pixels (width×height) is not made of whole squares of "
-                f"{self.patch_size * self.spatial_merge_size}; leave do_resize on"
-            )
-        return grid
-
-    def _expansion(self, grid: Grid) -> str:
-        """What stands for one picture: a row of image tokens for each row of the grid, each with its end."""
-        row = self.image_token * grid.cols
-        return (row + self.image_break_token) * (grid.rows - 1) + row + self.image_end_token
-
-    def _read(self, texts: list[str]) -> list[str]:
-        """Texts as prompts: mistral-common's tokenizers find no control tokens in texts, so they are found here."""
-        if not isinstance(self.tokenizer, MistralCommonTokenizer):
-            return texts
-        controls = self.tokenizer.control_tokens
-        return [
-            t if isinstance(t, BuiltPrompt) else read_trusted(t, controls, self.image_token) for t in texts
-        ]
-
-    def _fit(
-        self, prompts: list[str], vision: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> tuple[list[str], Mapping[str, Any]]:
-        """Prompts of built-in formats without their oldest turns where they are too long, and their pictures."""
-        if not any(isinstance(prompt, BuiltPrompt) and prompt.from_messages for prompt in prompts):
-            return prompts, vision
-        limit = limit_of(
-            self.tokenizer._plan(
-                options.get("padding", False),
-                options.get("truncation"),
-                options.get("max_length"),
-                None,
-                None,
-            )
-        )
-        if limit is None:
-            return prompts, vision
-        prompts, kept = fit_rows(prompts, self.tokenizer.encoder, limit)
-        if not kept:
-            return prompts, {}
-        return prompts, {name: value[kept] for name, value in vision.items()}
-
-    def _tokenize(self, prompts: Sequence[str], options: dict[str, Any]) -> BatchFeature:
-        encoded = self.tokenizer(list(prompts), **options)
-        wanted = [_image_tokens(prompt, self.image_token) for prompt in prompts]
-        kept = [list(row).count(self.image_token_id) for row in encoded["input_ids"]]
-        if kept != wanted:
-            raise InputError(
-                f"pictures need {wanted} {self.image_token}, but {kept} are left after truncation; raise max_length"
-            )
-        return encoded
 
     def _sort_options(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
         """Keywords of a call → the tokenizer's, the image processor's, and return_tensors."""
@@ -413,35 +330,20 @@ class PixtralProcessor:
         return frozenset({*parameters, "return_mm_token_type_ids"} - _DECIDED)
 
     def _look_up(self, token: str) -> int | None:
-        if isinstance(self.tokenizer, MistralCommonTokenizer):
-            return self.tokenizer.encoder.find(token)  # some of its files are for text alone
-        index = self.tokenizer.convert_tokens_to_ids(token)
-        if index is None or (index == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token):
+        index = self.tokenizer.find_token(token)
+        if index is None and self.tokenizer.needs_image_tokens:
             raise CheckpointError(f"the tokenizer has no {token}; a tokenizer for pictures needs it")
-        return int(index)
+        return index
 
 
-def load_processor(folder: Path, **overrides: Any) -> PixtralProcessor:
+def load_processor(folder: str | os.PathLike[str], **overrides: Any) -> PixtralProcessor:
     """The processor of a folder; `overrides` and errors as `PixtralProcessor.from_pretrained`."""
     return PixtralProcessor.from_pretrained(folder, **overrides)
 
 
-def _image_tokens(prompt: str, image_token: str) -> int:
-    """How many image tokens a prompt has once its pictures are written out."""
-    if isinstance(prompt, BuiltPrompt):
-        return sum((p.rows or 1) * (p.cols or 1) for p in prompt.pieces if isinstance(p, Picture))
-    return count(prompt, image_token)
-
-
-def _as_texts(text: Any) -> list[str]:
-    texts = [text] if isinstance(text, str) else text
-    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(item, str) for item in texts):
+def _as_texts(text: Any) -> list[str | RenderedPrompt]:
+    texts = [text] if isinstance(text, (str, RenderedPrompt)) else text
+    listed = isinstance(texts, (list, tuple)) and len(texts) > 0
+    if not listed or not all(isinstance(item, (str, RenderedPrompt)) for item in texts):
         raise InputError(f"text is a text or a list of texts; got {type(text).__name__}")
     return list(texts)
-
-
-def _holds_pictures(images: Any) -> bool:
-    """Whether there is a picture in nested lists: empty ones stand for texts without."""
-    if isinstance(images, (list, tuple)):
-        return any(_holds_pictures(image) for image in images)
-    return images is not None

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitrail.errors import CheckpointError, InputError, PromptError
 from vitrail.images.grid import Grid, image_grid
-from vitrail.prompts.builtin import FORMATS, build_prompt, encode_prompt
-from vitrail.prompts.builtin.built_prompt import BuiltPrompt, expansion
+from vitrail.prompts.builtin import FORMATS, BuiltPrompt, build_prompt
 from vitrail.prompts.builtin.encode_chat import choose_format
 from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE
 from vitrail.prompts.builtin.sizes import lay_out, picture_size
 from vitrail.prompts.builtin.tools import read_tools
-from vitrail.prompts.control_token_mask import control_pattern, count, substitute
+from vitrail.prompts.control_pattern import control_pattern
 from vitrail.prompts.conversation_file import Conversation
 from vitrail.prompts.render import choose_template, render_chat
 from vitrail.responses.control_names import control_names
@@ -119,10 +118,10 @@ class PromptMaker:
     def _built(self, conversation: Conversation, name: str) -> tuple[list[int], list[Grid], str]:
         prompt, grids = self.build(conversation, name)
         shown = choose_format(name, self.tokenizer.prompt_format).name
-        return encode_prompt(prompt, self.tokenizer.encoder), grids, shown
+        return self.tokenizer.encode_prompt(prompt), grids, shown
 
     def _template(self, conversation: Conversation) -> tuple[list[int], list[Grid], str]:
-        if not isinstance(self.tokenizer, FastTokenizer):
+        if self.tokenizer.default_format is not None:
             raise PromptError(
                 "tokenizers of mistral-common have formats, no chat template; choose another format"
             )
@@ -140,15 +139,13 @@ class PromptMaker:
             variables={} if effort is None else {"reasoning_effort": effort},
         )
         (prompt,), (parts,) = chat.prompts, chat.pictures
-        if count(prompt, IMAGE) != len(parts):
-            raise PromptError(f"the template wrote {count(prompt, IMAGE)} {IMAGE} for {len(parts)} pictures")
+        if (written := prompt.count_images(IMAGE)) != len(parts):
+            raise PromptError(f"the template wrote {written} {IMAGE} for {len(parts)} pictures")
         grids = [self._grid(*picture_size(part, placeholders=True)) for part in parts]
-        prompt = substitute(prompt, IMAGE, ("".join(expansion(grid.rows, grid.cols)) for grid in grids))
+        prompt = prompt.with_grids(iter(grids), (IMAGE, BREAK, END))
         bos = self.tokenizer.bos_token
-        special = bos is None or not prompt.startswith(
-            bos
-        )  # a template that writes none expects it from here
-        return self.tokenizer(prompt, add_special_tokens=special)["input_ids"], grids, TEMPLATE
+        special = bos is None or not prompt.text.startswith(bos)  # else the template writes its own
+        return self.tokenizer.encode_prompt(prompt, add_special_tokens=special), grids, TEMPLATE
 
     def _grid(self, height: int, width: int) -> Grid:
         if self.pictures is None:

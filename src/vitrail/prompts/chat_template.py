@@ -7,29 +7,29 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from vitrail.errors import CheckpointError
-from vitrail.files.json import read_json
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.names import is_plain
 from vitrail.files.writing import write_text
 
 ChatTemplate: TypeAlias = str | dict[str, str]
 _TEMPLATE_LIMIT = 4 << 20  # bytes of a template file; template.py bounds the characters
 
 
-def find_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
+def find_chat_template(folder: CheckpointFolder, config: Mapping[str, Any]) -> ChatTemplate | None:
     """A folder's chat template, or name → template where it has several; None where it has none.
 
     In this order: chat_template.jinja (and additional_chat_templates/), chat_template.json, and `chat_template`
     in `config`, the folder's tokenizer_config.json. Raises CheckpointError for a file that holds none.
     """
-    main = folder / "chat_template.jinja"
-    more = {
-        file.stem: _read_text(file) for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    }
-    if main.is_file():
-        return {"default": _read_text(main), **more} if more else _read_text(main)
+    others = folder.path / "additional_chat_templates"
+    more = {file.stem: _read_text(file) for file in sorted(others.glob("*.jinja"))} if others.is_dir() else {}
+    if "chat_template.jinja" in folder.files:
+        main = _read_text(folder.path / "chat_template.jinja")
+        return {"default": main, **more} if more else main
     if more:
         return more
-    legacy = folder / "chat_template.json"
-    found = read_json(legacy).get("chat_template") if legacy.is_file() else config.get("chat_template")
+    legacy = "chat_template.json"
+    found = (folder.json(legacy) if legacy in folder.files else config).get("chat_template")
     if isinstance(found, list):  # the 4.x form of several templates
         found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
     named = isinstance(found, dict) and all(isinstance(text, str) for item in found.items() for text in item)
@@ -41,12 +41,16 @@ def find_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate 
 
 
 def save_chat_template(folder: Path, template: ChatTemplate | None) -> list[Path]:
-    """Write the template as .jinja files; returns them."""
+    """Write the template as .jinja files; returns them. CheckpointError for a name that cannot be a file's."""
     named = {"default": template} if isinstance(template, str) else (template or {})
     written = []
     for name, text in named.items():
+        if not is_plain(name) or "/" in name:
+            raise CheckpointError(
+                f"the chat template {name[:100]!r} cannot be saved: its name becomes a file's; give it a plain one."
+            )
         more = folder / "additional_chat_templates"
-        file = folder / "chat_template.jinja" if name == "default" else more / f"{Path(name).name}.jinja"
+        file = folder / "chat_template.jinja" if name == "default" else more / f"{name}.jinja"
         file.parent.mkdir(exist_ok=True)
         written.append(write_text(file, text))
     return written

@@ -9,6 +9,7 @@ from typing import Any
 from vitrail.errors import PromptError, UnsupportedError
 from vitrail.prompts.chat_template import ChatTemplate
 from vitrail.prompts.messages import ImagePart, normalize_batch, pictures
+from vitrail.prompts.rendered_prompt import PromptText, RenderedPrompt
 
 # For folders without a template whose tokenizer has [INST]: Mistral's turns, in their simplest form.
 DEFAULT_TEMPLATE = """\
@@ -32,16 +33,22 @@ DEFAULT_TEMPLATE = """\
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """Rendered conversations: a prompt and the pictures of each, and whether a list of conversations was given."""
+    """Rendered conversations: a prompt and the images of each, and whether a list of conversations was given."""
 
-    prompts: Sequence[str]
+    prompts: Sequence[RenderedPrompt]
     pictures: list[list[ImagePart]]
     batched: bool
 
     @property
-    def text(self) -> str | list[str]:
-        """The prompt, or the list of them, as was given."""
+    def given(self) -> RenderedPrompt | list[RenderedPrompt]:
+        """The prompt, or the list of them, as conversations were given."""
         return list(self.prompts) if self.batched else self.prompts[0]
+
+    @property
+    def text(self) -> str | list[str]:
+        """As `given`, as the strings that `apply_chat_template(tokenize=False)` returns."""
+        texts = [PromptText(prompt) for prompt in self.prompts]
+        return list(texts) if self.batched else texts[0]
 
 
 def render_chat(

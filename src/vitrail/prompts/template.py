@@ -17,8 +17,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from vitrail.errors import PromptError, UnsupportedError
-from vitrail.prompts.control_token_mask import Prompt, Veil, veil_values
+from vitrail.prompts.control_token_mask import ControlTokenMask, map_strings
 from vitrail.prompts.messages import Message
+from vitrail.prompts.rendered_prompt import RenderedPrompt
 from vitrail.prompts.template_budget import Budget, indent_width
 from vitrail.prompts.template_view import CONTINUE_HERE, View
 
@@ -77,11 +78,11 @@ def render(
     controls: Iterable[str] = (),
     special_tokens: Mapping[str, Any] | None = None,
     variables: Mapping[str, Any] | None = None,
-) -> Prompt:
-    """Render one conversation. The result remembers which control tokens the template wrote.
+) -> RenderedPrompt:
+    """Render one conversation. The result keeps which control tokens the template wrote.
 
     template: Jinja source, with the names and filters that transformers gives it.
-    controls: the tokenizer's control tokens; typed by a user they stay text (see prompt.py).
+    controls: the tokenizer's control tokens; typed by a user they stay text (control_token_mask.py).
     special_tokens: what the template may name (bos_token, …); variables: what else the caller hands to it.
     Raises PromptError if the template fails, refuses the conversation, does not read a given variable or
     works too long.
@@ -93,34 +94,34 @@ def render(
     compiled = _compile(template)
     _check_variables(compiled, variables or {}, tools, documents)
     moment = datetime.now()
-    plain_veil = Veil.over((), template)
+    no_mask = ControlTokenMask.over((), template)
 
     def once(text: Callable[[str], str], key: Callable[[str], str]) -> str:
         view = View(compiled.source, text, key, continue_final_message)
         shown = view.messages(messages)
         context = {
             **(special_tokens or {}),
-            **{name: veil_values(value, key, key) for name, value in (variables or {}).items()},
+            **{name: map_strings(value, key, key) for name, value in (variables or {}).items()},
             "messages": shown,
-            "tools": None if tools is None else [veil_values(_schema(tool), text, key) for tool in tools],
-            "documents": None if documents is None else [veil_values(dict(d), text, key) for d in documents],
+            "tools": None if tools is None else [map_strings(_schema(tool), text, key) for tool in tools],
+            "documents": None if documents is None else [map_strings(dict(d), text, key) for d in documents],
             "add_generation_prompt": add_generation_prompt,
         }
         rendered = compiled.render(context, moment)
         return _cut_at_mark(rendered) if continue_final_message else rendered
 
-    plain = once(plain_veil.lift, plain_veil.lift)
-    veil = Veil.over(controls, template, plain)
-    if not veil.controls:
-        return Prompt(plain, veil)
+    plain = once(no_mask.unmask, no_mask.unmask)
+    mask = ControlTokenMask.over(controls, template, plain)
+    if not mask.controls:
+        return mask.rendered(plain)
     try:
-        deep = once(veil.deep, veil.literal)
+        masked = once(mask.mask_all, mask.mask_tokens)
     except PromptError:
-        deep = ""  # the template looks at the text itself, and refuses to go on without it
-    if veil.lift(deep) == plain:
-        return Prompt(deep, veil)
-    # The template acts on the text itself (splits, compares, escapes): veil only what could be a control token.
-    return Prompt(once(veil.shallow, veil.literal), veil)
+        masked = ""  # the template looks at the text itself, and refuses to go on without it
+    if mask.unmask(masked) != plain:
+        # The template acts on the text itself (splits, compares, escapes): mask only what could be a control token.
+        masked = once(mask.mask_user, mask.mask_tokens)
+    return mask.rendered(masked)
 
 
 class _Environment(ImmutableSandboxedEnvironment):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from vitrail.errors import PromptError
-from vitrail.prompts.control_token_mask import veil_values
+from vitrail.prompts.control_token_mask import map_strings
 from vitrail.prompts.messages import ImagePart, Message, Part, TextPart, ThinkPart
 
 CONTINUE_HERE = "\U0010fffe"  # a noncharacter: it marks where the last message's text ends
@@ -56,16 +56,16 @@ class View:
             shown["content"] = None
         if message.tool_calls:
             calls = [dict(call) for call in message.tool_calls]
-            shown["tool_calls"] = veil_values(calls, self.text, self.key)
+            shown["tool_calls"] = map_strings(calls, self.text, self.key)
         for name in ("tool_call_id", "name"):
             value = getattr(message, name)
             if value is not None:
                 shown[name] = self.text(value)
-        shown.update({name: veil_values(value, self.text, self.key) for name, value in message.extra.items()})
+        shown.update({name: map_strings(value, self.text, self.key) for name, value in message.extra.items()})
         return shown
 
     def _part(self, part: Part) -> dict[str, Any]:
-        extra = {name: veil_values(value, self.text, self.key) for name, value in part.extra.items()}
+        extra = {name: map_strings(value, self.text, self.key) for name, value in part.extra.items()}
         if isinstance(part, TextPart):
             return _Part(type="text", text=self.text(part.text), **extra)
         if isinstance(part, ImagePart):
@@ -80,8 +80,8 @@ class View:
         ]
 
     def _piece(self, piece: dict[str, Any]) -> dict[str, Any]:
-        veiled = {name: veil_values(value, self.text, self.key) for name, value in piece.items()}
-        return {**veiled, "type": piece.get("type")}
+        masked = {name: map_strings(value, self.text, self.key) for name, value in piece.items()}
+        return {**masked, "type": piece.get("type")}
 
 
 def _mark(message: dict[str, Any]) -> None:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vitrail.reader import answers, charset, draw, fonts, text
+from vitrail.reader import answers, charset, fonts, render_text, text
 from vitrail.reader.answers import Answer
-from vitrail.reader.draw import Block, Drawing
 from vitrail.reader.fonts import Face
+from vitrail.reader.render_text import Block, Drawing
 
 PATCH = 8
 UNIT = 16  # patch side × merge side: the processor rounds sizes up to multiples of this
@@ -108,7 +108,7 @@ class Pictures(Dataset[Batch]):
                 continue
             size = int(rng.integers(look.sizes[0], look.sizes[1] + 1))
             align = float(rng.choice([0.0, 0.5, 1.0], p=[0.75, 0.2, 0.05]))
-            block = draw.lay_out(lines, face, size, float(rng.uniform(0.95, 1.4)), align)
+            block = render_text.lay_out(lines, face, size, float(rng.uniform(0.95, 1.4)), align)
             width, height = _units(block.width, block.height)
             if rng.random() < (look.patches * PATCH**2 / (width * height)) ** 2:
                 return block
@@ -206,7 +206,7 @@ def _draw_group(
         scale = max(width / LONGEST_EDGE, height / LONGEST_EDGE, 1.0)
         canvas = (_natural(width, target[0], scale, rng), _natural(height, target[1], scale, rng))
         blank = look.blank > 0 and rng.random() < look.blank
-        drawings.append(draw.draw(block, canvas, target, rng, look.wear, blank))
+        drawings.append(render_text.render(block, canvas, target, rng, look.wear, blank))
     return drawings
 
 

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.tesseract:
             scores["tesseract"] = tesseract(given.folder)
         if given.sheet is not None:
-            from vitrail.reader.sheet import save_sheet
+            from vitrail.reader.contact_sheet import save_sheet
 
             save_sheet(scores["vitrail"][0].worst(12), given.folder, given.sheet)
     except VitrailError as problem:

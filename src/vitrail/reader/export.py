@@ -16,7 +16,7 @@ from vitrail.errors import CheckpointError
 from vitrail.model.vlm import Mistral3ForConditionalGeneration
 from vitrail.reader.network import Reader
 from vitrail.reader.tokenizer import write_assets
-from vitrail.train import state
+from vitrail.train import checkpoint
 
 
 def trained(stage: Path, averaged: bool = True) -> Reader:
@@ -25,12 +25,12 @@ def trained(stage: Path, averaged: bool = True) -> Reader:
     Raises:
         CheckpointError: the stage has no checkpoint, or one of another architecture.
     """
-    found = state.checkpoints(stage)
+    found = checkpoint.checkpoints(stage)
     if not found:
         raise CheckpointError(f"{stage} has no checkpoint; expected a stage's folder of a training run.")
     reader = Reader()
     name = "average.safetensors" if averaged else "model.safetensors"
-    state.load_weights(reader, load_file(found[-1] / name), found[-1])
+    checkpoint.load_weights(reader, load_file(found[-1] / name), found[-1])
     return reader
 
 

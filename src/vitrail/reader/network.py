@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.configs import Mistral3Config, MistralConfig, PixtralVisionConfig
+from vitrail.images.grid import Grid
 from vitrail.model.record import Record
 from vitrail.model.vlm import Mistral3ForConditionalGeneration
 from vitrail.ops.linear import linear
 from vitrail.ops.segments import Segments
 from vitrail.ops.step import Step
-from vitrail.reader import batches, charset, start
+from vitrail.reader import batches, charset, init_weights
 from vitrail.reader.batches import Batch
 
 _POINTERS = (0, 3)  # heads that learn to point: the first of each key/value head
@@ -74,9 +75,9 @@ class Reader(nn.Module):
         self.model = Mistral3ForConditionalGeneration(config())
         tower = self.model.vision_tower
         width = tower.config.hidden_size
-        start.plain(self)
-        start.patch_filters(tower.patch_conv.weight)
-        start.neighbour_heads(
+        init_weights.fill_normal(self)
+        init_weights.patch_filters(tower.patch_conv.weight)
+        init_weights.neighbour_heads(
             list(tower.transformer.layers), tower.config.num_attention_heads, tower.config.rope_theta
         )
         nn.init.normal_(self.table, std=0.05)
@@ -226,9 +227,7 @@ def pointer_loss(layers: Sequence[Sequence[Tensor]], batch: Batch) -> Tensor:
         if not (about >= 0).any():  # nothing to read, or asked for something else
             continue
         known = (about >= 0) & holds.any(dim=1)[about]
-        last = (
-            len(image_ids(size)) + 2 + len(batch.questions[number])
-        )  # the row of [/INST] writes the first id
+        last = _grid(size).tokens + 2 + len(batch.questions[number])  # the row of [/INST] writes the first id
         asking = (last + torch.arange(len(about)))[known]
         for layer in layers:
             weights = layer[number][list(_POINTERS)][:, asking, 2 : 2 + holds.shape[1]]
@@ -247,14 +246,15 @@ def _shown(rows: Tensor, batch: Batch) -> Tensor:
     """The rows of the pictures that stand in their prompts."""
     if all(batch.shown):
         return rows
-    counts = [h * w // batches.UNIT**2 for h, w in batch.image_sizes.tolist()]
+    counts = [_grid(size).image_tokens for size in batch.image_sizes.tolist()]
     parts = torch.split(rows, counts)
     return torch.cat([part for part, shown in zip(parts, batch.shown, strict=True) if shown])
 
 
 def _grid_places(size: Sequence[int]) -> Tensor:
     """Row and column (n, 2) of a picture's tokens."""
-    return torch.cartesian_prod(torch.arange(size[0] // batches.UNIT), torch.arange(size[1] // batches.UNIT))
+    grid = _grid(size)
+    return torch.cartesian_prod(torch.arange(grid.rows), torch.arange(grid.cols))
 
 
 def _holders(places: Tensor, characters: int) -> Tensor:
@@ -268,8 +268,9 @@ def _holders(places: Tensor, characters: int) -> Tensor:
 
 
 def image_ids(size: Sequence[int]) -> Sequence[int]:
-    """The ids that stand for a picture of (height, width) pixels: [IMG] per merged patch, breaks, one end."""
-    rows, columns = size[0] // batches.UNIT, size[1] // batches.UNIT
-    ids = ([charset.IMG] * columns + [charset.IMG_BREAK]) * rows
-    ids[-1] = charset.IMG_END
-    return ids
+    """The ids that stand for an image of (height, width) pixels: [IMG] per merged patch, breaks, one end."""
+    return _grid(size).expand(charset.IMG, charset.IMG_BREAK, charset.IMG_END)
+
+
+def _grid(size: Sequence[int]) -> Grid:
+    return Grid.of_size(size[0], size[1], batches.UNIT)

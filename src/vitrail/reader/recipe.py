@@ -28,10 +28,11 @@ from vitrail.reader.batches import Batch, Look, Pictures
 from vitrail.reader.fonts import Face
 from vitrail.reader.network import Reader
 from vitrail.reader.text import Words
-from vitrail.train import state
-from vitrail.train.loop import Run, Schedule
+from vitrail.train import checkpoint
+from vitrail.train.distributed import Peers
+from vitrail.train.loop import Schedule, TrainingLoop
+from vitrail.train.metrics import StepMeans
 from vitrail.train.muon import Muon
-from vitrail.train.peers import Peers
 
 _log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def train(
     previous: Path | None = None
     for number, stage in enumerate(stages):
         folder = out / f"{number:02d}-{stage.name}"
-        if state.finished(folder, stage.schedule.steps):
+        if checkpoint.finished(folder, stage.schedule.steps):
             previous = folder
             continue
         chosen = {
@@ -174,11 +175,12 @@ def train(
             chosen, words, stage.look, count=stage.count, seed=1000 + number, group=stage.group
         )
         reader.freeze(stage.frozen)
-        run = _run(reader, stage, pictures, folder, workers, peers or Peers())
-        if not state.checkpoints(folder) and previous is not None:
-            state.begin_from(run, previous)
+        loop = _loop(reader, stage, pictures, folder, workers, peers or Peers())
+        if not loop.restore() and previous is not None:
+            checkpoint.begin_from(loop, previous)
         _log.info("stage %s: %d families, %d steps", stage.name, len(chosen), stage.schedule.steps)
-        if not run.run(_report):
+        means = StepMeans(folder, stage.name, stage.schedule, _report)
+        if not loop.run(means.add if loop.peers.rank == 0 else None):
             return False
         previous = folder
     return True
@@ -195,25 +197,26 @@ def _faces(note: Path, folders: Sequence[Path]) -> list[Face]:
     return faces
 
 
-def _run(
+def _loop(
     reader: Reader, stage: Stage, pictures: Pictures, folder: Path, workers: int, peers: Peers
-) -> Run[Batch]:
-    def data(step: int) -> Iterable[Batch]:
+) -> TrainingLoop[Batch]:
+    def data(step: int) -> Iterable[list[Batch]]:
         steps = range(step * peers.count + peers.rank, stage.schedule.steps * peers.count, peers.count)
-        return DataLoader(
+        batches: DataLoader[Batch] = DataLoader(
             pictures,
             batch_size=None,
             sampler=steps,
             num_workers=workers,
             prefetch_factor=6 if workers else None,
         )
+        return ([batch] for batch in batches)
 
     def loss(batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         return reader.loss(
             batch, patches=stage.patches, answer=stage.answer, pointer=stage.pointer, located=stage.located
         )
 
-    return Run(
+    return TrainingLoop(
         reader, optimizers(reader, stage), loss, data, stage.schedule, folder, name=stage.name, peers=peers
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from vitrail.errors import InputError
-from vitrail.reader import draw, fonts, text
+from vitrail.reader import fonts, render_text, text
 from vitrail.reader.batches import Look, Pictures
 from vitrail.reader.fonts import Face
 
@@ -44,7 +44,7 @@ def make_testset(
         family, faces = families[number % len(families)]
         block = Pictures({family: faces}, words, LOOK, count=1, seed=seed).block(rng)
         canvas = (block.width + int(rng.integers(4, 40)), block.height + int(rng.integers(4, 36)))
-        drawing = draw.draw(block, canvas, canvas, rng, wear=1.0)
+        drawing = render_text.render(block, canvas, canvas, rng, wear=1.0)
         name = f"{number:04d}.png"
         Image.fromarray(drawing.pixels).save(out / name)
         face = f"{block.face.family} {block.face.style}"

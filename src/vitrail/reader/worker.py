@@ -1,4 +1,4 @@
-"""One of several processes that read files for `vitrail read`: names come in, readings go out. See crew.py.
+"""One of several processes that read files for `vitrail read`: names come in, readings go out. See worker_pool.py.
 
 Standard input: a JSON list of file names on every line. Standard output: for each such line one, {"files": [[pages,
 paged, error], …]}, a page being [text, confidence, seconds]; or {"fault": reason}, and the end.

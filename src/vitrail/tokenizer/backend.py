@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import CheckpointError
 from vitrail.files.json import JSON_LIMIT
+from vitrail.files.token_ids import TokenIds
 from vitrail.tokenizer.special_tokens import added_token
 
 if TYPE_CHECKING:
@@ -31,6 +32,13 @@ def read_backend(file: Path) -> Tokenizer:
         return Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises bare Exceptions and ValueErrors
         raise CheckpointError(f"{file} is no tokenizer that the tokenizers library reads: {error}") from error
+
+
+def token_ids_of(backend: Tokenizer, file: Path) -> TokenIds:
+    """What `read_token_ids` finds in the `file` of which `backend` was read, without parsing it again."""
+    controls = {token.content: index for index, token in backend.get_added_tokens_decoder().items()}
+    highest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+    return TokenIds(file, highest + 1, controls)
 
 
 def declare_tokens(backend: Tokenizer, decoder: Mapping[str, Any], special: Iterable[str]) -> None:

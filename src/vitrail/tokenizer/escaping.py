@@ -1,4 +1,4 @@
-"""Encodes prompts in which users typed control tokens: theirs become text, the template's become ids."""
+"""Special-token escaping: prompts in which users typed control tokens; theirs become text, the template's become ids."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vitrail.errors import PromptError
-from vitrail.prompts.control_token_mask import Prompt
+from vitrail.prompts.rendered_prompt import RenderedPrompt
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -46,7 +46,7 @@ class Row:
             getattr(self, name).append(getattr(row, name)[position])
 
 
-class TypedControls:
+class EscapingCopy:
     """A second copy of a tokenizer that reads control tokens as text and aliases, strings nobody typed, as controls.
 
     The text around the controls passes through the same normaliser, pre-tokeniser and model in one call, so that
@@ -80,20 +80,20 @@ class TypedControls:
         self.harmless = {backend.token_to_id(unknown)} if unknown else set()
 
     @classmethod
-    def for_prompt(cls, backend: Tokenizer, prompt: str, made: list[TypedControls]) -> TypedControls:
-        """A copy whose aliases do not occur in `prompt`: one of `made`, or a new one, which is kept there."""
+    def for_text(cls, backend: Tokenizer, text: str, made: list[EscapingCopy]) -> EscapingCopy:
+        """A copy whose aliases do not occur in `text`: one of `made`, or a new one, which is kept there."""
         for copy in made:
-            if copy.mark not in prompt:
+            if copy.mark not in text:
                 return copy
         taken = {copy.mark for copy in made}
         for code in range(_FIRST, _LAST + 1):
-            if chr(code) not in prompt and chr(code) not in taken:
+            if chr(code) not in text and chr(code) not in taken:
                 made.append(cls(backend, chr(code)))
                 del made[:-4]
                 return made[-1]
         raise PromptError("the messages use every private-use character; a prompt needs one of them free")
 
-    def encode(self, prompt: Prompt, add_special_tokens: bool, limit: int | None, side: str) -> Row:
+    def encode(self, prompt: RenderedPrompt, add_special_tokens: bool, limit: int | None, side: str) -> Row:
         """Encode one prompt, cut to `limit` ids at `side`."""
         row = Row.of(
             encode_cut(self.copy, [prompt.with_aliases(self.aliases)], add_special_tokens, limit, side)[0]

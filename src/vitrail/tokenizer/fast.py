@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from vitrail.errors import InputError, UnsupportedError
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.hub_options import HubOptions
 from vitrail.files.writing import prepare_folder, write_json, write_text
-from vitrail.images.batch_feature import BatchFeature, check_tensor_type
+from vitrail.images.batch_feature import BatchFeature
 from vitrail.prompts.builtin import BuiltPrompt, Format
 from vitrail.prompts.builtin.encode_chat import build_chat, choose_format, encode_built, fit_text
 from vitrail.prompts.chat_template import find_chat_template, save_chat_template
-from vitrail.prompts.control_token_mask import Prompt
 from vitrail.prompts.render import Chat, choose_template, refuse_assistant_mask, render_chat
+from vitrail.prompts.rendered_prompt import RenderedPrompt, opened
 from vitrail.responses.ids import to_ids, to_list
-from vitrail.tokenizer.backend import LLAMA_CLASSES, declare_tokens, follow_llama_flags, read_backend
-from vitrail.tokenizer.config_file import read_tokenizer_config
-from vitrail.tokenizer.escaping import Row, TypedControls, encode_cut
-from vitrail.tokenizer.json_encoder import JsonEncoder, format_of_controls
-from vitrail.tokenizer.padding import (
-    VERY_LARGE,
-    Lengths,
-    check_side,
-    lengths,
-    limit_of,
-    pad_encoded,
-    pad_rows,
+from vitrail.tokenizer.backend import (
+    LLAMA_CLASSES,
+    declare_tokens,
+    follow_llama_flags,
+    read_backend,
+    token_ids_of,
 )
+from vitrail.tokenizer.base import BaseTokenizer
+from vitrail.tokenizer.config_file import read_tokenizer_config
+from vitrail.tokenizer.escaping import EscapingCopy, Row, encode_cut
+from vitrail.tokenizer.json_encoder import JsonEncoder, format_of_controls
+from vitrail.tokenizer.padding import VERY_LARGE, Lengths, check_side, limit_of
 from vitrail.tokenizer.special_tokens import NAMES, read_additional, read_named, setting
 from vitrail.tokenizer.vocabulary import Vocabulary, clean_up
 
@@ -55,11 +56,11 @@ class Tokenizer(Protocol):
         """Number of ids."""
 
 
-class FastTokenizer(Vocabulary):
+class FastTokenizer(Vocabulary, BaseTokenizer):
     """A tokenizer.json with the methods of transformers' fast tokenizers.
 
     Where it differs: token_type_ids are returned only if the folder's tokenizer_config.json lists them, an unknown
-    argument raises, and `apply_chat_template` never turns what a user typed into a control token (`prompt.py`).
+    argument raises, and `apply_chat_template` never turns what a user typed into a control token (rendered_prompt.py).
     """
 
     def __init__(self, tokenizer_object: Any, chat_template: Any = None, **config: Any) -> None:
@@ -82,7 +83,7 @@ class FastTokenizer(Vocabulary):
         declare_tokens(tokenizer_object, config.get("added_tokens_decoder") or {}, self.all_special_tokens)
         if llama:
             follow_llama_flags(tokenizer_object, config)
-        self._copies: list[TypedControls] = []
+        self._copies: list[EscapingCopy] = []
         self._encoder: JsonEncoder | None = None
 
     @classmethod
@@ -102,21 +103,15 @@ class FastTokenizer(Vocabulary):
 
         format: of which of a repository's two formats the configuration beside it is fetched; see AutoConfig.
         """
-        from vitrail.files.hub import resolve
-
-        folder = resolve(
-            pretrained_model_name_or_path,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-            revision=revision,
-            format=format,
-        )
+        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=format)
         stored = read_tokenizer_config(folder)
         template = config.pop("chat_template", None) or find_chat_template(folder, stored)
         stored.pop("chat_template", None)
-        return cls(read_backend(folder / "tokenizer.json"), template, **{**stored, **config})
+        file = folder.path / "tokenizer.json"
+        backend = read_backend(file)
+        folder.keep_token_ids(token_ids_of(backend, file))
+        return cls(backend, template, **{**stored, **config})
 
     def __call__(
         self,
@@ -149,23 +144,18 @@ class FastTokenizer(Vocabulary):
         """
         refused = {"text_target": text_target, "text_pair_target": text_pair_target, "stride": stride}
         _refuse({**refused, "return_overflowing_tokens": return_overflowing_tokens}, kwargs)
-        single = isinstance(text, str) or (is_split_into_words and bool(text) and isinstance(text[0], str))
+        single = isinstance(text, (str, RenderedPrompt)) or (
+            is_split_into_words and bool(text) and isinstance(text[0], str)
+        )
         texts = _batch(text, text_pair, single)
         plan = self._plan(padding, truncation, max_length, pad_to_multiple_of, padding_side)
-        if any(isinstance(text, BuiltPrompt) for text in texts):
-            if return_offsets_mapping:
-                raise UnsupportedError("return_offsets_mapping: prompts of built-in formats have no offsets")
-            texts = [
-                fit_text(t, self.encoder, limit_of(plan)) if isinstance(t, BuiltPrompt) else t for t in texts
-            ]
-        encodings = self._encode(texts, add_special_tokens, plan.limit, is_split_into_words)
-        names = self.model_input_names
+        encodings = self._encode(texts, add_special_tokens, plan, is_split_into_words)
+        if return_offsets_mapping and not all(encoding.offsets for encoding in encodings if encoding.ids):
+            raise UnsupportedError("return_offsets_mapping: prompts of built-in formats have no offsets")
         wanted = {
             "ids": True,
-            "type_ids": "token_type_ids" in names if return_token_type_ids is None else return_token_type_ids,
-            "attention_mask": "attention_mask" in names
-            if return_attention_mask is None
-            else return_attention_mask,
+            "type_ids": self._wants("token_type_ids", return_token_type_ids),
+            "attention_mask": self._wants("attention_mask", return_attention_mask),
             "special_tokens_mask": return_special_tokens_mask,
             "offsets": return_offsets_mapping,
         }
@@ -175,12 +165,9 @@ class FastTokenizer(Vocabulary):
             for name, is_wanted in wanted.items()
             if is_wanted
         }
-        rows: dict[str, Any] = pad_rows(columns, plan, self._pads())
-        if return_length:
-            rows["length"] = [len(row) for row in rows["input_ids"]]
-        if single and check_tensor_type(return_tensors) is None:
-            rows = {name: column[0] for name, column in rows.items()}
-        return BatchFeature(rows, return_tensors)
+        return self._padded(
+            columns, plan, single=single, return_tensors=return_tensors, return_length=return_length
+        )
 
     def encode(
         self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **options: Any
@@ -190,8 +177,8 @@ class FastTokenizer(Vocabulary):
 
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
         """The tokens of one text, as strings of the vocabulary."""
-        tokens: list[str] = self._encode(_batch(text, pair, True), add_special_tokens, None, False)[0].tokens
-        return tokens
+        plan = self._plan(False, False, None, None, None)
+        return self._encode(_batch(text, pair, True), add_special_tokens, plan, False)[0].tokens
 
     def decode(
         self,
@@ -221,28 +208,6 @@ class FastTokenizer(Vocabulary):
         return [
             self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in to_list(sequences)
         ]
-
-    def pad(
-        self,
-        encoded_inputs: Any,
-        padding: Any = True,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        padding_side: str | None = None,
-        return_attention_mask: bool | None = None,
-        return_tensors: Any = None,
-        verbose: bool = True,
-    ) -> BatchFeature:
-        """Pad what this tokenizer returned: a dict of rows, a list of dicts, or one row."""
-        plan = self._plan(padding, False, max_length, pad_to_multiple_of, padding_side)
-        mask = (
-            "attention_mask" in self.model_input_names
-            if return_attention_mask is None
-            else return_attention_mask
-        )
-        return pad_encoded(
-            encoded_inputs, plan, self._pads(), return_attention_mask=mask, return_tensors=return_tensors
-        )
 
     def apply_chat_template(
         self,
@@ -281,7 +246,7 @@ class FastTokenizer(Vocabulary):
         if not tokenize:
             return chat.text
         encoded = self(
-            chat.text,
+            chat.given,
             padding=padding,
             truncation=truncation,
             max_length=max_length,
@@ -302,6 +267,12 @@ class FastTokenizer(Vocabulary):
     def prompt_format(self) -> Format:
         """The built-in format that the control tokens point to. Raises PromptError where they fit several."""
         return format_of_controls(self.encoder)
+
+    def find_token(self, name: str) -> int | None:
+        """Id of a token; None if there is none of this name."""
+        index = self.convert_tokens_to_ids(name)
+        missing = index is None or (index == self.unk_token_id and name != self.unk_token)
+        return None if missing else int(index)
 
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
         """The source of the template that would be used. Raises PromptError if there is none."""
@@ -357,77 +328,61 @@ class FastTokenizer(Vocabulary):
         stored = str(self.init_kwargs.get("tokenizer_class") or "")
         return stored if stored.endswith("Fast") or stored in LLAMA_CLASSES else "PreTrainedTokenizerFast"
 
-    def _plan(
-        self, padding: Any, truncation: Any, max_length: int | None, multiple: int | None, side: str | None
-    ) -> Lengths:
-        plan = lengths(
-            padding,
-            truncation,
-            max_length,
-            self.model_max_length,
-            pad_to_multiple_of=multiple,
-            side=self.padding_side if side is None else side,
-        )
-        if plan.pad is not None and self.pad_token_id is None:
-            raise InputError(
-                "padding needs a pad token and this tokenizer has none; set tokenizer.pad_token first"
-            )
-        return plan
-
-    def _pads(self) -> dict[str, int]:
-        pad = self.pad_token_id
-        fixed = {"attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
-        return fixed if pad is None else {"input_ids": pad, **fixed}
-
-    def _encode(self, texts: Sequence[Any], special: bool, limit: int | None, words: bool) -> list[Row]:
+    def _encode(self, texts: Sequence[Any], special: bool, plan: Lengths, words: bool) -> list[Row]:
         """Encode a batch of texts, prompts, pairs or lists of words."""
-        if limit is not None and any(isinstance(text, tuple) for text in texts):
+        if plan.limit is not None and any(isinstance(text, tuple) for text in texts):
             raise UnsupportedError("truncation of pairs of texts is not supported")
+        scanned = [text.scanned_text if isinstance(text, RenderedPrompt) else text for text in texts]
         side = self.truncation_side
-        plain = ["" if isinstance(text, BuiltPrompt) else text for text in texts]
         try:
-            encodings = encode_cut(self._tokenizer, plain, special, limit, side, words)
+            encodings = encode_cut(self._tokenizer, scanned, special, plan.limit, side, words)
         except (TypeError, UnicodeEncodeError) as error:  # the library's words for what is no text
             raise InputError(
                 f"expected a text or a list of texts, all of them valid Unicode: {error}"
             ) from error
         rows = [Row.of(encoding) for encoding in encodings]
-        for index, text in enumerate(texts):
-            if isinstance(text, BuiltPrompt):
-                rows[index] = self._built_row(encode_built(text, self.encoder, limit, side))
-            elif isinstance(text, Prompt) and (
-                text.holds_typed_controls() or self._reads_more(text, rows[index])
-            ):
-                copy = TypedControls.for_prompt(self._tokenizer, text, self._copies)
-                rows[index] = copy.encode(text, special, limit, side)
-        return rows
+        return [
+            self._prompt_row(text, row, special, plan) if isinstance(text, RenderedPrompt) else row
+            for text, row in zip(texts, rows, strict=True)
+        ]
+
+    def _prompt_row(self, prompt: RenderedPrompt, row: Row, special: bool, plan: Lengths) -> Row:
+        """The row of a prompt. row: that of its text, in which every control token counts, whoever wrote it."""
+        if isinstance(prompt, BuiltPrompt):
+            fitted = fit_text(prompt, self.encoder, limit_of(plan))
+            return self._built_row(encode_built(fitted, self.encoder, plan.limit, self.truncation_side))
+        if prompt.is_trusted:
+            return row
+        added = sorted(self.added_tokens_decoder.items())
+        controls = {index: token.content for index, token in added if token.special}
+        typed = prompt.holds_typed_controls(tuple(controls.values()))
+        if not typed and not _reads_more(prompt, row, controls.keys() - {self.unk_token_id}):
+            return row
+        copy = EscapingCopy.for_text(self._tokenizer, prompt.text, self._copies)
+        return copy.encode(prompt, special, plan.limit, self.truncation_side)
 
     def _built_row(self, ids: list[int]) -> Row:
         controls = {index for index, token in self.added_tokens_decoder.items() if token.special}
         special = [int(index in controls) for index in ids]
         tokens: list[str] = self.convert_ids_to_tokens(ids)
-        return Row(ids, [0] * len(ids), [1] * len(ids), special, [(0, 0)] * len(ids), tokens)
+        return Row(ids, [0] * len(ids), [1] * len(ids), special, [], tokens)
 
-    def _reads_more(self, prompt: Prompt, row: Row) -> bool:
-        """Whether the ids hold control tokens that the template did not write (through a lower-casing normaliser, say)."""
-        controls = {i for i, token in self.added_tokens_decoder.items() if token.special} - {
-            self.unk_token_id
-        }
-        found = sum(
-            i in controls for i, added in zip(row.ids, row.special_tokens_mask, strict=True) if not added
-        )
-        return found > len(prompt.controls())
+
+def _reads_more(prompt: RenderedPrompt, row: Row, controls: Collection[int]) -> bool:
+    """Whether the ids hold control tokens that the template did not write (through a lower-casing normaliser, say)."""
+    found = sum(i in controls for i, added in zip(row.ids, row.special_tokens_mask, strict=True) if not added)
+    return found > prompt.own_controls
 
 
 def _batch(text: Any, pair: Any, single: bool) -> list[Any]:
     """Texts, or (text, pair) tuples, as a list."""
     texts = [text] if single else text
     if not isinstance(texts, (list, tuple)) or (
-        not single and not all(isinstance(t, (str, list)) for t in texts)
+        not single and not all(isinstance(t, (str, list, RenderedPrompt)) for t in texts)
     ):
         raise InputError(f"expected a text or a list of texts, got {type(text).__name__}")
     if pair is None:
-        return list(texts)
+        return [opened(item) for item in texts]
     pairs = [pair] if single else pair
     if not isinstance(pairs, (list, tuple)) or len(pairs) != len(texts):
         raise InputError("text_pair must be given for every text")

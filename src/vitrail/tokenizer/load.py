@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.configs import PretrainedConfig
 from vitrail.errors import CheckpointError
-from vitrail.files.json import read_json
-from vitrail.files.token_ids import TOKENIZER_JSON, TokenIds, read_token_ids, tokenizer_file
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.token_ids import TOKENIZER_JSON, TokenIds
 
 if TYPE_CHECKING:
     from vitrail.tokenizer.fast import FastTokenizer
@@ -25,57 +26,76 @@ _TOKENS = {
 }
 
 
-def choose_tokenizer(folder: Path, mode: str = "auto") -> Path:
+def choose_tokenizer(folder: str | os.PathLike[str], mode: str = "auto") -> Path:
     """The tokenizer's file that is loaded: tekken.json or *.model.v* before tokenizer.json, for mode "hf" after it.
 
     Where mistral-common is not installed, a tokenizer.json is taken in its place, with a warning. Raises CheckpointError
     where there is no tokenizer, InputError for an unknown mode.
     """
-    file = tokenizer_file(folder, mode)
+    folder = CheckpointFolder.at(folder)
+    file = folder.tokenizer_file(mode)
     if file is None:
         raise CheckpointError(
             f"{folder} has no tokenizer: neither tokenizer.json, tekken.json nor *.model.v*"
         )
-    other = folder / TOKENIZER_JSON
     if (
         mode == "auto"
-        and file != other
-        and other.is_file()
+        and file.name != TOKENIZER_JSON
+        and TOKENIZER_JSON in folder.files
         and not importlib.util.find_spec("mistral_common")
     ):
         warnings.warn(
             f"{file.name} comes first but needs mistral-common (pip install 'vitrail[mistral]'); tokenizer.json is used.",
             stacklevel=3,
         )
-        return other
+        return folder.path / TOKENIZER_JSON
     return file
 
 
-def open_tokenizer_of(
-    folder: Path, mode: str = "auto", **options: Any
+def load_tokenizer(
+    folder: str | os.PathLike[str],
+    mode: str = "auto",
+    *,
+    config: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> FastTokenizer | MistralCommonTokenizer:
-    """The tokenizer that `choose_tokenizer` names; `options` as its `from_pretrained` takes them."""
+    """The tokenizer that `choose_tokenizer` names; `options` as its `from_pretrained` takes them.
+
+    config: the model's configuration, to which the tokenizer must belong (see `check_tokenizer`).
+    """
+    folder = CheckpointFolder.at(folder)
     file = choose_tokenizer(folder, mode)
+    tokenizer: FastTokenizer | MistralCommonTokenizer
     if file.name == TOKENIZER_JSON:
         from vitrail.tokenizer.fast import FastTokenizer
 
-        return FastTokenizer.from_pretrained(folder, **options)
-    from vitrail.tokenizer.mistral import MistralCommonTokenizer
+        tokenizer = FastTokenizer.from_pretrained(folder, **options)
+    else:
+        from vitrail.tokenizer.mistral import MistralCommonTokenizer
 
-    return MistralCommonTokenizer(file, **options)
+        tokenizer = MistralCommonTokenizer(file, **options)
+        ids = {name: tokenizer.encoder.find(name) for name in tokenizer.control_tokens}
+        controls = {name: index for name, index in ids.items() if index is not None}
+        folder.keep_token_ids(TokenIds(file, tokenizer.vocab_size, controls))
+    if config is not None:
+        check_tokenizer(folder, config, mode)
+    return tokenizer
 
 
-def check_tokenizer(folder: Path, config: PretrainedConfig | Mapping[str, Any], mode: str = "auto") -> None:
+def check_tokenizer(
+    folder: str | os.PathLike[str], config: PretrainedConfig | Mapping[str, Any], mode: str = "auto"
+) -> None:
     """Raise CheckpointError, with both numbers, where the tokenizer in `folder` cannot be that of `config`'s model.
 
     Its ids must fit into the embeddings, and its [IMG], [IMG_BREAK] and [IMG_END] must have the ids that the
     configuration names (most name the first alone). A folder without a tokenizer passes.
     """
-    file = tokenizer_file(folder, mode)
+    folder = CheckpointFolder.at(folder)
+    file = folder.tokenizer_file(mode)
     if file is None:
         return
     given = config.to_dict() if isinstance(config, PretrainedConfig) else config
-    faults = [*_faults(folder, read_token_ids(file), given)]
+    faults = [*_faults(folder, folder.token_ids(file), given)]
     if faults:
         raise CheckpointError(
             f"{file} does not belong to the model beside it: {'; '.join(faults)}. Use the tokenizer that was "
@@ -83,21 +103,15 @@ def check_tokenizer(folder: Path, config: PretrainedConfig | Mapping[str, Any], 
         )
 
 
-def _faults(folder: Path, found: TokenIds, config: Mapping[str, Any]) -> Iterator[str]:
+def _faults(folder: CheckpointFolder, found: TokenIds, config: Mapping[str, Any]) -> Iterator[str]:
     text = config.get("text_config", config)
     rows = text.get("vocab_size") if isinstance(text, Mapping) else None
     if isinstance(rows, int) and found.size > rows:
         yield f"it has {found.size} ids, and the embeddings have {rows} rows"
-    settings = folder / "processor_config.json"
-    names = read_json(settings) if settings.is_file() else {}
+    names = folder.json("processor_config.json")
     for spelled, (usual, keys) in _TOKENS.items():
         token = str(names.get(spelled) or usual)
         for key in keys:
             wanted = config.get(key)
             if wanted is not None and found.controls.get(token, wanted) != wanted:
                 yield f"its {token} has the id {found.controls[token]}, and {key} of the configuration is {wanted}"
-
-
-def load_tokenizer(folder: Path) -> FastTokenizer | MistralCommonTokenizer:
-    """The tokenizer of a folder: tekken.json or *.model.v* through mistral-common, else tokenizer.json."""
-    return open_tokenizer_of(folder)

@@ -8,30 +8,28 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from vitrail.errors import CheckpointError, InputError, PromptError, UnsupportedError
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.hub_options import HubOptions
 from vitrail.files.token_ids import version_of
 from vitrail.files.writing import prepare_folder
-from vitrail.images.batch_feature import BatchFeature, check_tensor_type
+from vitrail.images.batch_feature import BatchFeature
 from vitrail.prompts.builtin import BuiltPrompt, Format, build_prompt
-from vitrail.prompts.builtin.encode_chat import chat_of_format, encode_built, fit_text
+from vitrail.prompts.builtin.encode_chat import AUTO, build_chat, choose_format, encode_built, fit_text
+from vitrail.prompts.builtin.pieces import IMAGE
+from vitrail.prompts.builtin.trusted import read_trusted
 from vitrail.prompts.messages import Message, normalize_batch
+from vitrail.prompts.rendered_prompt import RenderedPrompt, as_prompt, opened
 from vitrail.responses.ids import to_ids, to_list
+from vitrail.tokenizer.image_prompts import ImagePromptEncoder
 from vitrail.tokenizer.mistral_bridge import explained, open_tokenizer, openai_message, stack_pictures
 from vitrail.tokenizer.mistral_encoder import MistralEncoder, format_of_file
 from vitrail.tokenizer.mistral_rows import MistralRows
-from vitrail.tokenizer.padding import (
-    VERY_LARGE,
-    Lengths,
-    check_side,
-    lengths,
-    limit_of,
-    pad_encoded,
-    pad_rows,
-)
+from vitrail.tokenizer.padding import VERY_LARGE, Lengths, check_side, limit_of
 
 _NEEDLESS = ("add_generation_prompt", "format", "reasoning_effort")
 _SENTENCEPIECE = re.compile(r".*\.model(\.v\d+(m\d+)?)?")
@@ -48,6 +46,11 @@ class MistralCommonTokenizer(MistralRows):
     model_input_names: list[str] = ["input_ids", "attention_mask"]  # noqa: RUF012 - a default, as in transformers
     padding_side: str = "left"
     truncation_side: str = "right"
+    default_format: ClassVar[str | None] = AUTO  # of the prompts: that of the tokenizer's own file
+    needs_image_tokens: ClassVar[bool] = False  # some files are for text alone
+    no_padding: ClassVar[str] = (
+        "padding needs a pad token, and sentencepiece files have none; encode one text at a time"
+    )
 
     def __init__(
         self,
@@ -96,19 +99,10 @@ class MistralCommonTokenizer(MistralRows):
 
         format="hf" or "mistral": of which of a repository's two formats the configuration beside it is fetched.
         """
-        from vitrail.files.hub import resolve
-
         format = kwargs.pop("format", None)
         _refuse("from_pretrained", {**kwargs, **({"init_inputs": init_inputs} if init_inputs else {})})
-        folder = resolve(
-            pretrained_model_name_or_path,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-            revision=revision,
-            format=format,
-        )
+        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=format)
         found = tokenizer_files(folder)
         if not found:
             raise CheckpointError(
@@ -158,7 +152,7 @@ class MistralCommonTokenizer(MistralRows):
         given |= {"stride": stride, "return_overflowing_tokens": return_overflowing_tokens}
         if refused := [name for name, value in given.items() if value]:
             raise UnsupportedError(f"{', '.join(refused)}: this tokenizer does not do that")
-        single = isinstance(text, str) or (
+        single = isinstance(text, (str, RenderedPrompt)) or (
             isinstance(text, (list, tuple)) and bool(text) and isinstance(text[0], int)
         )
         texts = [text] if single else text
@@ -171,19 +165,16 @@ class MistralCommonTokenizer(MistralRows):
             columns["special_tokens_mask"] = [
                 self.get_special_tokens_mask(row) if add_special_tokens else [0] * len(row) for row in rows
             ]
-        if (
-            "attention_mask" in self.model_input_names
-            if return_attention_mask is None
-            else return_attention_mask
-        ):
+        if self._wants("attention_mask", return_attention_mask):
             columns["attention_mask"] = [[1] * len(row) for row in rows]
-        out: dict[str, Any] = pad_rows(columns, plan, self._pads())
-        if return_length:
-            # As transformers' class: a row alone with its padding, the rows of a batch without.
-            out["length"] = [len(row) for row in (out["input_ids"] if single else rows)]
-        if single and check_tensor_type(return_tensors) is None:
-            out = {name: column[0] for name, column in out.items()}
-        return BatchFeature(out, return_tensors)
+        return self._padded(
+            columns,
+            plan,
+            single=single,
+            return_tensors=return_tensors,
+            return_length=return_length,
+            count_padding=single,  # as transformers' class
+        )
 
     def encode(
         self,
@@ -254,28 +245,6 @@ class MistralCommonTokenizer(MistralRows):
         tokens: list[str] = self.convert_ids_to_tokens(self._ids(text, add_special_tokens=False))
         return tokens
 
-    def pad(
-        self,
-        encoded_inputs: Any,
-        padding: Any = True,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        padding_side: str | None = None,
-        return_attention_mask: bool | None = None,
-        return_tensors: Any = None,
-        verbose: bool = True,
-    ) -> BatchFeature:
-        """Pad what this tokenizer returned: a dict of rows, a list of dicts, or one row."""
-        plan = self._plan(padding, False, max_length, pad_to_multiple_of, padding_side)
-        mask = (
-            "attention_mask" in self.model_input_names
-            if return_attention_mask is None
-            else return_attention_mask
-        )
-        return pad_encoded(
-            encoded_inputs, plan, self._pads(), return_attention_mask=mask, return_tensors=return_tensors
-        )
-
     def apply_chat_template(
         self,
         conversation: Any,
@@ -305,9 +274,7 @@ class MistralCommonTokenizer(MistralRows):
             options = {**kwargs, "tools": tools, "continue_final_message": continue_final_message}
             call = {"padding": padding, "truncation": truncation, "max_length": max_length}
             call["return_tensors"] = return_tensors
-            return chat_of_format(
-                self, conversation, options, call, tokenize=tokenize, return_dict=return_dict
-            )
+            return self._format_chat(conversation, options, call, tokenize=tokenize, return_dict=return_dict)
         _refuse("apply_chat_template", {k: v for k, v in kwargs.items() if k not in _NEEDLESS})
         conversations, batched = normalize_batch(conversation)
         encoded = [self._encode_chat(messages, tools, continue_final_message) for messages in conversations]
@@ -339,9 +306,33 @@ class MistralCommonTokenizer(MistralRows):
         encoder = getattr(instruct, "image_encoder", None) or getattr(instruct, "mm_encoder", None)
         return getattr(encoder, "image_config", None) or getattr(encoder, "mm_config", None)
 
+    def image_settings(self) -> tuple[dict[str, Any], int] | None:
+        """The file's settings of an image processor, and its spatial_merge_size; None where it is for text alone."""
+        config = self.picture_config
+        if config is None:
+            return None
+        side = config.image_patch_size
+        settings = {
+            "patch_size": {"height": side, "width": side},
+            "size": {"longest_edge": config.max_image_size},
+            "dialect": "mistral",
+        }
+        return settings, getattr(config, "spatial_merge_size", 1)
+
     def prompt_format(self) -> Format:
         """The built-in format that the tokenizer's file was made for."""
         return format_of_file(self.tokenizer)
+
+    def find_token(self, name: str) -> int | None:
+        """Id of a control token; None if there is none of this name."""
+        return self.encoder.find(name)
+
+    def read_prompt(self, text: str | RenderedPrompt, image_token: str = IMAGE) -> BuiltPrompt:
+        """A prompt as pieces: its control tokens are found here, for this tokenizer finds none in a text."""
+        prompt = as_prompt(text)
+        if isinstance(prompt, BuiltPrompt):
+            return prompt
+        return read_trusted(prompt, self.control_tokens, image_token)
 
     def save_pretrained(
         self,
@@ -367,9 +358,47 @@ class MistralCommonTokenizer(MistralRows):
             shutil.copyfile(self._tokenizer_path, target)
         return (str(target),)
 
+    def _format_chat(
+        self,
+        conversation: Any,
+        options: dict[str, Any],
+        call: dict[str, Any],
+        *,
+        tokenize: bool,
+        return_dict: bool,
+    ) -> Any:
+        """`apply_chat_template` through a built-in format. options: `build_chat`'s; call: those of `__call__`."""
+        form = choose_format(options.pop("format", None) or AUTO, self.prompt_format)
+        chat = build_chat(conversation, form, self.encoder, {"mode": self.mode, **options})
+        if not tokenize:
+            return chat.text
+        if not any(chat.pictures):
+            out = self(chat.given, **call)
+            return out if return_dict else out["input_ids"]
+        tensors = call.pop("return_tensors")
+        made = self._image_encoder()(chat.prompts, text_options=call)
+        out = BatchFeature(made, tensors).with_grids(made.grids)
+        if return_dict:
+            return out
+        return out["input_ids"] if chat.batched or tensors is not None else out["input_ids"][0]
+
+    def _image_encoder(self) -> ImagePromptEncoder:
+        from vitrail.images.processor import PixtralImageProcessor
+
+        found = self.image_settings()
+        if found is None:
+            raise CheckpointError(
+                "this tokenizer's file is for text alone; it does not say how pictures are prepared"
+            )
+        settings, merge = found
+        cell = settings["patch_size"]["height"] * merge
+        image_processor = PixtralImageProcessor.from_dict(settings)
+        return ImagePromptEncoder(self, image_processor, cell, self.encoder.find(IMAGE))
+
     def _row(self, item: Any, add_special_tokens: bool, plan: Lengths) -> list[int]:
-        if isinstance(item, BuiltPrompt):
-            fitted = fit_text(item, self.encoder, limit_of(plan))
+        item = opened(item)
+        if isinstance(item, RenderedPrompt):
+            fitted = fit_text(self.read_prompt(item), self.encoder, limit_of(plan))
             return encode_built(fitted, self.encoder, plan.limit, self.truncation_side)
         return self._cut(self._ids(item, add_special_tokens), plan.limit)
 
@@ -383,27 +412,6 @@ class MistralCommonTokenizer(MistralRows):
         if limit is None or len(row) <= limit:
             return row
         return row[-limit:] if self.truncation_side == "left" else row[:limit]
-
-    def _plan(
-        self, padding: Any, truncation: Any, max_length: int | None, multiple: int | None, side: str | None
-    ) -> Lengths:
-        plan = lengths(
-            padding,
-            truncation,
-            max_length,
-            self.model_max_length,
-            pad_to_multiple_of=multiple,
-            side=self.padding_side if side is None else side,
-        )
-        if plan.pad is not None and self.pad_token_id is None:
-            raise InputError(
-                "padding needs a pad token, and sentencepiece files have none; encode one text at a time"
-            )
-        return plan
-
-    def _pads(self) -> dict[str, int]:
-        fixed = {"attention_mask": 0, "special_tokens_mask": 1}
-        return fixed if self.pad_token_id is None else {"input_ids": self.pad_token_id, **fixed}
 
     def _encode_chat(self, messages: Sequence[Message], tools: Any, continues: bool) -> Any:
         from mistral_common.protocol.instruct.request import ChatCompletionRequest
@@ -435,12 +443,11 @@ class MistralCommonTokenizer(MistralRows):
 MistralCommonBackend = MistralCommonTokenizer  # its name in transformers 5
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
+def tokenizer_files(folder: CheckpointFolder) -> list[Path]:
     """The files of mistral-common in a folder, the one to take last."""
-    names = [
-        file for file in folder.iterdir() if _SENTENCEPIECE.fullmatch(file.name) or file.name == "tekken.json"
-    ]
-    return sorted(names, key=lambda file: (file.name == "tekken.json", version_of(file.name), file.name))
+    names = [name for name in folder.files if _SENTENCEPIECE.fullmatch(name) or name == "tekken.json"]
+    names.sort(key=lambda name: (name == "tekken.json", version_of(name), name))
+    return [folder.path / name for name in names]
 
 
 def _refuse(owner: str, kwargs: Mapping[str, Any]) -> None:

@@ -6,17 +6,15 @@ from typing import Any
 
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.images.batch_feature import BatchFeature
+from vitrail.tokenizer.base import BaseTokenizer
 from vitrail.tokenizer.mistral_vocabulary import MistralVocabulary
-from vitrail.tokenizer.padding import Lengths, pad_rows
+from vitrail.tokenizer.padding import pad_rows
 
 _STRATEGIES = ("longest_first", "do_not_truncate")
 
 
-class MistralRows(MistralVocabulary):
+class MistralRows(MistralVocabulary, BaseTokenizer):
     """The methods of transformers' class that take ids already made."""
-
-    truncation_side: str
-    model_input_names: list[str]
 
     def prepare_for_model(
         self,
@@ -50,8 +48,7 @@ class MistralRows(MistralVocabulary):
         if return_special_tokens_mask:
             mask = self.get_special_tokens_mask(kept) if add_special_tokens else [0] * len(kept)
             columns["special_tokens_mask"] = [mask]
-        wanted = "attention_mask" in self.model_input_names
-        if wanted if return_attention_mask is None else return_attention_mask:
+        if self._wants("attention_mask", return_attention_mask):
             columns["attention_mask"] = [[1] * len(kept)]
         out: dict[str, Any] = {name: rows[0] for name, rows in pad_rows(columns, plan, self._pads()).items()}
         if return_overflowing_tokens:
@@ -87,14 +84,6 @@ class MistralRows(MistralVocabulary):
         if self.truncation_side == "left":
             return ids[num_tokens_to_remove:], None, ids[:window]
         return ids[:-num_tokens_to_remove], None, ids[-window:]
-
-    def _plan(
-        self, padding: Any, truncation: Any, max_length: int | None, multiple: int | None, side: str | None
-    ) -> Lengths:
-        raise NotImplementedError
-
-    def _pads(self) -> dict[str, int]:
-        raise NotImplementedError
 
 
 def _refuse(owner: str, pair_ids: Any, kwargs: dict[str, Any]) -> None:

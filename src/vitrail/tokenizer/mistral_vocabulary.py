@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.responses.ids import to_ids
-
-if TYPE_CHECKING:
-    from vitrail.responses.events import Response
 
 
 class MistralVocabulary:
@@ -46,12 +43,6 @@ class MistralVocabulary:
         if token_ids_1 is not None or already_has_special_tokens:
             raise UnsupportedError("token_ids_1 and already_has_special_tokens are not supported")
         return [int(index in self._special_ids) for index in token_ids_0]
-
-    def parse_response(self, ids: Any, **options: Any) -> Response:
-        """The ids of a model's answer → text, reasoning and tool calls; options as `ResponseParser` (docs/tools.md)."""
-        from vitrail.responses.parser import parse_response
-
-        return parse_response(self, ids, **options)
 
     def get_vocab(self) -> dict[str, int]:
         """Token → id. Several ids can share a string where bytes are no whole character: the last one counts."""

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitrail.errors import InputError
 from vitrail.responses.ids import to_ids
 from vitrail.tokenizer.special_tokens import NAMES, SpecialTokens, added_token, read_additional
-
-if TYPE_CHECKING:
-    from vitrail.responses.events import Response
-
 
 _CLEANUPS = (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're")
 
@@ -40,12 +36,6 @@ class Vocabulary(SpecialTokens):
         """The text that a list of tokens stands for."""
         decoder = self._tokenizer.decoder
         return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
-
-    def parse_response(self, ids: Any, **options: Any) -> Response:
-        """The ids of a model's answer → text, reasoning and tool calls; options as `ResponseParser` (docs/tools.md)."""
-        from vitrail.responses.parser import parse_response
-
-        return parse_response(self, ids, **options)
 
     def get_vocab(self) -> dict[str, int]:
         """Token → id of the whole vocabulary."""

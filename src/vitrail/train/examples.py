@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitrail.errors import ContextError, PromptError
 from vitrail.images.load import load_image
 from vitrail.processor.prompt_view import AUTO, TEMPLATE, PromptMaker
-from vitrail.prompts.builtin import encode_prompt
-from vitrail.prompts.builtin.built_prompt import BuiltPrompt
+from vitrail.prompts.builtin.encode import encode_pieces, encode_prompt
 from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE
 from vitrail.prompts.conversation_file import Conversation
 from vitrail.prompts.messages import ImagePart, Message, pictures
@@ -81,7 +80,7 @@ class ExampleMaker:
         ids: list[int] = []
         marks: list[bool] = []
         for section in prompt.sections:
-            part = encode_prompt(BuiltPrompt([section], (), prompt.spaced), encoder)
+            part = encode_pieces(section.pieces, encoder)
             answer = section.role == "assistant" and any(learned[place] for place in section.messages)
             ids += part
             marks += [answer] * len(part)

@@ -1,178 +1,205 @@
-"""The training loop: steps, learning rate, moving average, metrics, and a stop at any step that loses nothing.
+"""TrainingLoop: optimizer steps with gradient accumulation, clipping, an EMA of the weights, and exact resume.
 
-It knows neither the model nor the data: both come as functions. Optimisers come from the caller; checkpoints are
-written by `state.py`.
+The model, the micro-batches, the loss and the optimizers come from the caller; checkpoint.py holds the files.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import state
-from .peers import Peers
+from vitrail.errors import VitrailError
+from vitrail.train import checkpoint
+from vitrail.train.checkpoint import Named
+from vitrail.train.distributed import Peers
+from vitrail.train.lr_schedule import Kind, LrSchedule
 
-Item = TypeVar("Item")
-Loss = Callable[[Item], tuple[Tensor, Mapping[str, float]]]
-"""One batch → (scalar loss, figures to log)."""
-Data = Callable[[int], Iterable[Item]]
-"""Step to begin with → the batches of that step and all later ones. Batch k must be the same whenever it is asked for."""
+MicroBatch = TypeVar("MicroBatch")
+Loss = Callable[[MicroBatch], tuple[Tensor, Mapping[str, float]]]
+"""One micro-batch → (scalar loss, figures to log)."""
+Data = Callable[[int], Iterable[Sequence[MicroBatch]]]
+"""First step → micro-batches of that step and of each later one; the same for a step whenever it is called."""
+_MOST_NOT_FINITE = 20  # steps in a row without a finite gradient
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
-    """Length and learning rate of one run.
+class Schedule(LrSchedule):
+    """Length, learning rate, regularisation and checkpoints of one run."""
 
-    The rate rises over `warmup` steps, then moves in a straight line from 1 to `final`, times each optimiser's own.
-    """
-
-    steps: int
     warmup: int = 50
+    kind: Kind | Literal["linear"] = "linear"
     final: float = 1.0
-    clip: float = 1.0  # largest norm of the gradient
-    ema: float = 0.998  # decay of the moving average of the weights
+    clip: float = 1.0  # largest norm of the gradient; 0: none
+    ema: float = 0.998  # decay of the moving average of the weights; 0: no average
     save_every: int = 500
     log_every: int = 20
     keep: int = 2  # checkpoints that stay on disk
     bf16: bool = False  # autocast; float32 weights stay the master copy
 
-    def rate(self, step: int) -> float:
-        """Factor of the learning rate at a step."""
-        rise = min(1.0, (step + 1) / max(1, self.warmup))
-        return rise * (1 + (self.final - 1) * step / max(1, self.steps))
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One optimizer step: loss and figures are sums over its micro-batches, norm is the gradient's before clipping."""
+
+    step: int  # steps done, this one included
+    loss: float
+    rate: float  # factor of the learning rates
+    norm: float
+    figures: Mapping[str, float]
+    seconds: float
 
 
-@dataclass
-class Run(Generic[Item]):
-    """Everything one run owns. `run()` goes on from the newest checkpoint in `folder`, or from the beginning."""
+class TrainingLoop(Generic[MicroBatch]):
+    """One run and its state: weights, moving average, optimizers, step.
 
-    model: nn.Module
-    optimizers: Sequence[Optimizer]
-    loss: Loss[Item]
-    data: Data[Item]
-    schedule: Schedule
-    folder: Path
-    name: str = "run"
-    step: int = 0
-    average: dict[str, Tensor] = field(default_factory=dict)
-    peers: Peers = field(default_factory=lambda: Peers())
-    asked: bool = False  # this process was asked to stop
-    stopped: bool = False  # all peers agreed to, after the same step
-    _rates: list[list[float]] = field(default_factory=list)
+    note      gives what a checkpoint holds beside them, as JSON. on_save: called after every checkpoint.
 
-    def __post_init__(self) -> None:
+    Setting `stop_requested` ends the run after the current step; SIGTERM and SIGINT do so. Setting `stopped` in
+    `on_step` ends it too.
+    """
+
+    def __init__(
+        self,
+        model: Named,
+        optimizers: Sequence[Optimizer],
+        loss: Loss[MicroBatch],
+        data: Data[MicroBatch],
+        schedule: Schedule,
+        folder: Path,
+        *,
+        name: str = "run",
+        peers: Peers | None = None,
+        note: Callable[[], dict[str, Any]] = dict,
+        on_save: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.model, self.optimizers, self.loss, self.data = model, optimizers, loss, data
+        self.schedule, self.folder, self.name = schedule, folder, name
+        self.peers, self.note, self.on_save = peers or Peers(), note, on_save
+        self.step = self.not_finite = 0  # steps done; the latest ones without a finite gradient
+        self.stop_requested = self.stopped = False
+        self.parameters: list[nn.Parameter] = [p for _, p in model.named_parameters()]
+        self.average: dict[str, Tensor] = {}
+        if schedule.ema:
+            self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+
+    def restore(self) -> bool:
+        """Load the newest checkpoint in `folder`; False if there is none."""
+        found = checkpoint.restore(self)
+        self.peers.wait()  # no process writes before all have read
+        return found
+
+    def run(self, on_step: Callable[[StepResult], None] | None = None) -> bool:
+        """Train to the schedule's end (True) or until stopped (False); save a checkpoint either way."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        if not self.average:
-            self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-
-    def run(self, on_log: Callable[[dict[str, Any]], None] | None = None) -> bool:
-        """Train until the schedule ends (True) or SIGTERM/SIGINT asks to stop (False); either way save first."""
-        state.restore(self)
-        self.peers.wait()  # nobody writes before all have read
-        with stop_on_signal(self):
-            self._steps(iter(self.data(self.step)) if self.step < self.schedule.steps else iter(()), on_log)
+        with _stop_on_signal(self):
+            batches = iter(self.data(self.step)) if self._goes_on() else iter(())
+            while self._goes_on():
+                result = self._take_step(batches)
+                if on_step is not None:
+                    on_step(result)
+                if self.step % self.schedule.save_every == 0:
+                    self._save()
         self._save()
         return self.step >= self.schedule.steps
 
-    def _steps(self, batches: Iterator[Item], on_log: Callable[[dict[str, Any]], None] | None) -> None:
-        sums: dict[str, float] = {}
-        begun, since = time.monotonic(), self.step
-        while self.step < self.schedule.steps and not self.stopped:
-            figures = self._one(next(batches))
-            for key, value in figures.items():
-                sums[key] = sums.get(key, 0.0) + value
-            if self.step % self.schedule.log_every == 0:
-                count = self.step - since
-                record: dict[str, Any] = {
-                    "run": self.name,
-                    "step": self.step,
-                    "rate": self.schedule.rate(self.step),
-                }
-                record |= {key: value / count for key, value in sums.items()}
-                record["seconds_per_step"] = (time.monotonic() - begun) / count
-                self._log(record)
-                if on_log is not None and self.peers.rank == 0:
-                    on_log(record)
-                sums, begun, since = {}, time.monotonic(), self.step
-            if self.step % self.schedule.save_every == 0:
-                self._save()
+    def autocast(self) -> torch.autocast:
+        """Return the context in which losses are computed."""
+        return torch.autocast(self.parameters[0].device.type, torch.bfloat16, enabled=self.schedule.bf16)
 
-    def _save(self) -> None:
-        if self.peers.rank == 0:
-            state.save(self)
-        self.peers.wait()
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Inside, the model has the averaged weights, where there is an average."""
+        if not self.average:
+            yield
+            return
+        with torch.no_grad():
+            own = [p.detach().clone() for p in self.parameters]
+            _copy_into(self.parameters, self.average.values())
+            try:
+                yield
+            finally:
+                _copy_into(self.parameters, own)
 
-    def _one(self, batch: Item) -> dict[str, float]:
-        factor = self.schedule.rate(self.step)
+    def _goes_on(self) -> bool:
+        # Several processes stop together: after the step in which one of them has passed the request on.
+        stop = self.stopped or (self.stop_requested and self.peers.count == 1)
+        return self.step < self.schedule.steps and not stop
+
+    def _take_step(self, batches: Iterator[Sequence[MicroBatch]]) -> StepResult:
+        begin = time.monotonic()
+        factor = self.schedule.factor(self.step)
+        loss, figures = 0.0, dict[str, float]()
+        for batch in next(batches):
+            with self.autocast():
+                part, more = self.loss(batch)
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += float(part.detach())
+            figures |= {key: figures.get(key, 0) + value for key, value in more.items()}
+        self.stopped = self.peers.average(self.parameters, self.stop_requested)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip or math.inf))
+        self._update(norm, factor)
+        return StepResult(self.step, loss, factor, norm, figures, time.monotonic() - begin)
+
+    def _update(self, norm: float, factor: float) -> None:
+        """Change the weights, unless the gradient is not finite, and then their average."""
+        self.not_finite = 0 if math.isfinite(norm) else self.not_finite + 1
+        if self.not_finite >= _MOST_NOT_FINITE:
+            raise VitrailError(
+                f"the gradient was not finite {self.not_finite} times in a row (step {self.step}); lower lr, or train in "
+                "float32."
+            )
         for optimizer, rates in zip(self.optimizers, self._rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-        device = next(self.model.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.schedule.bf16):
-            loss, figures = self.loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.stopped = self.peers.average(self.model.parameters(), self.asked)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip)
-        if torch.isfinite(norm):
-            for optimizer in self.optimizers:
+            if not self.not_finite:
                 optimizer.step()
-        for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self._move_average()
-        return {"loss": float(loss.detach()), "norm": float(norm), **figures}
+        if self.average:
+            # A young average follows faster, so that the random start is soon forgotten.
+            decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.average.values()), list[Tensor](self.parameters), 1 - decay)
 
-    @torch.no_grad()
-    def _move_average(self) -> None:
-        # Young averages follow faster, so that the random start is soon forgotten.
-        decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
-        parameters = dict(self.model.named_parameters())
-        names = [name for name in self.average if name in parameters]
-        torch._foreach_lerp_([self.average[n] for n in names], [parameters[n] for n in names], 1 - decay)
-
-    def _log(self, record: Mapping[str, Any]) -> None:
-        if self.peers.rank:
-            return
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+    def _save(self) -> None:
+        if self.peers.rank == 0:
+            checkpoint.save(self, self.note())
+            self.on_save()
+        self.peers.wait()
 
 
-class Stoppable(Protocol):
-    """A run that can be asked to stop."""
-
-    asked: bool
-    stopped: bool
+def _copy_into(parameters: Iterable[nn.Parameter], values: Iterable[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
-class stop_on_signal:  # noqa: N801  # reads as a statement where it is used
-    """While inside, SIGTERM and SIGINT end the run after the step at hand (in the main thread, which alone hears them)."""
+@contextmanager
+def _stop_on_signal(loop: TrainingLoop[Any]) -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT request a stop; only the main thread receives signals."""
+    loop.stop_requested = loop.stopped = False
 
-    def __init__(self, run: Stoppable) -> None:
-        self._run = run
-        self._before: dict[int, Any] = {}
+    def stop(number: int, frame: FrameType | None) -> None:
+        loop.stop_requested = True
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._run.asked = True
-
-    def __enter__(self) -> None:
-        self._run.asked = self._run.stopped = False
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._stop)
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)

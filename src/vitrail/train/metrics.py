@@ -1,12 +1,14 @@
-"""metrics.jsonl: one line a step. A run that goes on first takes back the lines beyond its checkpoint."""
+"""metrics.jsonl: one line a step, or one with the means of several steps."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from vitrail.train.loop import Schedule, StepResult
 
 NAME = "metrics.jsonl"
 
@@ -18,7 +20,7 @@ def append(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All records; a last line that was cut off is left out."""
+    """Return all records; a last line that was cut off is left out."""
     path = folder / NAME
     if not path.is_file():
         return []
@@ -32,9 +34,43 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def cut(folder: Path, step: int) -> list[dict[str, Any]]:
-    """Take back the records after `step` steps, and give those that stay."""
+    """Remove the records after `step` steps, which a resumed run writes again; return those that stay."""
     kept = [record for record in read(folder) if record["step"] <= step]
     part = folder / f".{NAME}.part"
     part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     os.replace(part, folder / NAME)
     return kept
+
+
+class StepMeans:
+    """Writes the means of every `schedule.log_every` steps as one record, and passes it to `on_record`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        schedule: Schedule,
+        on_record: Callable[[dict[str, Any]], None] = lambda record: None,
+    ) -> None:
+        self.folder, self.name, self.schedule, self.on_record = folder, name, schedule, on_record
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def add(self, result: StepResult) -> None:
+        """Take one step into the means."""
+        figures = {
+            "loss": result.loss,
+            "norm": result.norm,
+            **result.figures,
+            "seconds_per_step": result.seconds,
+        }
+        for key, value in figures.items():
+            self._sums[key] = self._sums.get(key, 0.0) + value
+        self._count += 1
+        if result.step % self.schedule.log_every == 0:
+            record: dict[str, Any] = {"run": self.name, "step": result.step}
+            record["rate"] = self.schedule.factor(result.step)
+            record |= {key: value / self._count for key, value in self._sums.items()}
+            append(self.folder, record)
+            self.on_record(record)
+            self._sums, self._count = {}, 0

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from vitrail.errors import InputError
-from vitrail.train.rates import Kind
+from vitrail.train.lr_schedule import Kind
 
 Method = Literal["lora", "full"]
 Chosen = Literal["adamw", "muon"]

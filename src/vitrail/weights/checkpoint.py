@@ -1,192 +1,68 @@
-"""The tensors of a checkpoint's folder, whichever files they lie in. Knows no model."""
+"""Checkpoint: what every file format gives of a checkpoint's tensors, and the one that reads a folder.
+
+A file is looked into behind this interface only. Another format is a class with these methods and a line in `READERS`.
+"""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from torch import Tensor
 
-from vitrail.errors import CheckpointError
-from vitrail.files.json import read_json
-from vitrail.files.layout import PARAMS_NAME
-from vitrail.files.listing import listed
-from vitrail.files.safetensors import SafetensorsFile, TensorEntry
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_INDEX = ".safetensors.index.json"
-_NOT_SHARDS = ("consolidated", "adapter_")
-# The beginning, the number and the count in a shard's name.
-_OF = re.compile(r"(.*-)(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.layout import HF, MISTRAL
+from vitrail.files.safetensors import TensorSpec
+from vitrail.weights.mistral_checkpoint import MistralCheckpoint
+from vitrail.weights.safetensors_checkpoint import SafetensorsCheckpoint
 
 
-class Checkpoint:
-    """Names → tensors of a folder with model.safetensors, with shards and an index, or with shards alone.
+class Checkpoint(Protocol):
+    """The tensors of a folder under the names and in the order of rows that Hugging Face's format has.
 
-    stem       "model" in Hugging Face's format; "consolidated" in Mistral's own, which native.py translates.
-    folder     where it lies. files: the open files by name, in order. index: the index's content, if there is one.
-    kind       the model_type that the folder's configuration names, None where there is none.
-
-    Opening maps the files and checks their headers; no tensor is read. CheckpointError tells of everything that
-    is missing, damaged or contradictory in one message.
+    config_name   the file that holds the configuration, for messages.
     """
 
-    config_name = "config.json"
+    config_name: str
 
-    def __init__(self, folder: str | os.PathLike[str], *, stem: str = "model") -> None:
-        self.folder = Path(folder)
-        self.index, names = _find(self.folder, stem)
-        self.files = _open_all(self.folder, names)
-        if self.index is None:
-            self._where = _locate(self.files)
-        else:
-            path = self.folder / f"{stem}{_INDEX}"
-            self._where = _follow(_weight_map(self.index, path), self.files, path)
+    @property
+    def folder(self) -> CheckpointFolder:
+        """Where it lies."""
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        """The files that hold the tensors."""
 
     @property
     def kind(self) -> str | None:
-        path = self.folder / self.config_name
-        found = read_json(path).get("model_type") if path.is_file() else None
-        return found if isinstance(found, str) else None
+        """The model_type that the folder's configuration names, None where there is none."""
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+    def names(self) -> Sequence[str]:
+        """All tensors, in the order in which they are read fastest."""
 
-    def __len__(self) -> int:
-        return len(self._where)
-
-    def entry(self, name: str) -> TensorEntry:
-        """Type and shape of a tensor, from its file's header."""
-        return self.files[self._where[name]].entries[name]
+    def spec(self, name: str) -> TensorSpec:
+        """Type and shape of a tensor; nothing of its data is read."""
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor on the CPU, mapped from its file: copy it before changing or keeping it."""
-        return self.files[self._where[name]].tensor(name)
+        """A tensor on the CPU. Mapped where `copies` is False: a slice of it reads no other rows; copy it to keep it."""
 
     def copies(self, name: str) -> bool:
         """Whether `tensor` makes a copy, which then takes memory of its own."""
-        return False
-
-    def in_file_order(self) -> list[str]:
-        """All names, file by file and in each as they lie: the fastest order to read in."""
-        return sorted(
-            self._where,
-            key=lambda name: (self._where[name], self.files[self._where[name]].entries[name].start),
-        )
 
     def shown(self, name: str) -> str:
         """How a message calls a tensor of the files or of the model."""
-        return name
 
 
-def _find(folder: Path, stem: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """The index, if there is one, and the names of the files to open."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder; a checkpoint's folder was expected.")
-    single, index = f"{stem}.safetensors", folder / f"{stem}{_INDEX}"
-    if (folder / single).is_file():
-        return None, [single]
-    if index.is_file():
-        content = read_json(index)
-        return content, sorted(set(_weight_map(content, index).values()))
-    found = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
-    native = [name for name in found if name.startswith("consolidated")]
-    shards = native if stem == "consolidated" else [n for n in found if not n.startswith(_NOT_SHARDS)]
-    if not shards:
-        raise _nothing_to_read(folder, stem, native)
-    _check_complete(folder, shards)
-    return None, shards
+# Format of a folder → what reads its tensors.
+READERS: dict[str, Callable[[CheckpointFolder], Checkpoint]] = {
+    HF: SafetensorsCheckpoint,
+    MISTRAL: MistralCheckpoint,
+}
 
 
-def _nothing_to_read(folder: Path, stem: str, native: list[str]) -> CheckpointError:
-    looked_for = f"{folder} has no {stem}.safetensors, no {stem}{_INDEX} and no other safetensors file"
-    if native:
-        whole = (folder / PARAMS_NAME).is_file()
-        advice = (
-            "leave format out or say format='mistral'."
-            if whole
-            else f"but no {PARAMS_NAME}, which says what model it is: fetch it too."
-        )
-        return CheckpointError(
-            f"{looked_for} in Hugging Face's format; there is {native[0]} in Mistral's own format{':' if whole else ','} "
-            f"{advice}"
-        )
-    if any(path for pattern in ("*.bin", "*.pt*") for path in folder.glob(pattern)):
-        return CheckpointError(
-            f"{folder} holds pickled weights only; they can run code and are not read. Convert them to safetensors."
-        )
-    return CheckpointError(f"{looked_for}.")
-
-
-def _check_complete(folder: Path, shards: list[str]) -> None:
-    """Without an index the shards' own names tell how many there are."""
-    lost = set()
-    for name in shards:
-        if numbered := _OF.fullmatch(name):
-            count = int(numbered[3])
-            every = (
-                f"{numbered[1]}{n:0{len(numbered[2])}d}-of-{numbered[3]}.safetensors"
-                for n in range(1, count + 1)
-            )
-            lost |= set(every) - set(shards)
-    if lost:
-        raise CheckpointError(f"{folder} lacks {len(lost)} of its shards: {listed(sorted(lost))}.")
-
-
-def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path} has no weight_map of tensor names to file names.")
-    for name, file in weight_map.items():
-        # A bare name: an index must not lead out of the folder it lies in.
-        plain = (
-            isinstance(file, str) and file == os.path.basename(file) and "\\" not in file and "\0" not in file
-        )
-        if not plain or not file.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{path} sends tensor {name[:200]!r} to {str(file)[:200]!r}; the name of a safetensors file in the "
-                "same folder was expected."
-            )
-    return weight_map
-
-
-def _open_all(folder: Path, names: list[str]) -> dict[str, SafetensorsFile]:
-    files: dict[str, SafetensorsFile] = {}
-    faults = []
-    for name in names:
-        try:
-            files[name] = SafetensorsFile(folder / name)
-        except CheckpointError as error:
-            faults.append(str(error))
-    if faults:
-        raise CheckpointError(" ".join(faults))
-    return files
-
-
-def _locate(files: Mapping[str, SafetensorsFile]) -> dict[str, str]:
-    where: dict[str, str] = {}
-    twice = []
-    for file, opened in files.items():
-        twice += [name for name in opened if name in where]
-        where.update(dict.fromkeys(opened, file))
-    if twice:
-        folder = next(iter(files.values())).path.parent
-        raise CheckpointError(
-            f"{folder}: several of its safetensors files hold the same tensors: {listed(twice)}."
-        )
-    return where
-
-
-def _follow(index: Mapping[str, str], files: Mapping[str, SafetensorsFile], path: Path) -> dict[str, str]:
-    """`index`, after it has been compared with what the files hold."""
-    lost = [name for name, file in index.items() if name not in files[file].entries]
-    unlisted = [name for file, opened in files.items() for name in opened if index.get(name) != file]
-    faults = [f"lists tensors that its files lack: {listed(lost)}"] if lost else []
-    faults += [f"does not list tensors that its files hold: {listed(unlisted)}"] if unlisted else []
-    if faults:
-        raise CheckpointError(f"{path} {' and '.join(faults)}.")
-    return dict(index)
+def open_checkpoint(folder: str | os.PathLike[str], format: str | None = None) -> Checkpoint:
+    """The tensors of a folder; `format` chooses where it holds several (see CheckpointFolder.layout)."""
+    opened = CheckpointFolder.at(folder, format=format)
+    return READERS[opened.layout](opened)

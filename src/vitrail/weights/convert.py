@@ -18,16 +18,17 @@ from torch import Tensor
 from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
 from vitrail.configs.params_writer import params_from_config, params_text
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
-from vitrail.files.layout import CONFIG_NAME, HF, MISTRAL, NAMES, PARAMS_NAME, choose_format
-from vitrail.files.listing import listed
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.formatting import listed
+from vitrail.files.layout import CONFIG_NAME, HF, MISTRAL, NAMES, PARAMS_NAME
 from vitrail.files.safetensors import SafetensorsFile, copy_safetensors
 from vitrail.quant.config import read_quantization
-from vitrail.weights.beside import copy_beside, note_kind, write_picture_settings
-from vitrail.weights.checkpoint import Checkpoint
+from vitrail.weights.mistral_checkpoint import MistralCheckpoint, heads_of
 from vitrail.weights.mistral_names import from_native, to_native
 from vitrail.weights.names import EMBEDDING, HEAD, PROJECTOR_BIASES, canonical, published
-from vitrail.weights.native import NativeCheckpoint, heads_of
 from vitrail.weights.rotary_rows import Heads, to_halves, to_pairs
+from vitrail.weights.safetensors_checkpoint import SafetensorsCheckpoint
+from vitrail.weights.sidecar_files import copy_beside, note_kind, write_picture_settings
 
 Progress = Callable[[str, int, int], None]
 
@@ -51,7 +52,7 @@ class _Job:
     source: Path
     to: str
     config: PretrainedConfig
-    checkpoint: Checkpoint
+    checkpoint: SafetensorsCheckpoint
     names: Mapping[str, str]  # name in the source's files → new name
     heads: Heads
 
@@ -73,9 +74,7 @@ def convert(
     target = Path(out)
     _check_target(target)
     job = _prepare(Path(source), to)
-    size = sum(
-        entry.stop - entry.start for file in job.checkpoint.files.values() for entry in file.entries.values()
-    )
+    size = sum(entry.nbytes for file in job.checkpoint.files.values() for entry in file.entries.values())
     scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -94,23 +93,23 @@ def convert(
     return Converted(target, tuple(files), size)
 
 
-def open_source(source: Path, to: str) -> tuple[PretrainedConfig, Checkpoint]:
+def open_source(source: str | os.PathLike[str], to: str) -> tuple[PretrainedConfig, SafetensorsCheckpoint]:
     """Configuration and tensors of what would be converted to the format `to`; errors as `convert`."""
     if to not in NAMES:
         raise InputError(f"a format is 'hf' or 'mistral', got {to!r}.")
     given = MISTRAL if to == HF else HF
-    if not (source / _CONFIGS[given]).is_file():
-        held = (source / _CONFIGS[to]).is_file()
+    folder = CheckpointFolder(source, format=given)
+    if _CONFIGS[given] not in folder.files:
+        held = _CONFIGS[to] in folder.files
         already = (
             f"it is in {NAMES[to]} already"
             if held
             else f"nor has it a {_CONFIGS[to]}: it holds no checkpoint"
         )
         raise CheckpointError(f"{source} has no {_CONFIGS[given]} to convert from; {already}.")
-    choose_format(source, given)
-    config = read_config(source, given)
+    config = read_config(folder)
     _refuse_quantised(config)
-    return config, NativeCheckpoint(source) if given == MISTRAL else Checkpoint(source)
+    return config, MistralCheckpoint(folder) if given == MISTRAL else SafetensorsCheckpoint(folder)
 
 
 def _refuse_quantised(config: PretrainedConfig) -> None:
@@ -180,7 +179,7 @@ def _write_weights(job: _Job, folder: Path, size: int, progress: Progress) -> li
         def read(tensor: str, opened: SafetensorsFile = opened, new: str = new) -> Tensor:
             nonlocal done
             progress(new, done, size)
-            done += opened.entries[tensor].stop - opened.entries[tensor].start
+            done += opened.entries[tensor].nbytes
             return _turned(job, tensor, opened.tensor(tensor))
 
         copy_safetensors(folder / new, opened, job.names, read)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import InputError, UnsupportedError
-from vitrail.files.listing import listed
+from vitrail.files.formatting import listed
 
 Device: TypeAlias = "str | int | torch.device"
 DeviceMap: TypeAlias = "Device | Mapping[str, Device] | None"

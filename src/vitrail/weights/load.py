@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,17 +14,16 @@ from vitrail.ops import memory
 from vitrail.quant.config import BitsAndBytesConfig, Quantization, read_quantization
 from vitrail.quant.formats import StoredWeight, side_keys
 from vitrail.quant.replace import QuantEmbedding, Quantized, QuantLinear, TiedHead, replace
-from vitrail.weights.checkpoint import Checkpoint
+from vitrail.weights.checkpoint import Checkpoint, open_checkpoint
 from vitrail.weights.devices import DeviceMap, Placement, join, placement
 from vitrail.weights.memory import Form, refuse_if_too_large
 from vitrail.weights.names import PROJECTOR_BIASES, canonical
-from vitrail.weights.native import open_checkpoint
 from vitrail.weights.plan import FLOATS, Plan, make_plan
 
 
 def load_into(
     model: nn.Module,
-    folder: str | Path,
+    folder: str | os.PathLike[str],
     *,
     dtype: torch.dtype | str | None = None,
     device_map: DeviceMap = None,
@@ -39,7 +38,7 @@ def load_into(
     quantization  how to quantise while loading; for a checkpoint that bitsandbytes' formats are in already, only the
                   compute dtype counts, and one in Vitrail's own is taken as it is. None: as
                   model.config.quantization_config says.
-    format        "hf" or "mistral" where the folder holds both (native.py); None: what is there, "hf" first.
+    format        "hf" or "mistral" where the folder holds both; None: what is there, "hf" first.
 
     Weights in Vitrail's own formats stay where they are mapped, on a CPU: their pages come from the file when they are
     first needed, and processes share them. So do large plain tensors beside them that need no cast. All others are copied.
@@ -122,9 +121,9 @@ def resolve_dtype(
 
 def _plain_floats(checkpoint: Checkpoint) -> Iterator[torch.dtype]:
     scales = tuple(f".{key}" for key in side_keys())
-    for name in checkpoint.in_file_order():
-        if checkpoint.entry(name).dtype in FLOATS and not name.endswith(scales):
-            yield checkpoint.entry(name).dtype
+    for name in checkpoint.names():
+        if checkpoint.spec(name).dtype in FLOATS and not name.endswith(scales):
+            yield checkpoint.spec(name).dtype
 
 
 def _fill(
@@ -154,7 +153,7 @@ def _fill(
         target = dtype if tensor.is_floating_point() else tensor.dtype
         choice = plan.to_quantise.get(path) if name.endswith(".weight") else None
         if choice is None or quantization is None:
-            stays = plan.stays_mapped(checkpoint.entry(file_name), target, where.of(name))
+            stays = plan.stays_mapped(checkpoint.spec(file_name), target, where.of(name))
             _put(model, name, tensor if stays else memory.copied(tensor, where.of(name), target))
             continue
         packed = choice.format.quantize(tensor, choice.group, name=name, dtype=target, device=where.of(name))

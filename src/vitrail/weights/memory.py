@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from vitrail.errors import OutOfMemory
-from vitrail.files.safetensors import TensorEntry
-from vitrail.files.size import in_words
+from vitrail.files.formatting import in_words
+from vitrail.files.safetensors import TensorSpec
 from vitrail.quant.config import Quantization
 from vitrail.quant.formats.bitsandbytes import SMALLER
 from vitrail.quant.policy import to_pack
@@ -38,7 +38,7 @@ class Form:
 class Headers(Protocol):
     """What is asked of a checkpoint: types and shapes, no values."""
 
-    def entry(self, name: str) -> TensorEntry: ...
+    def spec(self, name: str) -> TensorSpec: ...
 
     def copies(self, name: str) -> bool: ...
 
@@ -163,7 +163,7 @@ def _steps(
     if form.quantization is not None:
         quantised = to_pack(model, form.quantization, plan.tied or ())
     for name, file_name in plan.plain.items():
-        entry = checkpoint.entry(file_name)
+        entry = checkpoint.spec(file_name)
         dtype = form.dtype if entry.dtype in FLOATS else entry.dtype
         count, size = math.prod(entry.shape), dtype.itemsize
         on_cpu = count * entry.dtype.itemsize if checkpoint.copies(file_name) else 0

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import CheckpointError
-from vitrail.files.listing import listed
-from vitrail.files.safetensors import TensorEntry
+from vitrail.files.formatting import listed
+from vitrail.files.safetensors import TensorSpec
+from vitrail.ops import dtypes
 from vitrail.quant.config import Quantization, read_quantization
 from vitrail.quant.formats import StoredWeight, WeightFormat, recognize
 from vitrail.quant.policy import Choice, to_pack
@@ -18,7 +19,7 @@ from vitrail.quant.quantize_config import QuantizeConfig
 from vitrail.weights.checkpoint import Checkpoint
 from vitrail.weights.names import EMBEDDING, HEAD, PROJECTOR_BIASES, canonical, part
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (*dtypes.FLOATS, torch.float64)  # what a file may hold
 _LARGE = 1 << 16  # bytes; smaller tensors are copied together into few pages
 _ALIGNMENT = 16  # bytes: where a plain tensor must begin to be used where it is mapped
 
@@ -40,9 +41,9 @@ class Plan:
     unexpected: list[str] = field(default_factory=list)
     unfit: list[str] = field(default_factory=list)
 
-    def stays_mapped(self, entry: TensorEntry, dtype: torch.dtype, device: torch.device) -> bool:
+    def stays_mapped(self, entry: TensorSpec, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether a plain tensor is used where it is mapped: a large one beside packed weights, of the type asked for."""
-        size = entry.stop - entry.start
+        size = entry.nbytes
         fits = entry.dtype == dtype and device.type == "cpu" and entry.start % _ALIGNMENT == 0
         return fits and size >= _LARGE and bool(self.in_place)
 
@@ -105,7 +106,7 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _by_canonical_name(checkpoint: Checkpoint) -> dict[str, str]:
     names: dict[str, str] = {}
-    for name in checkpoint.in_file_order():
+    for name in checkpoint.names():
         same = names.setdefault(canonical(name), name)
         if same != name:
             raise CheckpointError(
@@ -177,7 +178,7 @@ def _compare(plan: Plan, name: str, found: tuple[int, ...], wanted: tuple[int, .
 def _check_shapes(model: nn.Module, checkpoint: Checkpoint, plan: Plan) -> None:
     own = own_tensors(model)
     for name, file_name in plan.plain.items():
-        entry = checkpoint.entry(file_name)
+        entry = checkpoint.spec(file_name)
         if name in own:
             _compare(plan, name, entry.shape, tuple(own[name].shape))
             if own[name].is_floating_point() and entry.dtype not in FLOATS:

@@ -26,11 +26,11 @@ from vitrail.ops.weight import dequantize
 from vitrail.quant.config import BitsAndBytesConfig
 from vitrail.quant.formats import file_layout
 from vitrail.quant.policy import Choice
-from vitrail.weights.beside import copy_beside, note_kind, write_picture_settings
-from vitrail.weights.checkpoint import INDEX
 from vitrail.weights.journal import Journal, journal
 from vitrail.weights.load import note
 from vitrail.weights.quantize_plan import Piece, Shard, Work
+from vitrail.weights.safetensors_checkpoint import INDEX
+from vitrail.weights.sidecar_files import copy_beside, note_kind, write_picture_settings
 
 _CHUNK_ROWS = 512  # of a packed matrix decoded at once
 _CPU = torch.device("cpu")
@@ -213,7 +213,7 @@ def _write_beside(work: Work, new: Path) -> None:
 
 def _identity(work: Work) -> str:
     """What makes two runs the same work: the version, the settings, what is written where, and the source's files."""
-    files = {name: file.path.stat() for name, file in work.checkpoint.files.items()}
+    files = {path.name: path.stat() for path in work.checkpoint.paths}
     told: Mapping[str, Any] = {
         "vitrail": __version__,
         "config": work.config.to_dict(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,16 @@ import torch
 from torch import nn
 
 from vitrail.errors import InputError
+from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.safetensors_writer import Spec
 from vitrail.quant.config import BitsAndBytesConfig, Quantization
 from vitrail.quant.formats.plain import BF16, PlainFormat
 from vitrail.quant.policy import Choice, choose
-from vitrail.weights.checkpoint import INDEX, SINGLE, Checkpoint
+from vitrail.weights.checkpoint import Checkpoint, open_checkpoint
 from vitrail.weights.load import fit_projector_bias, resolve_dtype
 from vitrail.weights.names import saved_names
-from vitrail.weights.native import open_checkpoint
 from vitrail.weights.plan import FLOATS, Plan, make_plan, own_tensors
+from vitrail.weights.safetensors_checkpoint import INDEX, SINGLE
 
 SHARD_BYTES = 1_000_000_000  # what a kill costs at most
 OTHER = "norms, biases, convolution"
@@ -131,7 +133,7 @@ class Work:
 
 def prepare(
     model: nn.Module,
-    source: Path,
+    source: str | os.PathLike[str],
     target: Path,
     config: Quantization,
     *,
@@ -148,7 +150,8 @@ def prepare(
     patterns that fit nothing.
     """
     _check_target(target)
-    checkpoint = open_checkpoint(source, format)
+    folder = CheckpointFolder.at(source, format=format)
+    checkpoint = open_checkpoint(folder)
     plan = make_plan(model, checkpoint, None)
     plan.refuse_if_amiss(model, checkpoint)
     fit_projector_bias(model, plan)
@@ -157,7 +160,7 @@ def prepare(
     pieces = _pieces(model, checkpoint, plan, config, dtype)
     rows = _table(pieces, plan.tied is not None)
     return Work(
-        source,
+        folder.path,
         target,
         checkpoint,
         plan,
@@ -250,7 +253,7 @@ def _plain_type(
 ) -> torch.dtype:
     if name not in plan.plain:
         return dtype  # packed in the files
-    entry = checkpoint.entry(plan.plain[name])
+    entry = checkpoint.spec(plan.plain[name])
     if entry.dtype not in FLOATS:
         return entry.dtype
     if isinstance(config, BitsAndBytesConfig):

@@ -13,11 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitrail.errors import CheckpointError, InputError
-from vitrail.files.listing import listed
+from vitrail.files.formatting import listed
 from vitrail.files.safetensors import write_safetensors
 from vitrail.quant.formats import file_layout
-from vitrail.weights.checkpoint import INDEX, SINGLE
 from vitrail.weights.names import EMBEDDING, HEAD, canonical, saved_names
+from vitrail.weights.safetensors_checkpoint import INDEX, SINGLE
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

@@ -19,6 +19,7 @@ from torch import Tensor
 from vitrail.ops.cpu import dense as cpu_dense, library, quant as cpu_quant
 from vitrail.ops.cpu.attention import AttentionCall
 from vitrail.ops.cpu.kv import CacheWrite, check, pointer, supported
+from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.kv import LayerKV
 from vitrail.ops.segments import Segments
 from vitrail.ops.weight import PackedWeight, Weight
@@ -236,7 +237,7 @@ def _matrices(weights: Sequence[Weight], dtype: torch.dtype) -> list[cpu_dense.M
 
 def _fits(block: BlockWeights, dtype: torch.dtype) -> bool:
     norms = (block.attention_norm, block.mlp_norm)
-    if dtype not in cpu_dense.FLOATS or any(
+    if dtype not in FLOATS or any(
         norm.dtype != dtype or norm.device.type != "cpu" or not norm.is_contiguous() for norm in norms
     ):
         return False

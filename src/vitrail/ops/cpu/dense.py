@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.ops.cpu import library
+from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.kernels import kernel_for, register
 from vitrail.ops.weight import Layout, PackedWeight, Weight, dequantize
 
@@ -23,7 +24,6 @@ from vitrail.ops.weight import Layout, PackedWeight, Weight, dequantize
 _ROWS, _FORMATS = 0, {Layout.MAP4: 1, Layout.INT8_ROWS: 2, Layout.PANELS16: 3}
 _STEP = 64  # kStep
 _ROOM = 1 << 22  # floats of activations that are arranged at once
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # Rows from which a processor with instructions for bfloat16 is faster with PyTorch's own product.
 _MANY_ROWS = 16
 

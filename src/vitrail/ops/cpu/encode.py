@@ -15,12 +15,12 @@ from torch import Tensor
 
 from vitrail.ops import memory
 from vitrail.ops.cpu import library
+from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.packing_layout import ROWS, panel_count
 from vitrail.ops.reference import encode as reference_encode
 from vitrail.ops.weight import Layout, PackedWeight, integer_step
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # As native/encode.h counts them.
 _BITS = {Layout.PANELS4: 4, Layout.PANELS8: 8, Layout.MAP4: 0}
 _BLOCK = 32  # values that kernels code together: they take groups of a multiple
@@ -98,7 +98,7 @@ def _error_kernels() -> tuple[Any, Any]:
 def _takes(matrix: Tensor, group: int) -> bool:
     """Whether kernels can read these floats as they lie: rows that are dense in themselves."""
     dense = matrix.stride(-1) == 1 and min(matrix.stride()) >= 0
-    return library.library() is not None and matrix.dtype in _FLOATS and dense and group % _BLOCK == 0
+    return library.library() is not None and matrix.dtype in FLOATS and dense and group % _BLOCK == 0
 
 
 def _own_cpu(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tuple[Tensor, Tensor]:
@@ -184,7 +184,7 @@ def _error_cpu(
 ) -> Tensor:
     rows, columns = matrix.shape
     bits = _BITS[Layout(kind)]
-    fits = _takes(matrix, group) and dtype in _FLOATS and (bits > 0 or matrix.is_contiguous())
+    fits = _takes(matrix, group) and dtype in FLOATS and (bits > 0 or matrix.is_contiguous())
     if not fits or not _has_table(kind, table) or not _matches(bits, (rows, columns), group, codes, scales):
         return _error_everywhere(matrix, kind, codes, scales, table, group, dtype)
     step = integer_step(Layout.PANELS4) if kind == Layout.PANELS4 else 1.0

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from vitrail.errors import InputError
 from vitrail.ops.cpu import library
+from vitrail.ops.dtypes import FLOATS
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _NO_MEMORY = 1
 
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError
 from vitrail.ops.cpu import library
+from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.kernels import kernel_for, register
 from vitrail.ops.packing_layout import ROWS, panel_count
 from vitrail.ops.reference.quant_matmul import rounded_products
 from vitrail.ops.weight import Layout, PackedWeight, dequantize_rows
 
 BITS = {Layout.PANELS4: 4, Layout.PANELS8: 8}  # native/quant.h's QuantKind
-_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def quant_products(
@@ -103,7 +103,7 @@ def _cpu(
     kind: str,
     group: int,
 ) -> list[Tensor]:
-    if library.library() is None or x.dtype not in _TYPES:
+    if library.library() is None or x.dtype not in FLOATS:
         return _everywhere(x, codes, scales, levels, biases, outs, kind, group)
     product, scratch_bytes = _kernels()
     rows, columns = x.shape
@@ -230,7 +230,7 @@ def _rows_cpu(
     group: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    if library.library() is None or dtype not in _TYPES or ids.dtype not in (torch.int64, torch.int32):
+    if library.library() is None or dtype not in FLOATS or ids.dtype not in (torch.int64, torch.int32):
         return _rows_everywhere(codes, scales, levels, ids, out, kind, group, dtype)
     columns = _columns(codes, kind)
     words = quant_words(codes, scales, levels, (out, columns), kind, group)

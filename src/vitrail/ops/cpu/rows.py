@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.ops.cpu import library
+from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.rope import rotate
 
 _POINTER, _SIZE, _TYPE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -90,7 +90,7 @@ def _rotate_kernel() -> Any:
 def _of_one_type(*tensors: Tensor) -> bool:
     """Whether kernels can take these: of one float type that they know."""
     dtype = tensors[0].dtype
-    return dtype in _FLOATS and all(tensor.dtype == dtype for tensor in tensors)
+    return dtype in FLOATS and all(tensor.dtype == dtype for tensor in tensors)
 
 
 def _rms_norm_cpu(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from vitrail.errors import PromptError
@@ -47,9 +48,8 @@ def build_prompt(
         hint = f"; accepted by format {' or '.join(repr(name) for name in names)}" if names else ""
         raise PromptError(f"{error}{hint}") from error
     _tell_of_lost_tools(shown, sections, form)
-    prompt = BuiltPrompt((Section("begin", (Control(BOS),)), *sections), (), spaced, form.drops)
-    chosen = [pictures[number] for number in prompt.order]
-    return BuiltPrompt(prompt.sections, chosen, spaced, form.drops)
+    prompt = BuiltPrompt.of((Section("begin", (Control(BOS),)), *sections), (), spaced, form.drops)
+    return replace(prompt, images=tuple(pictures[number] for number in prompt.order))
 
 
 def fim_prompt(
@@ -64,7 +64,7 @@ def fim_prompt(
             raise PromptError(f"{name}: expected a text, got {type(value).__name__}")
     after = (Text(suffix, "infill"),) if suffix else ()
     pieces = (Control(BOS), Control("[SUFFIX]"), *after, Control("[PREFIX]"), Text(prompt))
-    return BuiltPrompt((Section("begin", pieces),), (), spaced)
+    return BuiltPrompt.of((Section("begin", pieces),), (), spaced)
 
 
 def _sections(

@@ -1,52 +1,73 @@
-"""BuiltPrompt: a prompt made from messages, as a string that remembers its pieces. Makes no ids."""
+"""BuiltPrompt: a prompt made in a built-in format, which keeps its pieces. Makes no ids."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE, Control, Picture, Piece, Section, Text
+from vitrail.prompts.rendered_prompt import RenderedPrompt, Span
 
 if TYPE_CHECKING:
     from vitrail.images.grid import Grid
     from vitrail.prompts.messages import ImagePart
 
 
-class BuiltPrompt(str):
-    """A prompt: prints and compares as the string, and is encoded from its pieces, so that no text becomes a control.
+@dataclass(frozen=True, eq=False, repr=False)
+class BuiltPrompt(RenderedPrompt):
+    """A prompt that is encoded from its pieces, so that no text becomes a control token; made by `of`.
 
-    sections: its turns, the first one holding the begin token. pictures: where each picture comes from, in the order
-    in which they stand in the prompt. spaced: texts are shown with the space that the tokenizer puts in front of them.
+    sections: its turns, the first one holding the begin token. images: where each image comes from, in the order in
+    which they stand in the prompt. spaced: texts are shown with the space that the tokenizer puts in front of them.
     droppable: whether the format allows the oldest turns to be left out; dropped: the messages that were.
-    Any operation on it (concatenation, slicing, …) gives an ordinary `str`, which has forgotten the pieces.
     """
 
-    sections: tuple[Section, ...]
-    pictures: tuple[ImagePart, ...]
-    spaced: bool
-    droppable: bool
-    dropped: tuple[int, ...]
+    sections: tuple[Section, ...] = ()
+    images: tuple[ImagePart, ...] = ()
+    spaced: bool = False
+    droppable: bool = False
+    dropped: tuple[int, ...] = ()
 
-    def __new__(
+    @classmethod
+    def of(
         cls,
         sections: Sequence[Section],
-        pictures: Sequence[ImagePart],
+        images: Sequence[ImagePart],
         spaced: bool = False,
         droppable: bool = False,
         dropped: Sequence[int] = (),
     ) -> BuiltPrompt:
-        self = super().__new__(cls, "".join(_shown(p, spaced) for s in sections for p in s.pieces))
-        self.sections, self.pictures = tuple(sections), tuple(pictures)
-        self.spaced, self.droppable, self.dropped = spaced, droppable, tuple(dropped)
-        return self
-
-    def __getnewargs__(self) -> tuple[object, ...]:  # type: ignore[override]
-        return self.sections, self.pictures, self.spaced, self.droppable, self.dropped
+        """The prompt of these sections, with its text and spans."""
+        shown: list[str] = []
+        spans: list[Span] = []
+        end = 0
+        for piece in (piece for section in sections for piece in section.pieces):
+            shown.append(_shown(piece, spaced))
+            start, end = end, end + len(shown[-1])
+            if isinstance(piece, Text):
+                spans.append(Span(start, end, "user"))
+            elif isinstance(piece, Control):
+                spans.append(Span(start, end, "control", 1))
+            else:
+                spans.append(Span(start, end, "image", 1 if piece.grid is None else piece.grid.tokens))
+        text = "".join(shown)
+        return cls(text, tuple(spans), tuple(sections), tuple(images), spaced, droppable, tuple(dropped))
 
     @property
     def from_messages(self) -> bool:
         """Whether it was made from a conversation, and not read from a text."""
         return len(self.sections) > 1
+
+    @property
+    def sources(self) -> list[Any]:
+        """Where its images come from, without those that have no source."""
+        return [part.source for part in self.images if part.source is not None]
+
+    @property
+    def scanned_text(self) -> str:
+        """Nothing: it is encoded piece by piece."""
+        return ""
 
     @property
     def pieces(self) -> Iterator[Piece]:
@@ -55,22 +76,33 @@ class BuiltPrompt(str):
 
     @property
     def order(self) -> list[int]:
-        """Which picture of the messages, counted from 0, each picture of the prompt is."""
+        """Which image of the messages, counted from 0, each image of the prompt is."""
         return [piece.number for piece in self.pieces if isinstance(piece, Picture)]
 
-    def with_grids(self, grids: Iterator[Grid]) -> BuiltPrompt:
-        """The prompt with the next grid of `grids` written out for each of its pictures."""
+    def count_images(self, image_token: str) -> int:
+        """How many images it shows, whatever the processor calls its image token."""
+        return len(self.images)
+
+    def count_image_tokens(self, image_token: str) -> int:
+        """How many image tokens it has; an image without a grid has one."""
+        grids = (piece.grid for piece in self.pieces if isinstance(piece, Picture))
+        return sum(1 if grid is None else grid.image_tokens for grid in grids)
+
+    def with_grids(
+        self, grids: Iterator[Grid], tokens: tuple[str, str, str] = (IMAGE, BREAK, END)
+    ) -> BuiltPrompt:
+        """The prompt with the next grid of `grids` written out for each of its images, by the format's own names."""
         sized = [
             Section(s.role, tuple(_sized(piece, grids) for piece in s.pieces), s.messages)
             for s in self.sections
         ]
-        return BuiltPrompt(sized, self.pictures, self.spaced, self.droppable, self.dropped)
+        return BuiltPrompt.of(sized, self.images, self.spaced, self.droppable, self.dropped)
 
     def without(self, places: Iterable[int]) -> BuiltPrompt:
-        """The prompt without the sections at `places`, and without their pictures."""
+        """The prompt without the sections at `places`, and without their images."""
         gone = set(places)
         kept: list[Section] = []
-        pictures: list[ImagePart] = []
+        images: list[ImagePart] = []
         position = 0
         dropped = list(self.dropped)
         for place, section in enumerate(self.sections):
@@ -79,23 +111,13 @@ class BuiltPrompt(str):
                 dropped.extend(section.messages)
             else:
                 kept.append(section)
-                pictures.extend(self.pictures[position : position + number])
+                images.extend(self.images[position : position + number])
             position += number
-        return BuiltPrompt(kept, pictures, self.spaced, self.droppable, sorted(dropped))
-
-
-def expansion(rows: int, cols: int) -> Iterator[str]:
-    """The names of the tokens that stand for a picture: rows of image tokens, each with its end (FORMATS §5)."""
-    for row in range(rows):
-        yield from (IMAGE,) * cols
-        yield END if row == rows - 1 else BREAK
+        return BuiltPrompt.of(kept, images, self.spaced, self.droppable, sorted(dropped))
 
 
 def _sized(piece: Piece, grids: Iterator[Grid]) -> Piece:
-    if not isinstance(piece, Picture):
-        return piece
-    grid = next(grids)
-    return Picture(piece.number, grid.rows, grid.cols)
+    return Picture(piece.number, next(grids)) if isinstance(piece, Picture) else piece
 
 
 def _shown(piece: Piece, spaced: bool) -> str:
@@ -103,4 +125,4 @@ def _shown(piece: Piece, spaced: bool) -> str:
         return piece.name
     if isinstance(piece, Text):
         return f" {piece.text}" if spaced and piece.joint == "own" and piece.text else piece.text
-    return IMAGE if piece.rows is None or piece.cols is None else "".join(expansion(piece.rows, piece.cols))
+    return IMAGE if piece.grid is None else "".join(piece.grid.expand(IMAGE, BREAK, END))

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from vitrail.errors import PromptError
-from vitrail.prompts.builtin.built_prompt import BuiltPrompt, expansion
-from vitrail.prompts.builtin.pieces import Control, Picture, Piece, Section, Text
+from vitrail.prompts.builtin.built_prompt import BuiltPrompt
+from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE, Control, Picture, Piece, Section, Text
 
 CARRIER = "☺"  # a sign that no word holds: a text behind it gets no space put in front
 
@@ -33,15 +33,17 @@ class Encoder(Protocol):
 
 def encode_prompt(prompt: BuiltPrompt, encoder: Encoder) -> list[int]:
     """The ids of a prompt; a picture without a grid is one image token. Raises PromptError for missing control tokens."""
-    return [index for piece in joined(prompt.pieces, encoder) for index in encode_piece(piece, encoder)]
+    return encode_pieces(prompt.pieces, encoder)
+
+
+def encode_pieces(pieces: Iterable[Piece], encoder: Encoder) -> list[int]:
+    """The ids of pieces that stand together: those of a prompt, or of one of its sections."""
+    return [index for piece in joined(pieces, encoder) for index in encode_piece(piece, encoder)]
 
 
 def section_lengths(sections: Sequence[Section], encoder: Encoder) -> list[int]:
     """How many ids each section is."""
-    return [
-        sum(len(encode_piece(piece, encoder)) for piece in joined(section.pieces, encoder))
-        for section in sections
-    ]
+    return [len(encode_pieces(section.pieces, encoder)) for section in sections]
 
 
 def fit_prompt(prompt: BuiltPrompt, encoder: Encoder, limit: int) -> BuiltPrompt:
@@ -100,11 +102,11 @@ def encode_piece(piece: Piece, encoder: Encoder) -> list[int]:
 
 
 def _picture(piece: Picture, encoder: Encoder) -> list[int]:
-    if piece.rows is None or piece.cols is None:
-        return [_control("[IMG]", encoder)]
-    names = list(expansion(piece.rows, piece.cols))
-    ids = {name: _control(name, encoder) for name in dict.fromkeys(names)}
-    return [ids[name] for name in names]
+    image = _control(IMAGE, encoder)
+    if piece.grid is None:
+        return [image]
+    row_end = _control(BREAK, encoder) if piece.grid.rows > 1 else image
+    return piece.grid.expand(image, row_end, _control(END, encoder))
 
 
 def _control(name: str, encoder: Encoder) -> int:

@@ -1,10 +1,10 @@
-"""Built-in formats behind the tokenizers' and the processor's calls: chats, pictures, truncation. The formats: formats/."""
+"""Built-in formats behind the tokenizers' and the processor's calls: chats, and prompts that are too long."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from vitrail.errors import InputError, PromptError, UnsupportedError
 from vitrail.prompts.builtin import (
@@ -16,12 +16,8 @@ from vitrail.prompts.builtin import (
     find_format,
     fit_prompt,
 )
-from vitrail.prompts.control_token_mask import count, substitute
 from vitrail.prompts.render import Chat
-
-if TYPE_CHECKING:
-    from vitrail.images.grid import Grid
-    from vitrail.tokenizer.mistral import MistralCommonTokenizer
+from vitrail.prompts.rendered_prompt import RenderedPrompt
 
 AUTO = "auto"
 _CHAT_OPTIONS = ("tools", "continue_final_message", "reasoning_effort", "mode")
@@ -53,7 +49,7 @@ def build_chat(conversation: Any, format: Format, encoder: Encoder, options: Map
             if batched:
                 raise PromptError(f"conversation {index}: {error}") from error
             raise
-    return Chat(prompts, [list(prompt.pictures) for prompt in prompts], batched)
+    return Chat(prompts, [list(prompt.images) for prompt in prompts], batched)
 
 
 def _rows(conversation: Any) -> tuple[list[Any], bool]:
@@ -64,40 +60,14 @@ def _rows(conversation: Any) -> tuple[list[Any], bool]:
     return [conversation], False
 
 
-def count_pictures(prompt: str, image_token: str) -> int:
-    """How many pictures a prompt shows."""
-    return len(prompt.pictures) if isinstance(prompt, BuiltPrompt) else count(prompt, image_token)
+def fit_rows(
+    prompts: Sequence[RenderedPrompt], encoder: Encoder, limit: int
+) -> tuple[list[RenderedPrompt], list[int]]:
+    """The prompts, those made from messages without their oldest turns if too long, and the images that stay.
 
-
-def place_pictures(
-    prompts: Iterable[str], image_token: str, grids: Iterable[Grid], shown: Callable[[Grid], str]
-) -> list[str]:
-    """The prompts with the next of `grids` written out for each picture, in texts as `shown`."""
-    rest = iter(grids)
-    texts = (shown(grid) for grid in rest)
-    return [
-        p.with_grids(rest) if isinstance(p, BuiltPrompt) else substitute(p, image_token, texts)
-        for p in prompts
-    ]
-
-
-def remembered_pictures(texts: Sequence[str]) -> list[list[Any]] | None:
-    """Where the pictures of built prompts come from, a list for each text; None where there are none."""
-    sources = [
-        [part.source for part in text.pictures if part.source is not None]
-        if isinstance(text, BuiltPrompt)
-        else []
-        for text in texts
-    ]
-    return sources if any(sources) else None
-
-
-def fit_rows(prompts: Sequence[str], encoder: Encoder, limit: int) -> tuple[list[str], list[int]]:
-    """The prompts, those made from messages without their oldest turns if too long, and the pictures that stay.
-
-    Pictures are counted through all prompts. Errors: `fit_prompt`.
+    Images are counted through all prompts. Errors: `fit_prompt`.
     """
-    fitted: list[str] = []
+    fitted: list[RenderedPrompt] = []
     kept: list[int] = []
     start = 0
     for prompt in prompts:
@@ -130,30 +100,3 @@ def encode_built(prompt: BuiltPrompt, encoder: Encoder, limit: int | None, side:
     if limit is None or prompt.from_messages or len(ids) <= limit:
         return ids
     return ids[-limit:] if side == "left" else ids[:limit]
-
-
-def chat_of_format(
-    tokenizer: MistralCommonTokenizer,
-    conversation: Any,
-    options: dict[str, Any],
-    call: dict[str, Any],
-    *,
-    tokenize: bool,
-    return_dict: bool,
-) -> Any:
-    """`MistralCommonTokenizer.apply_chat_template` with format=. options: `build_chat`'s; call: the tokenizer's."""
-    form = choose_format(options.pop("format", None) or AUTO, tokenizer.prompt_format)
-    options.setdefault("mode", tokenizer.mode)
-    chat = build_chat(conversation, form, tokenizer.encoder, options)
-    if not tokenize:
-        return chat.text
-    if not any(chat.pictures):
-        out = tokenizer(chat.text, **call)
-        return out if return_dict else out["input_ids"]
-    from vitrail.processor.load import processor_parts
-    from vitrail.processor.processor import PixtralProcessor
-
-    out = PixtralProcessor(**processor_parts(tokenizer))(text=chat.text, **call)
-    if return_dict:
-        return out
-    return out["input_ids"] if chat.batched or call["return_tensors"] is not None else out["input_ids"][0]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from vitrail.images.grid import Grid
 
 BOS, EOS = "<s>", "</s>"
 IMAGE, BREAK, END = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
@@ -33,11 +36,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture. `number`: its place among those of the messages; rows, cols: its grid of image tokens, once known."""
+    """An image. `number`: its place among those of the messages; grid: its image tokens, once known."""
 
     number: int
-    rows: int | None = None
-    cols: int | None = None
+    grid: Grid | None = None
 
 
 Piece: TypeAlias = Control | Text | Picture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vitrail.errors import ImageError, PromptError
@@ -26,13 +26,12 @@ def lay_out(
     which picture of the messages it is.
     """
     grids: list[Grid] = []
-    for number, part in zip(prompt.order, prompt.pictures, strict=True):
+    for number, part in zip(prompt.order, prompt.images, strict=True):
         try:
             grids.append(grid(*picture_size(part, placeholders=placeholders)))
         except (PromptError, ImageError) as error:
             raise type(error)(f"picture {number + 1} of the messages: {error}") from error
-    rest: Iterator[Grid] = iter(grids)
-    return prompt.with_grids(rest), grids
+    return prompt.with_grids(iter(grids)), grids
 
 
 def picture_size(part: ImagePart, *, placeholders: bool = False) -> tuple[int, int]:

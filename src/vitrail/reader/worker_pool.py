@@ -54,10 +54,10 @@ def read_apart(
         VitrailError: the reader cannot be loaded, or a process has ended before its work was done.
     """
     shares = _shares(names, processes)
-    with _crew(processes, model) as crew:
+    with _started(processes, model) as workers:
         answers: SimpleQueue[tuple[int, bytes]] = SimpleQueue()
         given: list[list[int]] = []
-        for number, process in enumerate(crew):
+        for number, process in enumerate(workers):
             given.append([])
             threading.Thread(target=_listen, args=(number, process, answers), daemon=True).start()
             _give(process, given, number, shares, names)
@@ -65,8 +65,8 @@ def read_apart(
             number, line = answers.get()
             if not given[number]:
                 continue  # it has nothing more to do and has ended
-            yield from zip(given[number], _understand(line, crew[number]), strict=True)
-            _give(crew[number], given, number, shares, names)
+            yield from zip(given[number], _understand(line, workers[number]), strict=True)
+            _give(workers[number], given, number, shares, names)
 
 
 def _shares(names: Sequence[str], processes: int) -> list[list[int]]:
@@ -102,7 +102,7 @@ def _give(process: subprocess.Popen[bytes], given: list[list[int]], number: int,
             process.stdin.flush()
         else:
             process.stdin.close()
-    except OSError:  # it has ended; whoever listens to it is told
+    except OSError:  # it has ended; _listen puts that into the queue
         return
 
 
@@ -128,15 +128,15 @@ def _understand(line: bytes, process: subprocess.Popen[bytes]) -> Iterator[FileR
 
 
 @contextmanager
-def _crew(count: int, model: Path | None) -> Iterator[list[subprocess.Popen[bytes]]]:
+def _started(count: int, model: Path | None) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Reading processes with their share of the cores; they are gone afterwards."""
     if not sys.executable:
         raise UnsupportedError("this program does not say where Python is; use --processes 1.")
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // count))}
-    crew: list[subprocess.Popen[bytes]] = []
+    workers: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(count):
-            crew.append(
+            workers.append(
                 subprocess.Popen(
                     [sys.executable, "-c", _START, "" if model is None else str(model), *sys.path],
                     stdin=subprocess.PIPE,
@@ -145,9 +145,9 @@ def _crew(count: int, model: Path | None) -> Iterator[list[subprocess.Popen[byte
                     start_new_session=True,  # Ctrl-C is for the one who started them
                 )
             )
-        yield crew
+        yield workers
     finally:
-        for process in crew:
+        for process in workers:
             _end(process)
 
 

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 from torch import Tensor
 
 from vitrail.configs.params import read_params
 from vitrail.errors import CheckpointError, UnsupportedError
-from vitrail.files.layout import MISTRAL, PARAMS_NAME, choose_format
-from vitrail.files.listing import listed
-from vitrail.files.safetensors import TensorEntry
-from vitrail.weights.checkpoint import Checkpoint
+from vitrail.files.formatting import listed
+from vitrail.files.layout import PARAMS_NAME
+from vitrail.files.safetensors import TensorSpec
 from vitrail.weights.mistral_names import from_native, to_native
 from vitrail.weights.names import canonical
 from vitrail.weights.rotary_rows import Heads, to_halves
+from vitrail.weights.safetensors_checkpoint import SafetensorsCheckpoint
 
 
-def open_checkpoint(folder: str | os.PathLike[str], format: str | None = None) -> Checkpoint:
-    """The tensors of a folder in either format; `format` chooses where both are there (layout.choose_format)."""
-    path = Path(folder)
-    return NativeCheckpoint(path) if choose_format(path, format) == MISTRAL else Checkpoint(path)
-
-
-class NativeCheckpoint(Checkpoint):
+class MistralCheckpoint(SafetensorsCheckpoint):
     """The tensors of consolidated*.safetensors under canonical names, each as Hugging Face's format has it.
 
     Rows of q and k are put into halves when a tensor is read, which copies that one tensor. Names that are not of this
-    family stay as they are. Raises UnsupportedError for a quantised (fp8) file, else as Checkpoint.
+    family stay as they are. Raises UnsupportedError for a quantised (fp8) file, else as SafetensorsCheckpoint.
     """
 
     config_name = PARAMS_NAME
@@ -46,11 +38,11 @@ class NativeCheckpoint(Checkpoint):
     def kind(self) -> str | None:
         return self._kind
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._native)
+    def names(self) -> list[str]:
+        return [from_native(name) or name for name in super().names()]
 
-    def entry(self, name: str) -> TensorEntry:
-        return super().entry(self._native[name])
+    def spec(self, name: str) -> TensorSpec:
+        return super().spec(self._native[name])
 
     def tensor(self, name: str) -> Tensor:
         native = self._native[name]
@@ -60,9 +52,6 @@ class NativeCheckpoint(Checkpoint):
 
     def copies(self, name: str) -> bool:
         return self.heads.of(name) is not None
-
-    def in_file_order(self) -> list[str]:
-        return [from_native(name) or name for name in super().in_file_order()]
 
     def shown(self, name: str) -> str:
         return to_native(canonical(name)) or name

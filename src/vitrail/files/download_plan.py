@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from vitrail.errors import CheckpointError
+from vitrail.files.formatting import listed
 from vitrail.files.layout import HF, choose_among, small_files, weight_files
-from vitrail.files.listing import listed
 from vitrail.files.repository import Repository
 
 SETTINGS: Final = "settings"  # configuration, tokenizer, templates: what is read without a model

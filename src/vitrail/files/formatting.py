@@ -1,4 +1,4 @@
-"""Many names in one message. Knows nothing of files or tensors."""
+"""Text for messages and tables: many names in one line, sizes in bytes."""
 
 from __future__ import annotations
 
@@ -38,3 +38,11 @@ def _drawn_together(head: str, numbers: set[int], tail: str | None) -> str:
     texts = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
     number_text = texts[0] if len(numbers) == 1 else "{" + ",".join(texts) + "}"
     return f"{head[:200]}{number_text}{(tail or '')[:200]}"
+
+
+def in_words(size: int) -> str:
+    """7.7 GB, 61.3 MB, 1.2 kB, 90 bytes: decimal units, as disks and model cards count."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size} bytes"

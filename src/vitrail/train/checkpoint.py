@@ -1,4 +1,4 @@
-"""A run on disk: weights, moving average, optimisers, random state and step, in safetensors and JSON; no pickle."""
+"""Checkpoints of a run: weights, moving average, optimizers, random state and step, in safetensors and JSON; no pickle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..errors import CheckpointError
+from vitrail.errors import CheckpointError
 
 _NAME = "checkpoint-"
 
@@ -34,30 +34,24 @@ class Kept(Protocol):
 
 
 class Resumable(Protocol):
-    """What is saved of a run. It may also have a `note`: a mapping that JSON can hold."""
-
-    @property
-    def model(self) -> Named:
-        """Whose parameters are saved."""
-
-    @property
-    def optimizers(self) -> Sequence[Optimizer]:
-        """Always in the same order."""
+    """What is saved of a run."""
 
     @property
     def schedule(self) -> Kept:
-        """Says how many checkpoints stay."""
+        """How many checkpoints stay."""
 
+    model: Named
+    optimizers: Sequence[Optimizer]
     folder: Path
     name: str
     step: int
     average: dict[str, Tensor]
 
 
-def save(run: Resumable) -> Path:
-    """Write everything that a run needs to go on as if it had never stopped; old checkpoints are removed.
+def save(run: Resumable, note: Mapping[str, Any]) -> Path:
+    """Write everything that a run needs to go on as if it had never stopped, and remove old checkpoints.
 
-    The folder appears only when it is complete.
+    The folder appears only when it is complete. note: more to be saved, as JSON; `read_note` returns it.
     """
     final = run.folder / f"{_NAME}{run.step:08d}"
     part = run.folder / f".{final.name}.part"
@@ -71,8 +65,8 @@ def save(run: Resumable) -> Path:
     for index, optimizer in enumerate(run.optimizers):
         plain.append(_split(optimizer, f"{index}", tensors))
     save_file(_own(tensors), part / "optimizers.safetensors")
-    note = {"name": run.name, "step": run.step, "optimizers": plain, "note": getattr(run, "note", {})}
-    (part / "state.json").write_text(json.dumps(note), encoding="utf-8")
+    state = {"name": run.name, "step": run.step, "optimizers": plain, "note": note}
+    (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
     for old in checkpoints(run.folder)[: -run.schedule.keep]:
@@ -92,7 +86,10 @@ def restore(run: Resumable) -> bool:
     folder = found[-1]
     note = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     load_weights(run.model, load_file(folder / "model.safetensors"), folder)
-    run.average = load_file(folder / "average.safetensors")
+    average = load_file(folder / "average.safetensors")
+    run.average = {
+        name: average[name].to(p.device) for name, p in run.model.named_parameters() if name in average
+    }
     tensors = load_file(folder / "optimizers.safetensors")
     if len(note["optimizers"]) != len(run.optimizers):
         raise CheckpointError(

@@ -48,8 +48,8 @@ def write_picture_settings(config: PretrainedConfig, folder: Path) -> None:
 def note_kind(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
     """Let the configuration say what published ones say and Mistral's own format leaves out: type of numbers, class."""
     if config.dtype is None:
-        first = next((entry for file in checkpoint.files.values() for entry in file.entries.values()), None)
-        config.dtype = None if first is None else str(first.dtype).removeprefix("torch.")
+        first = next(iter(checkpoint.names()), None)
+        config.dtype = None if first is None else str(checkpoint.spec(first).dtype).removeprefix("torch.")
     if config.architectures is None:
         kinds = {"llava": "LlavaForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}
         kind = type(config).model_type

@@ -135,7 +135,7 @@ def lay_out(lines: list[str], face: Face, size: int, spacing: float, align: floa
     return Block(placed, face, size, int(np.ceil(right - left)), int(np.ceil(bottom - top)))
 
 
-def draw(
+def render(
     block: Block,
     canvas: tuple[int, int],
     target: tuple[int, int],

@@ -22,7 +22,7 @@ _SHARPNESS = (
 
 
 @torch.no_grad()
-def plain(model: nn.Module) -> None:
+def fill_normal(model: nn.Module) -> None:
     """Normal noise in every matrix, its width by the number of inputs; what ends a residual branch starts small."""
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:

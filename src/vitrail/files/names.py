@@ -1,0 +1,25 @@
+"""Names of files that come out of a file or from a hub: which of them may be joined to a folder. Touches no disk."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import PureWindowsPath
+
+# Control characters, halves of surrogate pairs (no file system takes them), and the other system's separator.
+_NEVER = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\]")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d) *(\..*)?", re.IGNORECASE | re.ASCII)
+
+
+def is_plain(name: object, *, windows: bool = os.name == "nt") -> bool:
+    """Whether `name` is a relative path with "/" between its parts that stays below the folder it is joined to.
+
+    The rules of all systems hold on each; only the names of devices (aux.json), files elsewhere, are refused on Windows
+    alone.
+    """
+    if not isinstance(name, str) or _NEVER.search(name) or PureWindowsPath(name).drive:
+        return False
+    parts = name.split("/")
+    # Windows drops dots and spaces at the end of a part, so ".. " is its "..".
+    below = all(part.rstrip(". ") for part in parts)
+    return below and not (windows and any(_DEVICE.fullmatch(part) for part in parts))

@@ -1,0 +1,5 @@
+"""The floating-point types that operators compute in."""
+
+import torch
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)

@@ -1,0 +1,133 @@
+"""BaseTokenizer: what FastTokenizer and MistralCommonTokenizer share of their calls: lengths, padding, prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vitrail.errors import InputError
+from vitrail.images.batch_feature import BatchFeature, check_tensor_type
+from vitrail.prompts.builtin import Encoder, Format
+from vitrail.prompts.builtin.pieces import IMAGE
+from vitrail.prompts.rendered_prompt import RenderedPrompt, as_prompt
+from vitrail.tokenizer.padding import Lengths, lengths, limit_of, pad_encoded, pad_rows
+
+if TYPE_CHECKING:
+    from vitrail.responses.events import Response
+
+
+class BaseTokenizer:
+    """The methods that do not depend on how a text is encoded."""
+
+    default_format: ClassVar[str | None] = None
+    """The format of prompts where there is no chat template; None: a template is needed."""
+    needs_image_tokens: ClassVar[bool] = True
+    """Whether a processor refuses the tokenizer if it has no image tokens."""
+    no_padding: ClassVar[str] = (
+        "padding needs a pad token and this tokenizer has none; set tokenizer.pad_token first"
+    )
+    """The error where rows are to be padded and there is no pad token."""
+
+    model_max_length: int
+    padding_side: str
+    truncation_side: str
+    model_input_names: list[str]
+
+    def __call__(self, text: Any = None, *args: Any, **options: Any) -> BatchFeature:
+        """Texts and prompts → input_ids and attention_mask."""
+        raise NotImplementedError
+
+    @property
+    def encoder(self) -> Encoder:
+        """What encodes prompts of the built-in formats."""
+        raise NotImplementedError
+
+    def prompt_format(self) -> Format:
+        """The built-in format that the tokenizer was made for."""
+        raise NotImplementedError
+
+    def find_token(self, name: str) -> int | None:
+        """Id of a token; None if there is none of this name."""
+        raise NotImplementedError
+
+    def read_prompt(self, text: str | RenderedPrompt, image_token: str = IMAGE) -> RenderedPrompt:
+        """A rendered prompt, or a text of one author, in the form that this tokenizer encodes."""
+        return as_prompt(text)
+
+    def encode_prompt(self, prompt: str | RenderedPrompt, add_special_tokens: bool = False) -> list[int]:
+        """The ids of a prompt, in which only the control tokens that its template or format wrote become ids."""
+        ids: list[int] = self(as_prompt(prompt), add_special_tokens=add_special_tokens)["input_ids"]
+        return ids
+
+    def prompt_limit(
+        self, *, padding: Any = False, truncation: Any = None, max_length: int | None = None
+    ) -> int | None:
+        """The most ids after the begin token that a call with these options leaves to a prompt; None: any number."""
+        return limit_of(self._plan(padding, truncation, max_length, None, None))
+
+    def parse_response(self, ids: Any, **options: Any) -> Response:
+        """The ids of a model's answer → text, reasoning and tool calls; options as `ResponseParser` (docs/tools.md)."""
+        from vitrail.responses.parser import parse_response
+
+        return parse_response(self, ids, **options)
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: Any = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: Any = None,
+        verbose: bool = True,
+    ) -> BatchFeature:
+        """Pad what this tokenizer returned: a dict of rows, a list of dicts, or one row."""
+        plan = self._plan(padding, False, max_length, pad_to_multiple_of, padding_side)
+        mask = self._wants("attention_mask", return_attention_mask)
+        return pad_encoded(
+            encoded_inputs, plan, self._pads(), return_attention_mask=mask, return_tensors=return_tensors
+        )
+
+    def _plan(
+        self, padding: Any, truncation: Any, max_length: int | None, multiple: int | None, side: str | None
+    ) -> Lengths:
+        plan = lengths(
+            padding,
+            truncation,
+            max_length,
+            self.model_max_length,
+            pad_to_multiple_of=multiple,
+            side=self.padding_side if side is None else side,
+        )
+        if plan.pad is not None and "input_ids" not in self._pads():
+            raise InputError(self.no_padding)
+        return plan
+
+    def _pads(self) -> dict[str, int]:
+        """Name of a column → what fills its rows; without input_ids where there is no pad token."""
+        pad: int | None = getattr(self, "pad_token_id", None)
+        fixed = {"attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
+        return fixed if pad is None else {"input_ids": pad, **fixed}
+
+    def _wants(self, name: str, asked: bool | None) -> bool:
+        """Whether a call returns a column: as asked, else as `model_input_names` says."""
+        return name in self.model_input_names if asked is None else asked
+
+    def _padded(
+        self,
+        columns: Mapping[str, Sequence[Sequence[int]]],
+        plan: Lengths,
+        *,
+        single: bool,
+        return_tensors: Any,
+        return_length: bool,
+        count_padding: bool = True,
+    ) -> BatchFeature:
+        """The columns of a call, padded, with `length` if asked for; the row alone where one text was given."""
+        out: dict[str, Any] = pad_rows(columns, plan, self._pads())
+        if return_length:
+            out["length"] = [len(row) for row in (out if count_padding else columns)["input_ids"]]
+        if single and check_tensor_type(return_tensors) is None:
+            out = {name: column[0] for name, column in out.items()}
+        return BatchFeature(out, return_tensors)

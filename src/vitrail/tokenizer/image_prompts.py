@@ -1,0 +1,123 @@
+"""Prompts with images → ids: preparing, placing, fitting and checking, for the processor and mistral-common's tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vitrail.errors import InputError
+from vitrail.images.batch_feature import BatchFeature
+from vitrail.images.grid import Grid
+from vitrail.prompts.builtin.encode_chat import fit_rows
+from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE
+from vitrail.prompts.rendered_prompt import RenderedPrompt
+from vitrail.tokenizer.base import BaseTokenizer
+
+
+@dataclass(frozen=True)
+class ImagePromptEncoder:
+    """A tokenizer and an image processor that encode prompts with images together.
+
+    cell: side in pixels of the square that one image token covers; tokens: the names of the image, break and end
+    tokens; image_token_id: the id of the first of them.
+    """
+
+    tokenizer: BaseTokenizer
+    image_processor: Any
+    cell: int
+    image_token_id: int | None
+    tokens: tuple[str, str, str] = (IMAGE, BREAK, END)
+
+    def __call__(
+        self,
+        texts: Sequence[str | RenderedPrompt],
+        images: Any = None,
+        text_options: Mapping[str, Any] | None = None,
+        image_options: Mapping[str, Any] | None = None,
+        marked_ids: Sequence[int] = (),
+    ) -> BatchFeature:
+        """Prompts and their images, or those that the prompts name → ids, mask, pixel_values, image_sizes.
+
+        marked_ids: mm_token_type_ids is returned besides, with 1 where one of these stands.
+        Raises InputError where images and image tokens do not match, PromptError for prompts that do not fit.
+        """
+        options = text_options or {}
+        prompts = [self.tokenizer.read_prompt(text, self.tokens[0]) for text in texts]
+        if images is None and any(prompt.sources for prompt in prompts):
+            images = [prompt.sources for prompt in prompts]
+        vision = self.prepare(images, image_options or {}) if _holds_images(images) else BatchFeature()
+        if not prompts:
+            return vision
+        prompts = self.place(prompts, vision.grids, images)
+        prompts, vision = self.fit(prompts, vision, options)
+        encoded = self.encode(prompts, options)
+        if marked_ids:
+            marks = [np.isin(row, marked_ids).astype(int).tolist() for row in encoded["input_ids"]]
+            encoded["mm_token_type_ids"] = marks
+        return BatchFeature({**encoded, **vision}).with_grids(vision.grids)
+
+    def prepare(self, images: Any, options: Mapping[str, Any]) -> BatchFeature:
+        """Images → pixel_values and image_sizes as tensors, with their grids in image tokens."""
+        side = {"height": self.cell, "width": self.cell}
+        made: BatchFeature = self.image_processor(images, patch_size=side, return_tensors="pt", **options)
+        return made
+
+    def place(
+        self, prompts: Sequence[RenderedPrompt], grids: Sequence[Grid], images: Any = None
+    ) -> list[RenderedPrompt]:
+        """The prompts with each image written out. Raises InputError where images and image tokens do not match."""
+        self._check_counts(prompts, images, len(grids))
+        for grid in grids:
+            grid.check_whole(self.cell)
+        rest = iter(grids)
+        return [prompt.with_grids(rest, self.tokens) for prompt in prompts]
+
+    def fit(
+        self, prompts: list[RenderedPrompt], vision: BatchFeature, options: Mapping[str, Any]
+    ) -> tuple[list[RenderedPrompt], BatchFeature]:
+        """Prompts of built-in formats without their oldest turns where they are too long, and the images that stay."""
+        if not any(prompt.from_messages for prompt in prompts):
+            return prompts, vision
+        names = ("padding", "truncation", "max_length")
+        limit = self.tokenizer.prompt_limit(**{name: options[name] for name in names if name in options})
+        if limit is None:
+            return prompts, vision
+        prompts, kept = fit_rows(prompts, self.tokenizer.encoder, limit)
+        if not kept:
+            return prompts, BatchFeature()
+        left = BatchFeature({name: value[kept] for name, value in vision.items()})
+        return prompts, left.with_grids([vision.grids[place] for place in kept])
+
+    def encode(self, prompts: Sequence[RenderedPrompt], options: Mapping[str, Any]) -> BatchFeature:
+        """Prompts → what the tokenizer's call returns. Raises InputError where truncation took image tokens away."""
+        encoded = self.tokenizer(list(prompts), **options)
+        wanted = [prompt.count_image_tokens(self.tokens[0]) for prompt in prompts]
+        kept = [list(row).count(self.image_token_id) for row in encoded["input_ids"]]
+        if kept != wanted:
+            raise InputError(
+                f"pictures need {wanted} {self.tokens[0]}, but {kept} are left after truncation; raise max_length"
+            )
+        return encoded
+
+    def _check_counts(self, prompts: Sequence[RenderedPrompt], images: Any, given: int) -> None:
+        """Every image needs its token and every token its image: in all, and per prompt where images are nested."""
+        name = self.tokens[0]
+        counts = [prompt.count_images(name) for prompt in prompts]
+        if sum(counts) != given:
+            raise InputError(
+                f"the text has {sum(counts)} {name} and there are {given} pictures; every picture needs one"
+            )
+        nested = isinstance(images, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in images)
+        if nested and len(images) > 1 and [len(row) for row in images] != counts:
+            rows = [len(row) for row in images]
+            raise InputError(f"the texts have {counts} {name}, but their lists hold {rows} pictures")
+
+
+def _holds_images(images: Any) -> bool:
+    """Whether there is an image in nested lists: empty ones stand for texts without."""
+    if isinstance(images, (list, tuple)):
+        return any(_holds_images(image) for image in images)
+    return images is not None
