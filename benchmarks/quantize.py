@@ -19,7 +19,7 @@ from torch import Tensor
 from vitrail.ops.cpu import library
 from vitrail.ops.cpu.encode import squared_error
 from vitrail.ops.weight import PackedWeight
-from vitrail.quant.formats.bitsandbytes import quantize_4bit
+from vitrail.quant.bitsandbytes_codes import quantize_4bit
 from vitrail.quant.formats.vitrail import quantize_own
 
 PIXTRAL_12B = 12_681_000_000  # weights in matrices, tower and projector included

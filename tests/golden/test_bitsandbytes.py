@@ -21,8 +21,9 @@ from vitrail.ops.kernels import kernel_for
 from vitrail.ops.linear import linear
 from vitrail.ops.weight import PackedWeight, dequantize
 from vitrail.quant import bitsandbytes_cuda
+from vitrail.quant.bitsandbytes_codes import nested_map, quantize_4bit, quantize_int8
 from vitrail.quant.formats import WeightFormat, recognize
-from vitrail.quant.formats.bitsandbytes import INT8, BitsAndBytes4, nested_map, quantize_4bit, quantize_int8
+from vitrail.quant.formats.bitsandbytes import INT8, BitsAndBytes4
 
 DATA = Path(__file__).parent / "data" / "bitsandbytes"
 CASES = {case["name"]: case for case in json.loads((DATA / "cases.json").read_text("utf-8"))}
@@ -83,7 +84,9 @@ def test_quantising_gives_the_same_bytes(files: dict[str, dict[str, Tensor]], na
 
 def test_the_nested_map_is_the_same_on_every_processor(files: dict[str, dict[str, Tensor]]) -> None:
     """Also where PyTorch's own linspace has no AVX2, and rounds in other places."""
-    code = "from vitrail.quant.formats.bitsandbytes import nested_map; print(nested_map().numpy().tobytes().hex())"
+    code = (
+        "from vitrail.quant.bitsandbytes_codes import nested_map; print(nested_map().numpy().tobytes().hex())"
+    )
     where = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
     found = subprocess.run(
         [sys.executable, "-c", code], env=where, capture_output=True, text=True, check=True

@@ -12,7 +12,7 @@ from vitrail.ops import packing_layout
 from vitrail.ops.cpu import dense as cpu_dense, library
 from vitrail.ops.linear import linear, linear_group, linear_input_grad
 from vitrail.ops.weight import Layout, PackedWeight, Weight, dequantize
-from vitrail.quant.formats.bitsandbytes import quantize_4bit, quantize_int8
+from vitrail.quant.bitsandbytes_codes import quantize_4bit, quantize_int8
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="no kernels were built")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -19,7 +19,7 @@ from vitrail.errors import CheckpointError
 from vitrail.ops.cpu import encode as cpu_encode, library
 from vitrail.ops.reference import encode as reference_encode
 from vitrail.ops.weight import Layout, PackedWeight
-from vitrail.quant.formats.bitsandbytes import quant_map, quantize_4bit
+from vitrail.quant.bitsandbytes_codes import quant_map, quantize_4bit
 from vitrail.quant.formats.vitrail import quantize_own
 
 ISAS = library.available()

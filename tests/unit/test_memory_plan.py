@@ -17,8 +17,9 @@ import vitrail
 from tests import geometries, tiny
 from vitrail.errors import OutOfMemory
 from vitrail.files.formatting import in_words
+from vitrail.quant.bitsandbytes_codes import GROUP
 from vitrail.quant.config import BitsAndBytesConfig
-from vitrail.quant.formats.bitsandbytes import GROUP, SMALLER, format_of
+from vitrail.quant.formats.bitsandbytes import SMALLER, format_of
 from vitrail.weights import memory
 from vitrail.weights.checkpoint import open_checkpoint
 from vitrail.weights.devices import placement

@@ -20,8 +20,9 @@ from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
 from vitrail.files.safetensors import write_safetensors
 from vitrail.ops.linear import embedding, linear, linear_group, linear_input_grad
 from vitrail.ops.weight import dequantize
+from vitrail.quant.bitsandbytes_codes import quantize_4bit, quantize_int8
 from vitrail.quant.config import BitsAndBytesConfig, read_quantization
-from vitrail.quant.formats.bitsandbytes import FP4, INT8, BitsAndBytes4, quantize_4bit, quantize_int8
+from vitrail.quant.formats.bitsandbytes import FP4, INT8, BitsAndBytes4
 from vitrail.quant.policy import quantized_names
 from vitrail.quant.replace import QuantLinear
 

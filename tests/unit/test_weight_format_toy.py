@@ -215,6 +215,22 @@ def test_info_names_it_with_its_sizes(folder: Path) -> None:
     )
 
 
+def test_info_estimates_it_by_the_configuration_before_the_weights_are_there(
+    folder: Path, tmp_path: Path
+) -> None:
+    tiny.write_inputs(tmp_path)
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    values = json.loads((folder / "config.json").read_text("utf-8"))
+    away = gather(tmp_path, "x")
+    assert away.weights["quantized"] == "toy"
+    del values["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    plain = gather(tmp_path, "x")
+    linear = plain.parameters["language_model"] - 5 * values["hidden_size"]  # two blocks' norms, and the last
+    saved = plain.memory["bfloat16"]["weights"] - away.memory["bfloat16"]["weights"]
+    assert saved == linear - 14 * 4  # a byte a weight, but for seven sizes a block
+
+
 def test_a_damaged_matrix_is_named(folder: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder)
     state = {name: checkpoint.tensor(name).clone() for name in checkpoint.names()}

@@ -20,10 +20,11 @@ from vitrail.model.causal import CausalModel, MistralForCausalLM
 from vitrail.model.vlm import LlavaForConditionalGeneration, Mistral3ForConditionalGeneration
 from vitrail.ops import memory
 from vitrail.ops.weight import Layout, PackedWeight
+from vitrail.quant.bitsandbytes_codes import quant_map
 from vitrail.quant.bitsandbytes_config import BitsAndBytesConfig
 from vitrail.quant.config import Quantization
 from vitrail.quant.formats import WeightFormat
-from vitrail.quant.formats.bitsandbytes import NF4, quant_map
+from vitrail.quant.formats.bitsandbytes import NF4
 from vitrail.quant.formats.vitrail import Q4, Q8
 from vitrail.quant.policy import to_pack
 from vitrail.quant.quantize_config import QuantizeConfig

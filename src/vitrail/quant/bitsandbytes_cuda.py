@@ -16,7 +16,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from vitrail.ops.cpu.dense import products_oracle, unpack_parts
 from vitrail.ops.kernels import register
 from vitrail.ops.weight import NESTED_GROUP, Layout, PackedWeight
-from vitrail.quant.formats.bitsandbytes import FP4, NF4, quant_map
+from vitrail.quant.bitsandbytes_codes import quant_map
+from vitrail.quant.formats.bitsandbytes import FP4, NF4
 
 
 @lru_cache(maxsize=1)
