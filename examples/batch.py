@@ -1,7 +1,6 @@
 """Several pictures of different sizes in one batch; each row is what it would be alone."""
 
-from vitrail import AutoModelForImageTextToText, AutoProcessor, load_image
-from vitrail.reader import embedded_path
+from vitrail import AutoModelForImageTextToText, AutoProcessor, embedded_path, load_image
 
 processor = AutoProcessor.from_pretrained(embedded_path())
 model = AutoModelForImageTextToText.from_pretrained(embedded_path(), dtype="float32")

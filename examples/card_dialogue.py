@@ -11,10 +11,15 @@ from importlib.resources import files
 import torch
 from PIL import Image, ImageDraw
 
-from vitrail import AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
-from vitrail.processor.load import processor_parts
-from vitrail.processor.processor import PixtralProcessor
-from vitrail.tokenizer.mistral import MistralCommonTokenizer
+from vitrail import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralCommonTokenizer,
+    PixtralProcessor,
+    processor_parts,
+)
 
 TOOLS = [
     {

@@ -11,10 +11,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from vitrail import AutoModelForImageTextToText, AutoProcessor, LoraConfig
-from vitrail.reader import embedded_path
-from vitrail.train.job import Job
-from vitrail.train.settings import Settings
+from vitrail import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LoraConfig,
+    TrainingJob,
+    TrainingSettings,
+    embedded_path,
+)
 
 QUESTION = "What does it say?"
 # The segments of a digit: a top, b and c right, d bottom, e and f left, g middle; each as two corners on a 1 × 2 cell.
@@ -101,11 +105,11 @@ parser.add_argument("--tests", type=int, default=100)
 options = parser.parse_args()
 
 data = write_talks(options.out / "pictures", options.pictures, random.Random(0))
-job = Job(
+job = TrainingJob(
     data,
     str(embedded_path()),
     options.out / "adapter",
-    Settings(steps=options.steps, batch=16, lr=4e-3, optimizer="muon", ema=0.99, save_every=100),
+    TrainingSettings(steps=options.steps, batch=16, lr=4e-3, optimizer="muon", ema=0.99, save_every=100),
     lora=LoraConfig(r=16, lora_alpha=16, target_modules="all-linear"),
     parts=("vision_tower", "projector", "language_model"),
 )

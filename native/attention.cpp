@@ -45,16 +45,6 @@ class Scratch {
     int64_t size_ = 0;
 };
 
-bool fits(const AttentionCall& c) {
-    if (c.groups < 1 || c.heads % c.groups || c.q_offsets[0] != 0 || c.q_offsets[c.segments] != c.rows) return false;
-    for (int64_t n = 0; n < c.segments; n++) {
-        const int64_t rows = int64_t(c.q_offsets[n + 1]) - c.q_offsets[n], length = c.kv_lengths[n];
-        if (rows < 0 || length < rows) return false;
-        if (c.block_table ? length > c.table_width * c.block : length != rows) return false;
-    }
-    return true;
-}
-
 // Parts of every segment; within one the last positions, which see most keys, come first.
 std::vector<AttentionPart> divide(const AttentionCall& c) {
     const int64_t heads = c.heads / c.groups, positions = std::max<int64_t>(1, kPartRows / heads);
@@ -82,7 +72,6 @@ std::vector<AttentionPart> divide(const AttentionCall& c) {
 }
 
 AttentionResult run(const AttentionCall& c) {
-    if (!fits(c)) return kOutside;
     if (c.rows == 0 || c.width == 0) return kDone;
     const AttentionKernels& kernels = choose(table);
     const std::vector<AttentionPart> parts = divide(c);
@@ -98,21 +87,46 @@ AttentionResult run(const AttentionCall& c) {
     return AttentionResult(result.load());
 }
 
+// Whether the blocks that a segment's rows see lie in the cache.
+bool blocks_fit(const AttentionCall& c, int64_t segment, int64_t rows) {
+    const int64_t length = c.kv_lengths[segment], blocks = c.slots / c.block;
+    if (length > c.table_width * c.block) return false;
+    const int64_t first = c.window > 0 ? std::max<int64_t>(0, length - rows - c.window + 1) : 0;
+    const int32_t* const entries = c.block_table + segment * c.table_width;
+    for (int64_t at = first / c.block; at * c.block < length; at++) {
+        if (entries[at] < 0 || entries[at] >= blocks) return false;
+    }
+    return true;
+}
+
 }  // namespace
 
-int32_t vt_attention(const AttentionCall* call) {
+bool attention_fits(const AttentionCall& c) {
+    if (c.groups < 1 || c.heads < 1 || c.heads % c.groups || (c.block_table && c.block < 1)) return false;
+    if (c.q_offsets[0] != 0 || c.q_offsets[c.segments] != c.rows) return false;
+    for (int64_t n = 0; n < c.segments; n++) {
+        const int64_t rows = int64_t(c.q_offsets[n + 1]) - c.q_offsets[n], length = c.kv_lengths[n];
+        if (rows < 0 || length < rows) return false;
+        if (c.block_table ? !blocks_fit(c, n, rows) : length != rows) return false;
+    }
+    return true;
+}
+
+bool slots_fit(const CacheWrite& c) {
+    return std::all_of(c.at, c.at + c.rows, [&](int64_t slot) { return slot >= 0 && slot < c.slots; });
+}
+
+int32_t attend_checked(const AttentionCall& call) {
     try {
-        return run(*call);
+        return run(call);
     } catch (const std::bad_alloc&) {
         return kNoMemory;
     }
 }
 
-int32_t vt_cache_write(const CacheWrite* call) {
-    const CacheWrite& c = *call;
-    for (int64_t row = 0; row < c.rows; row++) {
-        if (c.at[row] < 0 || c.at[row] >= c.slots) return kOutside;
-    }
+int32_t vt_attention(const AttentionCall* call) { return attention_fits(*call) ? attend_checked(*call) : kOutside; }
+
+void write_checked(const CacheWrite& c) {
     const AttentionKernels& kernels = choose(table);
     constexpr int64_t kGrain = 16384;  // elements that are worth waking another thread for
     const int64_t together = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, c.groups * c.width));
@@ -120,6 +134,11 @@ int32_t vt_cache_write(const CacheWrite* call) {
         const int64_t last = std::min(c.rows, (chunk + 1) * together);
         for (int64_t row = chunk * together; row < last; row++) kernels.write(c, row);
     });
+}
+
+int32_t vt_cache_write(const CacheWrite* call) {
+    if (!slots_fit(*call)) return kOutside;
+    write_checked(*call);
     return kDone;
 }
 

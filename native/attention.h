@@ -54,7 +54,13 @@ struct AttentionKernels {
 
 extern const AttentionKernels attention_portable, attention_neon, attention_avx2, attention_avx512;
 
-// kOutside: offsets, lengths or the table's entries do not fit the tensors; what `out` holds then is undefined.
+// Whether offsets, lengths, the table's entries and slots fit the tensors: once a batch, and what `checked` then trusts.
+bool attention_fits(const AttentionCall& call);
+bool slots_fit(const CacheWrite& call);
+int32_t attend_checked(const AttentionCall& call);
+void write_checked(const CacheWrite& call);
+
+// kOutside: indices do not fit, and nothing was written.
 VT_EXPORT int32_t vt_attention(const AttentionCall* call);
 VT_EXPORT int32_t vt_cache_write(const CacheWrite* call);
 // 2^x for x ≤ 0 as attention takes it: for tests.

@@ -109,12 +109,11 @@ AttentionResult attend(const DecoderRun& run, const DecoderBlock& block, const A
     CacheWrite write = run.write;
     write.k = at.turned_k, write.v = at.v;
     write.keys = block.keys, write.values = block.values, write.scales = block.scales;
-    const int32_t written = vt_cache_write(&write);
-    if (written != kDone) return AttentionResult(written);
+    write_checked(write);
     AttentionCall call = shape;
     call.q = at.turned_q, call.out = at.mixed;
     call.keys = block.keys, call.values = block.values, call.scales = block.scales;
-    return AttentionResult(vt_attention(&call));
+    return AttentionResult(attend_checked(call));
 }
 
 AttentionResult run_block(const DecoderRun& run, const DecoderBlock& block, const Activations& at) {
@@ -141,6 +140,7 @@ AttentionResult run_block(const DecoderRun& run, const DecoderBlock& block, cons
 int64_t vt_decoder_room(const DecoderRun* run) { return Layout(*run).scratch + scratch_of(*run); }
 
 int32_t vt_decoder_run(const DecoderRun* run) {
+    if (!attention_fits(run->attend) || !slots_fit(run->write)) return kOutside;  // every layer has the same indices
     const Activations at(Layout(*run), run->room);
     for (int64_t i = 0; i < run->count; i++) {
         const AttentionResult done = run_block(*run, run->blocks[i], at);

@@ -53,5 +53,5 @@ struct DecoderRun {
 
 // Bytes that a run needs beside its tensors. Reads everything but `hidden` and `room`.
 VT_EXPORT int64_t vt_decoder_room(const DecoderRun* run);
-// An AttentionResult; anything but kDone leaves `hidden` and the cache's new positions undefined.
+// An AttentionResult. kOutside: nothing was written; kNoMemory leaves `hidden` and the cache's new positions undefined.
 VT_EXPORT int32_t vt_decoder_run(const DecoderRun* run);

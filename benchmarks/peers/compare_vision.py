@@ -17,9 +17,9 @@ from turns import interleaved, ratio
 from worker import Worker, clock
 
 from vitrail.bench.geometries import params_of
-from vitrail.bench.matmul import MatrixRate
+from vitrail.bench.matmul import MatrixRate, tower_shapes
 from vitrail.bench.random_model import random_model
-from vitrail.bench.work import tower_cost, tower_shapes
+from vitrail.model.cost import tower_cost
 
 
 class Tower:

@@ -1,5 +1,9 @@
-"""Every public name of Vitrail and its home, which is imported on first use (PEP 562); nothing heavy."""
+"""Every public name of Vitrail and its home, which is imported on first use (PEP 562); nothing heavy.
 
+These names are the API. Modules below this one are internal and may move.
+"""
+
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +12,7 @@ from vitrail._version import __version__
 
 if TYPE_CHECKING:
     from vitrail.adapters.config import LoraConfig as LoraConfig
+    from vitrail.assistant import Assistant as Assistant, ReplyStream as ReplyStream, load as load
     from vitrail.auto import (
         AutoConfig as AutoConfig,
         AutoImageProcessor as AutoImageProcessor,
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
         PretrainedConfig as PretrainedConfig,
     )
     from vitrail.configs.generation import GenerationConfig as GenerationConfig
-    from vitrail.dialogue import Dialogue as Dialogue, Turn as Turn
+    from vitrail.dialogue import Attachment as Attachment, Dialogue as Dialogue
     from vitrail.errors import (
         CacheFull as CacheFull,
         CheckpointError as CheckpointError,
@@ -39,6 +44,9 @@ if TYPE_CHECKING:
         UnsupportedError as UnsupportedError,
         VitrailError as VitrailError,
     )
+    from vitrail.files.download import Download as Download, watch_downloads as watch_downloads
+    from vitrail.generate.loop import stream_text as stream_text
+    from vitrail.generate.outputs import GenerateOutput as GenerateOutput
     from vitrail.generate.stream import (
         TextIteratorStreamer as TextIteratorStreamer,
         TextStreamer as TextStreamer,
@@ -75,22 +83,41 @@ if TYPE_CHECKING:
         Mistral3ForConditionalGeneration as Mistral3ForConditionalGeneration,
         Mistral3Model as Mistral3Model,
     )
+    from vitrail.ops.cpu.library import (
+        available_kernels as available_kernels,
+        kernel_status as kernel_status,
+        use_kernels as use_kernels,
+    )
     from vitrail.pipelines import (
         ImageTextToTextPipeline as ImageTextToTextPipeline,
         pipeline as pipeline,
     )
+    from vitrail.processor.load import processor_parts as processor_parts
     from vitrail.processor.processor import PixtralProcessor as PixtralProcessor
+    from vitrail.prompts.builtin.build import build_prompt as build_prompt
     from vitrail.quant.bitsandbytes_config import BitsAndBytesConfig as BitsAndBytesConfig
     from vitrail.quant.quantize_config import QuantizeConfig as QuantizeConfig
+    from vitrail.reader import embedded_path as embedded_path
+    from vitrail.reader.files import FileReading as FileReading
     from vitrail.responses.events import (
+        ArgumentsDelta as ArgumentsDelta,
+        CallBegin as CallBegin,
+        CallEnd as CallEnd,
+        Fault as Fault,
+        ReasoningDelta as ReasoningDelta,
         Response as Response,
+        TextDelta as TextDelta,
         ToolCall as ToolCall,
     )
     from vitrail.responses.parser import ResponseParser as ResponseParser
+    from vitrail.responses.reply import PromptSize as PromptSize, Reply as Reply
     from vitrail.tokenizer.mistral import (
         MistralCommonBackend as MistralCommonBackend,
         MistralCommonTokenizer as MistralCommonTokenizer,
     )
+    from vitrail.train.job import TrainingJob as TrainingJob
+    from vitrail.train.settings import TrainingSettings as TrainingSettings
+    from vitrail.weights.convert import convert as convert
 
 
 _install()
@@ -98,6 +125,19 @@ _install()
 # One table, home → names. `import vitrail` reads it and imports nothing of it; type checkers
 # read the imports above, and a test holds the two together.
 _HOMES: dict[str, tuple[str, ...]] = {
+    "assistant": ("Assistant", "ReplyStream", "load"),
+    "files.download": ("Download", "watch_downloads"),
+    "generate.loop": ("stream_text",),
+    "generate.outputs": ("GenerateOutput",),
+    "ops.cpu.library": ("available_kernels", "kernel_status", "use_kernels"),
+    "processor.load": ("processor_parts",),
+    "prompts.builtin.build": ("build_prompt",),
+    "reader": ("embedded_path",),
+    "reader.files": ("FileReading",),
+    "responses.reply": ("PromptSize", "Reply"),
+    "train.job": ("TrainingJob",),
+    "train.settings": ("TrainingSettings",),
+    "weights.convert": ("convert",),
     "adapters.config": ("LoraConfig",),
     "auto": (
         "AutoConfig",
@@ -116,7 +156,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "PretrainedConfig",
     ),
     "configs.generation": ("GenerationConfig",),
-    "dialogue": ("Dialogue", "Turn"),
+    "dialogue": ("Attachment", "Dialogue"),
     "errors": (
         "CacheFull",
         "CheckpointError",
@@ -155,7 +195,13 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "processor.processor": ("PixtralProcessor",),
     "responses.parser": ("ResponseParser",),
     "responses.events": (
+        "ArgumentsDelta",
+        "CallBegin",
+        "CallEnd",
+        "Fault",
+        "ReasoningDelta",
         "Response",
+        "TextDelta",
         "ToolCall",
     ),
     "model.causal": ("MistralForCausalLM",),
@@ -182,15 +228,23 @@ _HOMES: dict[str, tuple[str, ...]] = {
 }
 _HOME_OF: dict[str, str] = {name: home for home, names in _HOMES.items() for name in names}
 
+# Names of version 0.1.0 → what they are called now. They go with the next minor version.
+_RENAMED = {"Turn": "Reply"}
+
 __all__ = ["__version__", *sorted(_HOME_OF)]
 
 
 def __getattr__(name: str) -> Any:
     """Import `name` from its home and keep it, so that the second look-up costs nothing."""
-    home = _HOME_OF.get(name)
+    new = _RENAMED.get(name, name)
+    home = _HOME_OF.get(new)
     if home is None:
         raise AttributeError(f"module 'vitrail' has no attribute {name!r}")
-    value = getattr(import_module(f"vitrail.{home}"), name)
+    if new != name:
+        warnings.warn(
+            f"vitrail.{name} is called vitrail.{new} now; use that name.", DeprecationWarning, stacklevel=2
+        )
+    value = getattr(import_module(f"vitrail.{home}"), new)
     globals()[name] = value
     return value
 

@@ -273,15 +273,25 @@ def load(
     read already is given as `config`. A folder that holds an adapter stands for its model, with the adapter on it.
     """
     from vitrail.adapters.files import base_of
-    from vitrail.configs.vlm import VisionLanguageConfig
 
     base = base_of(name_or_path)
     folder = _open(name_or_path if base is None else base, options)
     processor = AutoProcessor.from_pretrained(folder, tokenizer_mode=options.pop("tokenizer_mode", "auto"))
     config = AutoConfig.from_pretrained(folder) if config is None else config
-    sees = isinstance(config, VisionLanguageConfig)
-    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    model = kind.from_pretrained(folder, config=config, **options)
+    model = auto_class(config).from_pretrained(folder, config=config, **options)
     if base is not None:
         model.load_adapter(name_or_path)
     return processor, model
+
+
+def auto_class(config: "PretrainedConfig") -> type[_AutoModel]:
+    """The Auto class that loads a model of `config`, by whether it has a vision tower."""
+    return AutoModelForImageTextToText if config.has_vision else AutoModelForCausalLM
+
+
+def meta_model(config: "PretrainedConfig") -> Any:
+    """The model that `config` describes, with modules and shapes but no values."""
+    import torch
+
+    with torch.device("meta"):
+        return auto_class(config).from_config(config)

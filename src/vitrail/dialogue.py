@@ -1,10 +1,11 @@
-"""Dialogue: a conversation with a model that computes every position once. Shows nothing; files are cli/transcript.py's.
+"""Dialogue: a conversation with a model that computes every position once. Prints nothing; files are cli/transcript.py's.
 
-It joins processor and model as pipelines.py does, and keeps what a pipeline forgets: the cache, and the pictures' features.
+It joins processor and model as pipelines.py does, and keeps what a pipeline forgets: the cache, and the images' features.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,37 +14,13 @@ from vitrail.generate.reuse import Continuation, PromptMemory, PromptPicture
 from vitrail.processor.prepared import PreparedPicture, lay_out
 from vitrail.processor.processor import PixtralProcessor
 from vitrail.prompts.messages import ImagePart, Message, Part, normalize
-from vitrail.responses.events import Piece, Response
+from vitrail.responses.events import Piece
+from vitrail.responses.reply import PromptSize, Reply
 from vitrail.responses.streamer import ResponseStream
 
 LONGEST = 512  # new tokens, where neither the caller nor generation_config.json says
 
 Raw = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A question's answer and what it cost.
-
-    prompt_tokens: of the whole conversation; reused: those that were cached; computed: those that were not.
-    picture_tokens: what each picture of the conversation costs. pictures_encoded: those that went through the vision
-    tower now. completion_tokens: new ids. stopped_by: "stop", "length" or "interrupted". seconds: of each stage.
-    """
-
-    response: Response
-    prompt_tokens: int
-    reused: int
-    computed: int
-    picture_tokens: tuple[int, ...]
-    pictures_encoded: int
-    completion_tokens: int
-    stopped_by: str
-    seconds: Mapping[str, float]
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing was said; the question is then no part of the conversation either."""
-        return not (self.response.text or self.response.reasoning or self.response.tool_calls)
 
 
 @dataclass(frozen=True)
@@ -154,69 +131,67 @@ class Dialogue:
         self,
         content: str | Sequence[Raw | Attachment],
         *,
-        hear: Callable[[Piece], None] | None = None,
+        on_event: Callable[[Piece], None] | None = None,
+        on_prompt: Callable[[PromptSize], None] | None = None,
         stop: Callable[[], bool] | None = None,
         progress: Callable[[int, int], None] | None = None,
         **options: Any,
-    ) -> Turn:
-        """Say something as the user, and let the model answer; both become part of the conversation.
+    ) -> Reply:
+        """Append a user's message and the model's answer to it.
 
-        Where anything goes wrong, or the answer is empty, the conversation is as it was before.
+        After an error or an empty answer the conversation is as it was before.
 
         Args:
-            content: a text, or parts: texts, pictures and attachments. A PDF counts as its pages.
-            hear: hears each piece of the answer as it comes.
-            stop: asked after every id; True ends the answer there, and what there is of it is kept.
-            progress: of reading the prompt, (positions done, positions in all).
+            content: a text, or parts: texts, images and attachments. A PDF counts as its pages.
+            on_event: called with each piece of the answer as it comes.
+            on_prompt: called with the prompt's size before it is read.
+            stop: called after every id; True ends the answer there, and what there is of it is kept.
+            progress: called with (positions done, positions in all) while the prompt is read.
             options: of generate(). max_new_tokens is cut to what the context has left.
         """
-        return self._answer(
-            [*self._entries, *self._read([{"role": "user", "content": content}])],
-            hear,
-            stop,
-            progress,
-            options,
-        )
+        calls = _Callbacks(_renamed(on_event, options), on_prompt, stop, progress)
+        began = time.perf_counter()
+        question = self._read([{"role": "user", "content": content}])
+        return self._answer([*self._entries, *question], began, calls, options)
 
     def retry(
         self,
         *,
-        hear: Callable[[Piece], None] | None = None,
+        on_event: Callable[[Piece], None] | None = None,
+        on_prompt: Callable[[PromptSize], None] | None = None,
         stop: Callable[[], bool] | None = None,
         progress: Callable[[int, int], None] | None = None,
         **options: Any,
-    ) -> Turn:
+    ) -> Reply:
         """Answer the last question again; the new answer takes the place of the old one. Arguments as `ask`."""
+        calls = _Callbacks(_renamed(on_event, options), on_prompt, stop, progress)
         asked = [number for number, entry in enumerate(self._entries) if entry.raw.get("role") == "user"]
         if not asked:
             raise InputError("nothing was asked yet that could be answered again")
-        return self._answer(self._entries[: asked[-1] + 1], hear, stop, progress, options)
+        return self._answer(self._entries[: asked[-1] + 1], time.perf_counter(), calls, options)
 
     def _answer(
-        self,
-        entries: list[_Entry],
-        hear: Callable[[Piece], None] | None,
-        stop: Callable[[], bool] | None,
-        progress: Callable[[int, int], None] | None,
-        options: dict[str, Any],
-    ) -> Turn:
-        began = time.perf_counter()
+        self, entries: list[_Entry], began: float, calls: "_Callbacks", options: dict[str, Any]
+    ) -> Reply:
         ids, pictures = lay_out(self.processor, [entry.message for entry in entries], **self._options)
-        stream = ResponseStream(self.processor, hear or _ignore)
+        costs = tuple(picture.tokens for picture in pictures)
+        if calls.on_prompt is not None:
+            calls.on_prompt(PromptSize(len(ids), costs, tuple(picture.size for picture in pictures)))
+        stream = ResponseStream(self.processor, calls.on_event)
         prepared = time.perf_counter()
-        if stop is not None:
+        if (stop := calls.stop) is not None:
             options["stopping_criteria"] = lambda *_: stop()
         options["max_new_tokens"] = self._longest(len(ids), options.get("max_new_tokens"))
         shown = [PromptPicture(p.key, p.image_tokens, p.pixels) for p in pictures]
-        found = self._memory.go_on(ids, shown, streamer=stream, progress=progress, **options)
+        found = self._memory.go_on(ids, shown, streamer=stream, progress=calls.progress, **options)
         done = time.perf_counter()
         response = stream.response
-        turn = Turn(
+        reply = Reply(
             response=response,
             prompt_tokens=len(ids),
             reused=found.reused,
             computed=found.computed,
-            picture_tokens=tuple(picture.tokens for picture in pictures),
+            picture_tokens=costs,
             pictures_encoded=found.encoded,
             completion_tokens=len(found.ids),
             stopped_by=_stopped_by(found),
@@ -226,9 +201,9 @@ class Dialogue:
                 "total": done - began,
             },
         )
-        if not turn.empty:
+        if not reply.empty:
             self._entries = [*entries, *self._read([response.as_message()])]
-        return turn
+        return reply
 
     def _longest(self, prompt: int, wanted: int | None) -> int:
         """How many ids to draw at most: what was asked for, cut to what the context has left."""
@@ -279,8 +254,22 @@ def _as_given(raw: Raw) -> Raw:
     return {**raw, "content": [part.raw if isinstance(part, Attachment) else part for part in content]}
 
 
-def _ignore(_: Piece) -> None:
-    """Nobody listens."""
+@dataclass(frozen=True)
+class _Callbacks:
+    """What `ask` and `retry` call."""
+
+    on_event: Callable[[Piece], None]
+    on_prompt: Callable[[PromptSize], None] | None
+    stop: Callable[[], bool] | None
+    progress: Callable[[int, int], None] | None
+
+
+def _renamed(on_event: Callable[[Piece], None] | None, options: dict[str, Any]) -> Callable[[Piece], None]:
+    """`on_event`, or what came under its name of 0.1.0."""
+    if "hear" in options:
+        warnings.warn("hear= is called on_event= now.", DeprecationWarning, stacklevel=3)
+        on_event = options.pop("hear") or on_event
+    return on_event or (lambda _: None)
 
 
 def _stopped_by(found: Continuation) -> str:

@@ -157,7 +157,7 @@ def test_text_is_streamed_while_it_is_made(tiny_llava: Path, sign: str) -> None:
     """The first piece is there before the last one is made: stdout is flushed piece by piece."""
     code = f"""
 import sys, time
-import vitrail.cli.answer as answer
+import vitrail.responses.streamer as answer
 whole = answer.ResponseStream.put
 def slowly(self, value):
     whole(self, value)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import vitrail
-from vitrail.cli import answer as cli_answer
+from tests.toy import ToyModel
+from vitrail import assistant
 from vitrail.cli.main import main
+from vitrail.model import estimate
 from vitrail.tokenizer.fast import FastTokenizer
 
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
@@ -22,23 +23,25 @@ TEMPLATE = (
 )
 
 
-class Scripted:
+class Scripted(ToyModel):
     """A model that answers with given ids."""
 
-    device, dtype = torch.device("cpu"), torch.float32
-    generation_config = SimpleNamespace(eos_token_id=2, max_new_tokens=None)
-
-    def __init__(self, ids: list[int]) -> None:
+    def __init__(self, ids: list[int], vocabulary: int) -> None:
+        super().__init__(vocabulary, image=None)
         self.ids = ids
+        self.given = 0
         self.prompt: list[int] = []
 
-    def generate(self, *, input_ids: torch.Tensor, streamer: Any, **kwargs: Any) -> torch.Tensor:
-        self.prompt = input_ids[0].tolist()
-        streamer.put(input_ids)
-        for index in self.ids:
-            streamer.put(torch.tensor([index]))
-        streamer.end()
-        return torch.cat([input_ids, torch.tensor([self.ids])], dim=1)
+    def embed(self, ids: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+        self.prompt += [] if self.given else ids.tolist()
+        return super().embed(ids, features)
+
+    def step(self, hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
+        logits = torch.zeros_like(super().step(hidden, *rest))
+        if len(logits):
+            logits[-1, self.ids[self.given]] = 1
+            self.given += 1
+        return logits
 
 
 @pytest.fixture
@@ -51,12 +54,13 @@ def scripted(tiny_mistral3: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def script(*parts: str) -> Scripted:
         ids = [i for part in parts for i in tokenizer.encode(part, add_special_tokens=False)]
-        model = Scripted(ids)
-        monkeypatch.setattr(cli_answer, "load", lambda question: (processor, model))
-        monkeypatch.setattr(cli_answer, "estimate", lambda *_: None)  # it has no weights to count
+        model = Scripted(ids, len(tokenizer))
+        monkeypatch.setattr(assistant, "load", lambda *_, **__: assistant.Assistant(model, processor))
+        monkeypatch.setattr(estimate, "estimate", lambda *_: None)  # it has no weights to count
         return model
 
     script.tokenizer = tokenizer  # type: ignore[attr-defined]
+    script.processor = processor  # type: ignore[attr-defined]
     return script
 
 
@@ -149,7 +153,7 @@ def test_the_pipeline_tells_reasoning_and_calls(scripted: Any) -> None:
         def generate(self, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             return torch.cat([input_ids, torch.tensor([ids])], dim=1)
 
-    pipe = vitrail.ImageTextToTextPipeline(Model(), cli_answer.load(None)[0])  # type: ignore[arg-type]
+    pipe = vitrail.ImageTextToTextPipeline(Model(), scripted.processor)
     messages = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
     (record,) = pipe(text=messages, tools=TOOLS, return_full_text=False)
     assert (record["generated_text"], record["reasoning"], record["faults"]) == ("Yes.", "Hm.", [])

@@ -13,9 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vitrail
 from tests import tiny
-from vitrail.cli import estimate as module
-from vitrail.cli.estimate import Estimate, estimate, measure, work_of
 from vitrail.cli.main import main
+from vitrail.kv.cache import KVCache
+from vitrail.model import estimate as module
+from vitrail.model.cost import decode_cost, kv_bytes, matrix_size, prefill_cost, vision_cost
+from vitrail.model.estimate import Estimate, estimate, measure, work_of
 
 
 def wide() -> Any:
@@ -53,6 +55,37 @@ def test_the_work_is_what_pytorch_counts(family: str) -> None:
         * sum(n * n for n in patches)
     )
     assert 2 * (work - attention) == sum(products.values())
+
+
+@pytest.mark.parametrize("family", ["llava", "mistral3"])
+def test_the_work_is_what_a_benchmark_counts(family: str) -> None:
+    """Two operations a multiplication; of attention the estimate counts half the square, a benchmark the triangle."""
+    model = tiny.model(family)
+    text, side = model.text_config, model.config.vision_config.patch_size
+    grids = [(8, 12), (4, 6)]
+    heads = text.num_hidden_layers * text.num_attention_heads * text.head_dim
+    for prompt in (7, 40):
+        counted = prefill_cost(model, prompt).flop + vision_cost(model, grids).flop
+        work = work_of(model, prompt, [(rows * side, columns * side) for rows, columns in grids])
+        assert counted - 2 * work.prompt == 2 * heads * prompt  # the diagonal
+        assert decode_cost(model, 1, prompt).flop - 2 * work.token == 4 * heads
+
+
+def test_a_cached_position_is_counted_as_the_cache_takes_it() -> None:
+    """Beside the bytes of a cache that was made, in whole blocks."""
+    model = tiny.model("llava")
+    for dtype in (torch.float32, torch.bfloat16, torch.int8):
+        cache = KVCache.sized(model.text_config, [128], dtype=dtype)
+        assert kv_bytes(model.text_config, dtype) * 128 == cache.nbytes
+    costs = [decode_cost(model, 3, context).bytes for context in (0, 50)]
+    assert costs[1] - costs[0] == 3 * 50 * kv_bytes(model.text_config, model.dtype)
+
+
+def test_an_adapted_layer_counts_its_base_once() -> None:
+    model = tiny.model("llava")
+    before = matrix_size(model.decoder.layers)
+    model.add_adapter(vitrail.LoraConfig(r=2, target_modules=["q_proj"]))
+    assert matrix_size(model.decoder.layers) == before  # the adapter's own few numbers are left out
 
 
 def test_an_id_costs_every_weight_once() -> None:

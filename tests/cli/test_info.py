@@ -213,13 +213,11 @@ def test_what_does_not_fit_is_marked(
 ) -> None:
     record = told(tiny_llava)
     need, cache = record["memory"], {form: in_words(size) for form, size in record["cache"].items()}
-    monkeypatch.setattr(
-        "vitrail.cli.model_info.free_memory", lambda device: need["bfloat16"]["while_loading"]
-    )
+    monkeypatch.setattr("vitrail.describe.free_memory", lambda device: need["bfloat16"]["while_loading"])
     text = shown(tiny_llava)
     assert f"{cache['bfloat16']} yes q8" in text
     assert f"{cache['float32']} no bfloat16" in text
-    monkeypatch.setattr("vitrail.cli.model_info.free_memory", lambda device: None)
+    monkeypatch.setattr("vitrail.describe.free_memory", lambda device: None)
     assert "free memory unknown" in shown(tiny_llava)
 
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image, ImageFont
 
 from vitrail.cli.main import main
-from vitrail.cli.read import _in_order, find_pictures
+from vitrail.cli.read import _in_order
 from vitrail.images.load import load_image
-from vitrail.reader.files import FileReading, Reading
+from vitrail.reader.files import FileReading, Reading, find_images
 from vitrail.reader.reading import BatchReader
 from vitrail.reader.testset import make_testset
 
@@ -80,7 +80,7 @@ def test_names_that_stand_for_nothing(
 
 
 def test_a_file_that_is_named_twice_is_read_once(folder: Path) -> None:
-    found = find_pictures([str(folder / "b.png"), str(folder)])
+    found = find_images([str(folder / "b.png"), str(folder)])
     assert found == [str(folder / "b.png"), str(folder / "more" / "a.JPG")]
 
 
@@ -111,7 +111,7 @@ def test_processes_read_the_same_in_the_same_order(folder: Path, capsys: pytest.
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         records.append([(line["file"], line.get("text"), line.get("error")) for line in lines])
     assert records[0] == records[1]
-    assert [record[0] for record in records[0]] == find_pictures([str(folder)])
+    assert [record[0] for record in records[0]] == find_images([str(folder)])
     assert sum(record[2] is not None for record in records[0]) == 1
 
 

@@ -151,9 +151,7 @@ def test_what_a_gpu_calls(files: dict[str, dict[str, Tensor]], name: str) -> Non
 
 
 def _on_a_gpu(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> list[Tensor]:
-    parts, outs, groups = packed.ordered_parts(), [packed.shape[0]], [packed.group]
-    products = kernel_for(packed.layout, torch.device("cuda"), products_oracle)
-    return products(x, packed.layout.value, parts, outs, groups, packed.dtype, [bias])
+    return kernel_for(packed.layout, torch.device("cuda"), products_oracle)(x, [packed], [bias])
 
 
 def test_a_gpu_without_bitsandbytes_decodes(

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
 from vitrail.bench.random_model import random_model
+from vitrail.errors import InputError
 from vitrail.kv.cache import KVCache
 from vitrail.model.fused import MOST_ROWS, FusedBlocks
 from vitrail.model.record import Record
@@ -361,3 +362,25 @@ def test_who_watches_or_differentiates_sees_modules(used: list[bool]) -> None:
         with library.using("off"):
             Decoding(model)()
     assert used == [False] * 5  # a step that is recorded never asks
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wrong", ["block", "slot"])
+def test_indices_outside_are_refused_before_anything_is_written(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding = Decoding(packed("q4"))
+    make, caches = KVCache._make_view, []
+
+    def make_wrong(self: KVCache, step: Any) -> Any:
+        view = make(self, step)
+        (view.block_table if wrong == "block" else view.slots)[-1] = 99
+        caches.append([part.clone() for stored in self._layers for part in stored.parts()])
+        caches.append([part for stored in self._layers for part in stored.parts()])
+        return view
+
+    monkeypatch.setattr(KVCache, "_make_view", make_wrong)
+    with pytest.raises(InputError, match="do not fit its tensors"):
+        decoding()
+    before, after = caches
+    assert all(torch.equal(was, now) for was, now in zip(before, after, strict=True))

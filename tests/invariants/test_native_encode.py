@@ -17,6 +17,7 @@ from tests.quantised import LAYOUTS
 from tests.threads import threads
 from vitrail.errors import CheckpointError
 from vitrail.ops.cpu import encode as cpu_encode, library
+from vitrail.ops.cpu.registry import flatten
 from vitrail.ops.reference import encode as reference_encode
 from vitrail.ops.weight import Layout, PackedWeight
 from vitrail.quant.bitsandbytes_codes import quant_map, quantize_4bit
@@ -227,11 +228,11 @@ def test_what_no_kernel_takes_goes_through_pytorch() -> None:
 
 
 def test_codes_that_do_not_fit_their_matrix_are_not_read_by_a_kernel() -> None:
-    """The definition says what is wrong with them; a kernel would read beyond their end."""
+    """The operator says what is wrong with them; a kernel would read beyond their end."""
     x = torch.randn(20, 96)
     tensors = dict(quantize_own(x, "q4").tensors)
     tensors["codes"] = tensors["codes"][:1]
-    with pytest.raises((RuntimeError, IndexError)):
+    with pytest.raises(CheckpointError, match=r"codes uint8 \(1, 12, 64\).*do not fit"):
         cpu_encode.squared_error(x, PackedWeight(Layout.PANELS4, (20, 96), 32, tensors))
 
 
@@ -242,13 +243,14 @@ def test_operators_are_known_to_the_compiler(device: str) -> None:
     codes, scales = torch.ops.vitrail.encode_own(x, "panels4", levels, 32)
     assert codes.shape == (2, 8, 64) and scales.shape == (2, 2, 16) and codes.device.type == device
     if device == "cpu":
+        packed = {"codes": codes, "scales": scales, "levels": levels}
         calls = (
             (torch.ops.vitrail.encode_own.default, (x, "panels8", None, 32)),
             (torch.ops.vitrail.encode_fit.default, (x, x[:, 0].contiguous(), levels.float())),
             (torch.ops.vitrail.encode_map4.default, (x.view(-1), quant_map("nf4"), 64)),
             (
                 torch.ops.vitrail.encode_error.default,
-                (x, "panels4", codes, scales, levels, 32, torch.float32),
+                (x, *flatten([PackedWeight(Layout.PANELS4, (20, 64), 32, packed)])),
             ),
         )
         for operator, arguments in calls:

@@ -10,8 +10,8 @@ import torch
 from vitrail.bench.geometries import PUBLISHED, params_of
 from vitrail.bench.random_model import FORMATS, random_model
 from vitrail.bench.timing import Turn, by_turns
-from vitrail.bench.work import matrix_bytes, matrix_size
 from vitrail.errors import InputError
+from vitrail.model.cost import matrix_bytes, matrix_size
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -12,9 +12,10 @@ import torch
 
 import vitrail
 from tests import pdfs, tiny
-from vitrail.dialogue import Dialogue, Turn
+from vitrail.dialogue import Dialogue
 from vitrail.errors import ImageError, InputError, PromptError
 from vitrail.images.fingerprint import fingerprint
+from vitrail.responses.reply import Reply
 
 LENGTH = 5
 
@@ -49,7 +50,7 @@ def fresh(parts: tuple[Any, Any], messages: list[Any]) -> str:
     return text
 
 
-def ask(dialogue: Dialogue, content: Any, **options: Any) -> Turn:
+def ask(dialogue: Dialogue, content: Any, **options: Any) -> Reply:
     return dialogue.ask(content, max_new_tokens=LENGTH, do_sample=False, **options)
 
 
@@ -163,7 +164,7 @@ def test_stopping_keeps_the_conversation(one: tuple[Any, Any]) -> None:
     heard: list[Any] = []
     first = dialogue.ask(
         "Tell me all.",
-        hear=heard.append,
+        on_event=heard.append,
         stop=lambda: len(heard) >= 2,
         max_new_tokens=40,
         do_sample=True,

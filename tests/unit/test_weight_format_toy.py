@@ -15,7 +15,7 @@ from torch import Tensor
 import vitrail
 from tests import quantised, tiny
 from tests.invariants.test_fused_blocks import Decoding, assert_same
-from vitrail.cli.model_info import gather
+from vitrail.describe import describe
 from vitrail.errors import CheckpointError, UnsupportedError
 from vitrail.files.safetensors import write_safetensors
 from vitrail.files.safetensors_writer import Spec
@@ -206,7 +206,7 @@ def test_its_memory_is_estimated(folder: Path) -> None:
 
 def test_info_names_it_with_its_sizes(folder: Path) -> None:
     tiny.write_inputs(folder)
-    info, text = gather(folder, "x"), vitrail.AutoConfig.from_pretrained(folder)
+    info, text = describe(folder, "x"), vitrail.AutoConfig.from_pretrained(folder)
     steps = (text.num_attention_heads * text.head_dim + text.intermediate_size) * text.hidden_size
     assert info.weights["quantized"] == "nf4, q4, toy"
     assert info.weights["dtypes"]["int8"] == 2 * steps + 2 * 16  # levels of q4
@@ -221,11 +221,11 @@ def test_info_estimates_it_by_the_configuration_before_the_weights_are_there(
     tiny.write_inputs(tmp_path)
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     values = json.loads((folder / "config.json").read_text("utf-8"))
-    away = gather(tmp_path, "x")
+    away = describe(tmp_path, "x")
     assert away.weights["quantized"] == "toy"
     del values["quantization_config"]
     (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    plain = gather(tmp_path, "x")
+    plain = describe(tmp_path, "x")
     linear = plain.parameters["language_model"] - 5 * values["hidden_size"]  # two blocks' norms, and the last
     saved = plain.memory["bfloat16"]["weights"] - away.memory["bfloat16"]["weights"]
     assert saved == linear - 14 * 4  # a byte a weight, but for seven sizes a block

@@ -12,8 +12,8 @@ from vitrail.bench.random_model import random_model
 from vitrail.bench.report import READ, Measured, Report, Setting
 from vitrail.bench.stream import StreamingRead
 from vitrail.bench.timing import by_turns
-from vitrail.bench.work import Cost, decode_cost
 from vitrail.kv.cache import KVCache
+from vitrail.model.cost import decode_cost
 from vitrail.ops.segments import Segments
 from vitrail.ops.step import Step
 
@@ -26,13 +26,10 @@ class DecodeStep:
 
     def __init__(self, model: Any, rows: int, context: int) -> None:
         self.model = model
-        self.cost: Cost
         self._cache = _random_cache(model, rows, context)
         self._context = context
         self._ids = torch.arange(rows) % model.text_config.vocab_size
-        text = model.text_config
-        position = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-        self.cost = decode_cost(model, rows, context, position * model.dtype.itemsize)
+        self.cost = decode_cost(model, rows, context)
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from vitrail.bench.geometries import params_of
 from vitrail.bench.machine import this_machine
-from vitrail.bench.matmul import MatrixRate
+from vitrail.bench.matmul import MatrixRate, decoder_shapes, tower_shapes
 from vitrail.bench.random_model import random_model
 from vitrail.bench.report import MULTIPLY, READ, Measured, Report, Setting
 from vitrail.bench.stream import StreamingRead
 from vitrail.bench.timing import Turn
-from vitrail.bench.work import Cost, decode_cost, decoder_shapes, prefill_cost, tower_shapes, vision_cost
 from vitrail.generate.context import CachedContext, Source
 from vitrail.generate.features import PictureFeatures
 from vitrail.images.grid import Grid, image_grid
 from vitrail.images.processor import PixtralImageProcessor
+from vitrail.model.cost import Cost, decode_cost, prefill_cost, vision_cost
 
 QUESTION = 16  # ids of text after the picture
 ANSWER = 8  # ids that are drawn
@@ -46,15 +46,11 @@ class Conversation:
 
     def costs(self) -> list[Cost]:
         """Of every stage."""
-        text = self.model.text_config
-        position = (
-            2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * self.model.dtype.itemsize
-        )
         return [
             Cost(0, 0),
             vision_cost(self.model, [self.patches]),
             prefill_cost(self.model, len(self.ids)),
-            decode_cost(self.model, 1, len(self.ids), position),
+            decode_cost(self.model, 1, len(self.ids)),
         ]
 
     @torch.inference_mode()

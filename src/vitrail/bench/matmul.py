@@ -3,11 +3,13 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.bench.timing import Clock
+from vitrail.model.cost import matrices
 
 TYPES = (torch.bfloat16, torch.float32)
 _PROBE = 512  # side of the products by which the faster type is found
@@ -25,6 +27,16 @@ class Shape:
     def flop(self) -> int:
         """Multiplications and additions."""
         return 2 * self.rows * self.out * self.width
+
+
+def decoder_shapes(model: Any, rows: int) -> list[Shape]:
+    """The different products of one decoder layer."""
+    return _shapes(model.decoder.layers[0], rows)
+
+
+def tower_shapes(model: Any, rows: int) -> list[Shape]:
+    """The different products of one layer of the tower."""
+    return _shapes(model.vision_tower.transformer.layers[0], rows)
 
 
 class MatrixRate:
@@ -51,6 +63,11 @@ class MatrixRate:
 
     def _random(self, rows: int, columns: int) -> Tensor:
         return torch.randn(rows, columns).to(self.dtype)
+
+
+def _shapes(layer: nn.Module, rows: int) -> list[Shape]:
+    found = {(int(weight.shape[0]), int(weight.shape[1])) for weight in matrices(layer)}
+    return [Shape(rows, out, width) for out, width in sorted(found)]
 
 
 def _probe(dtype: torch.dtype) -> float:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from vitrail.bench.geometries import params_of
 from vitrail.bench.machine import this_machine
-from vitrail.bench.matmul import MatrixRate
+from vitrail.bench.matmul import MatrixRate, decoder_shapes
 from vitrail.bench.random_model import random_model
 from vitrail.bench.report import MULTIPLY, Measured, Report, Setting
 from vitrail.bench.timing import by_turns
-from vitrail.bench.work import decoder_shapes, prefill_cost
 from vitrail.generate.context import CachedContext, Source
+from vitrail.model.cost import prefill_cost
 
 
 class Prefill:

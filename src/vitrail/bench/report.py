@@ -6,8 +6,8 @@ from typing import Any
 
 from vitrail.bench.machine import Machine
 from vitrail.bench.timing import Turn
-from vitrail.bench.work import Cost
 from vitrail.files.formatting import in_words
+from vitrail.model.cost import Cost
 
 READ, MULTIPLY = "streaming read", "matrix products"
 

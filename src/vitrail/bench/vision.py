@@ -8,11 +8,11 @@ from torch import Tensor
 
 from vitrail.bench.geometries import params_of
 from vitrail.bench.machine import this_machine
-from vitrail.bench.matmul import MatrixRate
+from vitrail.bench.matmul import MatrixRate, tower_shapes
 from vitrail.bench.random_model import random_model
 from vitrail.bench.report import MULTIPLY, Measured, Report, Setting
 from vitrail.bench.timing import by_turns
-from vitrail.bench.work import tower_shapes, vision_cost
+from vitrail.model.cost import vision_cost
 
 
 class Pictures:

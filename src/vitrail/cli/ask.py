@@ -1,8 +1,11 @@
-"""`vitrail ask PICTURE… QUESTION`: its options and what it prints. The work is done in cli/answer.py."""
+"""`vitrail ask PICTURE… QUESTION`: its options and what it prints. The answer is a Dialogue's first."""
 
 import json
+import time
 import warnings
-from typing import Any
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,13 +16,20 @@ from vitrail.cli.options import (
     pdf_options,
     refuse_idle,
     source_options,
+    take_generation,
     take_pdf_limits,
 )
 from vitrail.cli.pictures import open_pages, split_words
-from vitrail.cli.screen import Printer, waiting
+from vitrail.cli.record import answer_record
+from vitrail.cli.screen import Printer, Waiting, waiting
 from vitrail.cli.source import Source, embedded, read_model
 from vitrail.cli.transcript import load_messages
 from vitrail.errors import InputError
+
+if TYPE_CHECKING:
+    from vitrail.model.estimate import Estimate
+    from vitrail.responses.events import Piece
+    from vitrail.responses.reply import PromptSize
 
 EXAMPLES = """\b
 Examples:
@@ -82,38 +92,51 @@ def ask(
     printer = Printer()
     with waiting() as line:
         line.say("starting")
-        from vitrail.cli.answer import Question, answer
+        from vitrail.assistant import load
 
-        question = Question(
-            text=text,
-            pictures=pictures,
-            source=source,
+        began = time.perf_counter()
+        line.say(f"loading {source.name}")
+        assistant = load(
+            source.folder,
             config=config,
-            tools=given,
-            history=history,
+            format=source.format,
             dtype=dtype or ("float32" if model is None else "auto"),
-            **options,
+            device=options.pop("device"),
+            adapter=options.pop("adapter"),
         )
-
-        def hear(piece: Any) -> None:
-            line.stop()
-            if not as_json:
-                printer.hear(piece)
-
-        def tell(cost: str) -> None:
-            line.stop()
-            if not as_json:
-                click.echo(f"vitrail: {cost}", err=True)
-
-        try:
-            result = answer(question, say=line.say, tell=tell, hear=hear)
-        finally:
-            printer.close()
+        loaded = time.perf_counter()
+        shown = _Shown(line, None if as_json else printer, len(pictures), assistant.model)
+        parts: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+        with closing(printer):
+            dialogue = assistant.chat(
+                history,
+                system=options.pop("system"),
+                max_image_tokens=options.pop("max_image_tokens"),
+                **({} if given is None else {"tools": given}),
+            )
+            asked = time.perf_counter()
+            reply = dialogue.ask(
+                [*parts, {"type": "text", "text": text}],
+                on_prompt=shown.on_prompt,
+                on_event=shown.on_event,
+                progress=shown.on_progress,
+                **take_generation(options),
+            )
     if as_json:
+        spent = reply.seconds
+        seconds = {
+            "load": loaded - began,
+            "prepare": asked - loaded + spent["prepare"],
+            "first_token": spent["first_token"],
+            "generate": spent["total"] - spent["prepare"],
+            "total": asked - began + spent["total"],
+        }
+        estimate = None if shown.estimate is None else shown.estimate.as_json()
         name = "embedded" if model is None else model
-        click.echo(json.dumps(result.as_json(name), ensure_ascii=False))
+        record = answer_record(reply, name, more={"estimate": estimate}, seconds=seconds)
+        click.echo(json.dumps(record, ensure_ascii=False))
         return
-    response = result.response
+    response = reply.response
     if (
         given is not None or response.tool_calls or response.rest
     ):  # a stray control token in plain text is no news
@@ -123,3 +146,43 @@ def ask(
         printer.write(f"{call.name}({call.arguments})\n")
     if not (response.text or response.tool_calls):
         click.echo()
+
+
+@dataclass
+class _Shown:
+    """What a person sees while the model answers. printer: None with --json; estimate: None where it is quick."""
+
+    line: Waiting
+    printer: Printer | None
+    images: int
+    model: Any
+    estimate: "Estimate | None" = None
+    _reading: str = field(default="", init=False)
+
+    def on_prompt(self, prompt: "PromptSize") -> None:
+        from vitrail.model.estimate import estimate
+
+        self.estimate = estimate(self.model, prompt.tokens, prompt.image_sizes)
+        if self.estimate is not None and self.estimate.noticeable:
+            self.line.stop()
+            if self.printer is not None:
+                click.echo(f"vitrail: {_cost(prompt)}; {self.estimate.in_words()}", err=True)
+        images = f"{self.images} picture{'s' if self.images > 1 else ''}, " if self.images else ""
+        self._reading = f"reading {images}{prompt.tokens} tokens"
+        self.line.say(self._reading)
+
+    def on_progress(self, done: int, total: int) -> None:
+        self.line.say(f"{self._reading}: {done * 100 // total} %")
+
+    def on_event(self, piece: "Piece") -> None:
+        self.line.stop()
+        if self.printer is not None:
+            self.printer.hear(piece)
+
+
+def _cost(prompt: "PromptSize") -> str:
+    number = len(prompt.image_tokens)
+    if not number:
+        return f"{prompt.tokens:,} tokens"
+    word = "the picture costs" if number == 1 else f"{number} pictures cost"
+    return f"{word} {sum(prompt.image_tokens):,} of {prompt.tokens:,} tokens"

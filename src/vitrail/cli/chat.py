@@ -10,6 +10,7 @@ from vitrail.cli.options import (
     pdf_options,
     refuse_idle,
     source_options,
+    take_generation,
     take_pdf_limits,
 )
 from vitrail.cli.pictures import STDIN
@@ -73,14 +74,26 @@ def chat(
     source.fetch_weights()
     with waiting() as line:
         line.say(f"loading {model or 'the embedded reader'}")
-        from vitrail.cli.answer import Question, load
+        from vitrail.assistant import load
         from vitrail.cli.chat_commands import run_command
         from vitrail.cli.chat_room import ChatRoom, Settings
 
         numbers = dtype or ("float32" if model is None else "auto")
-        question = Question("", (), source, config, dtype=numbers, device=device, adapter=adapter)
-        processor, network = load(question)
-        settings = Settings(model or "embedded", as_json=as_json, pdf_limits=limits, **options)
-        room = ChatRoom(network, processor, settings, run_command)
+        loaded = load(
+            source.folder,
+            config=config,
+            format=source.format,
+            dtype=numbers,
+            device=device,
+            adapter=adapter,
+        )
+        settings = Settings(
+            model or "embedded",
+            as_json=as_json,
+            pdf_limits=limits,
+            generation=take_generation(options),
+            **options,
+        )
+        room = ChatRoom(loaded.model, loaded.processor, settings, run_command)
     room.begin(messages, system, pictures)
     room.run()

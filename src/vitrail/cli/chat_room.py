@@ -1,22 +1,24 @@
 """ChatRoom: takes messages, lets the model answer, shows it. Commands: chat_commands.py; the model's side: dialogue.py."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
 
+from vitrail.assistant import file_part
 from vitrail.cli.chat_lines import Lines
 from vitrail.cli.interrupt import stoppable
+from vitrail.cli.record import answer_record
 from vitrail.cli.screen import Printer, waiting
-from vitrail.dialogue import Attachment, Dialogue, Turn
+from vitrail.dialogue import Attachment, Dialogue
 from vitrail.errors import InputError, VitrailError
-from vitrail.images.pdf import PdfLimits, holds_pdf, load_pages, names_pdf
+from vitrail.images.pdf import PdfLimits, load_pages
 from vitrail.responses.events import Piece
+from vitrail.responses.reply import Reply
 
 
 @dataclass(frozen=True)
@@ -27,27 +29,12 @@ class Settings:
     as_json: bool = False
     pdf_limits: PdfLimits = field(default_factory=PdfLimits)
     max_image_tokens: int | None = None
-    max_new_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    cache_dtype: str | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)  # keywords of generate()
 
-    def drawing(self, attempt: int) -> dict[str, Any]:
+    def of_attempt(self, attempt: int) -> dict[str, Any]:
         """Keywords of generate(). attempt: how often the question was answered already; each draws anew from one seed."""
-        given: dict[str, Any] = {"do_sample": self.temperature > 0}
-        if self.max_new_tokens is not None:
-            given["max_new_tokens"] = self.max_new_tokens
-        if self.cache_dtype is not None:
-            given["cache_dtype"] = self.cache_dtype
-        if self.temperature > 0:
-            given["temperature"] = self.temperature
-            given |= {
-                name: getattr(self, name) for name in ("top_p", "top_k") if getattr(self, name) is not None
-            }
-            given |= {} if self.seed is None else {"seed": self.seed + attempt}
-        return given
+        given = dict(self.generation)
+        return {**given, "seed": given["seed"] + attempt} if "seed" in given else given
 
 
 @dataclass
@@ -61,14 +48,14 @@ class Totals:
     completion: int = 0
     seconds: float = 0.0
 
-    def add(self, turn: Turn) -> None:
+    def add(self, reply: Reply) -> None:
         """Count one more answer."""
         self.answers += 1
-        self.computed += turn.computed
-        self.reused += turn.reused
-        self.encoded += turn.pictures_encoded
-        self.completion += turn.completion_tokens
-        self.seconds += turn.seconds["total"]
+        self.computed += reply.computed
+        self.reused += reply.reused
+        self.encoded += reply.pictures_encoded
+        self.completion += reply.completion_tokens
+        self.seconds += reply.seconds["total"]
 
 
 class ChatRoom:
@@ -90,7 +77,7 @@ class ChatRoom:
             model, processor, max_image_tokens=settings.max_image_tokens, pages=self._open_pages
         )
         self.pending: list[Attachment] = []
-        self.last: Turn | None = None
+        self.last: Reply | None = None
         self.totals = Totals()
         self.files: set[str] = set()  # written or read by this run: /save may write them again
         self.going_on = True
@@ -132,7 +119,7 @@ class ChatRoom:
     def attach(self, name: str) -> Attachment:
         """Open a picture or PDF for the next message."""
         with self._opening(name):
-            attachment = self.dialogue.attach(_part(name))
+            attachment = self.dialogue.attach(file_part(name))
         self.pending.append(attachment)
         return attachment
 
@@ -146,10 +133,10 @@ class ChatRoom:
         """Ask `content`, or the last question again if it is None, and show the answer."""
         printer = Printer()
         self._attempt = 0 if content is not None else self._attempt + 1
-        options = self.settings.drawing(self._attempt)
+        options = self.settings.of_attempt(self._attempt)
         ask = self.dialogue.retry if content is None else partial(self.dialogue.ask, content)
         try:
-            turn = self._listen(ask, printer, options)
+            reply = self._listen(ask, printer, options)
         except KeyboardInterrupt:
             if not self.lines.is_terminal:
                 raise
@@ -157,17 +144,17 @@ class ChatRoom:
             return
         finally:
             printer.close()
-        self.last, self.pending = turn, self.pending if turn.empty else []
-        self.totals.add(turn)
+        self.last, self.pending = reply, self.pending if reply.empty else []
+        self.totals.add(reply)
         if self.settings.as_json:
-            click.echo(json.dumps(self._record(turn), ensure_ascii=False))
+            click.echo(json.dumps(self._record(reply), ensure_ascii=False))
             return
-        for call in turn.response.tool_calls:
+        for call in reply.tool_calls:
             click.echo(f"{call.name}({call.arguments})")
-        if turn.empty:
+        if reply.empty:
             click.echo()
             self.tell("the model said nothing; the question is not part of the conversation.")
-        elif turn.stopped_by == "interrupted":
+        elif reply.stopped_by == "interrupted":
             self.tell("stopped; what there is of the answer is part of the conversation.")
 
     @contextmanager
@@ -187,10 +174,10 @@ class ChatRoom:
 
         return load_pages(source, limits=self.settings.pdf_limits, progress=progress)
 
-    def _listen(self, ask: Callable[..., Turn], printer: Printer, options: dict[str, Any]) -> Turn:
+    def _listen(self, ask: Callable[..., Reply], printer: Printer, options: dict[str, Any]) -> Reply:
         with waiting() as line:
 
-            def hear(piece: Piece) -> None:
+            def show(piece: Piece) -> None:
                 line.stop()
                 if not self.settings.as_json:
                     printer.hear(piece)
@@ -199,9 +186,9 @@ class ChatRoom:
                 line.say(f"reading {total} tokens: {done * 100 // max(total, 1)} %")
 
             if not self.lines.is_terminal:
-                return ask(hear=hear, progress=progress, **options)
+                return ask(on_event=show, progress=progress, **options)
             with stoppable() as stop:
-                return ask(hear=hear, progress=progress, stop=stop, **options)
+                return ask(on_event=show, progress=progress, stop=stop, **options)
 
     def _take(self, line: str) -> None:
         if line.startswith("/"):
@@ -214,40 +201,14 @@ class ChatRoom:
         number = sum(len(attachment.pictures) for attachment in self.pending)
         return f"[{number} picture{'s' if number > 1 else ''}] > " if number else "> "
 
-    def _record(self, turn: Turn) -> dict[str, Any]:
-        response = turn.response
-        return {
-            "text": response.text,
-            "reasoning": response.reasoning,
-            "tool_calls": [call.as_openai() for call in response.tool_calls],
-            "faults": list(response.faults),
-            "model": self.settings.name,
-            "tokens": {
-                "prompt": turn.prompt_tokens,
-                "reused": turn.reused,
-                "computed": turn.computed,
-                "pictures": list(turn.picture_tokens),
-                "completion": turn.completion_tokens,
-            },
-            "pictures_encoded": turn.pictures_encoded,
-            "seconds": {stage: round(seconds, 4) for stage, seconds in turn.seconds.items()},
-            "stopped_by": turn.stopped_by,
-        }
+    def _record(self, reply: Reply) -> dict[str, Any]:
+        return answer_record(
+            reply,
+            self.settings.name,
+            tokens={"reused": reply.reused, "computed": reply.computed},
+            more={"pictures_encoded": reply.pictures_encoded},
+        )
 
 
 def _to_nobody(_: str) -> None:
     """Nobody waits."""
-
-
-def _part(name: str) -> dict[str, Any]:
-    """The part of a message that names a file or URL: a picture, or a file that may be a PDF."""
-    if name.lower().startswith(("http://", "https://", "data:")):
-        # What a URL brings is known when it was fetched; a file part takes both.
-        return {"type": "file", "url": name}
-    path = Path(name).expanduser()
-    try:
-        with path.open("rb") as file:
-            is_pdf = holds_pdf(file.read(1024))
-    except OSError:  # told by the one who opens it
-        is_pdf = names_pdf(name)
-    return {"type": "file" if is_pdf else "image", "path": str(path.absolute())}

@@ -59,12 +59,8 @@ def convert(model: str, out: Path, to: str, revision: str | None) -> None:
 
 def _check_fits(config: "PretrainedConfig", checkpoint: "Checkpoint") -> None:
     """Compare every name and shape with the model that the configuration describes, before anything is written."""
-    import torch
-
-    from vitrail.auto import AutoModelForCausalLM, AutoModelForImageTextToText
+    from vitrail.auto import meta_model
     from vitrail.weights.plan import make_plan
 
-    kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = kind.from_config(config)
+    model = meta_model(config)
     make_plan(model, checkpoint, None).refuse_if_amiss(model, checkpoint)

@@ -1,4 +1,4 @@
-"""`vitrail info`: its options. Models: model_info.py and info_printer.py; this machine: info_system.py."""
+"""`vitrail info`: its options. Models: describe.py and info_printer.py; this machine: info_system.py."""
 
 import json
 from dataclasses import asdict
@@ -41,9 +41,9 @@ def info(
     name = "embedded" if model is None else model
     with waiting() as line:
         line.say(f"looking at {name}")
-        from vitrail.cli.model_info import gather
+        from vitrail.describe import describe
 
-        found = gather(source.folder, name, source.format)
+        found = describe(source.folder, name, source.format)
     if as_json:
         click.echo(json.dumps(found.as_json(), ensure_ascii=False))
         return

@@ -15,8 +15,8 @@ from vitrail.files.formatting import in_words
 from vitrail.files.layout import NAMES
 
 if TYPE_CHECKING:
-    from vitrail.cli.model_info import ModelInfo
-    from vitrail.cli.model_parts import Part
+    from vitrail.describe import ModelInfo
+    from vitrail.model.architecture import Part
 
 WIDTH = 110  # where the output is no terminal
 _PARTS = {

@@ -1,4 +1,4 @@
-"""`vitrail info --system`: this machine and the kernels that run on it. What a model is and costs is in model_info.py."""
+"""`vitrail info --system`: this machine and the kernels that run on it. What a model is and costs is in describe.py."""
 
 from __future__ import annotations
 

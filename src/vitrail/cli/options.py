@@ -142,6 +142,16 @@ def take_pdf_limits(options: dict[str, Any]) -> "PdfLimits":
     return PdfLimits(**{name: value for name, value in given.items() if value is not None})
 
 
+def take_generation(options: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of generate() that `answer_options` say; they are taken out of `options`."""
+    names = ("max_new_tokens", "cache_dtype", "temperature", "top_p", "top_k", "seed")
+    given = {name: options.pop(name) for name in names}
+    if not given["temperature"]:
+        del given["temperature"]
+    drawn = {"do_sample": "temperature" in given, **given}
+    return {name: value for name, value in drawn.items() if value is not None}
+
+
 def refuse_idle(options: dict[str, Any]) -> None:
     """Options that shape a draw do nothing without one, so they are refused rather than ignored."""
     idle = [name for name in ("top_p", "top_k", "seed") if options[name] is not None]

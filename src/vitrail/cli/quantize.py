@@ -88,10 +88,12 @@ def quantize(
     source.fetch_weights()
     with waiting(not as_json) as line:
         line.say(f"reading {model}")
+        from vitrail.auto import meta_model
+        from vitrail.configs import read_config
         from vitrail.weights.quantize import write
         from vitrail.weights.quantize_plan import prepare
 
-        network = _build(source)
+        network = meta_model(read_config(source.folder, source.format))
         config = _config(network, format_name, group, {k: v for k, v in parts.items() if v is not None}, keep)
         work = prepare(network, source.folder, out, config, format=source.format)
     from vitrail.cli.quantize_printer import show_policy, show_report, watching
@@ -138,20 +140,6 @@ def _refuse_adapter(source: Source) -> None:
             f"merge_and_unload(), save that with save_pretrained and quantise the result, or quantise {base} and load the "
             "adapter on top."
         )
-
-
-def _build(source: Source) -> "nn.Module":
-    """The checkpoint's model without values."""
-    import torch
-
-    from vitrail.auto import AutoModelForCausalLM, AutoModelForImageTextToText
-    from vitrail.configs import read_config
-
-    config = read_config(source.folder, source.format)
-    kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
-    with torch.device("meta"):
-        model: nn.Module = kind.from_config(config)
-    return model
 
 
 def _config(

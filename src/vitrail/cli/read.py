@@ -1,6 +1,5 @@
 """`vitrail read FILE…`: the text of many pictures, by the embedded reader. Reading itself is reader/reading.py's work."""
 
-import glob
 import json
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -13,16 +12,13 @@ import click
 from vitrail.cli.pictures import STDIN, open_picture
 from vitrail.cli.screen import waiting
 from vitrail.errors import InputError
-from vitrail.reader.files import FileReading, Reading, open_file, read_files
+from vitrail.reader.files import FileReading, Reading, find_images, open_file, read_files
 from vitrail.reader.worker_pool import read_apart, useful_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vitrail.images.load import PilImage
-
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""What counts as a picture inside a folder; a file that is named is opened whatever its name."""
 
 EXAMPLES = """\b
 Examples:
@@ -62,7 +58,7 @@ def read(names: tuple[str, ...], as_json: bool, model: Path | None, processes: i
     Each line of text is printed after its file's name (without it for a single file). The confidence is the
     probability of the character that the reader was least sure of.
     """
-    files = find_pictures(names)
+    files = find_images(names)
     count = 1 if STDIN in files else min(len(files), processes or useful_processes(len(files)))
     found = read_apart(files, count, model) if count > 1 else _read_here(files, model)
     failed: list[str] = []
@@ -104,29 +100,6 @@ def _in_order(
         while following in early:
             yield following, early.pop(following)
             following += 1
-
-
-def find_pictures(names: Sequence[str]) -> list[str]:
-    """Files that the names stand for, each once, in order; folders are searched to the bottom.
-
-    Raises:
-        InputError: a name that stands for nothing.
-    """
-    found: dict[str, None] = {}
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not inside:
-                raise InputError(f"the folder {name} has no pictures ({', '.join(sorted(SUFFIXES))})")
-        elif glob.has_magic(name) and not path.exists():
-            inside = sorted(p for p in glob.glob(name, recursive=True) if Path(p).is_file())
-            if not inside:
-                raise InputError(f"no file fits {name}")
-        else:
-            inside = [name]  # a file, a URL, or '-'; whoever opens it says what is wrong
-        found |= dict.fromkeys(inside)
-    return list(found)
 
 
 def _show(file: str, reading: FileReading, as_json: bool, alone: bool) -> None:

@@ -107,6 +107,11 @@ class PretrainedConfig:
         """Whether forward() returns an output object (True) or a tuple."""
         return self.return_dict
 
+    @property
+    def has_vision(self) -> bool:
+        """Whether the model has a vision tower beside its decoder."""
+        return False
+
     def get_text_config(self, decoder: bool = False) -> "PretrainedConfig":
         """The configuration of the language model: this one, or its text_config."""
         text = getattr(self, "text_config", None)

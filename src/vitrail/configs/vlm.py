@@ -76,6 +76,11 @@ class VisionLanguageConfig(PretrainedConfig):
                 )
 
     @property
+    def has_vision(self) -> bool:
+        """Always: the other part is the language model."""
+        return True
+
+    @property
     def feature_layers(self) -> int:
         """How many layers' features are concatenated for the projector."""
         return 1 if isinstance(self.vision_feature_layer, int) else len(self.vision_feature_layer)

@@ -96,3 +96,6 @@ def free_bytes(folder: Path) -> int:
     """What is free on the disk on which `folder` lies or would lie."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(place).free
+
+
+watch_downloads = watching  # its name in `vitrail`

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from vitrail.errors import CheckpointError, InputError
 from vitrail.files import hub_client
@@ -30,13 +31,14 @@ def resolve(
     *,
     format: str | None = None,
     part: str = SETTINGS,
+    **keywords: Any,
 ) -> Path:
     """The folder of a checkpoint: `name_or_path` itself when it is one, else the hub's repository of that name.
 
     Of a repository one format is fetched: `format`, "hf" or "mistral", else as layout.choose_among chooses; and of that
     the `part` that is needed (download_plan.py): settings, the model with them, or an adapter. What is here already is
     not fetched again; for a commit that is here whole, and with `local_files_only` or HF_HUB_OFFLINE, the hub is not
-    asked either.
+    asked either. keywords: the fields of HubOptions, for a caller that has no `hub`.
 
     Raises CheckpointError that says what was looked for and what to do, InputError for an argument.
     """
@@ -56,7 +58,7 @@ def resolve(
         raise CheckpointError(
             f"there is no folder {name!r}; give a checkpoint's folder or a name like 'owner/model'."
         )
-    hub = hub or HubOptions()
+    hub = hub or HubOptions(**keywords)
     root = hub_client.cache_root() if hub.cache_dir is None else Path(hub.cache_dir).expanduser()
     cache = HubCache(root, name)
     asked = _Asked(cache, hub.revision or "main", hub.token, format, part, hub.force_download)

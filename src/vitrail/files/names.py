@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ntpath
 import os
 import re
-from pathlib import PureWindowsPath
 
 # Control characters, halves of surrogate pairs (no file system takes them), and the other system's separator.
 _NEVER = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\]")
@@ -17,7 +17,7 @@ def is_plain(name: object, *, windows: bool = os.name == "nt") -> bool:
     The rules of all systems hold on each; only the names of devices (aux.json), files elsewhere, are refused on Windows
     alone.
     """
-    if not isinstance(name, str) or _NEVER.search(name) or PureWindowsPath(name).drive:
+    if not isinstance(name, str) or _NEVER.search(name) or ntpath.splitdrive(name)[0]:
         return False
     parts = name.split("/")
     # Windows drops dots and spaces at the end of a part, so ".. " is its "..".

@@ -158,6 +158,7 @@ def _past(model: GeneratingModel, past: Any, kept: Tensor) -> KVCache | None:
         raise InputError(
             f"past_key_values must be a KVCache or pairs (key, value), got {type(past).__name__}."
         )
+    past.check_geometry(model.text_config)
     if len(past.sequences) != kept.shape[0]:
         raise InputError(f"past_key_values holds {len(past.sequences)} rows, the prompt {kept.shape[0]}.")
     return past

@@ -129,6 +129,17 @@ class KVCache:
         """Bytes of all layers' storage."""
         return sum(part.nbytes for stored in self._layers for part in stored.parts())
 
+    def check_geometry(self, config: MistralConfig) -> None:
+        """Raise InputError unless this cache was made for a decoder of the same layers and key/value heads."""
+        wanted = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+        found = (len(self._layers), *self._shape[1:])
+        if found != wanted:
+            said = ("{} layers of {} key/value heads {} wide".format(*numbers) for numbers in (wanted, found))
+            raise InputError(
+                "past_key_values was made for another model: expected {}, got {}; pass a cache that this model "
+                "returned, or make one with KVCache.sized(model.text_config, [positions]).".format(*said)
+            )
+
     # --- sequences ----------------------------------------------------------------------------------------
 
     @property

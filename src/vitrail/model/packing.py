@@ -149,6 +149,7 @@ def _open_cache(
                 f"got {type(past).__name__}."
             ) from None
         past = KVCache.from_legacy(past, config, None if mask is None else mask[:, :positions])
+    past.check_geometry(config)
     if len(past.sequences) != batch:
         raise InputError(f"past_key_values holds {len(past.sequences)} conversations, the input {batch}.")
     return past

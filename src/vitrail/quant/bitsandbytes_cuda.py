@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vitrail.ops.cpu.dense import products_oracle, unpack_parts
+from vitrail.ops.cpu.dense import products_oracle
 from vitrail.ops.kernels import register
 from vitrail.ops.weight import NESTED_GROUP, Layout, PackedWeight
 from vitrail.quant.bitsandbytes_codes import quant_map
@@ -65,23 +65,12 @@ def _state(library: Any, weight: PackedWeight, name: str) -> Any:
     )
 
 
-def products(
-    x: Tensor,
-    kind: str,
-    parts: Sequence[Tensor | None],
-    outs: Sequence[int],
-    groups: Sequence[int],
-    dtype: torch.dtype,
-    biases: Sequence[Tensor | None],
-) -> list[Tensor]:
+def products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
     """The operator dense_products (ops/cpu/dense.py) for MAP4 on a GPU."""
     library = _library()
-    if library is None:
-        return products_oracle(x, kind, parts, outs, groups, dtype, biases)
-    weights = unpack_parts(kind, parts, outs, x.shape[1], groups, dtype)
-    names = [map_name(weight.tensors["quant_map"]) for weight in weights]
-    if None in names:
-        return products_oracle(x, kind, parts, outs, groups, dtype, biases)
+    names = [] if library is None else [map_name(weight.tensors["quant_map"]) for weight in weights]
+    if library is None or None in names:
+        return products_oracle(x, weights, biases)
     return [
         library.matmul_4bit(
             x, weight.tensors["codes"][None], quant_state=_state(library, weight, str(name)), bias=bias

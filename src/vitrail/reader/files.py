@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import glob
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vitrail.errors import ImageError, MissingPackageError
+from vitrail.errors import ImageError, InputError, MissingPackageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+"""What counts as a picture inside a folder; a file that is named is opened whatever its name."""
 
 PAGE_PIXELS = 2_000_000
 """Of a PDF's page, at most; the reader shrinks whatever is longer than 512 pixels."""
@@ -46,12 +51,40 @@ class FileReading:
     paged: bool = False
     error: str | None = None
 
+    @property
+    def text(self) -> str:
+        """The text of all pages, one after the other."""
+        return "\n".join(page.text for page in self.pages)
+
 
 class Reader(Protocol):
     """What reads pictures; BatchReader does."""
 
     def read(self, pictures: Iterable[Image]) -> Iterator[Reading]:
         """A reading of each picture, in order."""
+
+
+def find_images(names: Sequence[str]) -> list[str]:
+    """Files that the names stand for, each once, in order; folders are searched to the bottom.
+
+    Raises:
+        InputError: a name that stands for nothing.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                raise InputError(f"the folder {name} has no pictures ({', '.join(sorted(SUFFIXES))})")
+        elif glob.has_magic(name) and not path.exists():
+            inside = sorted(p for p in glob.glob(name, recursive=True) if Path(p).is_file())
+            if not inside:
+                raise InputError(f"no file fits {name}")
+        else:
+            inside = [name]  # a file, a URL, or '-'; opening it raises what is wrong
+        found |= dict.fromkeys(inside)
+    return list(found)
 
 
 def open_file(name: str) -> list[Image]:

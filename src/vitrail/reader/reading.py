@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vitrail.auto import AutoModelForImageTextToText, AutoProcessor
+from vitrail.dialogue import LONGEST
 from vitrail.generate.outputs import GenerateOutput
 from vitrail.reader import embedded_path
 from vitrail.reader.files import Reading
@@ -41,8 +42,22 @@ class BatchReader:
 
     def __init__(self, model: Path | None = None) -> None:
         source = embedded_path() if model is None else model
-        self._processor = AutoProcessor.from_pretrained(source)
-        self._model = AutoModelForImageTextToText.from_pretrained(source, dtype="float32")
+        self._open(
+            AutoModelForImageTextToText.from_pretrained(source, dtype="float32"),
+            AutoProcessor.from_pretrained(source),
+        )
+
+    @classmethod
+    def of(cls, model: Any, processor: Any) -> BatchReader:
+        """The same with a model and a processor that are loaded already."""
+        reader = cls.__new__(cls)
+        reader._open(model, processor)
+        return reader
+
+    def _open(self, model: Any, processor: Any) -> None:
+        self._model, self._processor = model, processor
+        # Where the checkpoint names no longest answer, generate() would end after 20 ids.
+        self._longest = {} if model.generation_config.max_new_tokens else {"max_new_tokens": LONGEST}
         self._special = torch.tensor(sorted(self._processor.tokenizer.all_special_ids))
         conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
         self._prompt = self._processor.apply_chat_template(conversation, add_generation_prompt=True)
@@ -76,9 +91,9 @@ class BatchReader:
             images=[[picture] for picture in pictures],
             padding=True,
             return_tensors="pt",
-        )
+        ).to(self._model.device, dtype=self._model.dtype)
         output: Any = self._model.generate(
-            **inputs, do_sample=False, return_dict_in_generate=True, output_logits=True
+            **inputs, **self._longest, do_sample=False, return_dict_in_generate=True, output_logits=True
         )
         written = output.sequences[:, inputs["input_ids"].shape[1] :]
         sure = self._confidence(output, written)

@@ -235,3 +235,6 @@ class Job:
             named = str(AutoConfig.from_pretrained(self.model).dtype or "float32").removeprefix("torch.")
         found: torch.dtype = getattr(torch, named)
         return found
+
+
+TrainingJob = Job  # its name in `vitrail`

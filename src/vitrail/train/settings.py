@@ -111,3 +111,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 SETTINGS = tuple(entry.name for entry in fields(Settings))
 """The names of all settings."""
+
+
+TrainingSettings = Settings  # its name in `vitrail`

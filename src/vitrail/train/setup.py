@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitrail.adapters.config import ALL_LINEAR, LoraConfig
 from vitrail.adapters.targets import find_targets, in_parts
-from vitrail.auto import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from vitrail.auto import AutoConfig, auto_class
 from vitrail.errors import InputError
 from vitrail.files.hub import resolve
 from vitrail.model.pretrained import PreTrainedModel
@@ -50,7 +50,7 @@ class Inputs:
 def open_inputs(model: str | Path, *, max_image_tokens: int | None = None) -> Inputs:
     """The processor of a checkpoint, or its tokenizer if it reads text only."""
     folder = resolve(model)
-    if not hasattr(AutoConfig.from_pretrained(folder), "vision_config"):
+    if not AutoConfig.from_pretrained(folder).has_vision:
         return Inputs(open_maker(folder), None)
     processor = PixtralProcessor.from_pretrained(folder)
     if max_image_tokens is not None:
@@ -80,8 +80,7 @@ def open_model(
     model: str | Path, *, quantize: str | None = None, dtype: str = "float32", device: str = "auto"
 ) -> PreTrainedModel:
     """The model of a checkpoint, its Linear layers packed to `quantize` (one of QUANTISED) while loading."""
-    sees = hasattr(AutoConfig.from_pretrained(model), "vision_config")
-    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    kind = auto_class(AutoConfig.from_pretrained(model))
     packing: BitsAndBytesConfig | None = None
     if quantize == INT8.name:
         packing = BitsAndBytesConfig(load_in_8bit=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
+from vitrail.configs import PretrainedConfig, read_config
 from vitrail.configs.params_writer import params_from_config, params_text
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
@@ -135,11 +135,10 @@ def _check_room(folder: Path, size: int) -> None:
 
 def _prepare(source: Path, to: str) -> _Job:
     config, checkpoint = open_source(source, to)
-    vision = isinstance(config, VisionLanguageConfig)
     names, foreign = {}, []
     for file in checkpoint.files.values():
         for name in file:
-            new = _renamed(name, to, vision)
+            new = _renamed(name, to, config.has_vision)
             names[name] = new or name
             foreign += [name] if new is None else []
     if foreign:
@@ -167,7 +166,7 @@ def _note(config: PretrainedConfig, names: set[str]) -> None:
     tied = HEAD not in names and EMBEDDING in names
     config.tie_word_embeddings = tied
     config.get_text_config().tie_word_embeddings = tied
-    if isinstance(config, VisionLanguageConfig):
+    if config.has_vision:
         config.multimodal_projector_bias = PROJECTOR_BIASES[0] in names
 
 

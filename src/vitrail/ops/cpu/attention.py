@@ -17,11 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitrail.ops.checks import INTEGERS, misfit, outside
 from vitrail.ops.cpu import library
-from vitrail.ops.cpu.kv import dense_rows, pointer, run, supported
+from vitrail.ops.cpu.kv import dense_rows, is_cache, pointer, run, supported
+from vitrail.ops.cpu.registry import NotTaken, operator
 from vitrail.ops.kv import LayerKV
 from vitrail.ops.reference import attention as reference_attention
 from vitrail.ops.segments import Segments
+
+_WINDOW = "a window of at least 1 or None"
 
 
 class AttentionCall(ctypes.Structure):
@@ -41,8 +45,12 @@ class AttentionCall(ctypes.Structure):
 # --- attention -------------------------------------------------------------------------------------------------
 
 
-def _int32(x: Tensor) -> Tensor:
-    return x.to(torch.int32).contiguous()
+def int32(x: Tensor) -> Tensor:
+    """Offsets, lengths or blocks as the kernels read them; InputError where 32 bits do not hold them."""
+    narrow = x.to(torch.int32).contiguous()
+    if x.dtype != torch.int32 and bool((narrow != x).any()):
+        raise outside()
+    return narrow
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, q_offsets: Tensor, kv_lengths: Tensor, *, causal: bool,
@@ -50,8 +58,8 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, q_offsets: Tensor, kv_lengt
             slots: int = 0, block: int = 0) -> Tensor:  # fmt: skip
     """keys, values: (n, G, K), a segment's own rows or all slots of a cache."""
     q, keys, values = dense_rows(q), dense_rows(keys), dense_rows(values)
-    offsets, lengths = _int32(q_offsets), _int32(kv_lengths)
-    table = None if block_table is None else _int32(block_table)
+    offsets, lengths = int32(q_offsets), int32(kv_lengths)
+    table = None if block_table is None else int32(block_table)
     out = torch.empty(q.shape, dtype=q.dtype)
     call = AttentionCall(
         q=q.data_ptr(), keys=keys.data_ptr(), values=values.data_ptr(), scales=pointer(scales),
@@ -71,16 +79,55 @@ def _segments(q_offsets: Tensor, kv_lengths: Tensor, causal: bool) -> Segments:
 
 def _fresh_anywhere(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, kv_lengths: Tensor, causal: bool,
                     scale: float, window: int | None) -> Tensor:  # fmt: skip
-    return reference_attention.attention(
-        q, k, v, _segments(q_offsets, kv_lengths, causal), scale=scale, window=window
-    )
+    segments = _segments(q_offsets, kv_lengths, causal)
+    _check_indices(len(q), segments)
+    return reference_attention.attention(q, k, v, segments, scale=scale, window=window)
 
 
 def _fresh_cpu(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, kv_lengths: Tensor, causal: bool, scale: float,
                window: int | None) -> Tensor:  # fmt: skip
-    if not supported(q, k, None) or v.dtype != k.dtype:
-        return _fresh_anywhere(q, k, v, q_offsets, kv_lengths, causal, scale, window)
+    if not supported(q, k) or v.dtype != k.dtype or k.dtype == torch.int8:
+        raise NotTaken
     return _attend(q, k, v, q_offsets, kv_lengths, causal=causal, scale=scale, window=window)
+
+
+def _check_fresh(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, kv_lengths: Tensor, causal: bool,
+                 scale: float, window: int | None) -> None:  # fmt: skip
+    rows = q.dim() == k.dim() == 3 and v.shape == k.shape and k.shape[0] == q.shape[0]
+    if not rows or not _heads_fit(q, k) or not _counts_fit(q_offsets, kv_lengths, window):
+        raise misfit(
+            "attention", f"q (L, A, K), k, v (L, G, K), G a divisor of A, n + 1 offsets, n lengths and {_WINDOW}",
+            q=q, k=k, v=v, q_offsets=q_offsets, kv_lengths=kv_lengths,
+        )  # fmt: skip
+
+
+def _heads_fit(q: Tensor, keys: Tensor) -> bool:
+    """Whether each of keys' heads (…, G, K) serves as many of q's (L, A, K)."""
+    heads, groups = q.shape[1], keys.shape[-2]
+    return heads >= 1 and groups >= 1 and heads % groups == 0 and q.shape[2] == keys.shape[-1]
+
+
+def _counts_fit(q_offsets: Tensor, kv_lengths: Tensor, window: int | None) -> bool:
+    whole = q_offsets.dtype in INTEGERS and kv_lengths.dtype in INTEGERS and (window is None or window >= 1)
+    return whole and kv_lengths.dim() == 1 and q_offsets.shape == (kv_lengths.shape[0] + 1,)
+
+
+def _check_indices(rows: int, segments: Segments, tables: tuple[tuple[int, ...], ...] | None = None,
+                   block: int = 1, blocks: int = 0) -> None:  # fmt: skip
+    """Raise InputError unless segments cover `rows` rows and their keys lie in their blocks: for the definition.
+
+    The kernels look at the same themselves (native/attention.cpp).
+    """
+    fits = segments.q_host[0] == 0 and segments.q_host[-1] == rows
+    for n, length in enumerate(segments.kv_host):
+        new = segments.query_length(n)
+        if tables is None:
+            fits = fits and 0 <= new == length
+        else:
+            used = tables[n][: -(-length // block)]
+            fits = fits and 0 <= new <= length <= len(used) * block and all(0 <= at < blocks for at in used)
+    if not fits:
+        raise outside()
 
 
 def _slots(q_offsets: Tensor, kv_lengths: Tensor, block_table: Tensor, block: int) -> Tensor:
@@ -95,6 +142,7 @@ def _cached_anywhere(q: Tensor, keys: Tensor, values: Tensor, scales: Tensor | N
                      q_offsets: Tensor, kv_lengths: Tensor, scale: float, window: int | None) -> Tensor:  # fmt: skip
     segments = _segments(q_offsets, kv_lengths, True)
     tables = tuple(tuple(row) for row in block_table.tolist())
+    _check_indices(len(q), segments, tables, *keys.shape[1::-1])
     kv = LayerKV(
         keys, values, _slots(q_offsets, kv_lengths, block_table, keys.shape[1]), block_table, tables, scales
     )
@@ -104,41 +152,47 @@ def _cached_anywhere(q: Tensor, keys: Tensor, values: Tensor, scales: Tensor | N
 def _cached_cpu(q: Tensor, keys: Tensor, values: Tensor, scales: Tensor | None, block_table: Tensor,
                 q_offsets: Tensor, kv_lengths: Tensor, scale: float, window: int | None) -> Tensor:  # fmt: skip
     whole = keys.is_contiguous() and values.is_contiguous() and (scales is None or scales.is_contiguous())
-    if not supported(q, keys, scales) or not whole:
-        return _cached_anywhere(q, keys, values, scales, block_table, q_offsets, kv_lengths, scale, window)
     blocks, block = keys.shape[:2]
+    if not supported(q, keys) or not whole:
+        raise NotTaken
     return _attend(
         q, keys.flatten(0, 1), values.flatten(0, 1), q_offsets, kv_lengths, causal=True, scale=scale, window=window,
         scales=scales, block_table=block_table, slots=blocks * block, block=block,
     )  # fmt: skip
 
 
+def _check_cached(q: Tensor, keys: Tensor, values: Tensor, scales: Tensor | None, block_table: Tensor,
+                  q_offsets: Tensor, kv_lengths: Tensor, scale: float, window: int | None) -> None:  # fmt: skip
+    cache = q.dim() == 3 and is_cache(keys, values, scales) and _heads_fit(q, keys)
+    table = (
+        block_table.dim() == 2 and block_table.shape[:1] == kv_lengths.shape and block_table.dtype in INTEGERS
+    )
+    if not cache or not table or not _counts_fit(q_offsets, kv_lengths, window):
+        raise misfit(
+            "attention_cached",
+            "q (L, A, K), a cache (blocks, block, G, K), with scales if it is int8, G a divisor of A, a table "
+            f"(n, blocks), n + 1 offsets, n lengths and {_WINDOW}",
+            q=q, keys=keys, values=values, scales=scales, block_table=block_table, q_offsets=q_offsets,
+            kv_lengths=kv_lengths,
+        )  # fmt: skip
+
+
 def _attention_fake(q: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
-library.define(
-    "attention(Tensor q, Tensor k, Tensor v, Tensor q_offsets, Tensor kv_lengths, bool causal, float scale, "
-    "int? window) -> Tensor",
-    cpu=_fresh_cpu,
-    everywhere=_fresh_anywhere,
-    fake=_attention_fake,
+attention: Callable[..., Tensor] = operator(
+    "attention", _fresh_anywhere, cpu=_fresh_cpu, fake=_attention_fake, check=_check_fresh
 )
-library.define(
-    "attention_cached(Tensor q, Tensor keys, Tensor values, Tensor? scales, Tensor block_table, Tensor q_offsets, "
-    "Tensor kv_lengths, float scale, int? window) -> Tensor",
-    cpu=_cached_cpu,
-    everywhere=_cached_anywhere,
-    fake=_attention_fake,
+attention_cached: Callable[..., Tensor] = operator(
+    "attention_cached", _cached_anywhere, cpu=_cached_cpu, fake=_attention_fake, check=_check_cached
 )
-
-
-attention: Callable[..., Tensor] = torch.ops.vitrail.attention
-attention_cached: Callable[..., Tensor] = torch.ops.vitrail.attention_cached
 
 
 def exp2(x: Tensor) -> Tensor:
     """The kernels' 2^x for x ≤ 0, float32 (n,): for tests. RuntimeError without a library."""
+    if x.dtype != torch.float32 or not x.is_contiguous() or x.device.type != "cpu":
+        raise misfit("exp2", "neighbouring float32 numbers on a CPU", x=x)
     if library.library() is None:
         raise RuntimeError("there are no kernels")
     kernel = library.function("vt_attention_exp2", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)

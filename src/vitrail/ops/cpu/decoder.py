@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitrail.ops.checks import check_packed
 from vitrail.ops.cpu import dense as cpu_dense, library, quant as cpu_quant
-from vitrail.ops.cpu.attention import AttentionCall
-from vitrail.ops.cpu.kv import CacheWrite, check, pointer, supported
+from vitrail.ops.cpu.attention import AttentionCall, int32
+from vitrail.ops.cpu.kv import CacheWrite, check, is_cache, pointer, supported
 from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.kv import LayerKV
 from vitrail.ops.segments import Segments
@@ -142,7 +143,9 @@ class DecoderProgram:
         table: Any
         if isinstance(first, PackedWeight) and first.layout in cpu_quant.BITS:
             packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
-            words = [word for weight in packed for word in _quant_words(weight)]
+            for weight in packed:
+                check_packed(weight)
+            words = [word for weight in packed for word in cpu_quant.quant_words(weight)]
             table = (ctypes.c_int64 * len(words))(*words)
             group, kind = first.group, cpu_quant.BITS[first.layout]
         else:
@@ -172,16 +175,21 @@ class DecoderProgram:
         Raises:
             InputError, MemoryError: as attention does.
         """
-        kv = layers[0]
-        if library.library() is None or not supported(hidden, kv.keys, kv.scales):
+        kv, rows = layers[0], len(hidden)
+        if library.library() is None or hidden.dtype != self.dtype or not supported(hidden, kv.keys):
+            return None
+        if len(layers) != len(self._table) or not all(_is_like(layer, kv) for layer in layers):
             return None
         blocks, block, groups, width = kv.keys.shape
         inner = self._shapes[-1][1]
-        if self._shapes != _shapes(hidden.shape[1], inner, heads, groups, width):
+        if self._shapes != _shapes(hidden.shape[-1], inner, heads, groups, width) or hidden.dim() != 2:
             return None
-        if turn[0].shape != (len(hidden), width):
+        if any(part.shape != (rows, width) or part.dtype != self.dtype for part in turn[:2]):
             return None
-        if not all(_is_whole(layer) and layer.keys.shape == kv.keys.shape for layer in layers):
+        counts = kv.slots.shape, kv.block_table.shape[:1], segments.q_offsets.shape, segments.kv_lengths.shape
+        if counts != ((rows,), (len(segments),), (len(segments) + 1,), (len(segments),)):
+            return None
+        if turn[2] is not None and turn[2].shape != (rows,):
             return None
         # A copy: another thread may be running with another cache.
         table = (_Block * len(self._table)).from_buffer_copy(self._table)
@@ -191,9 +199,7 @@ class DecoderProgram:
         result = hidden.clone(memory_format=torch.contiguous_format)
         cos, sin = turn[0].contiguous(), turn[1].contiguous()
         temperature = None if turn[2] is None else turn[2].to(self.dtype).contiguous()
-        tensors = [
-            x.to(torch.int32).contiguous() for x in (kv.block_table, segments.q_offsets, segments.kv_lengths)
-        ]
+        tensors = [int32(x) for x in (kv.block_table, segments.q_offsets, segments.kv_lengths)]
         slots = kv.slots.to(torch.int64).contiguous()
         stored, given = library.DTYPES[kv.keys.dtype], library.DTYPES[self.dtype]
         attend = AttentionCall(
@@ -218,16 +224,14 @@ class DecoderProgram:
         return result
 
 
-def _is_whole(layer: LayerKV) -> bool:
-    parts = [part for part in (layer.keys, layer.values, layer.scales) if part is not None]
-    return all(part.is_contiguous() and part.device.type == "cpu" for part in parts)
-
-
-def _quant_words(weight: PackedWeight) -> list[int]:
-    parts = weight.tensors
-    return cpu_quant.quant_words(
-        parts["codes"], parts["scales"], parts.get("levels"), weight.shape, weight.layout, weight.group
-    )
+def _is_like(layer: LayerKV, first: LayerKV) -> bool:
+    """Whether a layer's cache lies on the CPU without gaps and is of the first layer's shape and types."""
+    keys, values, scales = layer.keys, layer.values, layer.scales
+    whole = keys.is_cpu and values.is_cpu and keys.is_contiguous() and values.is_contiguous()
+    if scales is not None:
+        whole = whole and scales.is_cpu and scales.is_contiguous()
+    alike = keys.shape == first.keys.shape and keys.dtype == first.keys.dtype
+    return whole and alike and is_cache(keys, values, scales)
 
 
 def _matrices(weights: Sequence[Weight], dtype: torch.dtype) -> list[cpu_dense.Matrix]:
@@ -254,7 +258,7 @@ def _call(weight: Weight, dtype: torch.dtype) -> tuple[Any, ...] | None:
     if weight.device.type != "cpu":
         return None
     if isinstance(weight, PackedWeight) and weight.layout in cpu_quant.BITS:
-        return weight.layout, weight.group
+        return (weight.layout, weight.group) if cpu_quant.takes(weight) else None
     if isinstance(weight, Tensor) and dtype == torch.float32:
         return None  # PyTorch's own product is better
     matrix = cpu_dense.matrix_of(weight, dtype)

@@ -15,9 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.errors import InputError
+from vitrail.ops.checks import check_packed, check_product
 from vitrail.ops.cpu import library
+from vitrail.ops.cpu.registry import NotTaken, operator
 from vitrail.ops.dtypes import FLOATS
-from vitrail.ops.kernels import kernel_for, register
+from vitrail.ops.kernels import kernel_for
 from vitrail.ops.weight import Layout, PackedWeight, Weight, dequantize
 
 # native/dense.h's DenseFormat; plain rows of floats are 0.
@@ -94,16 +97,7 @@ def products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor
     if any((weight.layout, weight.dtype) != (first.layout, first.dtype) for weight in weights):
         pairs = zip(weights, biases, strict=True)
         return [product for weight, bias in pairs for product in products(x, [weight], [bias])]
-    results: list[Tensor] = torch.ops.vitrail.dense_products(
-        x,
-        first.layout.value,
-        [part for weight in weights for part in weight.ordered_parts()],
-        [weight.shape[0] for weight in weights],
-        [weight.group for weight in weights],
-        first.dtype,
-        list(biases),
-    )
-    return results
+    return _products(x, weights, biases)
 
 
 def input_grad(dy: Tensor, weight: PackedWeight) -> Tensor:
@@ -127,17 +121,7 @@ def decode(weight: PackedWeight, dtype: torch.dtype, rows: slice = slice(None)) 
     start, stop, _ = rows.indices(weight.shape[0])
     if weight.layout not in (Layout.MAP4, Layout.INT8_ROWS):
         return dequantize(weight, dtype, rows)
-    decoded: Tensor = torch.ops.vitrail.dense_decode(
-        weight.layout.value,
-        weight.ordered_parts(),
-        list(weight.shape),
-        weight.group,
-        weight.dtype,
-        dtype,
-        start,
-        max(start, stop),
-    )
-    return decoded
+    return _decode(weight, dtype, start, max(start, stop))
 
 
 def plain_products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
@@ -146,13 +130,13 @@ def plain_products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor
     One parallel region.
     """
     rows = x.reshape(-1, x.shape[-1])
-    results = torch.ops.vitrail.dense_linear(rows, list(weights), list(biases))
+    results = _linear(rows, list(weights), list(biases))
     return [result.view(*x.shape[:-1], result.shape[1]) for result in results]
 
 
-def _rounding(kind: str, stored: torch.dtype, used: torch.dtype) -> torch.dtype | None:
+def _rounding(layout: Layout, stored: torch.dtype, used: torch.dtype) -> torch.dtype | None:
     """What the kernel rounds decoded values to when they are used as `used`; None where one rounding is not enough."""
-    if kind == Layout.PANELS16:
+    if layout == Layout.PANELS16:
         exact = (torch.float32, torch.bfloat16)
         return torch.bfloat16 if stored in exact and used in exact else None
     if used in (torch.float32, stored) and stored in FLOATS:
@@ -160,16 +144,21 @@ def _rounding(kind: str, stored: torch.dtype, used: torch.dtype) -> torch.dtype 
     return used if stored == torch.float32 and used in FLOATS else None
 
 
+def _parts(weight: PackedWeight) -> list[Tensor | None]:
+    """The tensors in the order of the layout's parts, contiguous."""
+    return [None if part is None else part.contiguous() for part in weight.ordered_parts()]
+
+
 def _matrix(
-    kind: str, parts: Sequence[Tensor | None], shape: Sequence[int], group: int, rounding: torch.dtype
+    layout: Layout, parts: Sequence[Tensor | None], shape: Sequence[int], group: int, rounding: torch.dtype
 ) -> Matrix:
     """The fields for a packed weight; the tensors must live as long as it does."""
     at = [None if part is None else part.data_ptr() for part in parts]
     matrix = Matrix(codes=at[0], out=shape[0], columns=shape[1], group=group)
-    matrix.format, matrix.type = _FORMATS[Layout(kind)], library.DTYPES[rounding]
-    if kind == Layout.INT8_ROWS:
+    matrix.format, matrix.type = _FORMATS[layout], library.DTYPES[rounding]
+    if layout == Layout.INT8_ROWS:
         matrix.scales = at[1]
-    elif kind != Layout.PANELS16:
+    elif layout != Layout.PANELS16:
         matrix.map, matrix.scales, matrix.nested_absmax, matrix.nested_map, matrix.nested_offset = at[1:]
     return matrix
 
@@ -178,6 +167,9 @@ def matrix_of(weight: Weight, dtype: torch.dtype) -> Matrix | None:
     """The fields for a weight that activations of `dtype` meet; None where that is PyTorch's work.
 
     The weight must live as long as the fields are used.
+
+    Raises:
+        CheckpointError: the parts of a packed weight do not fit its shape.
     """
     if isinstance(weight, Tensor):
         fits = weight.dtype == dtype and weight.is_contiguous() and weight.device.type == "cpu"
@@ -186,6 +178,7 @@ def matrix_of(weight: Weight, dtype: torch.dtype) -> Matrix | None:
     parts = weight.ordered_parts()
     if rounding is None or any(part is not None and not part.is_contiguous() for part in parts):
         return None
+    check_packed(weight)
     return _matrix(weight.layout, parts, weight.shape, weight.group, rounding)
 
 
@@ -210,77 +203,50 @@ def _run(x: Tensor, matrices: Sequence[Matrix], biases: Sequence[Tensor | None])
     return results
 
 
-def unpack_parts(
-    kind: str,
-    parts: Sequence[Tensor | None],
-    outs: Sequence[int],
-    columns: int,
-    groups: Sequence[int],
-    dtype: torch.dtype,
-) -> list[PackedWeight]:
-    """The packed weights that the operators' flat arguments stand for."""
-    layout, weights = Layout(kind), []
-    names = layout.parts
-    for i, (out, group) in enumerate(zip(outs, groups, strict=True)):
-        own = zip(names, parts[i * len(names) : (i + 1) * len(names)], strict=True)
-        tensors = {name: part for name, part in own if part is not None}
-        weights.append(PackedWeight(layout, (out, columns), group, tensors, dtype))
-    return weights
-
-
 def products_oracle(
-    x: Tensor,
-    kind: str,
-    parts: Sequence[Tensor | None],
-    outs: Sequence[int],
-    groups: Sequence[int],
-    dtype: torch.dtype,
-    biases: Sequence[Tensor | None],
+    x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
 ) -> list[Tensor]:
     """The definition: the decoded matrix through PyTorch's product."""
-    weights = unpack_parts(kind, parts, outs, x.shape[1], groups, dtype)
     return [
         F.linear(x, dequantize(weight, x.dtype), bias) for weight, bias in zip(weights, biases, strict=True)
     ]
 
 
 def _products_cpu(
-    x: Tensor,
-    kind: str,
-    parts: Sequence[Tensor | None],
-    outs: Sequence[int],
-    groups: Sequence[int],
-    dtype: torch.dtype,
-    biases: Sequence[Tensor | None],
+    x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    rounding = _rounding(kind, dtype, x.dtype)
-    fits = all(bias is None or bias.dtype == x.dtype for bias in biases)
-    if library.library() is None or rounding is None or not fits:
-        return products_oracle(x, kind, parts, outs, groups, dtype, biases)
-    x, each = x.contiguous(), len(Layout(kind).parts)
-    parts = [None if part is None else part.contiguous() for part in parts]
-    biases = [None if bias is None else bias.contiguous() for bias in biases]
+    rounding = _rounding(weights[0].layout, weights[0].dtype, x.dtype)
+    forms = {(weight.layout, weight.dtype) for weight in weights}
+    if (
+        rounding is None
+        or len(forms) > 1
+        or any(bias is not None and bias.dtype != x.dtype for bias in biases)
+    ):
+        raise NotTaken
+    parts = [_parts(weight) for weight in weights]
     matrices = [
-        _matrix(kind, parts[i * each : (i + 1) * each], (out, x.shape[1]), groups[i], rounding)
-        for i, out in enumerate(outs)
+        _matrix(weight.layout, own, weight.shape, weight.group, rounding)
+        for weight, own in zip(weights, parts, strict=True)
     ]
-    return _run(x, matrices, biases)
+    return _run(x.contiguous(), matrices, [None if bias is None else bias.contiguous() for bias in biases])
 
 
-def _products(x: Tensor, kind: str, *arguments: Any) -> list[Tensor]:
-    return kernel_for(kind, x.device, products_oracle)(x, kind, *arguments)
-
-
-def _products_fake(
-    x: Tensor,
-    kind: str,
-    parts: Sequence[Tensor | None],
-    outs: Sequence[int],
-    groups: Sequence[int],
-    dtype: torch.dtype,
-    biases: Sequence[Tensor | None],
+def _products_on_device(
+    x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    return [x.new_empty(x.shape[0], out) for out in outs]
+    return kernel_for(weights[0].layout, x.device, products_oracle)(x, weights, biases)
+
+
+def _check_products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> None:
+    check_product("dense_products", x, [weight.shape for weight in weights], biases)
+    for weight in weights:
+        _check_layout(weight)
+
+
+def _check_layout(weight: PackedWeight) -> None:
+    if weight.layout not in _FORMATS:
+        raise InputError(f"dense products take {', '.join(_FORMATS)}, not {weight.layout}; use ops.linear.")
+    check_packed(weight)
 
 
 def _linear_oracle(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
@@ -289,8 +255,8 @@ def _linear_oracle(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor
 
 def _linear_cpu(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
     others = [*weights, *(bias for bias in biases if bias is not None)]
-    if library.library() is None or x.dtype not in FLOATS or any(t.dtype != x.dtype for t in others):
-        return _linear_oracle(x, weights, biases)
+    if x.dtype not in FLOATS or any(t.dtype != x.dtype for t in others):
+        raise NotTaken
     x, weights = x.contiguous(), [weight.contiguous() for weight in weights]
     biases = [None if bias is None else bias.contiguous() for bias in biases]
     return _run(x, [_plain_matrix(weight) for weight in weights], biases)
@@ -302,77 +268,51 @@ def _plain_matrix(weight: Tensor) -> Matrix:
     return matrix
 
 
-def _linear_fake(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    return [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights]
+def _check_linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+    check_product("dense_linear", x, [tuple(weight.shape) for weight in weights], biases)
 
 
-def _decode_oracle(
-    kind: str,
-    parts: Sequence[Tensor | None],
-    shape: Sequence[int],
-    group: int,
-    stored: torch.dtype,
-    dtype: torch.dtype,
-    first: int,
-    last: int,
-) -> Tensor:
-    (weight,) = unpack_parts(kind, parts, shape[:1], shape[1], [group], stored)
+def _decode_oracle(weight: PackedWeight, dtype: torch.dtype, first: int, last: int) -> Tensor:
     return dequantize(weight, dtype, slice(first, last))
 
 
-def _decode_cpu(
-    kind: str,
-    parts: Sequence[Tensor | None],
-    shape: Sequence[int],
-    group: int,
-    stored: torch.dtype,
-    dtype: torch.dtype,
-    first: int,
-    last: int,
-) -> Tensor:
-    rounding = _rounding(kind, stored, dtype)
-    if library.library() is None or rounding is None:
-        return _decode_oracle(kind, parts, shape, group, stored, dtype, first, last)
-    parts = [None if part is None else part.contiguous() for part in parts]
-    matrix = _matrix(kind, parts, shape, group, rounding)
-    decoded = torch.empty(last - first, shape[1], dtype=dtype)
+def _decode_cpu(weight: PackedWeight, dtype: torch.dtype, first: int, last: int) -> Tensor:
+    rounding = _rounding(weight.layout, weight.dtype, dtype)
+    if rounding is None or weight.layout == Layout.PANELS16:
+        raise NotTaken
+    parts = _parts(weight)
+    matrix = _matrix(weight.layout, parts, weight.shape, weight.group, rounding)
+    decoded = torch.empty(last - first, weight.shape[1], dtype=dtype)
     _decode_kernel()(ctypes.byref(matrix), first, last, decoded.data_ptr(), library.DTYPES[dtype])
     return decoded
 
 
-def _decode_fake(
-    kind: str,
-    parts: Sequence[Tensor | None],
-    shape: Sequence[int],
-    group: int,
-    stored: torch.dtype,
-    dtype: torch.dtype,
-    first: int,
-    last: int,
-) -> Tensor:
-    device = next(part.device for part in parts if part is not None)
-    return torch.empty(last - first, shape[1], dtype=dtype, device=device)
+def _check_decode(weight: PackedWeight, dtype: torch.dtype, first: int, last: int) -> None:
+    _check_layout(weight)
+    if not 0 <= first <= last <= weight.shape[0]:
+        raise InputError(f"rows {first} … {last - 1} do not lie in a matrix of {weight.shape[0]} rows.")
 
 
-library.define(
-    "dense_products(Tensor x, str kind, Tensor?[] parts, int[] outs, int[] groups, ScalarType dtype, "
-    "Tensor?[] biases) -> Tensor[]",
-    cpu=_products,
-    everywhere=_products,
-    fake=_products_fake,
+_products = operator(
+    "dense_products",
+    _products_on_device,
+    cpu=_products_cpu,
+    fake=lambda x, weights, biases: [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights],
+    check=_check_products,
 )
-for _layout in _FORMATS:
-    register(_layout, "cpu", _products_cpu)
-library.define(
-    "dense_linear(Tensor x, Tensor[] weights, Tensor?[] biases) -> Tensor[]",
+_linear = operator(
+    "dense_linear",
+    _linear_oracle,
     cpu=_linear_cpu,
-    everywhere=_linear_oracle,
-    fake=_linear_fake,
+    fake=lambda x, weights, biases: [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights],
+    check=_check_linear,
 )
-library.define(
-    "dense_decode(str kind, Tensor?[] parts, int[] shape, int group, ScalarType stored, ScalarType dtype, "
-    "int first, int last) -> Tensor",
+_decode = operator(
+    "dense_decode",
+    _decode_oracle,
     cpu=_decode_cpu,
-    everywhere=_decode_oracle,
-    fake=_decode_fake,
+    fake=lambda weight, dtype, first, last: torch.empty(
+        last - first, weight.shape[1], dtype=dtype, device=weight.device
+    ),
+    check=_check_decode,
 )

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from vitrail.ops import memory
+from vitrail.ops.checks import check_packed, misfit
 from vitrail.ops.cpu import library
+from vitrail.ops.cpu.registry import NotTaken, operator
 from vitrail.ops.dtypes import FLOATS
-from vitrail.ops.packing_layout import ROWS, panel_count
 from vitrail.ops.reference import encode as reference_encode
 from vitrail.ops.weight import Layout, PackedWeight, integer_step
 
@@ -33,37 +34,22 @@ def encode_own(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> 
 
     `group` divides `in`. A group that holds a value that is not finite has the scale NaN.
     """
-    found: tuple[Tensor, Tensor] = torch.ops.vitrail.encode_own(matrix, kind, levels, group)
-    return found
+    return _own(matrix, kind, levels, group)
 
 
 def encode_fit(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
     """The sums (2, 16) of one round of fitting levels: ops/encode.encode_fit."""
-    sums: Tensor = torch.ops.vitrail.encode_fit(ratio, weights, levels)
-    return sums
+    return _fit(ratio, weights, levels)
 
 
 def encode_map4(values: Tensor, quant_map: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """Floats (n,) as packed codes of a map (16,), uint8 (ceil(n/2),), and absmax float32 (ceil(n/group),)."""
-    found: tuple[Tensor, Tensor] = torch.ops.vitrail.encode_map4(values, quant_map, group)
-    return found
+    return _map4(values, quant_map, group)
 
 
 def squared_error(matrix: Tensor, packed: PackedWeight) -> tuple[float, float]:
     """Σ (decoded - value)² and Σ value² of a matrix and what was packed of it, added in float64."""
-    tensors = packed.tensors
-    if packed.layout not in _BITS or "nested_map" in tensors:
-        sums = reference_encode.squared_error(matrix, packed)
-    else:
-        flat = packed.layout == Layout.MAP4
-        scales, table = (
-            tensors["absmax" if flat else "scales"],
-            tensors.get("quant_map" if flat else "levels"),
-        )
-        sums = torch.ops.vitrail.encode_error(
-            matrix, packed.layout.value, tensors["codes"], scales, table, packed.group, packed.dtype
-        )
-    error, norm = sums.tolist()
+    error, norm = _error(matrix, packed).tolist()
     return error, norm
 
 
@@ -98,14 +84,13 @@ def _error_kernels() -> tuple[Any, Any]:
 def _takes(matrix: Tensor, group: int) -> bool:
     """Whether kernels can read these floats as they lie: rows that are dense in themselves."""
     dense = matrix.stride(-1) == 1 and min(matrix.stride()) >= 0
-    return library.library() is not None and matrix.dtype in FLOATS and dense and group % _BLOCK == 0
+    return matrix.dtype in FLOATS and dense and group % _BLOCK == 0
 
 
 def _own_cpu(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tuple[Tensor, Tensor]:
+    if group not in _GROUPS or not matrix.numel() or not _takes(matrix, group):
+        raise NotTaken
     rows, columns = matrix.shape
-    fits = group in _GROUPS and columns % group == 0 and matrix.numel() > 0 and _has_table(kind, levels)
-    if not fits or not _takes(matrix, group):
-        return reference_encode.encode_own(matrix, kind, levels, group)
     codes, scales = reference_encode.new_panels(matrix, kind, group)
     wide = None if levels is None else levels.float().contiguous()
     _own_kernel()(
@@ -123,17 +108,20 @@ def _own_cpu(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tu
     return codes, scales
 
 
+def _check_own(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> None:
+    wanted = {Layout.PANELS4: (16,), Layout.PANELS8: None}
+    table = kind in wanted and wanted[Layout(kind)] == (None if levels is None else levels.shape)
+    if matrix.dim() != 2 or group < 1 or not table or matrix.shape[1] % group or matrix.shape[1] % 8:
+        expected = (
+            f"a matrix in groups of {group} for {kind}, with 16 levels for panels4 and none for panels8"
+        )
+        raise misfit("encode_own", expected, matrix=matrix, levels=levels)
+
+
 def _fit_cpu(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
     count, group = ratio.shape
-    types = (ratio.dtype, weights.dtype, levels.dtype)
-    fits = (
-        group in _GROUPS
-        and types == (torch.float32,) * 3
-        and weights.shape == ratio.shape
-        and levels.shape == (16,)
-    )
-    if not fits or not _takes(ratio, group):
-        return reference_encode.encode_fit(ratio, weights, levels)
+    if group not in _GROUPS or (ratio.dtype, weights.dtype, levels.dtype) != (torch.float32,) * 3:
+        raise NotTaken
     ratio, weights, levels = ratio.contiguous(), weights.contiguous(), levels.contiguous()
     room = -(-count // _TOGETHER) * _TOGETHER
     codes = torch.empty(room * group, dtype=torch.uint8, device="cpu")
@@ -144,10 +132,16 @@ def _fit_cpu(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
     return sums
 
 
+def _check_fit(ratio: Tensor, weights: Tensor, levels: Tensor) -> None:
+    if ratio.dim() != 2 or weights.shape != ratio.shape[:1] or levels.shape != (16,):
+        expected = "ratio (n, group), weights (n,) and 16 levels"
+        raise misfit("encode_fit", expected, ratio=ratio, weights=weights, levels=levels)
+
+
 def _map4_cpu(values: Tensor, quant_map: Tensor, group: int) -> tuple[Tensor, Tensor]:
     count = values.numel()
-    if not count or quant_map.shape != (16,) or not _takes(values, group):
-        return reference_encode.encode_map4(values, quant_map, group)
+    if not count or not _takes(values, group):
+        raise NotTaken
     bounds, order = reference_encode.map_bounds(quant_map.float())
     codes = memory.empty(((count + 1) // 2,), torch.uint8)
     absmax = memory.empty((-(-count // group),), torch.float32)
@@ -156,40 +150,28 @@ def _map4_cpu(values: Tensor, quant_map: Tensor, group: int) -> tuple[Tensor, Te
     return codes, absmax
 
 
-def _error_everywhere(
-    matrix: Tensor,
-    kind: str,
-    codes: Tensor,
-    scales: Tensor,
-    table: Tensor | None,
-    group: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    flat = kind == Layout.MAP4
-    tensors = {"codes": codes, "absmax" if flat else "scales": scales}
-    if table is not None:
-        tensors["quant_map" if flat else "levels"] = table
-    packed = PackedWeight(Layout(kind), (matrix.shape[0], matrix.shape[1]), group, tensors, dtype)
-    return reference_encode.squared_error(matrix, packed)
+def _check_map4(values: Tensor, quant_map: Tensor, group: int) -> None:
+    if values.dim() != 1 or quant_map.shape != (16,) or group < 1:
+        expected = f"values (n,) in groups of at least 1, not {group}, and a map (16,)"
+        raise misfit("encode_map4", expected, values=values, quant_map=quant_map)
 
 
-def _error_cpu(
-    matrix: Tensor,
-    kind: str,
-    codes: Tensor,
-    scales: Tensor,
-    table: Tensor | None,
-    group: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    rows, columns = matrix.shape
-    bits = _BITS[Layout(kind)]
-    fits = _takes(matrix, group) and dtype in FLOATS and (bits > 0 or matrix.is_contiguous())
-    if not fits or not _has_table(kind, table) or not _matches(bits, (rows, columns), group, codes, scales):
-        return _error_everywhere(matrix, kind, codes, scales, table, group, dtype)
-    step = integer_step(Layout.PANELS4) if kind == Layout.PANELS4 else 1.0
-    decoded = None if table is None else (table.float() * step).contiguous()
-    shape = (rows, matrix.stride(0), columns, group) if bits else (1, matrix.numel(), matrix.numel(), group)
+def _error_cpu(matrix: Tensor, packed: PackedWeight) -> Tensor:
+    bits, group, (rows, columns) = _BITS.get(packed.layout), packed.group, packed.shape
+    own = packed.layout != Layout.MAP4
+    parts = packed.tensors
+    if bits is None or "nested_map" in parts or not all(part.is_contiguous() for part in parts.values()):
+        raise NotTaken
+    whole = group in _GROUPS if own else matrix.is_contiguous()
+    if not whole or not _takes(matrix, group) or packed.dtype not in FLOATS:
+        raise NotTaken
+    scales, table = parts["scales" if own else "absmax"], parts.get("levels" if own else "quant_map")
+    decoded = (
+        None
+        if table is None
+        else (table.float() * (integer_step(Layout.PANELS4) if own else 1.0)).contiguous()
+    )
+    shape = (rows, matrix.stride(0), columns, group) if own else (1, matrix.numel(), matrix.numel(), group)
     kernel, pieces = _error_kernels()
     sums = torch.empty(pieces(bits, shape[0], shape[2], group), 2, dtype=torch.float64)
     kernel(
@@ -198,32 +180,18 @@ def _error_cpu(
         library.DTYPES[matrix.dtype],
         *shape,
         None if decoded is None else decoded.data_ptr(),
-        library.DTYPES[dtype],
-        codes.data_ptr(),
+        library.DTYPES[packed.dtype],
+        parts["codes"].data_ptr(),
         scales.data_ptr(),
         sums.data_ptr(),
     )
     return sums.sum(0)
 
 
-def _has_table(kind: str, table: Tensor | None) -> bool:
-    """Whether there are sixteen values to look up, where a kind looks them up."""
-    return kind == Layout.PANELS8 or (table is not None and table.shape == (16,))
-
-
-def _matches(bits: int, shape: tuple[int, int], group: int, codes: Tensor, scales: Tensor) -> bool:
-    """Whether codes and scales are what a kernel will take them for."""
-    (rows, columns), count = shape, shape[0] * shape[1]
-    types = (torch.uint8, torch.float32)
-    wanted: tuple[tuple[int, ...], tuple[int, ...]] = ((count + 1) // 2,), (-(-count // group),)
-    if bits:
-        if columns % group:
-            return False
-        types = torch.uint8 if bits == 4 else torch.int8, torch.bfloat16
-        height = panel_count(rows)
-        wanted = (height, columns * bits // 32, 4 * ROWS), (height, columns // group, ROWS)
-    dense = codes.is_contiguous() and scales.is_contiguous()
-    return dense and (codes.shape, scales.shape) == wanted and (codes.dtype, scales.dtype) == types
+def _check_error(matrix: Tensor, packed: PackedWeight) -> None:
+    if matrix.shape != packed.shape:
+        raise misfit("encode_error", f"the floats {packed.shape} of what was packed", matrix=matrix)
+    check_packed(packed)
 
 
 # --- registration ---------------------------------------------------------------------------------------------------
@@ -245,40 +213,15 @@ def _map4_fake(values: Tensor, quant_map: Tensor, group: int) -> tuple[Tensor, T
     return codes, values.new_empty((count + group - 1) // group, dtype=torch.float32)
 
 
-def _error_fake(
-    matrix: Tensor,
-    kind: str,
-    codes: Tensor,
-    scales: Tensor,
-    table: Tensor | None,
-    group: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def _error_fake(matrix: Tensor, packed: PackedWeight) -> Tensor:
     return torch.empty(2, dtype=torch.float64, device="meta" if matrix.is_meta else "cpu")
 
 
-library.define(
-    "encode_own(Tensor matrix, str kind, Tensor? levels, int group) -> (Tensor, Tensor)",
-    cpu=_own_cpu,
-    everywhere=reference_encode.encode_own,
-    fake=_own_fake,
+_own = operator("encode_own", reference_encode.encode_own, cpu=_own_cpu, fake=_own_fake, check=_check_own)
+_fit = operator("encode_fit", reference_encode.encode_fit, cpu=_fit_cpu, fake=_fit_fake, check=_check_fit)
+_map4 = operator(
+    "encode_map4", reference_encode.encode_map4, cpu=_map4_cpu, fake=_map4_fake, check=_check_map4
 )
-library.define(
-    "encode_fit(Tensor ratio, Tensor weights, Tensor levels) -> Tensor",
-    cpu=_fit_cpu,
-    everywhere=reference_encode.encode_fit,
-    fake=_fit_fake,
-)
-library.define(
-    "encode_map4(Tensor values, Tensor quant_map, int group) -> (Tensor, Tensor)",
-    cpu=_map4_cpu,
-    everywhere=reference_encode.encode_map4,
-    fake=_map4_fake,
-)
-library.define(
-    "encode_error(Tensor matrix, str kind, Tensor codes, Tensor scales, Tensor? table, int group, ScalarType dtype) "
-    "-> Tensor",
-    cpu=_error_cpu,
-    everywhere=_error_everywhere,
-    fake=_error_fake,
+_error = operator(
+    "encode_error", reference_encode.squared_error, cpu=_error_cpu, fake=_error_fake, check=_check_error
 )

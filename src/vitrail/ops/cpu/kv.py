@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.errors import InputError
+from vitrail.ops.checks import INTEGERS, misfit, outside
 from vitrail.ops.cpu import library
+from vitrail.ops.cpu.registry import NotTaken, operator
 from vitrail.ops.dtypes import FLOATS
 
 _NO_MEMORY = 1
@@ -55,10 +56,7 @@ def check(result: int) -> None:
     if result == _NO_MEMORY:
         raise MemoryError("attention could not get its working memory, a few hundred kilobytes per thread.")
     if result:
-        raise InputError(
-            "the offsets, lengths, blocks or slots of a step do not fit its tensors; "
-            "steps and caches are made by Segments and KVCache."
-        )
+        raise outside()
 
 
 def pointer(x: Tensor | None) -> int | None:
@@ -72,11 +70,9 @@ def dense_rows(x: Tensor) -> Tensor:
     return x if dense or x.numel() == 0 else x.contiguous()
 
 
-def supported(q: Tensor, keys: Tensor, scales: Tensor | None) -> bool:
-    """Whether there are kernels, for rows of q's dtype and keys stored like these."""
-    rounded = scales is not None and scales.dtype == torch.float32
-    held = keys.dtype in FLOATS or (keys.dtype == torch.int8 and rounded)
-    return library.library() is not None and q.dtype in FLOATS and held
+def supported(q: Tensor, keys: Tensor) -> bool:
+    """Whether the kernels take rows of q's dtype with keys stored like these."""
+    return q.dtype in FLOATS and (keys.dtype in FLOATS or keys.dtype == torch.int8)
 
 
 def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,10 +86,18 @@ def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return codes.round().clamp(-127, 127).to(torch.int8), scale
 
 
+def check_slots(slots: Tensor, count: int) -> None:
+    """Raise InputError unless slots on the host lie within a cache of `count` positions."""
+    if slots.numel() and not (int(slots.min()) >= 0 and int(slots.max()) < count):
+        raise outside()
+
+
 def cache_write_oracle(
     k: Tensor, v: Tensor, keys: Tensor, values: Tensor, scales: Tensor | None, slots: Tensor
 ) -> None:
     """Rows k, v (L, G, K) into the slots of keys, values (blocks, block, G, K), rounded to their dtype."""
+    if slots.device.type == "cpu":  # on the host they cost nothing to look at, elsewhere the copy does
+        check_slots(slots, keys.shape[0] * keys.shape[1])
     for side, (x, stored) in enumerate(((k, keys), (v, values))):
         flat = stored.view(-1, *stored.shape[2:])
         if scales is None:
@@ -104,33 +108,52 @@ def cache_write_oracle(
         scales[side].view(-1, scales.shape[-1]).index_copy_(0, slots, scale)
 
 
+def is_cache(keys: Tensor, values: Tensor, scales: Tensor | None) -> bool:
+    """Whether these are one layer's cache: keys and values (blocks, block, G, K), and scales where they are int8."""
+    if keys.dim() != 4 or values.shape != keys.shape or values.dtype != keys.dtype or keys.shape[1] < 1:
+        return False
+    if scales is None or keys.dtype != torch.int8:
+        return scales is None and keys.dtype != torch.int8
+    return scales.dtype == torch.float32 and scales.shape == (2, *keys.shape[:3])
+
+
 def _cache_write_cpu(
     k: Tensor, v: Tensor, keys: Tensor, values: Tensor, scales: Tensor | None, slots: Tensor
 ) -> None:
-    same = k.dtype == v.dtype and k.dtype in FLOATS
+    count = keys.shape[0] * keys.shape[1]
     whole = keys.is_contiguous() and values.is_contiguous() and (scales is None or scales.is_contiguous())
-    if not same or not whole or not supported(k, keys, scales):
-        cache_write_oracle(k, v, keys, values, scales, slots)
-        return
+    if k.dtype != v.dtype or not whole or not supported(k, keys):
+        raise NotTaken
     k, v, at = dense_rows(k), dense_rows(v), slots.to(torch.int64).contiguous()
     call = CacheWrite(
         k=k.data_ptr(), v=v.data_ptr(), keys=keys.data_ptr(), values=values.data_ptr(), scales=pointer(scales),
-        at=at.data_ptr(), rows=k.shape[0], groups=k.shape[1], width=k.shape[2], slots=keys.shape[0] * keys.shape[1],
+        at=at.data_ptr(), rows=k.shape[0], groups=k.shape[1], width=k.shape[2], slots=count,
         k_stride=k.stride(0), v_stride=v.stride(0), type=library.DTYPES[k.dtype], key_type=library.DTYPES[keys.dtype],
     )  # fmt: skip
     run("vt_cache_write", call)
+    return None
+
+
+def _check_cache_write(
+    k: Tensor, v: Tensor, keys: Tensor, values: Tensor, scales: Tensor | None, slots: Tensor
+) -> None:
+    rows = k.dim() == 3 and v.shape == k.shape and slots.shape == k.shape[:1] and slots.dtype in INTEGERS
+    if not rows or not is_cache(keys, values, scales) or keys.shape[2:] != k.shape[1:]:
+        raise misfit(
+            "cache_write", "k, v (L, G, K), a cache (blocks, block, G, K), with scales if it is int8, and slots (L,)",
+            k=k, v=v, keys=keys, values=values, scales=scales, slots=slots,
+        )  # fmt: skip
 
 
 def _cache_write_fake(*everything: Any) -> None:
     return None
 
 
-library.define(
-    "cache_write(Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor(c!)? scales, Tensor slots) -> ()",
+cache_write: Callable[..., None] = operator(
+    "cache_write",
+    cache_write_oracle,
     cpu=_cache_write_cpu,
-    everywhere=cache_write_oracle,
     fake=_cache_write_fake,
+    check=_check_cache_write,
+    mutates=("keys", "values", "scales"),
 )
-
-
-cache_write: Callable[..., None] = torch.ops.vitrail.cache_write

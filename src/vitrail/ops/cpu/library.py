@@ -1,4 +1,4 @@
-"""The compiled kernels: finding them, choosing the instruction set, registering operators. No operator of its own.
+"""The compiled kernels: finding them, choosing the instruction set. No operator of its own.
 
 VITRAIL_KERNELS chooses: off, portable, neon, avx2, avx512, amx; unset takes the best that the processor has. Every
 operator has a PyTorch definition too, and that is what runs where there is no library.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,10 +23,9 @@ from vitrail.errors import ConfigError
 ENVIRONMENT = "VITRAIL_KERNELS"
 # In the order of native/cpu.h's Isa.
 ISAS = ("portable", "neon", "avx2", "avx512", "amx")
-_ABI = 4
+_ABI = 5
 _FOLDER = Path(__file__).parents[1] / "_kernels"
 _LIBRARIES = ("libvitrail.so", "libvitrail.dylib", "libvitrail.dll")
-_NAMESPACE = "vitrail"
 
 # Element types as native/abi.h counts them.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
@@ -187,25 +186,5 @@ def available() -> tuple[str, ...]:
     return tuple(isa for isa in ISAS if kernels.library.vt_isa_available(ISAS.index(isa)))
 
 
-@lru_cache(maxsize=1)
-def _registry() -> Any:
-    make: Any = torch.library.Library  # untyped in PyTorch
-    return make(_NAMESPACE, "DEF")
-
-
-def define(
-    schema: str, *, cpu: Callable[..., Any], everywhere: Callable[..., Any], fake: Callable[..., Any]
-) -> None:
-    """Register the operator torch.ops.vitrail.NAME.
-
-    schema      "name(Tensor x, …) -> Tensor".
-    cpu         what a CPU runs: the kernel where there is a library, else `everywhere`.
-    everywhere  the PyTorch definition, for every other device; the oracle that the kernel must equal.
-    fake        the result's shape and dtype alone, for torch.compile and the meta device.
-    """
-    registry = _registry()
-    name = schema.partition("(")[0]
-    registry.define(schema)
-    registry.impl(name, cpu, "CPU")
-    registry.impl(name, everywhere, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=registry)
+# Their names in `vitrail`.
+kernel_status, available_kernels, use_kernels = status, available, using

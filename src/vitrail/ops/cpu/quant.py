@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.errors import CheckpointError
+from vitrail.errors import InputError
+from vitrail.ops.checks import INTEGERS, check_packed, check_product, misfit
 from vitrail.ops.cpu import library
+from vitrail.ops.cpu.registry import NotTaken, operator
 from vitrail.ops.dtypes import FLOATS
-from vitrail.ops.kernels import kernel_for, register
-from vitrail.ops.packing_layout import ROWS, panel_count
+from vitrail.ops.kernels import kernel_for
+from vitrail.ops.packing_layout import panel_count
 from vitrail.ops.reference.quant_matmul import rounded_products
 from vitrail.ops.weight import Layout, PackedWeight, dequantize_rows
 
 BITS = {Layout.PANELS4: 4, Layout.PANELS8: 8}  # native/quant.h's QuantKind
+_GROUPS = (32, 64, 128)
 
 
 def quant_products(
@@ -28,40 +31,19 @@ def quant_products(
 
     Those of one group size are one call, which rounds x once.
     """
-    layout, group = weights[0].layout, weights[0].group
-    if any(weight.group != group for weight in weights):
+    if any(weight.group != weights[0].group for weight in weights):
         pairs = zip(weights, biases, strict=True)
         return [quant_products(x, [weight], [bias])[0] for weight, bias in pairs]
-    results: list[Tensor] = torch.ops.vitrail.quant_linear(
-        x,
-        [weight.tensors["codes"] for weight in weights],
-        [weight.tensors["scales"] for weight in weights],
-        [weight.tensors["levels"] for weight in weights] if layout == Layout.PANELS4 else [],
-        list(biases),
-        [weight.shape[0] for weight in weights],
-        layout.value,
-        group,
-    )
-    return results
+    return _linear(x, weights, biases)
 
 
 def quant_rows(weight: PackedWeight, ids: Tensor) -> Tensor:
     """Rows ids int64 (n,) of a matrix (out, in) in PANELS4 or PANELS8, decoded: (n, in) in the weight's own dtype.
 
     Raises:
-        IndexError: ids are no integers, or (where the kernel runs) one lies outside.
+        IndexError: ids are no integers, or (on a CPU) one lies outside.
     """
-    rows: Tensor = torch.ops.vitrail.quant_rows(
-        weight.tensors["codes"],
-        weight.tensors["scales"],
-        weight.tensors.get("levels"),
-        ids,
-        weight.shape[0],
-        weight.layout.value,
-        weight.group,
-        weight.dtype,
-    )
-    return rows
+    return _rows(weight, ids)
 
 
 @lru_cache(maxsize=1)
@@ -74,124 +56,65 @@ def _kernels() -> tuple[Any, Any]:
     return library.function("vt_quant_linear", *arguments), scratch
 
 
-def _everywhere(
-    x: Tensor,
-    codes: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    levels: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    outs: Sequence[int],
-    kind: str,
-    group: int,
-) -> list[Tensor]:
-    weights = []
-    for i, out in enumerate(outs):
-        tensors = {"codes": codes[i], "scales": scales[i]}
-        if kind == Layout.PANELS4:
-            tensors["levels"] = levels[i]
-        weights.append(PackedWeight(Layout(kind), (out, x.shape[1]), group, tensors, x.dtype))
-    return rounded_products(x, weights, biases)
+def takes(weight: PackedWeight) -> bool:
+    """Whether the kernels read a matrix in panels as it lies."""
+    return weight.group in _GROUPS and all(part.is_contiguous() for part in weight.tensors.values())
 
 
-def _cpu(
-    x: Tensor,
-    codes: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    levels: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    outs: Sequence[int],
-    kind: str,
-    group: int,
-) -> list[Tensor]:
-    if library.library() is None or x.dtype not in FLOATS:
-        return _everywhere(x, codes, scales, levels, biases, outs, kind, group)
+def quant_words(weight: PackedWeight, bias: Tensor | None = None, y: Tensor | None = None) -> list[int]:
+    """The seven words of native/quant.h's QuantWeight for a checked weight that the kernels take.
+
+    bias is float32 and contiguous; all must live as long as the words are used.
+    """
+    codes, scales, levels = (weight.tensors.get(name) for name in ("codes", "scales", "levels"))
+    others = (0 if part is None else part.data_ptr() for part in (codes, scales, levels, bias, y))
+    return [*others, weight.shape[0], panel_count(weight.shape[0])]
+
+
+def _linear_cpu(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
+    if x.dtype not in FLOATS or not all(takes(weight) for weight in weights):
+        raise NotTaken
     product, scratch_bytes = _kernels()
-    rows, columns = x.shape
+    (rows, columns), layout, group = x.shape, weights[0].layout, weights[0].group
     x = x.contiguous()
     scratch = torch.empty(scratch_bytes(rows, columns, group), dtype=torch.uint8)
-    results, words, kept = [], [], []
-    for i, out in enumerate(outs):
-        bias = biases[i]
-        if bias is not None:
-            bias = bias.float().contiguous()
-            kept.append(bias)  # until the call is done
-        y = torch.empty(rows, out, dtype=x.dtype)
-        table = levels[i] if kind == Layout.PANELS4 else None
-        words += quant_words(codes[i], scales[i], table, (out, columns), kind, group, bias, y)
-        results.append(y)
+    results = [torch.empty(rows, weight.shape[0], dtype=x.dtype) for weight in weights]
+    plus = [None if bias is None else bias.float().contiguous() for bias in biases]  # until the call is done
+    words = [word for triple in zip(weights, plus, results, strict=True) for word in quant_words(*triple)]
     product(
-        BITS[Layout(kind)],
+        BITS[layout],
         x.data_ptr(),
         library.DTYPES[x.dtype],
         rows,
         columns,
         group,
         (ctypes.c_int64 * len(words))(*words),
-        len(outs),
+        len(weights),
         scratch.data_ptr(),
     )
     return results
 
 
-def quant_words(
-    codes: Tensor,
-    scales: Tensor,
-    levels: Tensor | None,
-    shape: tuple[int, int],
-    kind: str,
-    group: int,
-    bias: Tensor | None = None,
-    y: Tensor | None = None,
-) -> list[int]:
-    """The seven words of native/quant.h's QuantWeight; CheckpointError where the tensors are not what `shape` says.
-
-    bias is float32 and contiguous; all must live as long as the words are used.
-    """
-    _check(codes, scales, levels, shape, kind, group)
-    others = (0 if part is None else part.data_ptr() for part in (levels, bias, y))
-    return [codes.data_ptr(), scales.data_ptr(), *others, shape[0], codes.shape[0]]
-
-
-def _check(
-    codes: Tensor, scales: Tensor, levels: Tensor | None, shape: tuple[int, int], kind: str, group: int
-) -> None:
-    """A kernel reads what the shape says: refuse tensors that are not what it says."""
-    panels, columns = panel_count(shape[0]), shape[1]
-    code_type = torch.uint8 if kind == Layout.PANELS4 else torch.int8
-    if (
-        codes.shape != (panels, columns * BITS[Layout(kind)] // 32, 4 * ROWS)
-        or scales.shape != (panels, columns // group, ROWS)
-        or columns % group
-        or group not in (32, 64, 128)
-        or codes.dtype != code_type
-        or scales.dtype != torch.bfloat16
-        or not (codes.is_contiguous() and scales.is_contiguous())
-        or (levels is None) != (kind == Layout.PANELS8)
-        or (levels is not None and (levels.shape != (16,) or levels.dtype != torch.int8))
-        or (levels is not None and not levels.is_contiguous())
-    ):
-        raise CheckpointError(
-            f"a {kind} matrix of {shape[0]} rows, multiplied with {columns} columns in groups of {group}, has codes "
-            f"{codes.dtype} {tuple(codes.shape)} and scales {scales.dtype} {tuple(scales.shape)}, which do not fit."
-        )
-
-
-def _linear(x: Tensor, *arguments: Any) -> list[Tensor]:
-    kind = arguments[5]
-    return kernel_for(kind, x.device, _everywhere)(x, *arguments)
-
-
-def _fake(
-    x: Tensor,
-    codes: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    levels: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    outs: Sequence[int],
-    kind: str,
-    group: int,
+def _linear_on_device(
+    x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    return [x.new_empty(x.shape[0], out) for out in outs]
+    return kernel_for(weights[0].layout, x.device, rounded_products)(x, weights, biases)
+
+
+def _check_linear(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> None:
+    check_product("quant_linear", x, [weight.shape for weight in weights], biases)
+    for weight in weights:
+        _check_layout(weight)
+    if len({(weight.layout, weight.group) for weight in weights}) > 1:
+        raise InputError("quant_linear takes matrices of one layout and group; call it for each of them.")
+
+
+def _check_layout(weight: PackedWeight) -> None:
+    if weight.layout not in BITS:
+        raise InputError(
+            f"products of rounded rows take {' or '.join(BITS)}, not {weight.layout}; use ops.linear."
+        )
+    check_packed(weight)
 
 
 @lru_cache(maxsize=1)
@@ -202,49 +125,25 @@ def _rows_kernel() -> Any:
     return found
 
 
-def _rows_everywhere(
-    codes: Tensor,
-    scales: Tensor,
-    levels: Tensor | None,
-    ids: Tensor,
-    out: int,
-    kind: str,
-    group: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    tensors = {"codes": codes, "scales": scales}
-    if levels is not None:
-        tensors["levels"] = levels
-    return dequantize_rows(
-        PackedWeight(Layout(kind), (out, _columns(codes, kind)), group, tensors, dtype), ids
-    )
+def _rows_oracle(weight: PackedWeight, ids: Tensor) -> Tensor:
+    return dequantize_rows(weight, ids)
 
 
-def _rows_cpu(
-    codes: Tensor,
-    scales: Tensor,
-    levels: Tensor | None,
-    ids: Tensor,
-    out: int,
-    kind: str,
-    group: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    if library.library() is None or dtype not in FLOATS or ids.dtype not in (torch.int64, torch.int32):
-        return _rows_everywhere(codes, scales, levels, ids, out, kind, group, dtype)
-    columns = _columns(codes, kind)
-    words = quant_words(codes, scales, levels, (out, columns), kind, group)
+def _rows_cpu(weight: PackedWeight, ids: Tensor) -> Tensor:
+    if weight.dtype not in FLOATS or ids.dtype not in INTEGERS or not takes(weight):
+        raise NotTaken
+    (out, columns), words = weight.shape, quant_words(weight)
     ids = ids.to(torch.int64).contiguous()
-    y = torch.empty(len(ids), columns, dtype=dtype)
+    y = torch.empty(len(ids), columns, dtype=weight.dtype)
     outside = _rows_kernel()(
-        BITS[Layout(kind)],
+        BITS[weight.layout],
         (ctypes.c_int64 * len(words))(*words),
         columns,
-        group,
+        weight.group,
         ids.data_ptr(),
         len(ids),
         y.data_ptr(),
-        library.DTYPES[dtype],
+        library.DTYPES[weight.dtype],
     )
     if outside:
         raise IndexError(
@@ -253,36 +152,23 @@ def _rows_cpu(
     return y
 
 
-def _columns(codes: Tensor, kind: str) -> int:
-    return codes.shape[1] * 32 // BITS[Layout(kind)]
+def _check_rows(weight: PackedWeight, ids: Tensor) -> None:
+    _check_layout(weight)
+    if ids.dim() != 1:
+        raise misfit("quant_rows", "ids (n,)", ids=ids)
 
 
-def _rows_fake(
-    codes: Tensor,
-    scales: Tensor,
-    levels: Tensor | None,
-    ids: Tensor,
-    out: int,
-    kind: str,
-    group: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    return codes.new_empty(ids.shape[0], _columns(codes, kind), dtype=dtype)
-
-
-library.define(
-    "quant_rows(Tensor codes, Tensor scales, Tensor? levels, Tensor ids, SymInt out, str kind, int group, "
-    "ScalarType dtype) -> Tensor",
+_linear = operator(
+    "quant_linear",
+    _linear_on_device,
+    cpu=_linear_cpu,
+    fake=lambda x, weights, biases: [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights],
+    check=_check_linear,
+)
+_rows = operator(
+    "quant_rows",
+    _rows_oracle,
     cpu=_rows_cpu,
-    everywhere=_rows_everywhere,
-    fake=_rows_fake,
+    fake=lambda weight, ids: ids.new_empty(ids.shape[0], weight.shape[1], dtype=weight.dtype),
+    check=_check_rows,
 )
-library.define(
-    "quant_linear(Tensor x, Tensor[] codes, Tensor[] scales, Tensor[] levels, Tensor?[] biases, SymInt[] outs, "
-    "str kind, int group) -> Tensor[]",
-    cpu=_linear,
-    everywhere=_linear,
-    fake=_fake,
-)
-for _layout in BITS:
-    register(_layout, "cpu", _cpu)

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.ops.checks import misfit
 from vitrail.ops.cpu import library
+from vitrail.ops.cpu.registry import NotTaken, operator
 from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.rope import rotate
 
@@ -25,24 +27,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (…, D) / sqrt(mean(x²) + eps) in float32, rounded to x's dtype, times weight (D,)."""
     if _differentiated(x, weight):
         return rms_norm_oracle(x, weight, eps)
-    normed: Tensor = torch.ops.vitrail.rms_norm(x, weight, eps)
-    return normed
+    return _rms_norm(x, weight, eps)
 
 
 def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up, both (…, F); silu is rounded to the dtype before the product (arXiv 2002.05202)."""
     if _differentiated(gate, up):
         return silu_gate_oracle(gate, up)
-    gated: Tensor = torch.ops.vitrail.silu_gate(gate, up)
-    return gated
+    return _silu_gate(gate, up)
 
 
 def rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """q (L, A, K) and k (L, G, K) turned by cos, sin (L, K) of their dtype: ops/rope.rotate of both, bit for bit."""
     if _differentiated(q, k):
         return rotate_pair_oracle(q, k, cos, sin)
-    turned: tuple[Tensor, Tensor] = torch.ops.vitrail.rotate_pair(q, k, cos, sin)
-    return turned
+    return _rotate_pair(q, k, cos, sin)
 
 
 def _differentiated(*tensors: Tensor) -> bool:
@@ -95,8 +94,8 @@ def _of_one_type(*tensors: Tensor) -> bool:
 
 def _rms_norm_cpu(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     width = weight.shape[0]
-    if library.library() is None or not _of_one_type(x, weight) or x.shape[-1] != width or not width:
-        return rms_norm_oracle(x, weight, eps)
+    if not _of_one_type(x, weight) or not width:
+        raise NotTaken
     x, weight = x.contiguous(), weight.contiguous()
     y = torch.empty_like(x)
     kind = library.DTYPES[x.dtype]
@@ -105,8 +104,8 @@ def _rms_norm_cpu(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _silu_gate_cpu(gate: Tensor, up: Tensor) -> Tensor:
-    if library.library() is None or not _of_one_type(gate, up) or gate.shape != up.shape:
-        return silu_gate_oracle(gate, up)
+    if not _of_one_type(gate, up):
+        raise NotTaken
     gate, up = gate.contiguous(), up.contiguous()
     y = torch.empty_like(gate)
     _silu_gate_kernel()(
@@ -116,10 +115,9 @@ def _silu_gate_cpu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def _rotate_pair_cpu(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    if not _of_one_type(q, k, cos, sin):
+        raise NotTaken
     rows, q_heads, width = q.shape
-    fits = k.shape[0] == rows and k.shape[2] == width and cos.shape == sin.shape == (rows, width)
-    if library.library() is None or not fits or width % 2 or not _of_one_type(q, k, cos, sin):
-        return rotate_pair_oracle(q, k, cos, sin)
     q, k, cos, sin = q.contiguous(), k.contiguous(), cos.contiguous(), sin.contiguous()
     results = torch.empty_like(q), torch.empty_like(k)
     addresses = [tensor.data_ptr() for tensor in (q, k, cos, sin, *results)]
@@ -128,6 +126,23 @@ def _rotate_pair_cpu(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Te
 
 
 # --- registration ---------------------------------------------------------------------------------------------------
+
+
+def _check_rms_norm(x: Tensor, weight: Tensor, eps: float) -> None:
+    if weight.dim() != 1 or x.shape[-1:] != weight.shape:
+        raise misfit("rms_norm", "x (…, D) and a weight (D,)", x=x, weight=weight)
+
+
+def _check_silu_gate(gate: Tensor, up: Tensor) -> None:
+    if gate.shape != up.shape:
+        raise misfit("silu_gate", "gate and up of one shape", gate=gate, up=up)
+
+
+def _check_rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
+    turned = q.dim() == k.dim() == 3 and (q.shape[0], q.shape[2]) == (k.shape[0], k.shape[2]) == cos.shape
+    if not turned or sin.shape != cos.shape or q.shape[2] % 2:
+        expected = "q (L, A, K), k (L, G, K) and cos, sin (L, K), K even"
+        raise misfit("rotate_pair", expected, q=q, k=k, cos=cos, sin=sin)
 
 
 def _rms_norm_fake(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -142,21 +157,12 @@ def _rotate_pair_fake(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[T
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
-library.define(
-    "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor",
-    cpu=_rms_norm_cpu,
-    everywhere=rms_norm_oracle,
-    fake=_rms_norm_fake,
+_rms_norm = operator(
+    "rms_norm", rms_norm_oracle, cpu=_rms_norm_cpu, fake=_rms_norm_fake, check=_check_rms_norm
 )
-library.define(
-    "silu_gate(Tensor gate, Tensor up) -> Tensor",
-    cpu=_silu_gate_cpu,
-    everywhere=silu_gate_oracle,
-    fake=_silu_gate_fake,
+_silu_gate = operator(
+    "silu_gate", silu_gate_oracle, cpu=_silu_gate_cpu, fake=_silu_gate_fake, check=_check_silu_gate
 )
-library.define(
-    "rotate_pair(Tensor q, Tensor k, Tensor cos, Tensor sin) -> (Tensor, Tensor)",
-    cpu=_rotate_pair_cpu,
-    everywhere=rotate_pair_oracle,
-    fake=_rotate_pair_fake,
+_rotate_pair = operator(
+    "rotate_pair", rotate_pair_oracle, cpu=_rotate_pair_cpu, fake=_rotate_pair_fake, check=_check_rotate_pair
 )

@@ -1,4 +1,4 @@
-"""What a checkpoint is and what it will cost, from the headers of its files alone. Imported when needed; prints nothing."""
+"""ModelInfo: what a checkpoint holds and what it will cost, from the headers of its files alone. Prints nothing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from vitrail.auto import AutoModelForCausalLM, AutoModelForImageTextToText
-from vitrail.cli.model_parts import Part, architecture
+from vitrail.auto import meta_model
 from vitrail.configs import MistralConfig, PretrainedConfig, read_config
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.layout import complete_formats, weight_files
 from vitrail.files.safetensors import TensorSpec
 from vitrail.images.grid import Dialect, image_grid
-from vitrail.kv.cache import head_bytes
+from vitrail.model.architecture import Part, architecture
+from vitrail.model.cost import kv_bytes
 from vitrail.processor.load import picture_settings
 from vitrail.quant.config import Quantization, read_quantization
 from vitrail.quant.formats import FORMATS
@@ -53,7 +53,7 @@ _PARTS = {"model.vision_tower.": "vision_tower", "model.multi_modal_projector.":
 
 @dataclass
 class ModelInfo:
-    """Everything that `vitrail info` says; sizes in bytes. None and {} where the checkpoint has nothing of the kind."""
+    """Everything that `vitrail info` prints; sizes in bytes. None and {} where the checkpoint has nothing of the kind."""
 
     model: str
     folder: str
@@ -77,7 +77,7 @@ class ModelInfo:
         return {**vars(self), "architecture": self.architecture.as_json()}
 
 
-def gather(folder: str | os.PathLike[str], name: str, format: str | None = None) -> ModelInfo:
+def describe(folder: str | os.PathLike[str], name: str, format: str | None = None) -> ModelInfo:
     """Look at a checkpoint's folder, of which the weights may be missing; the result calls it `name`.
 
     Raises VitrailError for all that would keep the checkpoint from loading.
@@ -110,7 +110,7 @@ def gather(folder: str | os.PathLike[str], name: str, format: str | None = None)
         free=_free(),
         cache=_cache(text),
         positions=text.max_position_embeddings,
-        pictures=_pictures(folder) if hasattr(config, "vision_config") else {},
+        pictures=_pictures(folder) if config.has_vision else {},
         tokenizer=_tokenizer(folder),
     )
 
@@ -140,29 +140,23 @@ class _Described:
         return False
 
 
-def _build(config: PretrainedConfig) -> Any:
-    kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
-    with torch.device("meta"):
-        return kind.from_config(config)
-
-
 def _open(folder: CheckpointFolder, config: PretrainedConfig) -> tuple[Any, Headers, Plan]:
     """The model on the meta device as the files make it, their headers, and which tensor goes where."""
     checkpoint = open_checkpoint(folder)
-    network = _build(config)
+    network = meta_model(config)
     plan = make_plan(network, checkpoint, None)
     plan.refuse_if_amiss(network, checkpoint)
     text: Any = config.get_text_config()
     text.tie_word_embeddings = plan.tied is not None  # the files decide, as when loading
     if plan.projector_bias is not None:
         config.multimodal_projector_bias = plan.projector_bias
-    network = _build(config)
+    network = meta_model(config)
     return network, checkpoint, make_plan(network, checkpoint, None)
 
 
 def _describe(config: PretrainedConfig) -> tuple[Any, Headers, Plan]:
     """The same from the configuration alone."""
-    network = _build(config)
+    network = meta_model(config)
     named = getattr(config, "dtype", None) or "bfloat16"
     dtype = getattr(torch, named.removeprefix("torch.")) if isinstance(named, str) else named
     headers = _Described(network, dtype)
@@ -256,9 +250,8 @@ def _free() -> dict[str, Any]:
 
 def _cache(text: MistralConfig) -> dict[str, int]:
     """Keys and values of all layers, per 1,000 positions."""
-    heads = 2 * text.num_hidden_layers * text.num_key_value_heads * 1000
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
-    return {name: heads * head_bytes(text.head_dim, dtype) for name, dtype in names.items()}
+    return {name: 1000 * kv_bytes(text, dtype) for name, dtype in names.items()}
 
 
 def _pictures(folder: CheckpointFolder) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How long an answer will take, from a few products with the model's own weights. Imported when needed; prints nothing."""
+"""How long an answer will take: the cost model's operations, and the time of a few products with the model's weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitrail.model.cost import decoder_flop, vision_cost
+
 BUDGET = 0.25  # seconds that measuring may take, about
 QUICK = 5e9  # multiplications that any machine does in a few seconds: not worth measuring
-NOTICEABLE = 5.0  # seconds from which on a person is told
-TYPICAL = 64  # ids of an answer, in deciding whether it is worth telling
+NOTICEABLE = 5.0  # seconds from which on it is worth a notice
+TYPICAL = 64  # ids of an answer, in deciding that
 _ROWS = (16, 512)  # fewest and most rows of a measured product
 
 
@@ -41,14 +43,14 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Multiplications: to read the prompt with its pictures, and for one more id."""
+    """Multiplications: to read the prompt with its images, and for one more id."""
 
     prompt: int
     token: int
 
 
 def estimate(model: Any, prompt: int, sizes: Sequence[Sequence[int]] = ()) -> Estimate | None:
-    """How long `prompt` ids with pictures of `sizes` (height, width in pixels) take; None where that is quick anyway.
+    """How long `prompt` ids with images of `sizes` (height, width in pixels) take; None where that is quick anyway.
 
     A few of the decoder's layers are multiplied with rows of zeros, each once, for a quarter of a second.
     """
@@ -61,30 +63,12 @@ def estimate(model: Any, prompt: int, sizes: Sequence[Sequence[int]] = ()) -> Es
 
 def work_of(model: Any, prompt: int, sizes: Sequence[Sequence[int]] = ()) -> Work:
     """The products of every part, and those of attention, which grow with the square of what is attended to."""
-    text = model.text_config
-    layers = _weights(model.decoder.layers)
-    head = text.vocab_size * text.hidden_size
-    attended = text.num_hidden_layers * 2 * text.num_attention_heads * text.head_dim
-    work = prompt * layers + head + attended * prompt * prompt // 2
-    for height, width in sizes:
-        work += _picture(model, height, width)
-    return Work(work, layers + head + attended * prompt)
-
-
-def _picture(model: Any, height: int, width: int) -> int:
-    """What tower and projector do with one picture."""
-    vision, projector = model.config.vision_config, model.multi_modal_projector
-    rows, cols = height // vision.patch_size, width // vision.patch_size
-    patches = rows * cols
-    conv = 3 * vision.patch_size**2 * vision.hidden_size
-    attended = vision.num_hidden_layers * 2 * vision.num_attention_heads * vision.head_dim * patches
-    tower = patches * (_weights(model.vision_tower) + conv + attended)
-    return int(tower + projector.tokens((rows, cols)) * _weights(projector))
-
-
-def _weights(module: nn.Module) -> int:
-    """Values of all matrices in a module."""
-    return sum(_size(layer) for layer in _matrices(module))
+    seen = 0
+    if sizes:
+        side = model.config.vision_config.patch_size
+        seen = vision_cost(model, [(height // side, width // side) for height, width in sizes]).flop
+    read = decoder_flop(model, prompt, prompt * prompt / 2)  # a position sees half of the prompt
+    return Work((seen + read) // 2, decoder_flop(model, 1, prompt) // 2)
 
 
 def _matrices(module: nn.Module) -> Iterable[Any]:

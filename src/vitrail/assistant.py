@@ -1,0 +1,264 @@
+"""load(): a model and its processor as one object that answers questions about images. Conversations are dialogue.py's."""
+
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextvars import copy_context
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from vitrail.auto import load as open_model
+from vitrail.dialogue import Dialogue
+from vitrail.errors import InputError
+from vitrail.images.pdf import holds_pdf, names_pdf
+from vitrail.reader import embedded_path
+from vitrail.responses.events import Piece, TextDelta
+from vitrail.responses.reply import Reply
+
+if TYPE_CHECKING:
+    from vitrail.reader.files import FileReading
+
+Raw = dict[str, Any]
+
+
+def load(
+    model: str | PathLike[str] | None = None,
+    *,
+    dtype: Any = None,
+    device: Any = "auto",
+    adapter: str | Path | None = None,
+    quantization: Any = None,
+    **options: Any,
+) -> "Assistant":
+    """Load a checkpoint as an object that answers: `ask`, `stream`, `chat`, `read`.
+
+    Args:
+        model: a folder or a name on the hub; None is the embedded reader.
+        dtype: numbers to compute with; None is the checkpoint's, float32 for the embedded reader.
+        device: "auto" (an accelerator if there is one), a device, or a device map.
+        adapter: a LoRA adapter to put on the model, a folder or a name on the hub.
+        quantization: pack the weights while loading: "q4", "q8", "nf4", "fp4", "int8", or a configuration of one.
+        options: of from_pretrained: format, revision, token, cache_dir, local_files_only, tokenizer_mode, …
+
+    Raises:
+        CheckpointError: files that are missing, damaged or do not fit. InputError: an argument that cannot be used.
+        OutOfMemory: weights that need more memory than is free.
+    """
+    name = embedded_path() if model is None else model
+    dtype = dtype or ("float32" if model is None else "auto")
+    if quantization is not None:
+        options["quantization_config"] = _packing(quantization)
+    processor, network = open_model(name, dtype=dtype, device_map=device, **options)
+    if adapter is not None:
+        network.load_adapter(adapter)
+    return Assistant(network, processor)
+
+
+class Assistant:
+    """A model that answers questions about images.
+
+    An image is a path, a URL, bytes, a PIL image, an array or a tensor; a PDF counts as its pages.
+
+    Args:
+        model: one of Vitrail's, loaded.
+        processor: a PixtralProcessor, or the tokenizer of a checkpoint that reads text only.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+
+    def ask(
+        self,
+        images: Any,
+        question: str,
+        *,
+        system: str | None = None,
+        tools: Sequence[Any] | None = None,
+        max_image_tokens: int | None = None,
+        **options: Any,
+    ) -> Reply:
+        """Answer one question about an image, several in a list, or none (None).
+
+        Args:
+            system: a system prompt.
+            tools: what the model may call; see docs/tools.md. Calls come back in the reply; none is run.
+            max_image_tokens: the most that an image may cost.
+            options: of `Dialogue.ask` (on_event, stop, progress) and of generate().
+        """
+        dialogue = self.chat(
+            system=system, max_image_tokens=max_image_tokens, **({} if tools is None else {"tools": tools})
+        )
+        return dialogue.ask(content_of(images, question), **options)
+
+    def stream(
+        self,
+        images: Any,
+        question: str,
+        *,
+        on_event: Callable[[Piece], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> "ReplyStream":
+        """Iterate over the text of the answer while it is made. Arguments as `ask`.
+
+        Errors are raised by the first step of the iteration. Closing the iterator ends the answer.
+        """
+        return ReplyStream(partial(self.ask, images, question, **options), on_event, stop, progress)
+
+    def chat(
+        self,
+        messages: Sequence[Raw] = (),
+        *,
+        system: str | None = None,
+        max_image_tokens: int | None = None,
+        **options: Any,
+    ) -> Dialogue:
+        """Begin a conversation, in which no position and no image is computed twice.
+
+        Args:
+            messages: to go on from, as apply_chat_template takes them.
+            system: a system prompt at the beginning.
+            max_image_tokens: the most that an image may cost.
+            options: of `Dialogue`: pages, tools, format, chat_template.
+        """
+        dialogue = Dialogue(
+            self.model, self.processor, messages, max_image_tokens=max_image_tokens, **options
+        )
+        if system is not None:
+            dialogue.system = system
+        return dialogue
+
+    def read(self, files: str | Path | Sequence[str | Path]) -> "Iterator[tuple[str, FileReading]]":
+        """Read the printed text of many files in batches, as `vitrail read` does: (name, what it says) of each.
+
+        The embedded reader is made for it; another model is asked what the image says.
+
+        Args:
+            files: images, PDFs, URLs, folders (searched to the bottom) and patterns such as "scans/*.png".
+
+        Raises:
+            InputError: a name that stands for nothing. A file that cannot be read has an `error` instead.
+        """
+        from vitrail.reader.files import find_images, read_files
+        from vitrail.reader.reading import BatchReader
+
+        if not hasattr(self.processor, "image_processor"):
+            raise InputError("this checkpoint reads text only; it cannot read files of images")
+        names = find_images([str(name) for name in ([files] if isinstance(files, (str, Path)) else files)])
+        return zip(names, read_files(BatchReader.of(self.model, self.processor), names), strict=True)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__} of {self.model.config.name_or_path!r})"
+
+
+class ReplyStream(Iterator[str]):
+    """The text of an answer, piece by piece, while another thread makes it.
+
+    Attributes:
+        reply: the whole answer, once the iteration has ended; None before.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[..., Reply],
+        on_event: Callable[[Piece], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.reply: Reply | None = None
+        self._pieces = self._run(ask, on_event, stop, progress)
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the answer where it is."""
+        self._pieces.close()
+
+    def _run(
+        self,
+        ask: Callable[..., Reply],
+        on_event: Callable[[Piece], None] | None,
+        stop: Callable[[], bool] | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> Generator[str, None, None]:
+        events: SimpleQueue[Any] = SimpleQueue()
+        closed = threading.Event()
+
+        def ended() -> bool:
+            return closed.is_set() or (stop is not None and stop())
+
+        def proceed(done: int, total: int) -> None:
+            if closed.is_set():
+                raise GeneratorExit  # nothing was drawn yet, and nobody waits for it
+            if progress is not None:
+                progress(done, total)
+
+        def work() -> None:
+            try:
+                events.put(ask(on_event=events.put, stop=ended, progress=proceed))
+            except BaseException as error:  # raised where the pieces are taken
+                events.put(error)
+
+        thread = threading.Thread(target=copy_context().run, args=(work,), daemon=True)
+        thread.start()
+        try:
+            while not isinstance(event := events.get(), (Reply, BaseException)):
+                if on_event is not None:
+                    on_event(event)
+                if isinstance(event, TextDelta):
+                    yield event.text
+            if isinstance(event, BaseException):
+                raise event
+            self.reply = event
+        finally:
+            closed.set()
+            thread.join()
+
+
+def content_of(images: Any, question: str) -> list[Raw]:
+    """The content of a user's message: images, then the question."""
+    if not isinstance(question, str):
+        raise InputError(
+            f"a question is a text, got {type(question).__name__}; images come first: ask(images, question)"
+        )
+    return [*_image_parts(images), {"type": "text", "text": question}]
+
+
+def file_part(name: "str | PathLike[str]") -> Raw:
+    """The part of a message that names an image or a PDF by path or URL."""
+    name = str(name)
+    if name.lower().startswith(("http://", "https://", "data:")):
+        return {"type": "file", "url": name}  # whether it is a PDF is known once it was fetched
+    path = Path(name).expanduser()
+    try:
+        with path.open("rb") as file:
+            is_pdf = holds_pdf(file.read(1024))
+    except (OSError, ValueError):  # reading the message raises it, with the name
+        is_pdf = names_pdf(name)
+    return {"type": "file" if is_pdf else "image", "path": str(path.absolute())}
+
+
+def _image_parts(images: Any) -> list[Raw]:
+    if images is None:
+        return []
+    if isinstance(images, (list, tuple)):
+        return [part for image in images for part in _image_parts(image)]
+    return [file_part(images) if isinstance(images, (str, PathLike)) else {"type": "image", "image": images}]
+
+
+def _packing(quantization: Any) -> Any:
+    """A quantisation by its name, or the configuration that was given."""
+    from vitrail.quant.formats import FORMATS
+
+    if not isinstance(quantization, str):
+        return quantization
+    known = {name: format.configs()[name] for name, format in FORMATS.items() if format.quantizes}
+    if quantization not in known:
+        raise InputError(
+            f"quantization {quantization!r} is not known; one of {', '.join(known)} was expected."
+        )
+    return known[quantization]
