@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vitrail.ops.cpu import library
 from vitrail.ops.linear import linear
-from vitrail.quant.bitsandbytes import quantize_4bit
+from vitrail.quant.bitsandbytes_codes import quantize_4bit
 
 Side = Callable[[Tensor], Tensor]
 

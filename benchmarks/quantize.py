@@ -19,8 +19,8 @@ from torch import Tensor
 from vitrail.ops.cpu import library
 from vitrail.ops.cpu.encode import squared_error
 from vitrail.ops.weight import PackedWeight
-from vitrail.quant.bitsandbytes import quantize_4bit
-from vitrail.quant.own import quantize_own
+from vitrail.quant.bitsandbytes_codes import quantize_4bit
+from vitrail.quant.formats.vitrail import quantize_own
 
 PIXTRAL_12B = 12_681_000_000  # weights in matrices, tower and projector included
 Seconds = tuple[float, float]

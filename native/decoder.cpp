@@ -63,8 +63,10 @@ int64_t scratch_of(const DecoderRun& run) {
     int64_t most = 0;
     for (int64_t i = 0; i < run.count; i++) {
         const DecoderBlock& block = run.blocks[i];
-        for (const Product* product : {&block.qkv, &block.out, &block.gate_up, &block.down}) {
-            most = std::max(most, scratch_of(run, *product));
+        for (const Products* products : {&block.qkv, &block.out, &block.gate_up, &block.down}) {
+            for (const Product& product : products->parts) {
+                if (product.count) most = std::max(most, scratch_of(run, product));
+            }
         }
     }
     return most;
@@ -88,6 +90,13 @@ void multiply(const DecoderRun& run, const Product& product, const void* x, void
         DenseMatrix copies[kMostTogether];
         vt_dense_linear(x, run.type, run.rows, with_results(product, results, copies), product.count,
                         static_cast<float*>(scratch), run.rows);
+    }
+}
+
+void multiply(const DecoderRun& run, const Products& products, const void* x, void* const* results, void* scratch) {
+    for (const Product& product : products.parts) {
+        if (product.count) multiply(run, product, x, results, scratch);
+        results += product.count;
     }
 }
 

@@ -8,8 +8,8 @@
 #include "dense.h"
 #include "quant.h"
 
-// Matrices with the same input: `count` QuantWeights of a kind and group, or (kind 0) DenseMatrices of a format and type.
-// Their `y` are filled in by the call.
+// Matrices with the same input that are one call: `count` QuantWeights of a kind and group, or (kind 0) DenseMatrices of a
+// format and type. Their `y` are filled in by the call. Count 0: none.
 struct Product {
     const void* matrices;
     int64_t count;
@@ -18,13 +18,18 @@ struct Product {
     int64_t kind;  // QuantKind, or 0
 };
 
-constexpr int64_t kMostTogether = 3;  // matrices of one Product
+constexpr int64_t kMostTogether = 3;  // matrices with the same input
+
+// Projections of one input: neighbours of the same layout are one Product.
+struct Products {
+    Product parts[kMostTogether];
+};
 
 // One block, x + attention(norm(x)), then x + mlp(norm(x)); norms are (width) of the activations' type.
 struct DecoderBlock {
     const void* attention_norm;
     const void* mlp_norm;
-    Product qkv, out, gate_up, down;
+    Products qkv, out, gate_up, down;
     void* keys;  // the cache's, as in AttentionCall
     void* values;
     float* scales;

@@ -9,12 +9,16 @@ import torch
 
 import vitrail
 from tests import tiny
+from vitrail.ops.weight import Layout
 from vitrail.quant.config import Quantization
 from vitrail.weights.quantize import Written, write
 from vitrail.weights.quantize_plan import Work, prepare
 
 WIDE = {"text_config": {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2}}
 """Changes of a tiny configuration after which groups of 32 divide every row; finding a layer's levels takes long."""
+
+LAYOUTS = {"q4": Layout.PANELS4, "q8": Layout.PANELS8, "bf16": Layout.PANELS16}
+"""How Vitrail's own formats lie in memory."""
 
 
 def source(

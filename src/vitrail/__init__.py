@@ -95,8 +95,8 @@ if TYPE_CHECKING:
     from vitrail.processor.load import processor_parts as processor_parts
     from vitrail.processor.processor import PixtralProcessor as PixtralProcessor
     from vitrail.prompts.builtin.build import build_prompt as build_prompt
-    from vitrail.quant.config import BitsAndBytesConfig as BitsAndBytesConfig
-    from vitrail.quant.own_config import QuantizeConfig as QuantizeConfig
+    from vitrail.quant.bitsandbytes_config import BitsAndBytesConfig as BitsAndBytesConfig
+    from vitrail.quant.quantize_config import QuantizeConfig as QuantizeConfig
     from vitrail.reader import embedded_path as embedded_path
     from vitrail.reader.files import FileReading as FileReading
     from vitrail.responses.events import (
@@ -223,8 +223,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "ImageTextToTextPipeline",
         "pipeline",
     ),
-    "quant.config": ("BitsAndBytesConfig",),
-    "quant.own_config": ("QuantizeConfig",),
+    "quant.bitsandbytes_config": ("BitsAndBytesConfig",),
+    "quant.quantize_config": ("QuantizeConfig",),
 }
 _HOME_OF: dict[str, str] = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -252,15 +252,13 @@ def _image_parts(images: Any) -> list[Raw]:
 
 def _packing(quantization: Any) -> Any:
     """A quantisation by its name, or the configuration that was given."""
-    from vitrail.quant.config import BitsAndBytesConfig
-    from vitrail.quant.own_config import QuantizeConfig
+    from vitrail.quant.formats import FORMATS
 
     if not isinstance(quantization, str):
         return quantization
-    if quantization in ("q4", "q8"):
-        return QuantizeConfig(quantization)
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    if quantization in ("nf4", "fp4"):
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quantization)
-    raise InputError(f"quantization {quantization!r} is not known; q4, q8, nf4, fp4 and int8 are.")
+    known = {name: format.configs()[name] for name, format in FORMATS.items() if format.quantizes}
+    if quantization not in known:
+        raise InputError(
+            f"quantization {quantization!r} is not known; one of {', '.join(known)} was expected."
+        )
+    return known[quantization]

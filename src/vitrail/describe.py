@@ -19,14 +19,15 @@ from vitrail.images.grid import Dialect, image_grid
 from vitrail.model.architecture import Part, architecture
 from vitrail.model.cost import kv_bytes
 from vitrail.processor.load import picture_settings
-from vitrail.quant.config import BitsAndBytesConfig, Quantization, read_quantization
-from vitrail.quant.own_config import QuantizeConfig
+from vitrail.quant.config import Quantization, read_quantization
+from vitrail.quant.formats import FORMATS
 from vitrail.quant.policy import to_pack
+from vitrail.quant.quantize_config import QuantizeConfig
 from vitrail.tokenizer.load import check_tokenizer, choose_tokenizer
 from vitrail.weights.checkpoint import open_checkpoint
 from vitrail.weights.devices import placement
 from vitrail.weights.free_memory import free_memory
-from vitrail.weights.memory import INT8, NF4, Form, Headers, kept_bytes, mapped_bytes, peak_bytes
+from vitrail.weights.memory import Form, Headers, kept_bytes, mapped_bytes, peak_bytes
 from vitrail.weights.names import EMBEDDING, HEAD, canonical
 from vitrail.weights.plan import Plan, make_plan
 
@@ -36,14 +37,11 @@ HALF = torch.bfloat16  # float16 takes the same
 FORMS: Mapping[str, Form] = {
     "float32": Form(torch.float32),
     "bfloat16": Form(HALF),
-    "q8": Form(HALF, QuantizeConfig("q8")),
-    "q4": Form(HALF, QuantizeConfig("q4")),
-    "int8": Form(HALF, INT8),
-    "fp4": Form(HALF, BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4")),
-    "nf4": Form(HALF, NF4),
-    "nf4_double": Form(
-        HALF, BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-    ),
+    **{
+        name: Form(HALF, config)
+        for format in reversed(FORMATS.values())
+        for name, config in format.configs().items()
+    },
 }
 _TEXT = (
     "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size "
@@ -213,7 +211,7 @@ def _weights(
             dtypes[str(spec.dtype).removeprefix("torch.")] += spec.nbytes
     elif folder.repository is not None:
         size = folder.repository.size(files)
-    kinds = {packed.kind for packed in plan.packed.values()}
+    kinds = {packed.format.name for packed in plan.packed.values()}
     quantized = ", ".join(sorted(kinds)) or (None if stored is None else stored.quant_method)
     return {"files": files, "bytes": size, "dtypes": dict(dtypes), "quantized": quantized, "here": here}
 

@@ -260,6 +260,13 @@ def test_more_positions_than_the_model_has(says: Says, sign: Path, copy: Path) -
     assert "64" in says("ask", sign, "What? " * 30, "--model", copy, "--max-new-tokens", "5")
 
 
+def test_max_new_tokens_beyond_the_context_is_refused(says: Says, sign: Path, copy: Path) -> None:
+    """What was asked for is not cut in silence."""
+    limit = json.loads((copy / "config.json").read_text())["text_config"]["max_position_embeddings"]
+    err = says("ask", sign, "What?", "--model", copy, "--max-new-tokens", str(limit))
+    assert f"model's {limit} positions" in err and "max_new_tokens" in err
+
+
 def test_an_id_beyond_the_vocabulary(says: Says, sign: Path, tmp_path: Path) -> None:
     """A tokenizer that knows more ids than the model has rows."""
     folder = tiny.write_checkpoint(tmp_path / "small", "mistral3", text_config={"vocab_size": 200})

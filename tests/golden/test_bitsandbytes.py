@@ -1,4 +1,4 @@
-"""quant/bitsandbytes.py against what bitsandbytes 0.50.2 wrote and computed (golden/data/bitsandbytes)."""
+"""quant/formats/bitsandbytes.py against what bitsandbytes 0.50.2 wrote and computed (golden/data/bitsandbytes)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vitrail import LlavaForConditionalGeneration
+from vitrail.ops.cpu.dense import products_oracle
+from vitrail.ops.kernels import kernel_for
 from vitrail.ops.linear import linear
 from vitrail.ops.weight import PackedWeight, dequantize
 from vitrail.quant import bitsandbytes_cuda
-from vitrail.quant.bitsandbytes import from_state, nested_map, quantize_4bit, quantize_int8, to_state
+from vitrail.quant.bitsandbytes_codes import nested_map, quantize_4bit, quantize_int8
+from vitrail.quant.formats import WeightFormat, recognize
+from vitrail.quant.formats.bitsandbytes import INT8, BitsAndBytes4
 
 DATA = Path(__file__).parent / "data" / "bitsandbytes"
 CASES = {case["name"]: case for case in json.loads((DATA / "cases.json").read_text("utf-8"))}
@@ -43,6 +47,17 @@ def _stored(files: dict[str, dict[str, Tensor]], name: str) -> dict[str, Tensor]
     return parts
 
 
+def format_of(parts: dict[str, Tensor]) -> WeightFormat:
+    format = recognize(parts)
+    assert format is not None
+    return format
+
+
+def from_state(name: str, parts: dict[str, Tensor]) -> PackedWeight:
+    """The files say the shape."""
+    return format_of(parts).from_state(name, parts, (0, 0), torch.float32)
+
+
 def _raw(tensor: Tensor) -> tuple[Any, ...]:
     return (
         tensor.dtype,
@@ -62,12 +77,16 @@ def test_quantising_gives_the_same_bytes(files: dict[str, dict[str, Tensor]], na
     case = CASES[name]
     weight = files["sources"][case["source"]].to(DTYPES[case["dtype"]])
     packed = quantize_4bit(weight, case["quant_type"], nested=case["double_quant"], group=case["blocksize"])
-    _same(to_state(packed, getattr(torch, case["storage"])), _stored(files, name))
+    format = BitsAndBytes4(case["quant_type"], case["double_quant"], getattr(torch, case["storage"]))
+    _same(format.to_state(packed), _stored(files, name))
+    assert format_of(_stored(files, name)) == format
 
 
 def test_the_nested_map_is_the_same_on_every_processor(files: dict[str, dict[str, Tensor]]) -> None:
     """Also where PyTorch's own linspace has no AVX2, and rounds in other places."""
-    code = "from vitrail.quant.bitsandbytes import nested_map; print(nested_map().numpy().tobytes().hex())"
+    code = (
+        "from vitrail.quant.bitsandbytes_codes import nested_map; print(nested_map().numpy().tobytes().hex())"
+    )
     where = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
     found = subprocess.run(
         [sys.executable, "-c", code], env=where, capture_output=True, text=True, check=True
@@ -82,15 +101,15 @@ def test_the_nested_map_is_the_same_on_every_processor(files: dict[str, dict[str
 def test_quantising_to_8_bits_gives_the_same_bytes(files: dict[str, dict[str, Tensor]], name: str) -> None:
     case = CASES[name]
     _same(
-        to_state(quantize_int8(files["sources"][case["source"]].to(DTYPES[case["dtype"]]))),
+        INT8.to_state(quantize_int8(files["sources"][case["source"]].to(DTYPES[case["dtype"]]))),
         _stored(files, name),
     )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_reading_and_writing_gives_the_same_bytes(files: dict[str, dict[str, Tensor]], name: str) -> None:
-    storage = getattr(torch, CASES[name].get("storage", "uint8"))
-    _same(to_state(from_state(name, _stored(files, name)), storage), _stored(files, name))
+    parts = _stored(files, name)
+    _same(format_of(parts).to_state(from_state(name, parts)), parts)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -132,10 +151,7 @@ def test_what_a_gpu_calls(files: dict[str, dict[str, Tensor]], name: str) -> Non
 
 
 def _on_a_gpu(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> list[Tensor]:
-    names = ("codes", "quant_map", "absmax", "nested_absmax", "nested_map", "nested_offset")
-    parts = [packed.tensors.get(part) for part in (names if packed.kind != "int8" else ("codes", "scale"))]
-    outs, groups = [packed.shape[0]], [packed.group]
-    return bitsandbytes_cuda.products(x, packed.kind, parts, outs, groups, packed.dtype, [bias])
+    return kernel_for(packed.layout, torch.device("cuda"), products_oracle)(x, [packed], [bias])
 
 
 def test_a_gpu_without_bitsandbytes_decodes(
@@ -171,7 +187,11 @@ def test_a_gpu_hands_bitsandbytes_the_parts_as_they_are(
     ((codes, state, given),) = calls
     assert codes.data_ptr() == packed.tensors["codes"].data_ptr()
     assert given is bias
-    assert (state.shape, state.blocksize, state.quant_type) == (packed.shape, packed.group, packed.kind)
+    assert (state.shape, state.blocksize, state.quant_type) == (
+        packed.shape,
+        packed.group,
+        CASES[nested]["quant_type"],
+    )
     assert state.absmax is packed.tensors["absmax"]
     assert state.state2.absmax is packed.tensors["nested_absmax"]
     assert state.offset is packed.tensors["nested_offset"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from vitrail.quant.own import quantize_own, relative_error
+from vitrail.quant.formats.vitrail import quantize_own, relative_error
 
 DATA = Path(__file__).parent / "data" / "gguf"
 GGML = json.loads((DATA / "quality.json").read_text("utf-8"))

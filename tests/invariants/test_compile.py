@@ -40,7 +40,7 @@ def packed_model(folder: Path) -> Model:
     model = vitrail.Mistral3ForConditionalGeneration.from_pretrained(
         folder, quantization_config=vitrail.QuantizeConfig(format="q4")
     )
-    kinds = {module.packed.kind for module in model.modules() if isinstance(module, QuantLinear)}
+    kinds = {module.format.name for module in model.modules() if isinstance(module, QuantLinear)}
     assert kinds == {"q4", "q8"}
     return model
 

@@ -11,8 +11,8 @@ from tests.invariants.test_native_quant import same, threads
 from vitrail.ops import packing_layout
 from vitrail.ops.cpu import dense as cpu_dense, library
 from vitrail.ops.linear import linear, linear_group, linear_input_grad
-from vitrail.ops.weight import PackedWeight, Weight, dequantize
-from vitrail.quant.bitsandbytes import quantize_4bit, quantize_int8
+from vitrail.ops.weight import Layout, PackedWeight, Weight, dequantize
+from vitrail.quant.bitsandbytes_codes import quantize_4bit, quantize_int8
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="no kernels were built")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -36,7 +36,7 @@ def weight_of(
         return quantize_int8(plain)
     if kind == "bf16":
         codes = {"codes": packing_layout.pack_pairs(plain.bfloat16())}
-        return PackedWeight("bf16", (out, columns), 1, codes, torch.bfloat16)
+        return PackedWeight(Layout.PANELS16, (out, columns), 1, codes, torch.bfloat16)
     return quantize_4bit(plain, "fp4" if kind == "fp4" else "nf4", nested=kind == "nested", group=group)
 
 
@@ -152,7 +152,7 @@ def test_scales_that_are_no_numbers(isa: str, kind: str) -> None:
     for bits in (0x7F800000, 0x7FC00000, 0x7FFFFFFF, 0x7F800001):
         tensors = {**weight.tensors, part: weight.tensors[part].clone()}
         tensors[part].view(torch.int32)[0] = bits
-        broken = PackedWeight(weight.kind, weight.shape, weight.group, tensors, weight.dtype)
+        broken = weight.with_tensors(tensors)
         wanted = dequantize(broken, torch.float32)
         with library.using(isa):
             got = cpu_dense.decode(broken, torch.float32)
@@ -237,12 +237,6 @@ def test_operators_know_their_shapes() -> None:
     with torch.no_grad():
         compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), step(x))
-    meta = PackedWeight(
-        weight.kind,
-        weight.shape,
-        weight.group,
-        {k: t.to("meta") for k, t in weight.tensors.items()},
-        weight.dtype,
-    )
+    meta = weight.with_tensors({k: t.to("meta") for k, t in weight.tensors.items()})
     assert linear(x.to("meta"), meta).shape == (3, 10)
     assert cpu_dense.decode(meta, torch.float16, slice(2, 5)).shape == (3, 64)

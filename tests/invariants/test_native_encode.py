@@ -13,14 +13,15 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from tests.quantised import LAYOUTS
 from tests.threads import threads
 from vitrail.errors import CheckpointError
 from vitrail.ops.cpu import encode as cpu_encode, library
 from vitrail.ops.cpu.registry import flatten
 from vitrail.ops.reference import encode as reference_encode
-from vitrail.ops.weight import PackedWeight
-from vitrail.quant.bitsandbytes import quant_map, quantize_4bit
-from vitrail.quant.own import quantize_own
+from vitrail.ops.weight import Layout, PackedWeight
+from vitrail.quant.bitsandbytes_codes import quant_map, quantize_4bit
+from vitrail.quant.formats.vitrail import quantize_own
 
 ISAS = library.available()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -106,8 +107,8 @@ def test_panels(
     wide = values(rows, groups * group + margin, dtype=dtype, spread=spread, pattern=pattern, seed=seed)
     x = wide[:, : groups * group]  # rows that may not follow one another
     table = torch.tensor(levels, dtype=torch.int8) if kind == "q4" else None
-    found = everywhere(lambda: cpu_encode.encode_own(x, kind, table, group))
-    alike(found, reference_encode.encode_own(x, kind, table, group))
+    found = everywhere(lambda: cpu_encode.encode_own(x, LAYOUTS[kind], table, group))
+    alike(found, reference_encode.encode_own(x, LAYOUTS[kind], table, group))
 
 
 @settings(max_examples=30, deadline=None)
@@ -152,7 +153,7 @@ def test_many_pieces(kind: str) -> None:
 
     def encoded() -> Sequence[Tensor]:
         if kind in ("q4", "q8"):
-            return cpu_encode.encode_own(x, kind, NORMAL if kind == "q4" else None, 32)
+            return cpu_encode.encode_own(x, LAYOUTS[kind], NORMAL if kind == "q4" else None, 32)
         return cpu_encode.encode_map4(x.view(-1), quant_map(kind), 64)
 
     with library.using("off"):
@@ -176,7 +177,7 @@ def test_errors(
     width = 64 * columns - (11 if foreign else 0)  # rows of maps end anywhere
     x = values(rows, width, dtype=dtype, spread=0.1, pattern="outlier", seed=seed)
     packed = quantize_4bit(x, kind) if foreign else quantize_own(x, kind, 64)
-    packed = PackedWeight(kind, packed.shape, packed.group, packed.tensors, rounded)
+    packed = packed.with_tensors(packed.tensors, rounded)
     (found,) = everywhere(lambda: [torch.tensor(cpu_encode.squared_error(x, packed), dtype=torch.float64)])
     torch.testing.assert_close(found, reference_encode.squared_error(x, packed), rtol=1e-6, atol=0)
 
@@ -211,8 +212,8 @@ def test_what_no_kernel_takes_goes_through_pytorch() -> None:
     x = torch.randn(20, 96)
     for odd in (x.double(), x.t().contiguous().t(), x[:0]):
         alike(
-            cpu_encode.encode_own(odd, "q4", NORMAL, 32),
-            reference_encode.encode_own(odd.float(), "q4", NORMAL, 32),
+            cpu_encode.encode_own(odd, Layout.PANELS4, NORMAL, 32),
+            reference_encode.encode_own(odd.float(), Layout.PANELS4, NORMAL, 32),
         )
     flat = x.view(-1)
     for group in (16, 48):
@@ -232,24 +233,24 @@ def test_codes_that_do_not_fit_their_matrix_are_not_read_by_a_kernel() -> None:
     tensors = dict(quantize_own(x, "q4").tensors)
     tensors["codes"] = tensors["codes"][:1]
     with pytest.raises(CheckpointError, match=r"codes uint8 \(1, 12, 64\).*do not fit"):
-        cpu_encode.squared_error(x, PackedWeight("q4", (20, 96), 32, tensors))
+        cpu_encode.squared_error(x, PackedWeight(Layout.PANELS4, (20, 96), 32, tensors))
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_operators_are_known_to_the_compiler(device: str) -> None:
     """Schema, fake results and dispatch of each, by PyTorch's own check."""
     x, levels = torch.randn(20, 64, device=device), NORMAL.to(device)
-    codes, scales = torch.ops.vitrail.encode_own(x, "q4", levels, 32)
+    codes, scales = torch.ops.vitrail.encode_own(x, "panels4", levels, 32)
     assert codes.shape == (2, 8, 64) and scales.shape == (2, 2, 16) and codes.device.type == device
     if device == "cpu":
         packed = {"codes": codes, "scales": scales, "levels": levels}
         calls = (
-            (torch.ops.vitrail.encode_own.default, (x, "q8", None, 32)),
+            (torch.ops.vitrail.encode_own.default, (x, "panels8", None, 32)),
             (torch.ops.vitrail.encode_fit.default, (x, x[:, 0].contiguous(), levels.float())),
             (torch.ops.vitrail.encode_map4.default, (x.view(-1), quant_map("nf4"), 64)),
             (
                 torch.ops.vitrail.encode_error.default,
-                (x, *flatten([PackedWeight("q4", (20, 64), 32, packed)])),
+                (x, *flatten([PackedWeight(Layout.PANELS4, (20, 64), 32, packed)])),
             ),
         )
         for operator, arguments in calls:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from tests.quantised import LAYOUTS
 from tests.threads import threads
 from vitrail.errors import CheckpointError
 from vitrail.ops.cpu import library
@@ -14,7 +15,7 @@ from vitrail.ops.cpu.quant import quant_rows
 from vitrail.ops.linear import linear, linear_group
 from vitrail.ops.reference.quant_matmul import rounded_products
 from vitrail.ops.weight import PackedWeight, dequantize_rows
-from vitrail.quant.own import quantize_own
+from vitrail.quant.formats.vitrail import quantize_own
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="no kernels were built")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -34,7 +35,7 @@ def random_weight(kind: str, out: int, columns: int, group: int, seed: int) -> P
     else:
         tensors["levels"] = torch.randint(-63, 64, (16,), generator=g).sort().values.to(torch.int8)
         tensors["levels"][0], tensors["levels"][15] = -63, 63
-    return PackedWeight(kind, (out, columns), group, tensors)
+    return PackedWeight(LAYOUTS[kind], (out, columns), group, tensors)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -151,16 +152,14 @@ def test_every_float16_and_bfloat16_is_widened_exactly() -> None:
 def test_no_rows_and_tensors_that_do_not_fit() -> None:
     weight = random_weight("q4", 20, 64, 32, 0)
     assert linear(torch.empty(0, 64), weight).shape == (0, 20)
-    short = PackedWeight(
-        "q4", (20, 64), 32, {**weight.tensors, "scales": weight.tensors["scales"][:, :1].contiguous()}
-    )
-    with pytest.raises(CheckpointError, match=r"q4 matrix of 20 rows.*scales"):
+    short = weight.with_tensors({**weight.tensors, "scales": weight.tensors["scales"][:, :1].contiguous()})
+    with pytest.raises(CheckpointError, match=r"panels4 matrix of 20 rows.*scales"):
         linear(torch.zeros(1, 64), short)
 
 
 def test_shapes_on_the_meta_device() -> None:
     weight = random_weight("q4", 20, 64, 32, 0)
-    on_meta = PackedWeight("q4", (20, 64), 32, {name: t.to("meta") for name, t in weight.tensors.items()})
+    on_meta = weight.with_tensors({name: t.to("meta") for name, t in weight.tensors.items()})
     assert linear(torch.empty(3, 64, device="meta"), on_meta).shape == (3, 20)
 
 
@@ -202,7 +201,7 @@ def test_rows_of_a_table_equal_the_definition(
     kind: str, group: int, out: int, groups: int, count: int, dtype: torch.dtype, seed: int
 ) -> None:
     packed = random_weight(kind, out, group * groups, group, seed)
-    weight = PackedWeight(kind, packed.shape, group, packed.tensors, dtype)
+    weight = packed.with_tensors(packed.tensors, dtype)
     ids = torch.randint(0, out, (count,), generator=torch.Generator().manual_seed(seed))
     assert same(quant_rows(weight, ids), dequantize_rows(weight, ids))
 

@@ -15,7 +15,7 @@ import vitrail
 from vitrail.bench.geometries import PUBLISHED, config_of
 from vitrail.files.safetensors import dtype_name, header_bytes, write_safetensors
 from vitrail.files.safetensors_writer import Spec
-from vitrail.quant import own_layout
+from vitrail.quant.formats import vitrail as own_format
 from vitrail.quant.policy import to_pack
 from vitrail.weights.names import saved_names
 from vitrail.weights.plan import own_tensors
@@ -29,7 +29,7 @@ import torch
 from tests import quantised
 from tests.memory import growth
 from vitrail import MistralForCausalLM, QuantizeConfig
-from vitrail.quant.own import quantize_own
+from vitrail.quant.formats.vitrail import quantize_own
 from vitrail.weights.quantize import write
 
 quantize_own(torch.randn(64, 64), "q4")
@@ -119,9 +119,9 @@ def _write_empty(folder: Path) -> int:
             specs[saved] = (torch.bfloat16, tuple(own[name].shape))
             continue
         rows, columns = own[name].shape
-        for part, spec in own_layout.specs(choice.kind, (rows, columns), choice.group).items():
+        for part, spec in choice.format.specs((rows, columns), choice.group, torch.bfloat16).items():
             specs[saved.removesuffix("weight") + part] = spec
-    order = own_layout.file_order(specs)
+    order = own_format.Q4.file_order(specs)
     header, position = {}, 0
     for name in order:
         dtype, shape = specs[name]
@@ -132,7 +132,7 @@ def _write_empty(folder: Path) -> int:
             "data_offsets": [position, stop],
         }
         position = stop
-    start = header_bytes(header, own_layout.ALIGNMENT)
+    start = header_bytes(header, own_format.ALIGNMENT)
     with (folder / "model.safetensors").open("wb") as stream:
         stream.write(start)
         stream.truncate(len(start) + position)

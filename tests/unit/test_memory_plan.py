@@ -17,16 +17,17 @@ import vitrail
 from tests import geometries, tiny
 from vitrail.errors import OutOfMemory
 from vitrail.files.formatting import in_words
+from vitrail.quant.bitsandbytes_codes import GROUP
 from vitrail.quant.config import BitsAndBytesConfig
-from vitrail.quant.packed_size import packed_bytes
-from vitrail.quant.replace import quantize
+from vitrail.quant.formats.bitsandbytes import SMALLER, format_of
 from vitrail.weights import memory
 from vitrail.weights.checkpoint import open_checkpoint
 from vitrail.weights.devices import placement
 from vitrail.weights.free_memory import free_memory, host_memory
-from vitrail.weights.memory import CPU, INT8, NF4, Form, kept_bytes, peak_bytes
+from vitrail.weights.memory import CPU, Form, kept_bytes, peak_bytes
 from vitrail.weights.plan import Plan, make_plan
 
+(INT8, _), (NF4, _) = SMALLER
 FP4 = BitsAndBytesConfig(load_in_4bit=True)
 NESTED = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 FORMS = {
@@ -64,8 +65,9 @@ def planned(folder: Path, kind: Any = None) -> tuple[Any, Any, Plan]:
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (64, 64), (129, 257), (1030, 33)])
 def test_a_packed_matrix_is_counted_to_the_byte(shape: tuple[int, int], config: BitsAndBytesConfig) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    stored = quantize(weight, config).tensors.values()
-    assert packed_bytes(*shape, config) == sum(tensor.nbytes for tensor in stored)
+    format = format_of(config)
+    stored = format.quantize(weight, GROUP, name="x", dtype=torch.float32, device=CPU).tensors.values()
+    assert format.packed_bytes(shape, GROUP) == sum(tensor.nbytes for tensor in stored)
 
 
 @pytest.mark.parametrize("form", FORMS)

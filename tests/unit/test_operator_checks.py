@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -22,8 +23,8 @@ from vitrail.ops.cpu import (
     quant as cpu_quant,
     rows as cpu_rows,
 )
-from vitrail.ops.weight import PackedWeight
-from vitrail.quant.own import quantize_own
+from vitrail.ops.weight import Layout, PackedWeight
+from vitrail.quant.formats.vitrail import quantize_own
 
 Arguments = dict[str, Any]
 KERNELS = ("off", *library.available()[-1:])
@@ -39,7 +40,7 @@ def cache(groups: int = G, width: int = K, dtype: Any = torch.float32, blocks: i
     return torch.zeros(blocks, BLOCK, groups, width, dtype=dtype)
 
 
-def flat4(kind: str = "nf4", nested: bool = False) -> PackedWeight:
+def flat4(nested: bool = False) -> PackedWeight:
     groups = OUT * IN // 64
     tensors = {
         "codes": torch.zeros(OUT * IN // 2, dtype=torch.uint8),
@@ -52,7 +53,7 @@ def flat4(kind: str = "nf4", nested: bool = False) -> PackedWeight:
             "nested_absmax": torch.ones(1),
             "nested_offset": torch.zeros(()),
         }
-    return PackedWeight(kind, (OUT, IN), 64, tensors)
+    return PackedWeight(Layout.MAP4, (OUT, IN), 64, tensors)
 
 
 @lru_cache(maxsize=8)
@@ -61,7 +62,7 @@ def packed(kind: str) -> PackedWeight:
         return flat4(nested=kind == "nested")
     if kind == "int8":
         tensors = {"codes": torch.ones(OUT, IN, dtype=INT8), "scale": torch.ones(OUT)}
-        return PackedWeight(kind, (OUT, IN), IN, tensors)
+        return PackedWeight(Layout.INT8_ROWS, (OUT, IN), IN, tensors)
     return quantize_own(torch.randn(OUT, IN, generator=torch.Generator().manual_seed(1)), kind)
 
 
@@ -69,21 +70,13 @@ def with_part(kind: str, name: str, change: Callable[[Tensor], Tensor | None]) -
     """A packed weight one of whose tensors is another, or missing."""
     weight = packed(kind)
     parts = {**weight.tensors, name: change(weight.tensors[name])}
-    return PackedWeight(
-        weight.kind,
-        weight.shape,
-        weight.group,
-        {k: v for k, v in parts.items() if v is not None},
-        weight.dtype,
-    )
+    return weight.with_tensors({k: v for k, v in parts.items() if v is not None})
 
 
 def shaped(kind: str, shape: tuple[int, int], group: int | None = None) -> PackedWeight:
     """A packed weight that says that it is larger, or grouped in another way."""
     weight = packed(kind)
-    return PackedWeight(
-        weight.kind, shape, weight.group if group is None else group, weight.tensors, weight.dtype
-    )
+    return replace(weight, shape=shape, group=weight.group if group is None else group)
 
 
 def valid() -> dict[str, tuple[Callable[..., Any], Arguments]]:
@@ -119,7 +112,7 @@ def valid() -> dict[str, tuple[Callable[..., Any], Arguments]]:
             "x": torch.ones(3, IN), "weights": [packed(kind)], "biases": [None]}) for kind in ("q4", "q8")},
         "quant_rows": (cpu_quant.quant_rows, {"weight": own, "ids": torch.tensor([0, OUT - 1])}),
         "encode_own": (cpu_encode.encode_own, {
-            "matrix": torch.ones(OUT, IN), "kind": "q4", "levels": own.tensors["levels"], "group": 32}),
+            "matrix": torch.ones(OUT, IN), "kind": Layout.PANELS4.value, "levels": own.tensors["levels"], "group": 32}),
         "encode_fit": (cpu_encode.encode_fit, {
             "ratio": torch.ones(9, 32), "weights": torch.ones(9), "levels": torch.linspace(-63, 63, 16)}),
         "encode_map4": (cpu_encode.encode_map4, {
@@ -192,7 +185,7 @@ WRONG: list[tuple[str, Arguments]] = [
     *(("quant_rows", {"ids": ids}) for ids in (torch.tensor(3), torch.tensor([[3]]))),
     *(("encode_own", wrong) for wrong in (
         {"matrix": torch.ones(IN)}, {"matrix": torch.ones(OUT, IN + 1)}, {"levels": None}, {"levels": torch.ones(15)},
-        {"kind": "q8"}, {"kind": "nf4"}, {"group": 0}, {"group": -32}, {"group": 128})),
+        {"kind": Layout.PANELS8.value}, {"kind": Layout.MAP4.value}, {"group": 0}, {"group": -32}, {"group": 128})),
     *(("encode_fit", wrong) for wrong in (
         {"ratio": torch.ones(32)}, {"weights": torch.ones(8)}, {"weights": torch.ones(9, 32)},
         {"levels": torch.ones(15)})),

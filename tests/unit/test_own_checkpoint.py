@@ -19,7 +19,6 @@ from vitrail.errors import CheckpointError, ConfigError, InputError, Unsupported
 from vitrail.files.safetensors import SafetensorsFile, write_safetensors
 from vitrail.model import layers
 from vitrail.ops.weight import dequantize
-from vitrail.quant import own_layout
 from vitrail.quant.replace import QuantEmbedding, Quantized, QuantLinear, TiedHead
 from vitrail.weights.checkpoint import open_checkpoint
 from vitrail.weights.devices import placement
@@ -67,7 +66,7 @@ def _packed(model: Any) -> dict[str, Quantized]:
 
 def test_each_part_has_its_format(q4: Path) -> None:
     model = quantised.load(q4)
-    kinds = {name: layer.packed.kind for name, layer in _packed(model).items()}
+    kinds = {name: layer.format.name for name, layer in _packed(model).items()}
     assert kinds["lm_head"] == kinds[TABLE] == "q8"
     assert {kind for name, kind in kinds.items() if "vision_tower" in name or "projector" in name} == {"q8"}
     assert {kind for name, kind in kinds.items() if ".layers." in name and "vision" not in name} == {"q4"}
@@ -193,7 +192,7 @@ def test_a_file_that_another_library_wrote_is_copied_where_it_is_not_aligned(
     (tmp_path / "model.safetensors").unlink()
     save_file(load_file(q4 / "model.safetensors"), tmp_path / "model.safetensors", {"format": "pt", "a": "b"})
     model = quantised.load(tmp_path)
-    assert all(own_layout.is_aligned(layer.packed) for layer in _packed(model).values())
+    assert all(layer.format.can_be_mapped(layer.packed) for layer in _packed(model).values())
     assert torch.equal(_ids(model), _ids(quantised.load(q4)))
 
 
@@ -208,7 +207,7 @@ def test_what_stays_mapped_needs_no_memory(q4: Path) -> None:
     form = Form(torch.bfloat16)
     kept = sum(kept_bytes(model, checkpoint, plan, form).values())
     mapped = mapped_bytes(model, checkpoint, plan, form, where)
-    packed = sum(t.nbytes for w in plan.packed.values() for t in w.tensors.values())
+    packed = sum(stored.weight.nbytes for stored in plan.packed.values())
     assert mapped >= packed > 100_000
     assert peak_bytes(model, checkpoint, plan, form, where) == {CPU: kept - mapped}
     elsewhere = placement(model, "meta")
@@ -249,7 +248,7 @@ def test_a_tied_head_is_the_table(tied: Path) -> None:
     plain = quantised.network(tied)
     assert model.num_parameters() == plain.num_parameters()
     rows = torch.randn(3, 64)
-    assert torch.equal(head(rows), QuantLinear(head.weight)(rows))
+    assert torch.equal(head(rows), QuantLinear(head.weight, head.format)(rows))
     for moved in (model.to(torch.bfloat16), copy.deepcopy(model), model.to("meta")):
         assert moved.get_output_embeddings().weight is moved.get_input_embeddings().weight
     assert model.get_output_embeddings().weight.device.type == "meta"

@@ -10,8 +10,8 @@ from vitrail.errors import CheckpointError, ConfigError
 from vitrail.ops.cpu import library
 from vitrail.ops.linear import embedding, linear, linear_group, linear_input_grad
 from vitrail.ops.reference.quant_matmul import round_rows, rounded_products
-from vitrail.ops.weight import PackedWeight, dequantize
-from vitrail.quant.own import quantize_own, relative_error
+from vitrail.ops.weight import Layout, PackedWeight, dequantize
+from vitrail.quant.formats.vitrail import quantize_own, relative_error
 
 KINDS = ("q4", "q8", "bf16")
 ROUNDED = ("q4", "q8")
@@ -24,10 +24,10 @@ def matrix(out: int, columns: int, seed: int = 0) -> Tensor:
 def value(weight: PackedWeight, o: int, k: int) -> float:
     """One weight, from the bytes, by the words of ops/packing_layout.py."""
     codes, p, r = weight.tensors["codes"], o // 16, o % 16
-    if weight.kind == "bf16":
+    if weight.layout == Layout.PANELS16:
         return float(codes[p, k // 2, r, k % 2])
     scale = weight.tensors["scales"][p, k // weight.group, r].float()
-    if weight.kind == "q8":
+    if weight.layout == Layout.PANELS8:
         return float(scale * (codes[p, k // 4, 4 * r + k % 4].float() / 128))
     byte = int(codes[p, k // 8, 4 * r + k % 4])
     code = byte >> 4 if k % 8 >= 4 else byte & 15
@@ -112,7 +112,7 @@ def test_rows_of_the_definition_never_meet(kind: str) -> None:
 def test_activations_that_are_not_numbers_or_nothing() -> None:
     x = torch.ones(4, 64)
     x[0, 3], x[1, 40], x[2] = torch.nan, -torch.inf, 1e-31
-    codes, scale = round_rows(x, 32, "q4")
+    codes, scale = round_rows(x, 32, Layout.PANELS4)
     assert scale[0].isnan().tolist() == [True, False] and scale[1].isnan().tolist() == [False, True]
     assert scale[2].eq(0).all() and codes[2].eq(0).all()
     with library.using("off"):

@@ -12,7 +12,7 @@ import torch
 
 import vitrail
 from vitrail.files.safetensors import write_safetensors
-from vitrail.quant import own_layout
+from vitrail.quant.formats import vitrail as own_format
 
 MEASURE = """
 import gc, json, sys
@@ -67,8 +67,8 @@ def test_a_second_process_shares_the_pages(tmp_path: Path) -> None:
         if parameter.dim() == 1:
             state[name] = torch.ones(parameter.shape, dtype=torch.bfloat16)
             continue
-        kind = "q8" if "embed" in name or "head" in name else "q4"
-        for part, (dtype, shape) in own_layout.specs(kind, tuple(parameter.shape), 32).items():
+        format = own_format.Q8 if "embed" in name or "head" in name else own_format.Q4
+        for part, (dtype, shape) in format.specs(tuple(parameter.shape), 32).items():
             value = (
                 torch.full(shape, 0.01, dtype=dtype)
                 if dtype.is_floating_point
@@ -77,7 +77,7 @@ def test_a_second_process_shares_the_pages(tmp_path: Path) -> None:
             state[name.removesuffix("weight") + part] = value
     specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
     path = tmp_path / "model.safetensors"
-    write_safetensors(path, state, order=own_layout.file_order(specs), align=own_layout.ALIGNMENT)
+    write_safetensors(path, state, order=own_format.Q4.file_order(specs), align=own_format.ALIGNMENT)
     config.save_pretrained(tmp_path)
     size = path.stat().st_size
     assert size > 40_000_000

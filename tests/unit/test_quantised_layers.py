@@ -20,9 +20,11 @@ from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
 from vitrail.files.safetensors import write_safetensors
 from vitrail.ops.linear import embedding, linear, linear_group, linear_input_grad
 from vitrail.ops.weight import dequantize
-from vitrail.quant.bitsandbytes import from_state, quantize_4bit, quantize_int8, to_state
+from vitrail.quant.bitsandbytes_codes import quantize_4bit, quantize_int8
 from vitrail.quant.config import BitsAndBytesConfig, read_quantization
-from vitrail.quant.replace import QuantLinear, quantized_names
+from vitrail.quant.formats.bitsandbytes import FP4, INT8, BitsAndBytes4
+from vitrail.quant.policy import quantized_names
+from vitrail.quant.replace import QuantLinear
 
 LLAVA = vitrail.LlavaForConditionalGeneration
 
@@ -112,10 +114,13 @@ def test_which_layers(tmp_path: Path) -> None:
     assert quantized_names(model, BitsAndBytesConfig()) == set()
 
 
+FORMATS = {"nf4": BitsAndBytes4("nf4", nested=True), "fp4": FP4, "int8": INT8}
+
+
 def _layer(kind: str = "nf4", **options: Any) -> tuple[QuantLinear, torch.Tensor]:
     weight = torch.randn(10, 24, generator=torch.Generator().manual_seed(0))
     packed = quantize_int8(weight) if kind == "int8" else quantize_4bit(weight, kind, nested=kind == "nf4")
-    layer = QuantLinear(packed, nn.Parameter(torch.arange(10.0)), **options)
+    layer = QuantLinear(packed, FORMATS[kind], nn.Parameter(torch.arange(10.0)), **options)
     return layer, dequantize(packed, torch.float32)
 
 
@@ -175,6 +180,7 @@ def test_state_dict_round_trip(kind: str) -> None:
         quantize_int8(torch.ones(10, 24))
         if kind == "int8"
         else quantize_4bit(torch.ones(10, 24), kind, nested=kind == "nf4"),
+        FORMATS[kind],
         nn.Parameter(torch.zeros(10)),
     )
     holder, source = nn.Sequential(other), nn.Sequential(layer)
@@ -291,10 +297,12 @@ def test_a_damaged_layer_is_named(folder: Path, key: str, value: torch.Tensor | 
 def test_storage_that_does_not_divide() -> None:
     packed = quantize_4bit(torch.randn(3, 3), "nf4")
     with pytest.raises(ConfigError, match="uint8"):
-        to_state(packed, torch.float32)
+        BitsAndBytes4("nf4", storage=torch.float32).to_state(packed)
 
 
 def test_8_bit_layouts_other_than_row_major() -> None:
-    parts = to_state(quantize_int8(torch.randn(3, 5))) | {"weight_format": torch.tensor(2, dtype=torch.uint8)}
+    parts = INT8.to_state(quantize_int8(torch.randn(3, 5))) | {
+        "weight_format": torch.tensor(2, dtype=torch.uint8)
+    }
     with pytest.raises(CheckpointError, match="row-major"):
-        from_state("x", parts)
+        INT8.from_state("x", parts, (3, 5), torch.float32)

@@ -24,7 +24,7 @@ from vitrail.errors import CheckpointError, ConfigError, InputError
 from vitrail.files import safetensors_writer
 from vitrail.files.safetensors import SafetensorsFile
 from vitrail.ops.weight import dequantize
-from vitrail.quant.own import quantize_own
+from vitrail.quant.formats.vitrail import quantize_own
 from vitrail.quant.policy import nf4_config
 from vitrail.weights.convert import convert
 from vitrail.weights.quantize import write

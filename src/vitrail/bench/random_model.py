@@ -4,6 +4,7 @@ A matrix is filled from one pool of random bytes: drawing billions of numbers wo
 Values keep the size of what goes through them, so that no product meets infinities or denormal numbers.
 """
 
+import math
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
@@ -14,28 +15,32 @@ from torch import Tensor, nn
 
 from vitrail.bench.geometries import config_of
 from vitrail.errors import InputError
+from vitrail.files.safetensors_writer import Spec
 from vitrail.model.causal import CausalModel, MistralForCausalLM
 from vitrail.model.vlm import LlavaForConditionalGeneration, Mistral3ForConditionalGeneration
 from vitrail.ops import memory
-from vitrail.ops.weight import PackedWeight
-from vitrail.quant.bitsandbytes import quant_map
-from vitrail.quant.config import BitsAndBytesConfig, Quantization
-from vitrail.quant.own_config import QuantizeConfig
-from vitrail.quant.own_layout import from_state, specs
+from vitrail.ops.weight import Layout, PackedWeight
+from vitrail.quant.bitsandbytes_codes import quant_map
+from vitrail.quant.bitsandbytes_config import BitsAndBytesConfig
+from vitrail.quant.config import Quantization
+from vitrail.quant.formats import WeightFormat
+from vitrail.quant.formats.bitsandbytes import NF4
+from vitrail.quant.formats.vitrail import Q4, Q8
 from vitrail.quant.policy import to_pack
+from vitrail.quant.quantize_config import QuantizeConfig
 from vitrail.quant.replace import QuantEmbedding, QuantLinear, TiedHead, replace
 
-FORMATS = ("q4", "q8", "nf4", "bf16", "f32")
 _QUANTIZATIONS: dict[str, Quantization] = {
-    "q4": QuantizeConfig("q4"),
-    "q8": QuantizeConfig("q8"),
-    "nf4": BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16"
+    Q4.name: QuantizeConfig(Q4.name),
+    Q8.name: QuantizeConfig(Q8.name),
+    NF4.name: BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=NF4.name, bnb_4bit_compute_dtype="bfloat16"
     ),
 }
+FORMATS = (*_QUANTIZATIONS, "bf16", "f32")
 _POOL = 1 << 24  # random bytes, or numbers, that are repeated
 _LEVELS = (-63, -48, -38, -30, -23, -16, -10, -3, 3, 10, 16, 23, 30, 38, 48, 63)
-_SPREAD = 0.55  # standard deviation of random codes of q4, q8 and NF4, as parts of the scale
+_SPREAD = 0.55  # standard deviation of random codes, as parts of the scale
 _KINDS: dict[str, type[CausalModel]] = {
     "llava": LlavaForConditionalGeneration,
     "mistral3": Mistral3ForConditionalGeneration,
@@ -45,8 +50,8 @@ _KINDS: dict[str, type[CausalModel]] = {
 def random_model(params: Mapping[str, Any], format: str) -> Any:
     """A model of a params.json's geometry on the CPU; the same weights each time.
 
-    format: "q4", "q8" and "nf4" pack what loading with that format packs by default; "f32" computes in float32, all others
-    in bfloat16. Raises InputError for an unknown format.
+    format: one of FORMATS. Quantised ones pack what loading with that format packs by default; "f32" computes in float32,
+    all others in bfloat16. Raises InputError for an unknown format.
     """
     if format not in FORMATS:
         raise InputError(f"format {format!r} is not known; one of {', '.join(FORMATS)} was expected.")
@@ -72,39 +77,45 @@ def _pack(model: CausalModel, quantization: Quantization, tied: bool, dtype: tor
     """Put random packed layers where loading would put packed ones."""
     table = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
     for path, choice in to_pack(model, quantization, ("lm_head", table) if tied else ()).items():
-        old = model.get_submodule(path)
-        shape = tuple(old.weight.shape)  # type: ignore[arg-type]
-        packed = _packed(path, choice.kind, (shape[0], shape[1]), choice.group, dtype)
-        layer = QuantEmbedding(packed) if isinstance(old, nn.Embedding) else QuantLinear(packed, old.bias)  # type: ignore[arg-type]
-        replace(model, path, layer)
+        old: Any = model.get_submodule(path)
+        rows, columns = old.weight.shape
+        packed = _packed(path, choice.format, (rows, columns), choice.group, dtype)
+        is_table = isinstance(old, nn.Embedding)
+        made = (
+            QuantEmbedding(packed, choice.format)
+            if is_table
+            else QuantLinear(packed, choice.format, old.bias)
+        )
+        replace(model, path, made)
     embeddings = model.get_input_embeddings()
     if tied and isinstance(embeddings, QuantEmbedding):
         replace(model, "lm_head", TiedHead(embeddings))
 
 
-def _packed(name: str, kind: str, shape: tuple[int, int], group: int, dtype: torch.dtype) -> PackedWeight:
+def _packed(
+    name: str, format: WeightFormat, shape: tuple[int, int], group: int, dtype: torch.dtype
+) -> PackedWeight:
     scale = (1.0 if "embed_tokens" in name else shape[1] ** -0.5) / _SPREAD
-    if kind == "nf4":
-        return PackedWeight(kind, shape, group, _random_nf4(name, shape, group, scale), dtype)
-    wanted = specs(kind, shape, group)
-    code_type, code_shape = wanted["weight.codes"]
-    scale_type, scale_shape = wanted["weight.scales"]
+    wanted = format.specs(shape, group, dtype)
+    if format == NF4:
+        tensors = {
+            "codes": _codes(name, torch.uint8, (-(-math.prod(shape) // 2),)),
+            "quant_map": quant_map(format.name),
+            "absmax": _filled(wanted["weight.absmax"], scale),
+        }
+        return PackedWeight(Layout.MAP4, shape, group, tensors, dtype)
     parts = {
-        "weight.codes": _codes(name, code_type, code_shape),
-        "weight.scales": memory.empty(scale_shape, scale_type).fill_(scale),
+        "weight.codes": _codes(name, *wanted["weight.codes"]),
+        "weight.scales": _filled(wanted["weight.scales"], scale),
     }
-    if kind == "q4":
+    if "weight.levels" in wanted:
         parts["weight.levels"] = torch.tensor(_LEVELS, dtype=torch.int8)
-    return from_state(name, parts, shape, dtype)
+    return format.from_state(name, parts, shape, dtype)
 
 
-def _random_nf4(name: str, shape: tuple[int, int], group: int, scale: float) -> dict[str, Tensor]:
-    count = shape[0] * shape[1]
-    return {
-        "codes": _codes(name, torch.uint8, (-(-count // 2),)),
-        "quant_map": quant_map("nf4"),
-        "absmax": memory.empty((-(-count // group),), torch.float32).fill_(scale),
-    }
+def _filled(spec: Spec, value: float) -> Tensor:
+    dtype, shape = spec
+    return memory.empty(shape, dtype).fill_(value)
 
 
 def _codes(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -105,7 +105,9 @@ def ask(
             adapter=options.pop("adapter"),
         )
         loaded = time.perf_counter()
-        shown = _Shown(line, None if as_json else printer, len(pictures), assistant.model)
+        shown = _Shown(
+            line, None if as_json else printer, len(pictures), assistant.model, options["max_new_tokens"]
+        )
         parts: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
         with closing(printer):
             dialogue = assistant.chat(
@@ -150,18 +152,26 @@ def ask(
 
 @dataclass
 class _Shown:
-    """What a person sees while the model answers. printer: None with --json; estimate: None where it is quick."""
+    """What is shown while the model answers.
+
+    printer: None with --json; max_new_tokens: None where it was not given; estimate: None where it is quick.
+    """
 
     line: Waiting
     printer: Printer | None
     images: int
     model: Any
+    max_new_tokens: int | None
     estimate: "Estimate | None" = None
     _reading: str = field(default="", init=False)
 
     def on_prompt(self, prompt: "PromptSize") -> None:
+        from vitrail.generate.options import fit_context
         from vitrail.model.estimate import estimate
 
+        if self.max_new_tokens is not None:  # what was asked for is refused, not cut
+            limit = self.model.text_config.max_position_embeddings
+            fit_context(prompt.tokens, self.max_new_tokens, limit, explicit=True)
         self.estimate = estimate(self.model, prompt.tokens, prompt.image_sizes)
         if self.estimate is not None and self.estimate.noticeable:
             self.line.stop()

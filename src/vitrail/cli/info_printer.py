@@ -26,16 +26,7 @@ _PARTS = {
     "language_model": "language model",
     "head": "head",
 }
-_PRECISIONS = {
-    "float32": "float32",
-    "bfloat16": "bfloat16, float16",
-    "q8": "q8",
-    "q4": "q4",
-    "int8": "int8",
-    "fp4": "FP4",
-    "nf4": "NF4",
-    "nf4_double": "NF4, double",
-}
+_PRECISIONS = {"bfloat16": "bfloat16, float16", "fp4": "FP4", "nf4": "NF4", "nf4_double": "NF4, double"}
 _DIALECTS = {"hf": "hf", "hf-ceil": "hf-ceil", "mistral": "mistral"}
 
 
@@ -158,7 +149,7 @@ def _memory(info: ModelInfo) -> Table:
         cache = info.cache["float32" if name == "float32" else "bfloat16"]
         fits = "" if free is None else ("yes" if need["while_loading"] <= free else "no")
         table.add_row(
-            _PRECISIONS[name],
+            _PRECISIONS.get(name, name),
             in_words(need["weights"]),
             *([in_words(need["mapped"])] if mapped else []),
             in_words(need["while_loading"]),

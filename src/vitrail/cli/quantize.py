@@ -145,8 +145,8 @@ def _refuse_adapter(source: Source) -> None:
 def _config(
     network: "nn.Module", format_name: str, group: str | None, parts: dict[str, str], keep: Sequence[str]
 ) -> "Quantization":
-    from vitrail.quant.own_config import QuantizeConfig
     from vitrail.quant.policy import nf4_config
+    from vitrail.quant.quantize_config import QuantizeConfig
 
     if format_name == "nf4":
         return nf4_config(network, vision=parts.get("vision") != "bf16", keep=keep)

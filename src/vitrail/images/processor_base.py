@@ -79,6 +79,17 @@ class BaseImageProcessor:
         options |= {name: value for name, value in given.items() if value is not None}
         return ImageSettings.of(options)
 
+    def grid_options(self, patch_size: int, merge: int) -> dict[str, Any]:
+        """The keywords of `grid.image_grid` for a model with these patches, of which it merges merge × merge."""
+        settings = self.settings({})
+        return {
+            "patch_size": patch_size,
+            "merge": merge,
+            "longest_edge": settings.box,
+            "dialect": settings.dialect,
+            "max_image_tokens": self.max_image_tokens,
+        }
+
     @classmethod
     def from_pretrained(
         cls: type[_Self],

@@ -172,4 +172,4 @@ def _place(weight: Weight) -> tuple[Any, ...]:
     if isinstance(weight, Tensor):
         return weight.data_ptr(), weight.shape, weight.stride(), weight.dtype
     parts = [part for tensor in weight.tensors.values() for part in (tensor.data_ptr(), tensor.numel())]
-    return weight.kind, weight.group, weight.shape, weight.dtype, *parts
+    return weight.layout, weight.group, weight.shape, weight.dtype, *parts

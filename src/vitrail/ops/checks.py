@@ -1,4 +1,4 @@
-"""What operators refuse before they read or write: tensors that are not what sizes, offsets and kinds say they are."""
+"""What operators refuse before they read or write: tensors that are not what sizes, offsets and layouts say they are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError, InputError
 from vitrail.ops.packing_layout import ROWS, panel_count
-from vitrail.ops.weight import NESTED_GROUP, PackedWeight
+from vitrail.ops.weight import NESTED_GROUP, Layout, PackedWeight
 
 INTEGERS = (torch.int32, torch.int64)
 _Parts = dict[str, tuple[torch.Size, torch.dtype]]
@@ -35,8 +35,8 @@ def _described(tensor: Tensor | None) -> str:
 
 
 def check_packed(weight: PackedWeight) -> None:
-    """Raise CheckpointError unless a packed weight's tensors are what its kind, shape and group say."""
-    wanted = _wanted_parts(weight.kind, weight.shape, weight.group, "nested_map" in weight.tensors)
+    """Raise CheckpointError unless a packed weight's tensors are what its layout, shape and group say."""
+    wanted = _wanted_parts(weight.layout, weight.shape, weight.group, "nested_map" in weight.tensors)
     if wanted is None or len(wanted) != len(weight.tensors):
         raise _unfit(weight)
     for name, (shape, dtype) in wanted.items():
@@ -50,19 +50,19 @@ def _is_flat_alike(part: Tensor, shape: torch.Size) -> bool:
     return len(shape) == 1 and part.numel() == shape.numel()
 
 
-@lru_cache(maxsize=1024)  # a model has a few kinds and shapes, and each is looked at in every layer
-def _wanted_parts(kind: str, shape: tuple[int, int], group: int, nested: bool) -> _Parts | None:
-    """Each part's shape and dtype; None where kind, shape and group do not go together."""
+@lru_cache(maxsize=1024)  # a model has a few layouts and shapes, and each is looked at in every layer
+def _wanted_parts(layout: Layout, shape: tuple[int, int], group: int, nested: bool) -> _Parts | None:
+    """Each part's shape and dtype; None where layout, shape and group do not go together."""
     (out, columns), size, panels = shape, shape[0] * shape[1], panel_count(shape[0])
     if min(out, columns) < 0 or group < 1:
         return None
-    bits = {"q4": 4, "q8": 8}.get(kind)
+    bits = {Layout.PANELS4: 4, Layout.PANELS8: 8}.get(layout)
     parts: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-    if kind == "int8":
+    if layout == Layout.INT8_ROWS:
         parts = {"codes": (shape, torch.int8), "scale": ((out,), torch.float32)}
-    elif kind == "bf16":
+    elif layout == Layout.PANELS16:
         parts = {"codes": ((panels, -(-columns // 2), ROWS, 2), torch.bfloat16)}
-    elif kind in ("nf4", "fp4"):
+    elif layout == Layout.MAP4:
         groups = -(-size // group)
         parts = {"codes": ((-(-size // 2),), torch.uint8), "quant_map": ((16,), torch.float32)}
         parts["absmax"] = (groups,), torch.uint8 if nested else torch.float32
@@ -82,7 +82,7 @@ def _unfit(weight: PackedWeight) -> CheckpointError:
     (out, columns), found = weight.shape, weight.tensors.items()
     parts = ", ".join(f"{name} {_described(part)}" for name, part in found)
     return CheckpointError(
-        f"a {weight.kind} matrix of {out} rows and {columns} columns in groups of {weight.group} has {parts}, which do "
+        f"a {weight.layout} matrix of {out} rows and {columns} columns in groups of {weight.group} has {parts}, which do "
         "not fit; load or quantise it again."
     )
 

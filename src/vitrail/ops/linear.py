@@ -1,8 +1,12 @@
-"""The only matrix product with a weight, plain or packed, and the only table look-up. Holds no parameters."""
+"""The only matrix product with a weight, plain or packed, and the only table look-up. Holds no parameters.
+
+A layout has its operators in one table here; which kernel one of them runs on a device is ops/kernels.py's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.ops.cpu import dense as cpu_dense
-from vitrail.ops.cpu.quant import BITS, quant_products, quant_rows
+from vitrail.ops.cpu.quant import quant_products, quant_rows
 from vitrail.ops.reference.quant_matmul import rounded_input_grad
-from vitrail.ops.weight import OWN_KINDS, PackedWeight, Weight, dequantize, dequantize_rows
+from vitrail.ops.weight import Layout, PackedWeight, Weight, dequantize, dequantize_rows
 
 __all__ = ["PackedWeight", "Weight", "dequantize", "embedding", "linear", "linear_group", "linear_input_grad"]
 
@@ -20,8 +24,8 @@ __all__ = ["PackedWeight", "Weight", "dequantize", "embedding", "linear", "linea
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out) in x's dtype.
 
-    q4 and q8 multiply rounded activations (ops/reference/quant_matmul.py), other packed weights are decoded piece by piece
-    (ops/cpu/dense.py). Gradients of packed weights flow to x and bias only.
+    Panels of 4 and 8 bits multiply rounded activations (ops/reference/quant_matmul.py), other packed weights are decoded
+    piece by piece (ops/cpu/dense.py). Gradients of packed weights flow to x and bias only.
     """
     if isinstance(weight, Tensor):
         if cpu_dense.kernel_is_faster(x, [weight], bias):
@@ -36,14 +40,14 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
 def linear_group(x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
     """The same x (…, in) through several weights (out_i, in), as q, k, v or gate, up: each (…, out_i).
 
-    Packed weights of one kind are one call: x is rounded once.
+    Packed weights of one layout are one call: x is rounded once.
     """
     plain = [weight for weight in weights if isinstance(weight, Tensor)]
     if len(plain) == len(weights) and cpu_dense.kernel_is_faster(x, plain):
         return cpu_dense.plain_products(x, plain, [None] * len(plain))
     packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
-    kinds = {weight.kind for weight in packed}
-    if len(packed) < len(weights) or len(kinds) != 1 or (x.requires_grad and torch.is_grad_enabled()):
+    mixed = len(packed) < len(weights) or len({weight.layout for weight in packed}) > 1
+    if mixed or (x.requires_grad and torch.is_grad_enabled()):
         return [linear(x, weight) for weight in weights]
     return _products(x, packed, [None] * len(packed))
 
@@ -51,23 +55,18 @@ def linear_group(x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
 def linear_input_grad(dy: Tensor, weight: Weight) -> Tensor:
     """The gradient of x for y = linear(x, weight): dy (…, out) times weight (out, in), (…, in).
 
-    Of q4 and q8 it is the gradient of the product with the decoded weight, as if x were not rounded.
+    Of panels of 4 and 8 bits it is the gradient of the product with the decoded weight, as if x were not rounded.
     """
     if isinstance(weight, Tensor):
         return dy @ weight.to(dy.dtype)
-    return _INPUT_GRADS[weight.kind](dy, weight)
+    return _OPERATORS[weight.layout].input_grad(dy, weight)
 
 
 def embedding(ids: Tensor, weight: Weight) -> Tensor:
     """Rows of weight (V, D) at ids (…): (…, D). Of a packed weight only the rows asked for are decoded."""
     if isinstance(weight, Tensor):
         return F.embedding(ids, weight)
-    if weight.kind in BITS:
-        return quant_rows(weight, ids.flatten()).view(*ids.shape, weight.shape[1])
-    if weight.kind in OWN_KINDS:
-        return dequantize_rows(weight, ids.flatten()).view(*ids.shape, weight.shape[1])
-    rows, where = torch.unique(ids, return_inverse=True)
-    return dequantize_rows(weight, rows)[where]
+    return _OPERATORS[weight.layout].rows(weight, ids.flatten()).view(*ids.shape, weight.shape[1])
 
 
 class _PackedLinear(torch.autograd.Function):
@@ -86,21 +85,38 @@ class _PackedLinear(torch.autograd.Function):
 
 
 def _products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """x (…, in) through packed weights of one kind: the table's function on rows."""
+    """x (…, in) through packed weights of one layout."""
     rows = x.reshape(-1, x.shape[-1])
-    results = _PRODUCTS[weights[0].kind](rows, weights, biases)
+    results = _OPERATORS[weights[0].layout].products(rows, weights, biases)
     return [result.view(*x.shape[:-1], result.shape[-1]) for result in results]
 
 
-# kind → its product (x (rows, in), weights, biases) → one (rows, out_i) each.
-_PRODUCTS: dict[str, Callable[[Tensor, Sequence[PackedWeight], Sequence[Tensor | None]], list[Tensor]]] = {
-    "q4": quant_products,
-    "q8": quant_products,
-    **dict.fromkeys(("nf4", "fp4", "int8", "bf16"), cpu_dense.products),
-}
-# kind → the gradient of x (dy (…, out), weight) → (…, in).
-_INPUT_GRADS: dict[str, Callable[[Tensor, PackedWeight], Tensor]] = {
-    "q4": rounded_input_grad,
-    "q8": rounded_input_grad,
-    **dict.fromkeys(("nf4", "fp4", "int8", "bf16"), cpu_dense.input_grad),
+def _unique_rows(weight: PackedWeight, ids: Tensor) -> Tensor:
+    """Rows ids (n,), each decoded once however often it is asked for."""
+    rows, where = torch.unique(ids, return_inverse=True)
+    return dequantize_rows(weight, rows)[where]
+
+
+@dataclass(frozen=True, slots=True)
+class _Operators:
+    """What is done with packed weights of a layout.
+
+    products    (x (rows, in), weights (out_i, in), biases) → one (rows, out_i) each.
+    input_grad  (dy (…, out), weight) → the gradient of x, (…, in).
+    rows        (weight (V, D), ids (n,)) → (n, D) in the weight's dtype.
+    """
+
+    products: Callable[[Tensor, Sequence[PackedWeight], Sequence[Tensor | None]], list[Tensor]]
+    input_grad: Callable[[Tensor, PackedWeight], Tensor]
+    rows: Callable[[PackedWeight, Tensor], Tensor]
+
+
+_ROUNDED = _Operators(quant_products, rounded_input_grad, quant_rows)
+_DECODED = _Operators(cpu_dense.products, cpu_dense.input_grad, _unique_rows)
+_OPERATORS: dict[Layout, _Operators] = {
+    Layout.MAP4: _DECODED,
+    Layout.INT8_ROWS: _DECODED,
+    Layout.PANELS4: _ROUNDED,
+    Layout.PANELS8: _ROUNDED,
+    Layout.PANELS16: _Operators(cpu_dense.products, cpu_dense.input_grad, dequantize_rows),
 }

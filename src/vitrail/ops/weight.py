@@ -1,9 +1,14 @@
-"""A matrix as it is stored: a plain tensor, or codes with scales. Holds decoding, not the files' layouts."""
+"""A matrix as it lies in memory: a plain tensor, or codes with scales in one of a few layouts. Holds no file format.
+
+A layout is what kernels read. Several file formats (quant/formats/) may repack into one; each layout has one definition
+here, `dequantize`, that every kernel must equal.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import TypeAlias
 
 import torch
@@ -15,29 +20,44 @@ from vitrail.ops import packing_layout
 INT8_STEP = 7.874015718698502e-3
 # Scales of the first level that share one scale of the second.
 NESTED_GROUP = 256
-OWN_KINDS = ("q4", "q8", "bf16")
-# What an integer of these formats is worth before its scale; powers of two, so that nothing is rounded by them.
-OWN_STEPS = {"q4": 2.0**-6, "q8": 2.0**-7}
+
+
+class Layout(str, Enum):
+    """How the parts of a matrix (out, in) lie in memory. P = ceil(out/16) panels of 16 rows (ops/packing_layout.py).
+
+    MAP4       codes of 4 bits that look up a map, over the flattened matrix: codes uint8 (ceil(out·in/2),), quant_map
+               (16,), absmax float32 (groups,) — or, nested, absmax uint8 with nested_map (256,), nested_absmax
+               (ceil(groups/256),) and nested_offset (). A group is so many neighbours in the flattened matrix.
+    INT8_ROWS  codes int8 (out, in), scale float32 (out,). A group is a row.
+    PANELS4    codes uint8 (P, in/8, 64), scales bfloat16 (P, in/group, 16), levels int8 (16,) ascending within −63 … 63.
+               A group is so many neighbouring columns of a row.
+    PANELS8    codes int8 (P, in/4, 64), scales as in PANELS4.
+    PANELS16   codes bfloat16 (P, ceil(in/2), 16, 2). Groups are 1.
+    """
+
+    MAP4 = "map4"
+    INT8_ROWS = "int8_rows"
+    PANELS4 = "panels4"
+    PANELS8 = "panels8"
+    PANELS16 = "panels16"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of its tensors, in the order in which operators take them; a weight may lack the nested ones."""
+        return _DEFINITIONS[self].parts
 
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """A quantised matrix, shape (out, in): its codes and scales exactly as a checkpoint stores them.
+    """A quantised matrix of `shape` (out, in) in memory.
 
-    kind     the format: "nf4", "fp4" (codes of 4 bits that look up a map) or "int8" (one scale per row) of
-             bitsandbytes; "q4", "q8" or "bf16", our own, in panels of 16 rows (ops/packing_layout.py).
-    group    neighbouring elements of the flattened matrix that share one scale (int8: a whole row); of q4 and
-             q8 neighbouring columns of one row; of bf16 1.
-    tensors  nf4/fp4: codes uint8 (ceil(out·in/2),), quant_map (16,), absmax float32 (groups,) — or, nested,
-             absmax uint8 with nested_map (256,), nested_absmax (ceil(groups/256),) and nested_offset ().
-             int8: codes int8 (out, in), scale float32 (out,).
-             q8: codes int8 (P, in/4, 64), scales bfloat16 (P, in/group, 16); P = ceil(out/16).
-             q4: codes uint8 (P, in/8, 64), scales as q8, levels int8 (16,) ascending within −63 … 63.
-             bf16: codes bfloat16 (P, ceil(in/2), 16, 2).
-    dtype    the format's own result type: decoded values are rounded to it before anything else.
+    layout   what its tensors are and how they lie.
+    group    neighbouring elements that share one scale; see the layout.
+    tensors  the layout's parts by name.
+    dtype    decoded values are rounded to it before anything else.
     """
 
-    kind: str
+    layout: Layout
     shape: tuple[int, int]
     group: int
     tensors: Mapping[str, Tensor]
@@ -46,6 +66,19 @@ class PackedWeight:
     @property
     def device(self) -> torch.device:
         return self.tensors["codes"].device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def with_tensors(self, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> PackedWeight:
+        """The same matrix with other tensors, as after a move, and another result type if one is given."""
+        return replace(self, tensors=tensors, dtype=self.dtype if dtype is None else dtype)
+
+    def ordered_parts(self) -> list[Tensor | None]:
+        """Its tensors in the order of the layout's parts; None for one that it lacks."""
+        return [self.tensors.get(part) for part in self.layout.parts]
 
 
 Weight: TypeAlias = "Tensor | PackedWeight"
@@ -59,17 +92,18 @@ def dequantize(weight: Weight, dtype: torch.dtype, rows: slice = slice(None)) ->
     if isinstance(weight, Tensor):
         return weight[rows].to(dtype)
     start, stop, _ = rows.indices(weight.shape[0])
-    decoded = _DECODERS[weight.kind](weight, start, max(start, stop))
+    decoded = _DEFINITIONS[weight.layout].decode(weight, start, max(start, stop))
     return decoded.to(weight.dtype).to(dtype)
 
 
 def dequantize_rows(weight: PackedWeight, rows: Tensor) -> Tensor:
     """Single rows (n,) of the matrix in any order, (n, in) in the weight's own dtype: a table look-up.
 
-    Of our own formats it reads nothing on the host, so that a step of decoding can be compiled.
+    In panels it reads nothing on the host, so that a step of decoding can be compiled.
     """
-    if weight.kind in OWN_KINDS:
-        return _pick_own(weight, rows).to(weight.dtype)
+    pick = _DEFINITIONS[weight.layout].pick
+    if pick is not None:
+        return pick(weight, rows).to(weight.dtype)
     table = [dequantize(weight, weight.dtype, slice(row, row + 1)) for row in rows.tolist()]
     if not table:
         return torch.empty(0, weight.shape[1], dtype=weight.dtype, device=weight.device)
@@ -77,7 +111,7 @@ def dequantize_rows(weight: PackedWeight, rows: Tensor) -> Tensor:
 
 
 def scales(weight: PackedWeight, first: int = 0, last: int | None = None) -> Tensor:
-    """The float32 scales of groups first … last-1 of an nf4 or fp4 weight; the second level is undone."""
+    """The float32 scales of groups first … last-1 in MAP4; the second level is undone."""
     stored = weight.tensors
     absmax = stored["absmax"][first:last]
     if "nested_map" not in stored:
@@ -107,13 +141,18 @@ def _decode_map4(weight: PackedWeight, start: int, stop: int) -> Tensor:
     return decoded[offset : offset + (stop - start) * columns].view(stop - start, columns)
 
 
-def stored_integers(weight: PackedWeight, first: int, last: int) -> Tensor:
-    """The int8 weights of panels first … last-1 of a q4 or q8 matrix, before their scales: (rows, in).
+def integer_step(layout: Layout) -> float:
+    """What an integer in panels is worth before its scale; a power of two, so that nothing is rounded by it."""
+    return 2.0**-6 if layout == Layout.PANELS4 else 2.0**-7
 
-    Those of q4 are in the order of the bytes (packing_layout.paired), which is quicker to have than that of the columns.
+
+def stored_integers(weight: PackedWeight, first: int, last: int) -> Tensor:
+    """The int8 weights of panels first … last-1 of a matrix in PANELS4 or PANELS8, before their scales: (rows, in).
+
+    Those of PANELS4 are in the order of the bytes (packing_layout.paired), which is quicker than that of the columns.
     """
     rows = packing_layout.byte_rows(weight.tensors["codes"][first:last])
-    return rows if weight.kind == "q8" else _levels(weight, rows)
+    return rows if weight.layout == Layout.PANELS8 else _levels(weight, rows)
 
 
 def _levels(weight: PackedWeight, codes: Tensor) -> Tensor:
@@ -129,38 +168,59 @@ def _levels(weight: PackedWeight, codes: Tensor) -> Tensor:
 
 def _scaled(weight: PackedWeight, whole: Tensor, row_scales: Tensor) -> Tensor:
     """Integers (n, in) and scales (n, groups) as float32 values: one rounding."""
-    values = whole.float() * OWN_STEPS[weight.kind]
+    values = whole.float() * integer_step(weight.layout)
     return (values.view(*row_scales.shape, weight.group) * row_scales.float()[:, :, None]).flatten(1)
 
 
-def _decode_own(weight: PackedWeight, start: int, stop: int) -> Tensor:
+def _decode_panels(weight: PackedWeight, start: int, stop: int) -> Tensor:
     """Rows start … stop-1: the panels that hold them are decoded, no others."""
-    first, last = start // packing_layout.ROWS, packing_layout.panel_count(stop)
-    inside = slice(start - first * packing_layout.ROWS, stop - first * packing_layout.ROWS)
-    if weight.kind == "bf16":
-        return packing_layout.unpack_pairs(weight.tensors["codes"][first:last])[
-            inside, : weight.shape[1]
-        ].float()
+    first, inside = _panels_of(start, stop)
+    last = packing_layout.panel_count(stop)
     row_scales = packing_layout.unpack_scales(weight.tensors["scales"][first:last])[inside]
     whole = stored_integers(weight, first, last)[inside]
-    return _scaled(weight, packing_layout.unpaired(whole) if weight.kind == "q4" else whole, row_scales)
+    if weight.layout == Layout.PANELS4:
+        whole = packing_layout.unpaired(whole)
+    return _scaled(weight, whole, row_scales)
 
 
-def _pick_own(weight: PackedWeight, rows: Tensor) -> Tensor:
-    codes = packing_layout.pick_rows(weight.tensors["codes"], rows)
-    if weight.kind == "bf16":
-        return codes.flatten(1)[:, : weight.shape[1]]
-    whole = codes.flatten(1)
-    if weight.kind == "q4":
+def _decode_panels16(weight: PackedWeight, start: int, stop: int) -> Tensor:
+    first, inside = _panels_of(start, stop)
+    codes = weight.tensors["codes"][first : packing_layout.panel_count(stop)]
+    return packing_layout.unpack_pairs(codes)[inside, : weight.shape[1]].float()
+
+
+def _panels_of(start: int, stop: int) -> tuple[int, slice]:
+    """The first panel that holds rows start … stop-1, and where these lie from its beginning on."""
+    first = start // packing_layout.ROWS
+    return first, slice(start - first * packing_layout.ROWS, stop - first * packing_layout.ROWS)
+
+
+def _pick_panels(weight: PackedWeight, rows: Tensor) -> Tensor:
+    whole = packing_layout.pick_rows(weight.tensors["codes"], rows).flatten(1)
+    if weight.layout == Layout.PANELS4:
         whole = packing_layout.unpaired(_levels(weight, whole))
     return _scaled(weight, whole, packing_layout.pick_rows(weight.tensors["scales"], rows))
 
 
-_DECODERS: dict[str, Callable[[PackedWeight, int, int], Tensor]] = {
-    "nf4": _decode_map4,
-    "fp4": _decode_map4,
-    "int8": _decode_int8,
-    "q4": _decode_own,
-    "q8": _decode_own,
-    "bf16": _decode_own,
+def _pick_panels16(weight: PackedWeight, rows: Tensor) -> Tensor:
+    return packing_layout.pick_rows(weight.tensors["codes"], rows).flatten(1)[:, : weight.shape[1]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Definition:
+    """What a layout's tensors are called, how rows start … stop-1 are decoded, and single rows without reading the host."""
+
+    parts: tuple[str, ...]
+    decode: Callable[[PackedWeight, int, int], Tensor]
+    pick: Callable[[PackedWeight, Tensor], Tensor] | None = None
+
+
+_DEFINITIONS: dict[Layout, _Definition] = {
+    Layout.MAP4: _Definition(
+        ("codes", "quant_map", "absmax", "nested_absmax", "nested_map", "nested_offset"), _decode_map4
+    ),
+    Layout.INT8_ROWS: _Definition(("codes", "scale"), _decode_int8),
+    Layout.PANELS4: _Definition(("codes", "scales", "levels"), _decode_panels, _pick_panels),
+    Layout.PANELS8: _Definition(("codes", "scales"), _decode_panels, _pick_panels),
+    Layout.PANELS16: _Definition(("codes",), _decode_panels16, _pick_panels16),
 }

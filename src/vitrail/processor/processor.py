@@ -192,17 +192,10 @@ class PixtralProcessor:
 
     def picture_grid(self, height: int, width: int, max_image_tokens: int | None = None) -> Grid:
         """The grid of a picture of (height, width) pixels: the size it is read at, its rows and columns of tokens."""
-        size = self.image_processor.size
-        edge = size["longest_edge"] if "longest_edge" in size else (size["height"], size["width"])
-        return image_grid(
-            height,
-            width,
-            patch_size=self.patch_size,
-            merge=self.spatial_merge_size,
-            longest_edge=edge,
-            dialect=self.image_processor.settings({}).dialect,
-            max_image_tokens=max_image_tokens or self.image_processor.max_image_tokens,
-        )
+        options = self.image_processor.grid_options(self.patch_size, self.spatial_merge_size)
+        if max_image_tokens:
+            options["max_image_tokens"] = max_image_tokens
+        return image_grid(height, width, **options)
 
     def image_token_counts(self, batch: Mapping[str, Any]) -> list[int]:
         """What each image of a batch that this processor made costs: its image, break and end ids."""

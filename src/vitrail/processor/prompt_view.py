@@ -204,16 +204,8 @@ def _of_tokenizer(tokenizer: FastTokenizer | MistralCommonTokenizer) -> PromptMa
 
 def _of_parts(parts: Mapping[str, Any]) -> PromptMaker:
     """From the arguments of a PixtralProcessor."""
-    images, tokenizer = parts["image_processor"], parts["tokenizer"]
-    size = images.size
-    edge = size["longest_edge"] if "longest_edge" in size else (size["height"], size["width"])
-    pictures = {
-        "patch_size": parts["patch_size"],
-        "merge": parts["spatial_merge_size"],
-        "longest_edge": edge,
-        "dialect": images.settings({}).dialect,
-        "max_image_tokens": images.max_image_tokens,
-    }
+    tokenizer = parts["tokenizer"]
+    pictures = parts["image_processor"].grid_options(parts["patch_size"], parts["spatial_merge_size"])
     template = parts.get("chat_template")
     if template is None:
         template = getattr(tokenizer, "chat_template", None)
@@ -230,16 +222,16 @@ def _runs(ids: list[int], names: Mapping[int, str], tokenizer: Any) -> Iterator[
             while stop < len(ids) and ids[stop] not in names:
                 stop += 1
             yield Run("text", tokenizer.decode(ids[start:stop]), tuple(ids[start:stop]))
-        elif name == IMAGE and (grid := _grid_at(ids, start, names)) is not None:
-            stop = start + grid[0] * (grid[1] + 1)
-            yield Run("picture", f"[IMG {grid[0]}×{grid[1]}]", tuple(ids[start:stop]), grid)
+        elif name == IMAGE and (found := _grid_at(ids, start, names)) is not None:
+            rows, cols, stop = found
+            yield Run("picture", f"[IMG {rows}×{cols}]", tuple(ids[start:stop]), (rows, cols))
         else:
             yield Run("control", name, (ids[start],))
         start = stop
 
 
-def _grid_at(ids: list[int], start: int, names: Mapping[int, str]) -> tuple[int, int] | None:
-    """(rows, columns) of the picture whose tokens begin at `start`; None where they are not a whole grid."""
+def _grid_at(ids: list[int], start: int, names: Mapping[int, str]) -> tuple[int, int, int] | None:
+    """(rows, columns, end) of the image whose tokens begin at `start`; None where they are not a whole grid."""
     rows = 0
     cols: int | None = None
     width = 0
@@ -252,5 +244,5 @@ def _grid_at(ids: list[int], start: int, names: Mapping[int, str]) -> tuple[int,
             return None
         rows, cols, width = rows + 1, width, 0
         if name == END:
-            return rows, cols
+            return rows, cols, place + 1
     return None

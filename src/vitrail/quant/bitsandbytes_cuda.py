@@ -1,20 +1,23 @@
-"""Products with NF4 and FP4 weights on an Nvidia GPU: by bitsandbytes where it is installed, else by decoding.
+"""Products with weights in bitsandbytes' 4-bit maps on an Nvidia GPU: by that library where it is installed, else decoded.
 
 The one file of the package that may import bitsandbytes, and only when a 4-bit weight on a GPU is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from vitrail.ops.cpu.dense import products_oracle
-from vitrail.ops.cpu.registry import implement
-from vitrail.ops.weight import NESTED_GROUP, PackedWeight
+from vitrail.ops.kernels import register
+from vitrail.ops.weight import NESTED_GROUP, Layout, PackedWeight
+from vitrail.quant.bitsandbytes_codes import quant_map
+from vitrail.quant.formats.bitsandbytes import FP4, NF4
 
 
 @lru_cache(maxsize=1)
@@ -27,8 +30,20 @@ def _library() -> Any:
     return bitsandbytes
 
 
-def _state(library: Any, weight: PackedWeight) -> Any:
-    """bitsandbytes' description of a packed weight."""
+def map_name(values: Tensor) -> str | None:
+    """Which of bitsandbytes' maps a weight's quant_map is; None for another. Read once, for that waits for the GPU."""
+    if values not in _MAP_NAMES:
+        stored = values.cpu()
+        names = (NF4.name, FP4.name)
+        _MAP_NAMES[values] = next((name for name in names if torch.allclose(stored, quant_map(name))), None)
+    return _MAP_NAMES[values]
+
+
+_MAP_NAMES: MutableMapping[Tensor, str | None] = WeakIdKeyDictionary()
+
+
+def _state(library: Any, weight: PackedWeight, name: str) -> Any:
+    """bitsandbytes' description of a packed weight whose map is `name`'s."""
     tensors, state = weight.tensors, library.functional.QuantState
     nested: dict[str, Any] = {}
     if "nested_map" in tensors:
@@ -44,23 +59,24 @@ def _state(library: Any, weight: PackedWeight) -> Any:
         shape=torch.Size(weight.shape),
         code=tensors["quant_map"],
         blocksize=weight.group,
-        quant_type=weight.kind,
+        quant_type=name,
         dtype=weight.dtype,
         **nested,
     )
 
 
 def products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """The operator dense_products (ops/cpu/dense.py) on a GPU."""
-    library = _library() if weights[0].kind in ("nf4", "fp4") else None
-    if library is None:
+    """The operator dense_products (ops/cpu/dense.py) for MAP4 on a GPU."""
+    library = _library()
+    names = [] if library is None else [map_name(weight.tensors["quant_map"]) for weight in weights]
+    if library is None or None in names:
         return products_oracle(x, weights, biases)
     return [
         library.matmul_4bit(
-            x, weight.tensors["codes"][None], quant_state=_state(library, weight), bias=bias
+            x, weight.tensors["codes"][None], quant_state=_state(library, weight, str(name)), bias=bias
         ).to(x.dtype)
-        for weight, bias in zip(weights, biases, strict=True)
+        for weight, name, bias in zip(weights, names, biases, strict=True)
     ]
 
 
-implement("dense_products", "cuda", products)
+register(Layout.MAP4, "cuda", products)

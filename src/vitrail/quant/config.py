@@ -1,176 +1,17 @@
-"""BitsAndBytesConfig, and which quantization_config is supported (own_config.py has the other). Quantises nothing."""
+"""What a quantization_config may be, and how one is read. Quantises nothing."""
 
 from __future__ import annotations
 
-import copy
-import json
-import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-import torch
-
 from vitrail.errors import ConfigError, UnsupportedError
-from vitrail.quant.own_config import METHOD, QuantizeConfig
+from vitrail.quant.bitsandbytes_config import BitsAndBytesConfig as BitsAndBytesConfig
+from vitrail.quant.formats import FORMATS
+from vitrail.quant.formats.base import StoredConfig
+from vitrail.quant.quantize_config import QuantizeConfig
 
-_STORAGE = ("float16", "float32", "int8", "uint8", "float64", "bfloat16")
-_COMPUTE = ("float16", "bfloat16", "float32", "float64")
-# Keys that to_dict() writes for other readers and that say nothing new to the constructor.
-_ECHOES = ("quant_method", "_load_in_8bit", "_load_in_4bit")
-
-
-class BitsAndBytesConfig:
-    """How to quantise while loading: 4 bits (NF4 or FP4) or 8 bits, as bitsandbytes stores them.
-
-    Arguments, defaults and written keys are those of transformers 4.57. Nothing of bitsandbytes is needed.
-
-    load_in_8bit, load_in_4bit       one of them chooses the width.
-    llm_int8_threshold               kept and written; activations are never quantised here, so there are no
-                                     outlier columns to set apart.
-    llm_int8_skip_modules            names or paths of modules that stay as they are. When given, lm_head is
-                                     quantised too unless it is listed (as transformers does).
-    llm_int8_enable_fp32_cpu_offload kept and written; layers may lie on any device anyway.
-    llm_int8_has_fp16_weight         not supported when true.
-    bnb_4bit_compute_dtype           dtype of the 4-bit layers' products (default float32).
-    bnb_4bit_quant_type              "fp4" (default) or "nf4".
-    bnb_4bit_use_double_quant        quantise the scales too.
-    bnb_4bit_quant_storage           dtype as which the packed bytes are saved (default uint8).
-
-    Raises ConfigError for an ill-typed, contradictory or unknown argument.
-    """
-
-    quant_method = "bitsandbytes"
-
-    def __init__(
-        self,
-        load_in_8bit: bool = False,
-        load_in_4bit: bool = False,
-        llm_int8_threshold: float = 6.0,
-        llm_int8_skip_modules: list[str] | None = None,
-        llm_int8_enable_fp32_cpu_offload: bool = False,
-        llm_int8_has_fp16_weight: bool = False,
-        bnb_4bit_compute_dtype: torch.dtype | str | None = None,
-        bnb_4bit_quant_type: str = "fp4",
-        bnb_4bit_use_double_quant: bool = False,
-        bnb_4bit_quant_storage: torch.dtype | str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        unknown = sorted(name for name in kwargs if name not in _ECHOES)
-        if unknown:
-            raise ConfigError(f"BitsAndBytesConfig does not know {', '.join(unknown)}.")
-        self.load_in_8bit = load_in_8bit
-        self.load_in_4bit = load_in_4bit
-        self.llm_int8_threshold = llm_int8_threshold
-        self.llm_int8_skip_modules = llm_int8_skip_modules
-        self.llm_int8_enable_fp32_cpu_offload = llm_int8_enable_fp32_cpu_offload
-        self.llm_int8_has_fp16_weight = llm_int8_has_fp16_weight
-        self.bnb_4bit_compute_dtype = _dtype(
-            "bnb_4bit_compute_dtype", bnb_4bit_compute_dtype, torch.float32, _COMPUTE
-        )
-        self.bnb_4bit_quant_type = bnb_4bit_quant_type
-        self.bnb_4bit_use_double_quant = bnb_4bit_use_double_quant
-        self.bnb_4bit_quant_storage = _dtype(
-            "bnb_4bit_quant_storage", bnb_4bit_quant_storage, torch.uint8, _STORAGE
-        )
-        self.post_init()
-
-    def post_init(self) -> None:
-        """Check every value; ConfigError says which is wrong."""
-        for name in (
-            "load_in_8bit",
-            "load_in_4bit",
-            "llm_int8_enable_fp32_cpu_offload",
-            "llm_int8_has_fp16_weight",
-            "bnb_4bit_use_double_quant",
-        ):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}.")
-        if self.load_in_4bit and self.load_in_8bit:
-            raise ConfigError("load_in_4bit and load_in_8bit are both true; choose one.")
-        if isinstance(self.llm_int8_threshold, bool) or not isinstance(self.llm_int8_threshold, (int, float)):
-            raise ConfigError(f"llm_int8_threshold must be a number, got {self.llm_int8_threshold!r}.")
-        skip = self.llm_int8_skip_modules
-        if skip is not None and not (isinstance(skip, list) and all(isinstance(name, str) for name in skip)):
-            raise ConfigError(f"llm_int8_skip_modules must be a list of names, got {skip!r}.")
-        if self.bnb_4bit_quant_type not in ("fp4", "nf4"):
-            raise ConfigError(
-                f"bnb_4bit_quant_type must be 'fp4' or 'nf4', got {self.bnb_4bit_quant_type!r}."
-            )
-        if self.llm_int8_has_fp16_weight:
-            raise UnsupportedError(
-                "llm_int8_has_fp16_weight is not supported: 8-bit layers keep 8-bit weights."
-            )
-
-    def is_quantizable(self) -> bool:
-        """Whether anything is to be quantised."""
-        return self.load_in_8bit or self.load_in_4bit
-
-    def quantization_method(self) -> str | None:
-        """ "llm_int8", "fp4", "nf4" or None."""
-        if self.load_in_8bit:
-            return "llm_int8"
-        return self.bnb_4bit_quant_type if self.load_in_4bit else None
-
-    @classmethod
-    def from_dict(
-        cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
-    ) -> Any:
-        """From the quantization_config of a config.json; `kwargs` that are attributes take precedence.
-
-        With `return_unused_kwargs` the pair (config, other keywords) is returned.
-        """
-        config = cls(**copy.deepcopy(dict(config_dict)))
-        unused = config.update(**kwargs)
-        if return_unused_kwargs:
-            return config, unused
-        if unused:
-            raise ConfigError(f"BitsAndBytesConfig does not know {', '.join(sorted(unused))}.")
-        return config
-
-    def update(self, **kwargs: Any) -> dict[str, Any]:
-        """Set the given attributes, check them, and return the keywords that are none."""
-        known = {name: value for name, value in kwargs.items() if name in vars(self)}
-        changed = type(self)(**{**vars(self), **known})
-        vars(self).update(vars(changed))
-        return {name: value for name, value in kwargs.items() if name not in known}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every key as transformers writes it into config.json."""
-        values = copy.deepcopy(vars(self))
-        for name in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"):
-            values[name] = str(values[name]).removeprefix("torch.")
-        echoes = {"_load_in_8bit": self.load_in_8bit, "_load_in_4bit": self.load_in_4bit}
-        return {"quant_method": self.quant_method, **echoes, **values}
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """The keys that differ from the defaults."""
-        default = BitsAndBytesConfig().to_dict()
-        return {name: value for name, value in self.to_dict().items() if value != default[name]}
-
-    def to_json_string(self, use_diff: bool = True) -> str:
-        """Indented JSON with sorted keys: the difference from the defaults, or everything."""
-        values = self.to_diff_dict() if use_diff else self.to_dict()
-        return json.dumps(values, indent=2, sort_keys=True) + "\n"
-
-    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
-        """Write every key to a JSON file."""
-        Path(json_file_path).write_text(self.to_json_string(use_diff=False), encoding="utf-8")
-
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        """Pairs of attribute and value, so that dict(config) works."""
-        return iter(copy.deepcopy(vars(self)).items())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, BitsAndBytesConfig) and vars(self) == vars(other)
-
-    __hash__ = None  # type: ignore[assignment]  # mutable: equality is by content
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__} {json.dumps(self.to_dict(), indent=2, sort_keys=True)}\n"
-
-
-Quantization: TypeAlias = BitsAndBytesConfig | QuantizeConfig
+Quantization: TypeAlias = BitsAndBytesConfig | QuantizeConfig | StoredConfig
 
 
 def read_quantization(value: Any) -> Quantization | None:
@@ -178,36 +19,32 @@ def read_quantization(value: Any) -> Quantization | None:
 
     Raises UnsupportedError that names what is supported for any other quantisation method.
     """
-    if value is None or isinstance(value, (BitsAndBytesConfig, QuantizeConfig)):
+    if value is None or isinstance(value, (BitsAndBytesConfig, QuantizeConfig, StoredConfig)):
         return value
     if not isinstance(value, Mapping):
         raise ConfigError(
             f"quantization_config must be a BitsAndBytesConfig, a QuantizeConfig or a dict, got {type(value).__name__}."
         )
-    method = value.get("quant_method", "bitsandbytes" if _names_bitsandbytes(value) else None)
-    if method == METHOD:
+    method = value.get(
+        "quant_method", BitsAndBytesConfig.quant_method if _names_bitsandbytes(value) else None
+    )
+    if method == QuantizeConfig.quant_method:
         return QuantizeConfig.from_dict(value)
-    if method != "bitsandbytes":
+    if method == BitsAndBytesConfig.quant_method:
+        config: BitsAndBytesConfig = BitsAndBytesConfig.from_dict(value)
+        return config
+    known: dict[str, list[str]] = {}
+    for format in FORMATS.values():
+        known.setdefault(format.method, []).append(format.name)
+    if not isinstance(method, str) or method not in known:
+        words = " and ".join(f"{method!r} ({', '.join(names)})" for method, names in known.items())
         raise UnsupportedError(
-            f"quantization_config with quant_method {method!r:.80} is not supported; this version reads "
-            f"'bitsandbytes' (nf4, fp4, int8) and {METHOD!r} (q4, q8). Use the model's unquantised checkpoint instead."
+            f"quantization_config with quant_method {value.get('quant_method')!r:.80} is not supported; this version reads "
+            f"{words}. Use the model's unquantised checkpoint instead."
         )
-    config: BitsAndBytesConfig = BitsAndBytesConfig.from_dict(value)
-    return config
+    return StoredConfig(value)
 
 
 def _names_bitsandbytes(value: Mapping[str, Any]) -> bool:
     # Early files leave quant_method out.
     return "load_in_4bit" in value or "load_in_8bit" in value
-
-
-def _dtype(
-    name: str, value: torch.dtype | str | None, default: torch.dtype, allowed: tuple[str, ...]
-) -> torch.dtype:
-    if value is None:
-        return default
-    word = str(value).removeprefix("torch.") if isinstance(value, (str, torch.dtype)) else None
-    if word not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-    dtype: torch.dtype = getattr(torch, word)
-    return dtype

@@ -7,47 +7,57 @@ the weights and see every picture, 8 bits. bitsandbytes' formats are chosen as t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from vitrail.errors import InputError
-from vitrail.quant.bitsandbytes import GROUP
 from vitrail.quant.config import BitsAndBytesConfig, Quantization
-from vitrail.quant.own_config import QuantizeConfig
-from vitrail.quant.own_layout import fitting_group
-from vitrail.quant.replace import quantized_names
+from vitrail.quant.formats import FORMATS, WeightFormat
+from vitrail.quant.formats.base import StoredConfig
+from vitrail.quant.formats.bitsandbytes import NF4, format_of
+from vitrail.quant.formats.plain import BF16
+from vitrail.quant.quantize_config import QuantizeConfig
 
-PLAIN = "bf16"  # 16 bits: as in the files, or rounded to bfloat16
 _VISION = ("vision_tower", "transformer", "patch_positional_embedding")
 _PROJECTOR = "multi_modal_projector"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What becomes of a module's weight: its format (PLAIN: it is not packed), its group, and a reason if not the usual."""
+    """What becomes of a module's weight: its format, its group, and a reason if not the usual."""
 
     part: str  # "vision tower", "projector", "embeddings", "language model" or "head"
-    kind: str
+    format: WeightFormat
     group: int = 0
     why: str = ""
 
     @property
     def packs(self) -> bool:
         """Whether the weight is packed."""
-        return self.kind != PLAIN
+        return self.format.packs
 
 
 def choose(model: nn.Module, config: Quantization, tied: Iterable[str] = ()) -> dict[str, Choice]:
     """The path of every linear layer and embedding of `model`, as it was built → what becomes of it.
 
     `tied`: paths of a head and of the table that are one tensor. Own formats leave the head out, for it is the table;
-    bitsandbytes leaves both as they are. InputError for a pattern of `keep` that fits no module.
+    bitsandbytes leaves both as they are, as do formats that are only read, of which all linear layers but the head are
+    expected. InputError for a pattern of `keep` that fits no module.
     """
     if isinstance(config, BitsAndBytesConfig):
-        return _as_bitsandbytes(model, config, tuple(tied))
+        names = quantized_names(model, config, tied)
+        return _linears_in(model, format_of(config), names, tuple(tied))
+    if isinstance(config, StoredConfig):
+        (format, *_) = (format for format in FORMATS.values() if format.method == config.quant_method)
+        names = {
+            path
+            for path, part, module in _matrices(model)
+            if isinstance(module, nn.Linear) and part != "head"
+        }
+        return _linears_in(model, format, names, tuple(tied))
     _check_patterns(model, config.keep)
     shared = set(tied)
     return {
@@ -76,7 +86,10 @@ def nf4_config(
         ]
         skip = ["lm_head", *([] if vision else ["vision_tower", _PROJECTOR]), *matched]
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=skip
+        load_in_4bit=True,
+        bnb_4bit_quant_type=NF4.name,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skip,
     )
 
 
@@ -101,30 +114,56 @@ def _part(path: str, module: nn.Module, is_head: bool) -> str:
 
 def _own(part: str, path: str, module: nn.Linear | nn.Embedding, config: QuantizeConfig) -> Choice:
     wanted = {"head": config.lm_head, "embeddings": config.embeddings, "language model": config.format}
-    kind = wanted.get(part, config.vision)
+    name = wanted.get(part, config.vision)
     if any(_fits(path, pattern) for pattern in config.keep):
-        return Choice(part, PLAIN, why="kept")
-    if kind == PLAIN:
-        return Choice(part, PLAIN)
+        return Choice(part, BF16, why="kept")
+    if name not in FORMATS:
+        return Choice(part, BF16)
     columns = module.embedding_dim if isinstance(module, nn.Embedding) else module.in_features
-    group = fitting_group(columns, config.group)
+    group = FORMATS[name].group(columns, config.group)
     if group is None:
-        return Choice(part, PLAIN, why=f"no group divides {columns} columns")
+        return Choice(part, BF16, why=f"no group divides {columns} columns")
     return Choice(
-        part, kind, group, "" if group == config.group else f"{config.group} does not divide {columns}"
+        part,
+        FORMATS[name],
+        group,
+        "" if group == config.group else f"{config.group} does not divide {columns}",
     )
 
 
-def _as_bitsandbytes(
-    model: nn.Module, config: BitsAndBytesConfig, tied: tuple[str, ...]
+def _linears_in(
+    model: nn.Module, format: WeightFormat, names: Container[str], tied: tuple[str, ...]
 ) -> dict[str, Choice]:
-    kind = "int8" if config.load_in_8bit else config.bnb_4bit_quant_type
-    packed = quantized_names(model, config, tied)
+    """The modules of these names in a format, all others plain; a tied head is the table's."""
     found = {}
-    for path, part, _ in _matrices(model):
-        if not (part == "head" and path in tied):
-            found[path] = Choice(part, kind, GROUP) if path in packed else Choice(part, PLAIN)
+    for path, part, module in _matrices(model):
+        if part == "head" and path in tied:
+            continue
+        group = format.group(module.weight.shape[1], 0) if path in names else None
+        found[path] = Choice(part, BF16) if group is None else Choice(part, format, group)
     return found
+
+
+def quantized_names(model: nn.Module, config: BitsAndBytesConfig, tied: Iterable[str] = ()) -> set[str]:
+    """The paths of the Linear layers that `config` quantises, chosen as transformers 4.57 chooses them.
+
+    Without llm_int8_skip_modules every one but lm_head; with it, every one that is not listed by its last
+    name, its whole path, or the path of a module that holds it. `tied` are paths that share the embedding's
+    tensor; they always stay.
+    """
+    if not config.is_quantizable():
+        return set()
+    skip = ["lm_head"] if config.llm_int8_skip_modules is None else config.llm_int8_skip_modules
+    kept = set(tied)
+    return {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name not in kept and not _skipped(name, skip)
+    }
+
+
+def _skipped(name: str, skip: Iterable[str]) -> bool:
+    return any(name.rpartition(".")[2] == key or name == key or f"{key}." in name for key in skip)
 
 
 def _fits(path: str, pattern: str) -> bool:

@@ -258,10 +258,10 @@ def _grid_places(size: Sequence[int]) -> Tensor:
 def _holders(places: Tensor, characters: int) -> Tensor:
     """bool (characters, picture tokens with their breaks): which tokens hold a part of which character."""
     merge = batches.UNIT // batches.PATCH
-    rows, columns = places.shape[0] // merge, places.shape[1] // merge
+    grid = Grid.of_size(places.shape[0], places.shape[1], merge)
     y, x = (places >= 0).nonzero(as_tuple=True)
-    holds = torch.zeros(characters, rows * (columns + 1), dtype=torch.bool)
-    holds[places[y, x], (y // merge) * (columns + 1) + x // merge] = True
+    holds = torch.zeros(characters, grid.tokens, dtype=torch.bool)
+    holds[places[y, x], (y // merge) * (grid.cols + 1) + x // merge] = True
     return holds
 
 

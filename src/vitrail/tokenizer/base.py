@@ -10,6 +10,7 @@ from vitrail.images.batch_feature import BatchFeature, check_tensor_type
 from vitrail.prompts.builtin import Encoder, Format
 from vitrail.prompts.builtin.pieces import IMAGE
 from vitrail.prompts.rendered_prompt import RenderedPrompt, as_prompt
+from vitrail.responses.ids import to_list
 from vitrail.tokenizer.padding import Lengths, lengths, limit_of, pad_encoded, pad_rows
 
 if TYPE_CHECKING:
@@ -71,6 +72,29 @@ class BaseTokenizer:
 
         return parse_response(self, ids, **options)
 
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The text of one sequence of ids."""
+        raise NotImplementedError
+
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """The texts of several sequences of ids: a tensor (B, T), or a list of what `decode` takes."""
+        refuse_unknown("batch_decode", kwargs)
+        return [
+            self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in to_list(sequences)
+        ]
+
     def pad(
         self,
         encoded_inputs: Any,
@@ -131,3 +155,9 @@ class BaseTokenizer:
         if single and check_tensor_type(return_tensors) is None:
             out = {name: column[0] for name, column in out.items()}
         return BatchFeature(out, return_tensors)
+
+
+def refuse_unknown(owner: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise InputError for keywords that `owner` does not have."""
+    if kwargs:
+        raise InputError(f"{owner} has no arguments {', '.join(sorted(kwargs))}")

@@ -16,7 +16,7 @@ from vitrail.prompts.builtin.encode_chat import build_chat, choose_format, encod
 from vitrail.prompts.chat_template import find_chat_template, save_chat_template
 from vitrail.prompts.render import Chat, choose_template, refuse_assistant_mask, render_chat
 from vitrail.prompts.rendered_prompt import RenderedPrompt, opened
-from vitrail.responses.ids import to_ids, to_list
+from vitrail.responses.ids import to_ids
 from vitrail.tokenizer.backend import (
     LLAMA_CLASSES,
     declare_tokens,
@@ -195,19 +195,6 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
             raise InputError(f"ids must be below 2**32: {error}") from error
         clean = clean_up_tokenization_spaces
         return clean_up(text) if (self.clean_up_tokenization_spaces if clean is None else clean) else text
-
-    def batch_decode(
-        self,
-        sequences: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-        **kwargs: Any,
-    ) -> list[str]:
-        """The texts of several sequences of ids: a tensor (B, T), or a list of what `decode` takes."""
-        _refuse({}, kwargs)
-        return [
-            self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in to_list(sequences)
-        ]
 
     def apply_chat_template(
         self,

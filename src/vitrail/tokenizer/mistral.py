@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +24,8 @@ from vitrail.prompts.builtin.pieces import IMAGE
 from vitrail.prompts.builtin.trusted import read_trusted
 from vitrail.prompts.messages import Message, normalize_batch
 from vitrail.prompts.rendered_prompt import RenderedPrompt, as_prompt, opened
-from vitrail.responses.ids import to_ids, to_list
+from vitrail.responses.ids import to_ids
+from vitrail.tokenizer.base import refuse_unknown
 from vitrail.tokenizer.image_prompts import ImagePromptEncoder
 from vitrail.tokenizer.mistral_bridge import explained, open_tokenizer, openai_message, stack_pictures
 from vitrail.tokenizer.mistral_encoder import MistralEncoder, format_of_file
@@ -64,7 +65,7 @@ class MistralCommonTokenizer(MistralRows):
         **kwargs: Any,
     ) -> None:
         """`tokenizer_path`: a file of mistral-common; `mode`: how strictly conversations are validated."""
-        _refuse("MistralCommonTokenizer", kwargs)
+        refuse_unknown("MistralCommonTokenizer", kwargs)
         self._tokenizer_path = Path(tokenizer_path)
         self.tokenizer = open_tokenizer(self._tokenizer_path, mode)
         self.mode = str(getattr(mode, "value", mode))
@@ -100,7 +101,7 @@ class MistralCommonTokenizer(MistralRows):
         format="hf" or "mistral": of which of a repository's two formats the configuration beside it is fetched.
         """
         format = kwargs.pop("format", None)
-        _refuse("from_pretrained", {**kwargs, **({"init_inputs": init_inputs} if init_inputs else {})})
+        refuse_unknown("from_pretrained", {**kwargs, **({"init_inputs": init_inputs} if init_inputs else {})})
         hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
         folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=format)
         found = tokenizer_files(folder)
@@ -143,7 +144,7 @@ class MistralCommonTokenizer(MistralRows):
 
         `add_special_tokens` adds bos and eos, as transformers' class does. Errors: InputError, UnsupportedError.
         """
-        _refuse("MistralCommonTokenizer", kwargs)
+        refuse_unknown("MistralCommonTokenizer", kwargs)
         given: dict[str, Any] = {
             "text_pair": text_pair,
             "text_target": text_target,
@@ -192,7 +193,7 @@ class MistralCommonTokenizer(MistralRows):
         **kwargs: Any,
     ) -> Any:
         """The ids of one text: a list, or a tensor (1, T) with `return_tensors`."""
-        _refuse("encode", kwargs)
+        refuse_unknown("encode", kwargs)
         return self(
             text,
             text_pair,
@@ -219,29 +220,16 @@ class MistralCommonTokenizer(MistralRows):
 
         from vitrail.tokenizer.vocabulary import clean_up
 
-        _refuse("decode", kwargs)
+        refuse_unknown("decode", kwargs)
         ids = to_ids(token_ids)
         self._check_ids(ids)
         policy = SpecialTokenPolicy.IGNORE if skip_special_tokens else SpecialTokenPolicy.KEEP
         text = str(self.tokenizer.decode(ids, special_token_policy=policy))
         return clean_up(text) if clean_up_tokenization_spaces or self.clean_up_tokenization_spaces else text
 
-    def batch_decode(
-        self,
-        sequences: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-        **kwargs: Any,
-    ) -> list[str]:
-        """The texts of several sequences of ids: a tensor (B, T), or a list of what `decode` takes."""
-        _refuse("batch_decode", kwargs)
-        return [
-            self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in to_list(sequences)
-        ]
-
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
         """The tokens of one text, as strings."""
-        _refuse("tokenize", kwargs)
+        refuse_unknown("tokenize", kwargs)
         tokens: list[str] = self.convert_ids_to_tokens(self._ids(text, add_special_tokens=False))
         return tokens
 
@@ -275,7 +263,7 @@ class MistralCommonTokenizer(MistralRows):
             call = {"padding": padding, "truncation": truncation, "max_length": max_length}
             call["return_tensors"] = return_tensors
             return self._format_chat(conversation, options, call, tokenize=tokenize, return_dict=return_dict)
-        _refuse("apply_chat_template", {k: v for k, v in kwargs.items() if k not in _NEEDLESS})
+        refuse_unknown("apply_chat_template", {k: v for k, v in kwargs.items() if k not in _NEEDLESS})
         conversations, batched = normalize_batch(conversation)
         encoded = [self._encode_chat(messages, tools, continue_final_message) for messages in conversations]
         if not tokenize:
@@ -351,7 +339,7 @@ class MistralCommonTokenizer(MistralRows):
             raise UnsupportedError(
                 "push_to_hub and what belongs to it are not supported; save_pretrained is local"
             )
-        _refuse("save_pretrained", kwargs)
+        refuse_unknown("save_pretrained", kwargs)
         name = "tekken.json" if self._tokenizer_path.suffix == ".json" else self._tokenizer_path.name
         target = prepare_folder(save_directory) / name
         if not target.exists() or not target.samefile(self._tokenizer_path):
@@ -448,8 +436,3 @@ def tokenizer_files(folder: CheckpointFolder) -> list[Path]:
     names = [name for name in folder.files if _SENTENCEPIECE.fullmatch(name) or name == "tekken.json"]
     names.sort(key=lambda name: (name == "tekken.json", version_of(name), name))
     return [folder.path / name for name in names]
-
-
-def _refuse(owner: str, kwargs: Mapping[str, Any]) -> None:
-    if kwargs:
-        raise InputError(f"{owner} has no arguments {', '.join(sorted(kwargs))}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.images.batch_feature import BatchFeature
-from vitrail.tokenizer.base import BaseTokenizer
+from vitrail.tokenizer.base import BaseTokenizer, refuse_unknown
 from vitrail.tokenizer.mistral_vocabulary import MistralVocabulary
 from vitrail.tokenizer.padding import pad_rows
 
@@ -89,5 +89,4 @@ class MistralRows(MistralVocabulary, BaseTokenizer):
 def _refuse(owner: str, pair_ids: Any, kwargs: dict[str, Any]) -> None:
     if pair_ids:
         raise UnsupportedError(f"{owner}: pair_ids is not supported; encode one text at a time")
-    if kwargs:
-        raise InputError(f"{owner} has no arguments {', '.join(sorted(kwargs))}")
+    refuse_unknown(owner, kwargs)

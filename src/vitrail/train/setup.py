@@ -19,11 +19,12 @@ from vitrail.files.hub import resolve
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.processor.processor import PixtralProcessor
 from vitrail.processor.prompt_view import PromptMaker, maker_of, open_maker
-from vitrail.quant.config import BitsAndBytesConfig
+from vitrail.quant.bitsandbytes_config import BitsAndBytesConfig
+from vitrail.quant.formats.bitsandbytes import FP4, INT8, NF4
 from vitrail.quant.replace import QuantLinear
 from vitrail.train.examples import ExampleMaker
 
-QUANTISED = ("nf4", "fp4", "int8")
+QUANTISED = (NF4.name, FP4.name, INT8.name)
 LANGUAGE_MODEL = "language_model"
 _SAMPLE = 1 << 18  # bytes of a file that are looked at, at either end
 
@@ -81,7 +82,7 @@ def open_model(
     """The model of a checkpoint, its Linear layers packed to `quantize` (one of QUANTISED) while loading."""
     kind = auto_class(AutoConfig.from_pretrained(model))
     packing: BitsAndBytesConfig | None = None
-    if quantize == "int8":
+    if quantize == INT8.name:
         packing = BitsAndBytesConfig(load_in_8bit=True)
     elif quantize is not None:
         compute = torch.float32 if dtype in ("auto", "float32") else getattr(torch, dtype)

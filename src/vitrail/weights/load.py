@@ -11,12 +11,8 @@ from torch import Tensor, nn
 
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.ops import memory
-from vitrail.ops.weight import PackedWeight
 from vitrail.quant.config import BitsAndBytesConfig, Quantization, read_quantization
-from vitrail.quant.own_config import FORMATS, QuantizeConfig
-from vitrail.quant.own_layout import OWN_KINDS
-from vitrail.quant.pack import pack
-from vitrail.quant.policy import PLAIN
+from vitrail.quant.formats import StoredWeight, side_keys
 from vitrail.quant.replace import QuantEmbedding, Quantized, QuantLinear, TiedHead, replace
 from vitrail.weights.checkpoint import Checkpoint, open_checkpoint
 from vitrail.weights.devices import DeviceMap, Placement, join, placement
@@ -80,7 +76,7 @@ def _refuse_another(stored: Quantization | None, asked: Quantization | None) -> 
     """Raise UnsupportedError where the files are packed in one way and another is asked for."""
     if stored is None or asked is None or stored == asked:
         return
-    if isinstance(stored, QuantizeConfig) or isinstance(asked, QuantizeConfig):
+    if not (isinstance(stored, BitsAndBytesConfig) and isinstance(asked, BitsAndBytesConfig)):
         raise UnsupportedError(
             f"the checkpoint is quantised already ({stored.quant_method}); leave quantization_config out, or load the "
             "model's unquantised checkpoint."
@@ -124,7 +120,7 @@ def resolve_dtype(
 
 
 def _plain_floats(checkpoint: Checkpoint) -> Iterator[torch.dtype]:
-    scales = (".absmax", "_absmax", ".quant_map", ".nested_quant_map", ".SCB", ".weight.scales")
+    scales = tuple(f".{key}" for key in side_keys())
     for name in checkpoint.names():
         if checkpoint.spec(name).dtype in FLOATS and not name.endswith(scales):
             yield checkpoint.spec(name).dtype
@@ -139,18 +135,18 @@ def _fill(
     quantization: Quantization | None,
 ) -> None:
     """Read, convert and place every tensor; each is copied out of the mapped file by itself, or stays there."""
-    compute, storage = None, torch.uint8
+    compute = None
     if isinstance(quantization, BitsAndBytesConfig) and not quantization.load_in_8bit:
-        compute, storage = quantization.bnb_4bit_compute_dtype, quantization.bnb_4bit_quant_storage
-    for path, packed in plan.packed.items():
+        compute = quantization.bnb_4bit_compute_dtype
+    for path, stored in plan.packed.items():
+        packed = stored.weight
         stays = path in plan.in_place and where.of(path).type == "cpu"
         tensors = {
             name: tensor if stays else memory.copied(tensor, where.of(path))
             for name, tensor in packed.tensors.items()
         }
-        loaded_type = packed.dtype if packed.kind in ("nf4", "fp4") else dtype
-        placed = PackedWeight(packed.kind, packed.shape, packed.group, tensors, loaded_type)
-        layer = _layer(_submodule(model, path), placed, compute_dtype=compute, storage=plan.storage[path])
+        placed = packed.with_tensors(tensors, packed.dtype if stored.format.stores_dtype else dtype)
+        layer = _layer(_submodule(model, path), StoredWeight(stored.format, placed), compute)
         replace(model, path, layer)
     for name, file_name in plan.plain.items():
         tensor, path = checkpoint.tensor(file_name), _path(name)
@@ -160,16 +156,15 @@ def _fill(
             stays = plan.stays_mapped(checkpoint.spec(file_name), target, where.of(name))
             _put(model, name, tensor if stays else memory.copied(tensor, where.of(name), target))
             continue
-        packed = pack(tensor, choice, quantization, name=name, dtype=target, device=where.of(name))
-        layer = _layer(_submodule(model, path), packed, compute_dtype=compute, storage=storage)
-        replace(model, path, layer)
+        packed = choice.format.quantize(tensor, choice.group, name=name, dtype=target, device=where.of(name))
+        replace(model, path, _layer(_submodule(model, path), StoredWeight(choice.format, packed), compute))
 
 
-def _layer(old: Any, packed: PackedWeight, **how: Any) -> Quantized:
+def _layer(old: Any, stored: StoredWeight, compute: torch.dtype | None) -> Quantized:
     """What stands in the place of a plain layer or table whose weight is packed."""
     if isinstance(old, nn.Embedding):
-        return QuantEmbedding(packed)
-    return QuantLinear(packed, old.bias, **how)
+        return QuantEmbedding(stored.weight, stored.format)
+    return QuantLinear(stored.weight, stored.format, old.bias, compute_dtype=compute)
 
 
 def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -190,32 +185,10 @@ def _submodule(model: nn.Module, path: str) -> Any:
 
 
 def _implied(plan: Plan) -> Quantization | None:
-    """What a quantised checkpoint's config.json should have said of its first layer."""
-    for path, packed in plan.packed.items():
-        if packed.kind in OWN_KINDS:
-            return _implied_own(plan)
-        if packed.kind == "int8":
-            return BitsAndBytesConfig(load_in_8bit=True)
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=packed.kind,
-            bnb_4bit_use_double_quant="nested_map" in packed.tensors,
-            bnb_4bit_quant_storage=plan.storage[path],
-        )
-    return None
-
-
-def _implied_own(plan: Plan) -> QuantizeConfig:
-    """The same of Vitrail's own formats, part by part."""
-    kinds = plan.packed
-    parts = {"embeddings": "embed_tokens", "lm_head": "lm_head", "vision": "vision_tower", "format": ".mlp."}
-    found = {
-        part: next((packed.kind for name, packed in kinds.items() if mark in name), PLAIN)
-        for part, mark in parts.items()
-    }
-    if found["format"] not in FORMATS:
-        found["format"] = next(iter(kinds.values())).kind
-    return QuantizeConfig(**found, group=max(packed.group for packed in kinds.values()))
+    """What a quantised checkpoint's config.json should have said, by the format of its first layer."""
+    first = next(iter(plan.packed.values()), None)
+    found: Quantization | None = None if first is None else first.format.implied_config(plan.packed)
+    return found
 
 
 def note(config: Any, plan: Plan, quantization: Quantization | None) -> None:

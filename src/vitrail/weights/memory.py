@@ -15,9 +15,8 @@ from torch import nn
 from vitrail.errors import OutOfMemory
 from vitrail.files.formatting import in_words
 from vitrail.files.safetensors import TensorSpec
-from vitrail.quant.config import BitsAndBytesConfig, Quantization
-from vitrail.quant.own_config import QuantizeConfig
-from vitrail.quant.packed_size import chosen_bytes, chosen_work
+from vitrail.quant.config import Quantization
+from vitrail.quant.formats.bitsandbytes import SMALLER
 from vitrail.quant.policy import to_pack
 from vitrail.weights.checkpoint import Checkpoint
 from vitrail.weights.devices import Placement
@@ -26,8 +25,6 @@ from vitrail.weights.plan import FLOATS, Plan
 
 SWITCH = "VITRAIL_MEMORY_CHECK"  # "off": load whatever is asked for
 CPU = torch.device("cpu")
-INT8 = BitsAndBytesConfig(load_in_8bit=True)
-NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,31 +133,20 @@ def _smaller_forms(form: Form, plan: Plan) -> Iterator[tuple[Form, str]]:
         yield Form(half, form.quantization), f"dtype={half}"
     if plan.packed:  # quantised in the files already
         return
-    if form.quantization is None:
-        yield (
-            Form(half, INT8),
-            f"dtype={half}, quantization_config=BitsAndBytesConfig(load_in_8bit=True)",
-        )
-    if form.quantization is None or _is_int8(form.quantization):
-        yield (
-            Form(half, NF4),
-            f'dtype={half}, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")',
-        )
+    titles = [config.title for config, _ in SMALLER]
+    if form.quantization is not None and form.quantization.title not in titles:
+        return
+    for config, words in SMALLER[
+        0 if form.quantization is None else titles.index(form.quantization.title) + 1 :
+    ]:
+        yield Form(half, config), f"dtype={half}, quantization_config={words}"
 
 
 def _called(form: Form) -> str:
     dtype = str(form.dtype).removeprefix("torch.")
-    if isinstance(form.quantization, QuantizeConfig):
-        return f"{form.quantization.format} (the rest {dtype})"
     if form.quantization is None or not form.quantization.is_quantizable():
         return dtype
-    if form.quantization.load_in_8bit:
-        return f"int8 (the rest {dtype})"
-    return f"{form.quantization.bnb_4bit_quant_type.upper()} (the rest {dtype})"
-
-
-def _is_int8(config: Quantization) -> bool:
-    return isinstance(config, BitsAndBytesConfig) and config.load_in_8bit
+    return f"{form.quantization.title} (the rest {dtype})"
 
 
 def _steps(
@@ -171,9 +157,8 @@ def _steps(
     def on_cpu_if(name: str) -> bool:
         return where is not None and where.of(name) == CPU
 
-    for path, packed in plan.packed.items():
-        size = sum(tensor.nbytes for tensor in packed.tensors.values())
-        yield _Step(f"{path}.weight", size, mapped=path in plan.in_place and on_cpu_if(path))
+    for path, stored in plan.packed.items():
+        yield _Step(f"{path}.weight", stored.weight.nbytes, mapped=path in plan.in_place and on_cpu_if(path))
     quantised = {}
     if form.quantization is not None:
         quantised = to_pack(model, form.quantization, plan.tied or ())
@@ -186,8 +171,8 @@ def _steps(
         if leaf == "weight" and path in quantised and form.quantization is not None:
             rows, columns = entry.shape
             choice = quantised[path]
-            kept = chosen_bytes(rows, columns, choice, form.quantization)
-            meanwhile = chosen_work(rows, columns, dtype, choice, form.quantization)
+            kept = choice.format.packed_bytes((rows, columns), choice.group)
+            meanwhile = choice.format.working_bytes((rows, columns), choice.group, dtype)
             yield _Step(name, kept, meanwhile, on_cpu)
         else:
             mapped = on_cpu_if(name) and plan.stays_mapped(entry, dtype, CPU)

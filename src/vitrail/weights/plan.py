@@ -12,17 +12,16 @@ from vitrail.errors import CheckpointError
 from vitrail.files.formatting import listed
 from vitrail.files.safetensors import TensorSpec
 from vitrail.ops import dtypes
-from vitrail.ops.weight import PackedWeight
-from vitrail.quant import own_layout
-from vitrail.quant.bitsandbytes import from_state
 from vitrail.quant.config import Quantization, read_quantization
-from vitrail.quant.own_config import QuantizeConfig
+from vitrail.quant.formats import StoredWeight, WeightFormat, recognize
 from vitrail.quant.policy import Choice, to_pack
+from vitrail.quant.quantize_config import QuantizeConfig
 from vitrail.weights.checkpoint import Checkpoint
 from vitrail.weights.names import EMBEDDING, HEAD, PROJECTOR_BIASES, canonical, part
 
 FLOATS = (*dtypes.FLOATS, torch.float64)  # what a file may hold
 _LARGE = 1 << 16  # bytes; smaller tensors are copied together into few pages
+_ALIGNMENT = 16  # bytes: where a plain tensor must begin to be used where it is mapped
 
 
 @dataclass
@@ -30,11 +29,10 @@ class Plan:
     """Which tensor of the files goes where, and what does not fit."""
 
     plain: dict[str, str] = field(default_factory=dict)  # own tensor → name in the files
-    packed: dict[str, PackedWeight] = field(default_factory=dict)  # module's path → its weight, still mapped
-    storage: dict[str, torch.dtype] = field(default_factory=dict)  # module's path → dtype of its saved codes
-    in_place: set[str] = field(
-        default_factory=set
-    )  # paths of packed weights that can be used where they are mapped
+    packed: dict[str, StoredWeight] = field(default_factory=dict)  # module's path → its weight, still mapped
+    unreadable: set[str] = field(default_factory=set)  # paths of packed weights whose parts are unfit
+    # Paths of packed weights that can be used where they are mapped.
+    in_place: set[str] = field(default_factory=set)
     to_quantise: dict[str, Choice] = field(default_factory=dict)  # module's path → what becomes of its weight
     tied: tuple[str, str] | None = None  # paths of head and embedding
     has_head: bool = False
@@ -46,7 +44,7 @@ class Plan:
     def stays_mapped(self, entry: TensorSpec, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether a plain tensor is used where it is mapped: a large one beside packed weights, of the type asked for."""
         size = entry.nbytes
-        fits = entry.dtype == dtype and device.type == "cpu" and entry.start % own_layout.PART_ALIGNMENT == 0
+        fits = entry.dtype == dtype and device.type == "cpu" and entry.start % _ALIGNMENT == 0
         return fits and size >= _LARGE and bool(self.in_place)
 
     def refuse_if_amiss(self, model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -78,7 +76,7 @@ def make_plan(model: nn.Module, checkpoint: Checkpoint, quantization: Quantizati
             plan.plain[own[name]] = file_name
         elif not (partial and part(name) and part(name) not in parts):
             plan.unexpected.append(file_name)
-    done = plan.plain.keys() | {f"{path}.weight" for path in plan.packed}
+    done = plan.plain.keys() | {f"{path}.weight" for path in (*plan.packed, *plan.unreadable)}
     plan.missing = [name for name in own.values() if name not in done]
     plan.has_head = HEAD in own
     if HEAD in own and own[HEAD] in plan.missing and own.get(EMBEDDING) in done:
@@ -89,6 +87,8 @@ def make_plan(model: nn.Module, checkpoint: Checkpoint, quantization: Quantizati
     if quantization is not None:
         chosen = to_pack(model, quantization, plan.tied or ())
         plan.to_quantise = {path: choice for path, choice in chosen.items() if path not in plan.packed}
+        for choice in plan.to_quantise.values():
+            choice.format.refuse_unless_quantizes()
     return plan
 
 
@@ -129,41 +129,36 @@ def _plan_packed(model: nn.Module, checkpoint: Checkpoint, files: dict[str, str]
             parts[prefix][rest] = file_name
     for prefix, names in parts.items():
         path, module = matrices[prefix]
-        own = any(key in own_layout.KEYS for key in names)
-        foreign = any(key == "SCB" or key.startswith("weight.") for key in names)
-        if not own and not (foreign and isinstance(module, nn.Linear)):
+        if all(key == "weight" for key in names):
+            continue
+        tensors = {key: checkpoint.tensor(file_name) for key, file_name in names.items()}
+        format = recognize(tensors)
+        if format is None or not (format.tables or isinstance(module, nn.Linear)):
             continue
         for file_name in names.values():
             del files[canonical(file_name)]
-        tensors = {key: checkpoint.tensor(file_name) for key, file_name in names.items()}
         shape = (
             (module.out_features, module.in_features)
             if isinstance(module, nn.Linear)
             else (module.num_embeddings, module.embedding_dim)
         )
+        group = _group_of(model, format, shape[1])
         try:
-            if own:
-                packed = own_layout.from_state(
-                    path, tensors, shape, torch.float32, _group_of(model, shape[1])
-                )
-            else:
-                packed = from_state(path, tensors)
+            packed = format.from_state(path, tensors, shape, torch.float32, group)
         except CheckpointError as error:
             plan.unfit.append(str(error).rstrip("."))
-            plan.packed[path] = PackedWeight("", (0, 0), 0, {})
+            plan.unreadable.add(path)
             continue
-        plan.packed[path] = packed
-        plan.storage[path] = checkpoint.spec(names["weight.codes" if own else "weight"]).dtype
-        if own and own_layout.is_aligned(packed):
+        plan.packed[path] = StoredWeight(format, packed)
+        if format.can_be_mapped(packed):
             plan.in_place.add(path)
         _compare(plan, f"{path}.weight", packed.shape, shape)
 
 
-def _group_of(model: nn.Module, columns: int) -> int | None:
+def _group_of(model: nn.Module, format: WeightFormat, columns: int) -> int | None:
     """The group that a row of so many weights has by the model's configuration; None where that says nothing."""
-    stored = getattr(getattr(model, "config", None), "quantization_config", None)
-    config = read_quantization(stored)
-    return own_layout.fitting_group(columns, config.group) if isinstance(config, QuantizeConfig) else None
+    config = read_quantization(getattr(getattr(model, "config", None), "quantization_config", None))
+    return format.group(columns, config.group) if isinstance(config, QuantizeConfig) else None
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -20,14 +20,12 @@ from torch import Tensor
 from vitrail._version import __version__
 from vitrail.errors import CheckpointError
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
-from vitrail.files.safetensors import library_order
 from vitrail.files.safetensors_writer import SafetensorsWriter
 from vitrail.ops.cpu.encode import squared_error
 from vitrail.ops.weight import dequantize
-from vitrail.quant import own_layout
 from vitrail.quant.config import BitsAndBytesConfig
-from vitrail.quant.pack import pack
-from vitrail.quant.replace import to_state
+from vitrail.quant.formats import file_layout
+from vitrail.quant.policy import Choice
 from vitrail.weights.journal import Journal, journal
 from vitrail.weights.load import note
 from vitrail.weights.quantize_plan import Piece, Shard, Work
@@ -149,10 +147,9 @@ def _write_shard(
 ) -> list[dict[str, Any]]:
     """One file, and what is to be reported of its tensors."""
     specs = {name: spec for piece in shard.pieces for name, spec in piece.specs.items()}
-    own = not isinstance(work.config, BitsAndBytesConfig)
-    order = own_layout.file_order(specs) if own else library_order(specs)
+    order, align = file_layout(specs, work.config.quant_method)
     layers = []
-    with SafetensorsWriter(path, specs, order, align=own_layout.ALIGNMENT if own else 8) as file:
+    with SafetensorsWriter(path, specs, order, align=align) as file:
         for piece in shard.pieces:
             progress(piece.name, position)
             layers.append(_write_piece(work, piece, file))
@@ -164,7 +161,7 @@ def _write_piece(work: Work, piece: Piece, file: SafetensorsWriter) -> dict[str,
     values = _values(work, piece.name)
     record: dict[str, Any] = {
         "name": piece.name,
-        "format": piece.choice.kind,
+        "format": piece.choice.format.name,
         "group": piece.choice.group or None,
         "weights": piece.weights,
         "bytes": piece.size,
@@ -175,10 +172,11 @@ def _write_piece(work: Work, piece: Piece, file: SafetensorsWriter) -> dict[str,
         (name,) = piece.saved.values()
         file.write(name, values.to(piece.specs[name][0]))
         return record
-    foreign = isinstance(work.config, BitsAndBytesConfig)
-    dtype = work.dtype if foreign else torch.float32
-    packed = pack(values, piece.choice, work.config, name=piece.name, dtype=dtype, device=_CPU)
-    for part, tensor in to_state(packed).items():
+    format = piece.choice.format
+    # A file that says no result type holds the values as exactly as it can.
+    dtype = torch.float32 if format.follows_dtype else work.dtype
+    packed = format.quantize(values, piece.choice.group, name=piece.name, dtype=dtype, device=_CPU)
+    for part, tensor in format.to_state(packed).items():
         file.write(piece.saved[part], tensor)
     record["error"], record["norm"] = squared_error(values, packed)
     return record
@@ -188,7 +186,7 @@ def _values(work: Work, name: str) -> Tensor:
     """A tensor of the source: mapped from its file, or decoded piece by piece where it is packed there."""
     if name in work.plan.plain:
         return work.checkpoint.tensor(work.plan.plain[name])
-    packed = work.plan.packed[name.rpartition(".")[0]]
+    packed = work.plan.packed[name.rpartition(".")[0]].weight
     values = torch.empty(packed.shape, dtype=packed.dtype)
     for start in range(0, packed.shape[0], _CHUNK_ROWS):
         rows = slice(start, start + _CHUNK_ROWS)
@@ -220,10 +218,16 @@ def _identity(work: Work) -> str:
         "vitrail": __version__,
         "config": work.config.to_dict(),
         "shards": [[shard.file, [list(piece.specs) for piece in shard.pieces]] for shard in work.shards],
-        "choices": [str(piece.choice) for shard in work.shards for piece in shard.pieces],
+        "choices": [_named(piece.choice) for shard in work.shards for piece in shard.pieces],
         "source": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()},
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _named(choice: Choice) -> str:
+    """A choice in the words that journals of version 0.1.0 have for it: their runs go on."""
+    kind = choice.format.name
+    return f"Choice(part={choice.part!r}, kind={kind!r}, group={choice.group!r}, why={choice.why!r})"
 
 
 def _public(layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vitrail.errors import ConfigError, InputError
+from vitrail.errors import InputError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.safetensors_writer import Spec
-from vitrail.ops.weight import PackedWeight
-from vitrail.quant import own_layout
 from vitrail.quant.config import BitsAndBytesConfig, Quantization
-from vitrail.quant.policy import PLAIN, Choice, choose
-from vitrail.quant.replace import to_state
+from vitrail.quant.formats.plain import BF16, PlainFormat
+from vitrail.quant.policy import Choice, choose
 from vitrail.weights.checkpoint import Checkpoint, open_checkpoint
 from vitrail.weights.load import fit_projector_bias, resolve_dtype
 from vitrail.weights.names import saved_names
@@ -125,7 +123,7 @@ class Work:
     @property
     def source_kinds(self) -> list[str]:
         """The formats that the source is packed in already; its own errors are not among those that are reported."""
-        return sorted({packed.kind for packed in self.plan.packed.values()})
+        return sorted({stored.format.name for stored in self.plan.packed.values()})
 
     @property
     def scratch(self) -> Path:
@@ -200,14 +198,15 @@ def _pieces(
         choice = choices.get(path) if leaf == "weight" else None
         shape = tuple(tensor.shape)
         if choice is not None and choice.packs:
-            found = _packed_specs(name, shape, choice, config, dtype)
+            choice.format.refuse_unless_quantizes()
+            found = choice.format.specs((shape[0], shape[1]), choice.group, dtype)
             stem = names[name].removesuffix("weight")
             saved = {part: stem + part for part in found}
             specs = {saved[part]: spec for part, spec in found.items()}
         else:
             type_ = _plain_type(checkpoint, plan, name, dtype, config)
             saved, specs = {"": names[name]}, {names[name]: (type_, shape)}
-        pieces.append(Piece(name, shape, choice or Choice(OTHER, _word(specs)), saved, specs))
+        pieces.append(Piece(name, shape, choice or Choice(OTHER, _float_format(specs)), saved, specs))
     return pieces
 
 
@@ -235,7 +234,7 @@ def _table(pieces: list[Piece], tied: bool) -> list[Row]:
     groups: dict[tuple[str, str, int, str], list[Piece]] = {}
     for piece in pieces:
         choice = piece.choice
-        groups.setdefault((choice.part, choice.kind, choice.group, choice.why), []).append(piece)
+        groups.setdefault((choice.part, choice.format.name, choice.group, choice.why), []).append(piece)
     rows = [
         Row(*key, len(group), sum(p.weights for p in group), sum(p.size for p in group))
         for key, group in groups.items()
@@ -247,24 +246,6 @@ def _half_type(config: Any, checkpoint: Checkpoint) -> torch.dtype:
     """The 16 bits of what stays: the checkpoint's own, bfloat16 for one in float32."""
     named = resolve_dtype("auto", config, checkpoint)
     return named if named in HALVES else torch.bfloat16
-
-
-def _packed_specs(
-    name: str, shape: tuple[int, ...], choice: Choice, config: Quantization, dtype: torch.dtype
-) -> dict[str, Spec]:
-    rows, columns = shape
-    if choice.kind in own_layout.OWN_KINDS:
-        return own_layout.specs(choice.kind, (rows, columns), choice.group)
-    if not isinstance(config, BitsAndBytesConfig) or config.load_in_8bit or config.bnb_4bit_use_double_quant:
-        raise ConfigError(f"{name}: only bitsandbytes' plain 4-bit formats are written this way.")
-    count = rows * columns
-    tensors: dict[str, Tensor] = {
-        "codes": torch.empty((count + 1) // 2, dtype=torch.uint8, device="meta"),
-        "quant_map": torch.empty(16, device="meta"),
-        "absmax": torch.empty(math.ceil(count / choice.group), device="meta"),
-    }
-    state = to_state(PackedWeight(choice.kind, (rows, columns), choice.group, tensors, dtype))
-    return {part: (tensor.dtype, tuple(tensor.shape)) for part, tensor in state.items()}
 
 
 def _plain_type(
@@ -281,6 +262,6 @@ def _plain_type(
     return entry.dtype if entry.dtype in as_it_is else dtype
 
 
-def _word(specs: Mapping[str, Spec]) -> str:
+def _float_format(specs: Mapping[str, Spec]) -> PlainFormat:
     (dtype, _), *_ = specs.values()
-    return PLAIN if dtype == torch.bfloat16 else str(dtype).removeprefix("torch.")
+    return BF16 if dtype == torch.bfloat16 else PlainFormat(str(dtype).removeprefix("torch."))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vitrail.errors import CheckpointError, InputError
 from vitrail.files.formatting import listed
 from vitrail.files.safetensors import write_safetensors
-from vitrail.quant import own_layout
+from vitrail.quant.formats import file_layout
 from vitrail.weights.names import EMBEDDING, HEAD, canonical, saved_names
 from vitrail.weights.safetensors_checkpoint import INDEX, SINGLE
 
@@ -116,12 +116,10 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> N
 
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """One file; Vitrail's own formats in their order, so that they can be used where they are mapped."""
-    if not any(name.endswith(own_layout.KEYS) for name in tensors):
-        write_safetensors(path, tensors)
-        return
+    """One file, in the order of the formats in it, so that what can be is used where it is mapped."""
     specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    write_safetensors(path, tensors, order=own_layout.file_order(specs), align=own_layout.ALIGNMENT)
+    order, align = file_layout(specs)
+    write_safetensors(path, tensors, order=order, align=align)
 
 
 def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:

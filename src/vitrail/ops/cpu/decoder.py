@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -42,12 +43,16 @@ class _Product(ctypes.Structure):
     )
 
 
+_MOST_TOGETHER = 3  # kMostTogether
+_Products = _Product * _MOST_TOGETHER  # Products of native/decoder.h
+
+
 class _Block(ctypes.Structure):
     """DecoderBlock of native/decoder.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm")),
-        *((name, _Product) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, _Products) for name in ("qkv", "out", "gate_up", "down")),
         *((name, ctypes.c_void_p) for name in ("keys", "values", "scales")),
     )
 
@@ -95,7 +100,8 @@ class DecoderProgram:
         for entry, block in zip(self._table, blocks, strict=True):
             entry.attention_norm, entry.mlp_norm = block.attention_norm.data_ptr(), block.mlp_norm.data_ptr()
             for name, weights in zip(("qkv", "out", "gate_up", "down"), block.products(), strict=True):
-                setattr(entry, name, self._product(weights))
+                for at, run in enumerate(_runs(weights, dtype)):
+                    getattr(entry, name)[at] = self._product(run)
 
     @classmethod
     def new(cls, blocks: Sequence[BlockWeights], dtype: torch.dtype, eps: float) -> DecoderProgram | None:
@@ -110,16 +116,16 @@ class DecoderProgram:
             return None
         return cls(blocks, dtype, eps)
 
-    def _product(self, weights: tuple[Weight, ...]) -> _Product:
+    def _product(self, weights: Sequence[Weight]) -> _Product:
         first = weights[0]
         table: Any
-        if isinstance(first, PackedWeight) and first.kind in cpu_quant.BITS:
+        if isinstance(first, PackedWeight) and first.layout in cpu_quant.BITS:
             packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
             for weight in packed:
                 check_packed(weight)
             words = [word for weight in packed for word in cpu_quant.quant_words(weight)]
             table = (ctypes.c_int64 * len(words))(*words)
-            group, kind = first.group, cpu_quant.BITS[first.kind]
+            group, kind = first.group, cpu_quant.BITS[first.layout]
         else:
             table = (cpu_dense.Matrix * len(weights))(*_matrices(weights, self.dtype))
             group, kind = 1, 0
@@ -225,23 +231,21 @@ def _fits(block: BlockWeights, dtype: torch.dtype) -> bool:
         norm.dtype != dtype or norm.device.type != "cpu" or not norm.is_contiguous() for norm in norms
     ):
         return False
-    return all(_go_together(weights, dtype) for weights in block.products())
+    return all(_call(weight, dtype) is not None for weights in block.products() for weight in weights)
 
 
-def _go_together(weights: Sequence[Weight], dtype: torch.dtype) -> bool:
-    """Whether these are one Product: on the CPU, of one kind, and nothing that PyTorch multiplies."""
-    first = weights[0]
-    if any(weight.device.type != "cpu" for weight in weights):
-        return False
-    if isinstance(first, PackedWeight) and first.kind in cpu_quant.BITS:
-        return all(
-            isinstance(weight, PackedWeight)
-            and (weight.kind, weight.group) == (first.kind, first.group)
-            and cpu_quant.takes(weight)
-            for weight in weights
-        )
-    if not isinstance(first, PackedWeight) and dtype == torch.float32:
-        return False  # PyTorch's own product is better
-    matrices = _matrices(weights, dtype)
-    formats = {(matrix.format, matrix.type) for matrix in matrices}
-    return len(matrices) == len(weights) and len(formats) == 1
+def _runs(weights: Sequence[Weight], dtype: torch.dtype) -> list[list[Weight]]:
+    """Weights with the same input as the calls that multiply them: neighbours that go together are one."""
+    return [list(run) for _, run in groupby(weights, lambda weight: _call(weight, dtype))]
+
+
+def _call(weight: Weight, dtype: torch.dtype) -> tuple[Any, ...] | None:
+    """What weights of one Product have in common; None for one that PyTorch multiplies, or that is not on the CPU."""
+    if weight.device.type != "cpu":
+        return None
+    if isinstance(weight, PackedWeight) and weight.layout in cpu_quant.BITS:
+        return (weight.layout, weight.group) if cpu_quant.takes(weight) else None
+    if isinstance(weight, Tensor) and dtype == torch.float32:
+        return None  # PyTorch's own product is better
+    matrix = cpu_dense.matrix_of(weight, dtype)
+    return None if matrix is None else (matrix.format, matrix.type)

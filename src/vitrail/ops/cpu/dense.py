@@ -1,4 +1,4 @@
-"""Operators with a matrix of floats: stored plainly, in panels, as NF4, FP4 or int8. Kernels from native/dense.h.
+"""Operators with a matrix of floats: stored plainly, in 16-bit panels, in MAP4 or INT8_ROWS. Kernels from native/dense.h.
 
 The product is that of the decoded matrix, so it differs from PyTorch's in the order of additions only. Within one
 instruction set a row's result depends neither on the rows beside it nor on the threads.
@@ -20,18 +20,13 @@ from vitrail.ops.checks import check_packed, check_product
 from vitrail.ops.cpu import library
 from vitrail.ops.cpu.registry import NotTaken, operator
 from vitrail.ops.dtypes import FLOATS
-from vitrail.ops.weight import PackedWeight, Weight, dequantize
+from vitrail.ops.kernels import kernel_for
+from vitrail.ops.weight import Layout, PackedWeight, Weight, dequantize
 
-_ROWS, _FORMATS = 0, {"nf4": 1, "fp4": 1, "int8": 2, "bf16": 3}  # native/dense.h's DenseFormat
+# native/dense.h's DenseFormat; plain rows of floats are 0.
+_ROWS, _FORMATS = 0, {Layout.MAP4: 1, Layout.INT8_ROWS: 2, Layout.PANELS16: 3}
 _STEP = 64  # kStep
 _ROOM = 1 << 22  # floats of activations that are arranged at once
-# What a packed weight consists of, in the order of native/dense.h's fields.
-_PARTS = {
-    "nf4": ("codes", "quant_map", "absmax", "nested_absmax", "nested_map", "nested_offset"),
-    "fp4": ("codes", "quant_map", "absmax", "nested_absmax", "nested_map", "nested_offset"),
-    "int8": ("codes", "scale"),
-    "bf16": ("codes",),
-}
 # Rows from which a processor with instructions for bfloat16 is faster with PyTorch's own product.
 _MANY_ROWS = 16
 
@@ -96,10 +91,10 @@ def kernel_is_faster(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None =
 def products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
     """x (rows, in) times each packed weight (out_i, in) transposed, plus its bias: (rows, out_i) in x's dtype.
 
-    Weights of one kind and type are one parallel region.
+    Weights of one layout and type are one parallel region.
     """
     first = weights[0]
-    if any((weight.kind, weight.dtype) != (first.kind, first.dtype) for weight in weights):
+    if any((weight.layout, weight.dtype) != (first.layout, first.dtype) for weight in weights):
         pairs = zip(weights, biases, strict=True)
         return [product for weight, bias in pairs for product in products(x, [weight], [bias])]
     return _products(x, weights, biases)
@@ -124,7 +119,7 @@ def input_grad(dy: Tensor, weight: PackedWeight) -> Tensor:
 def decode(weight: PackedWeight, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
     """As ops.weight.dequantize, bit for bit, by the kernel where there is one: (len(rows), in) in `dtype`."""
     start, stop, _ = rows.indices(weight.shape[0])
-    if weight.kind not in ("nf4", "fp4", "int8"):
+    if weight.layout not in (Layout.MAP4, Layout.INT8_ROWS):
         return dequantize(weight, dtype, rows)
     return _decode(weight, dtype, start, max(start, stop))
 
@@ -139,9 +134,9 @@ def plain_products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor
     return [result.view(*x.shape[:-1], result.shape[1]) for result in results]
 
 
-def _rounding(kind: str, stored: torch.dtype, used: torch.dtype) -> torch.dtype | None:
+def _rounding(layout: Layout, stored: torch.dtype, used: torch.dtype) -> torch.dtype | None:
     """What the kernel rounds decoded values to when they are used as `used`; None where one rounding is not enough."""
-    if kind == "bf16":
+    if layout == Layout.PANELS16:
         exact = (torch.float32, torch.bfloat16)
         return torch.bfloat16 if stored in exact and used in exact else None
     if used in (torch.float32, stored) and stored in FLOATS:
@@ -150,21 +145,20 @@ def _rounding(kind: str, stored: torch.dtype, used: torch.dtype) -> torch.dtype 
 
 
 def _parts(weight: PackedWeight) -> list[Tensor | None]:
-    """The tensors in the order of `_PARTS`, contiguous."""
-    parts = (weight.tensors.get(name) for name in _PARTS[weight.kind])
-    return [None if part is None else part.contiguous() for part in parts]
+    """The tensors in the order of the layout's parts, contiguous."""
+    return [None if part is None else part.contiguous() for part in weight.ordered_parts()]
 
 
 def _matrix(
-    kind: str, parts: Sequence[Tensor | None], shape: Sequence[int], group: int, rounding: torch.dtype
+    layout: Layout, parts: Sequence[Tensor | None], shape: Sequence[int], group: int, rounding: torch.dtype
 ) -> Matrix:
     """The fields for a packed weight; the tensors must live as long as it does."""
     at = [None if part is None else part.data_ptr() for part in parts]
     matrix = Matrix(codes=at[0], out=shape[0], columns=shape[1], group=group)
-    matrix.format, matrix.type = _FORMATS[kind], library.DTYPES[rounding]
-    if kind == "int8":
+    matrix.format, matrix.type = _FORMATS[layout], library.DTYPES[rounding]
+    if layout == Layout.INT8_ROWS:
         matrix.scales = at[1]
-    elif kind != "bf16":
+    elif layout != Layout.PANELS16:
         matrix.map, matrix.scales, matrix.nested_absmax, matrix.nested_map, matrix.nested_offset = at[1:]
     return matrix
 
@@ -180,12 +174,12 @@ def matrix_of(weight: Weight, dtype: torch.dtype) -> Matrix | None:
     if isinstance(weight, Tensor):
         fits = weight.dtype == dtype and weight.is_contiguous() and weight.device.type == "cpu"
         return _plain_matrix(weight) if fits else None
-    rounding = _rounding(weight.kind, weight.dtype, dtype)
-    parts = [weight.tensors.get(part) for part in _PARTS[weight.kind]]
+    rounding = _rounding(weight.layout, weight.dtype, dtype)
+    parts = weight.ordered_parts()
     if rounding is None or any(part is not None and not part.is_contiguous() for part in parts):
         return None
     check_packed(weight)
-    return _matrix(weight.kind, parts, weight.shape, weight.group, rounding)
+    return _matrix(weight.layout, parts, weight.shape, weight.group, rounding)
 
 
 def _run(x: Tensor, matrices: Sequence[Matrix], biases: Sequence[Tensor | None]) -> list[Tensor]:
@@ -221,31 +215,37 @@ def products_oracle(
 def _products_cpu(
     x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    rounding = _rounding(weights[0].kind, weights[0].dtype, x.dtype)
-    kinds = {(weight.kind, weight.dtype) for weight in weights}
+    rounding = _rounding(weights[0].layout, weights[0].dtype, x.dtype)
+    forms = {(weight.layout, weight.dtype) for weight in weights}
     if (
         rounding is None
-        or len(kinds) > 1
+        or len(forms) > 1
         or any(bias is not None and bias.dtype != x.dtype for bias in biases)
     ):
         raise NotTaken
     parts = [_parts(weight) for weight in weights]
     matrices = [
-        _matrix(weight.kind, own, weight.shape, weight.group, rounding)
+        _matrix(weight.layout, own, weight.shape, weight.group, rounding)
         for weight, own in zip(weights, parts, strict=True)
     ]
     return _run(x.contiguous(), matrices, [None if bias is None else bias.contiguous() for bias in biases])
 
 
+def _products_on_device(
+    x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
+) -> list[Tensor]:
+    return kernel_for(weights[0].layout, x.device, products_oracle)(x, weights, biases)
+
+
 def _check_products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> None:
     check_product("dense_products", x, [weight.shape for weight in weights], biases)
     for weight in weights:
-        _check_kind(weight)
+        _check_layout(weight)
 
 
-def _check_kind(weight: PackedWeight) -> None:
-    if weight.kind not in _FORMATS:
-        raise InputError(f"dense products take {', '.join(_FORMATS)}, not {weight.kind}; use ops.linear.")
+def _check_layout(weight: PackedWeight) -> None:
+    if weight.layout not in _FORMATS:
+        raise InputError(f"dense products take {', '.join(_FORMATS)}, not {weight.layout}; use ops.linear.")
     check_packed(weight)
 
 
@@ -277,25 +277,25 @@ def _decode_oracle(weight: PackedWeight, dtype: torch.dtype, first: int, last: i
 
 
 def _decode_cpu(weight: PackedWeight, dtype: torch.dtype, first: int, last: int) -> Tensor:
-    rounding = _rounding(weight.kind, weight.dtype, dtype)
-    if rounding is None or weight.kind == "bf16":
+    rounding = _rounding(weight.layout, weight.dtype, dtype)
+    if rounding is None or weight.layout == Layout.PANELS16:
         raise NotTaken
     parts = _parts(weight)
-    matrix = _matrix(weight.kind, parts, weight.shape, weight.group, rounding)
+    matrix = _matrix(weight.layout, parts, weight.shape, weight.group, rounding)
     decoded = torch.empty(last - first, weight.shape[1], dtype=dtype)
     _decode_kernel()(ctypes.byref(matrix), first, last, decoded.data_ptr(), library.DTYPES[dtype])
     return decoded
 
 
 def _check_decode(weight: PackedWeight, dtype: torch.dtype, first: int, last: int) -> None:
-    _check_kind(weight)
+    _check_layout(weight)
     if not 0 <= first <= last <= weight.shape[0]:
         raise InputError(f"rows {first} … {last - 1} do not lie in a matrix of {weight.shape[0]} rows.")
 
 
 _products = operator(
     "dense_products",
-    products_oracle,
+    _products_on_device,
     cpu=_products_cpu,
     fake=lambda x, weights, biases: [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights],
     check=_check_products,

@@ -19,17 +19,18 @@ from vitrail.ops.cpu import library
 from vitrail.ops.cpu.registry import NotTaken, operator
 from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.reference import encode as reference_encode
-from vitrail.ops.weight import PackedWeight
+from vitrail.ops.weight import Layout, PackedWeight, integer_step
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-_BITS = {"q4": 4, "q8": 8, "nf4": 0, "fp4": 0}  # as native/encode.h counts them
+# As native/encode.h counts them.
+_BITS = {Layout.PANELS4: 4, Layout.PANELS8: 8, Layout.MAP4: 0}
 _BLOCK = 32  # values that kernels code together: they take groups of a multiple
-_GROUPS = (32, 64, 128)  # of q4 and q8
+_GROUPS = (32, 64, 128)  # of panels
 _TOGETHER = 8  # groups that a kernel fits at once
 
 
 def encode_own(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tuple[Tensor, Tensor]:
-    """Codes and scales of a matrix (out, in) in panels, as "q8", or as "q4" with int8 `levels` (16,).
+    """Codes and scales of a matrix (out, in) as PANELS8, or as PANELS4 with int8 `levels` (16,).
 
     `group` divides `in`. A group that holds a value that is not finite has the scale NaN.
     """
@@ -93,7 +94,7 @@ def _own_cpu(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tu
     codes, scales = reference_encode.new_panels(matrix, kind, group)
     wide = None if levels is None else levels.float().contiguous()
     _own_kernel()(
-        _BITS[kind],
+        _BITS[Layout(kind)],
         matrix.data_ptr(),
         library.DTYPES[matrix.dtype],
         rows,
@@ -108,9 +109,12 @@ def _own_cpu(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tu
 
 
 def _check_own(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> None:
-    table = levels is None if kind == "q8" else kind == "q4" and levels is not None and levels.shape == (16,)
+    wanted = {Layout.PANELS4: (16,), Layout.PANELS8: None}
+    table = kind in wanted and wanted[Layout(kind)] == (None if levels is None else levels.shape)
     if matrix.dim() != 2 or group < 1 or not table or matrix.shape[1] % group or matrix.shape[1] % 8:
-        expected = f"a matrix in groups of {group} for {kind}, with 16 levels for q4 and none for q8"
+        expected = (
+            f"a matrix in groups of {group} for {kind}, with 16 levels for panels4 and none for panels8"
+        )
         raise misfit("encode_own", expected, matrix=matrix, levels=levels)
 
 
@@ -153,8 +157,8 @@ def _check_map4(values: Tensor, quant_map: Tensor, group: int) -> None:
 
 
 def _error_cpu(matrix: Tensor, packed: PackedWeight) -> Tensor:
-    bits, group, (rows, columns) = _BITS.get(packed.kind), packed.group, packed.shape
-    own = packed.kind in ("q4", "q8")
+    bits, group, (rows, columns) = _BITS.get(packed.layout), packed.group, packed.shape
+    own = packed.layout != Layout.MAP4
     parts = packed.tensors
     if bits is None or "nested_map" in parts or not all(part.is_contiguous() for part in parts.values()):
         raise NotTaken
@@ -162,7 +166,11 @@ def _error_cpu(matrix: Tensor, packed: PackedWeight) -> Tensor:
     if not whole or not _takes(matrix, group) or packed.dtype not in FLOATS:
         raise NotTaken
     scales, table = parts["scales" if own else "absmax"], parts.get("levels" if own else "quant_map")
-    decoded = None if table is None else (table.float() * (2.0**-6 if own else 1.0)).contiguous()
+    decoded = (
+        None
+        if table is None
+        else (table.float() * (integer_step(Layout.PANELS4) if own else 1.0)).contiguous()
+    )
     shape = (rows, matrix.stride(0), columns, group) if own else (1, matrix.numel(), matrix.numel(), group)
     kernel, pieces = _error_kernels()
     sums = torch.empty(pieces(bits, shape[0], shape[2], group), 2, dtype=torch.float64)
@@ -191,7 +199,7 @@ def _check_error(matrix: Tensor, packed: PackedWeight) -> None:
 
 def _own_fake(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tuple[Tensor, Tensor]:
     codes, scales = reference_encode.panel_shapes(matrix, kind, group)
-    code_type = torch.int8 if kind == "q8" else torch.uint8
+    code_type = torch.int8 if kind == Layout.PANELS8 else torch.uint8
     return matrix.new_empty(codes, dtype=code_type), matrix.new_empty(scales, dtype=torch.bfloat16)
 
 

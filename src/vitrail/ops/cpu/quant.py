@@ -1,4 +1,4 @@
-"""Products with q4 and q8 matrices: kernels of native/quant.h, definition in ops/reference/quant_matmul.py."""
+"""Products with matrices in panels of 4 and 8 bits: kernels of native/quant.h, defined in ops/reference/quant_matmul.py."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from vitrail.ops.checks import INTEGERS, check_packed, check_product, misfit
 from vitrail.ops.cpu import library
 from vitrail.ops.cpu.registry import NotTaken, operator
 from vitrail.ops.dtypes import FLOATS
+from vitrail.ops.kernels import kernel_for
 from vitrail.ops.packing_layout import panel_count
 from vitrail.ops.reference.quant_matmul import rounded_products
-from vitrail.ops.weight import PackedWeight, dequantize_rows
+from vitrail.ops.weight import Layout, PackedWeight, dequantize_rows
 
-BITS = {"q4": 4, "q8": 8}  # native/quant.h's QuantKind
+BITS = {Layout.PANELS4: 4, Layout.PANELS8: 8}  # native/quant.h's QuantKind
 _GROUPS = (32, 64, 128)
 
 
 def quant_products(
     x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    """x (rows, in) through q4 or q8 matrices (out_i, in) of one kind, plus biases: each (rows, out_i) in x's dtype.
+    """x (rows, in) through matrices (out_i, in) in PANELS4 or in PANELS8, plus biases: each (rows, out_i) in x's dtype.
 
     Those of one group size are one call, which rounds x once.
     """
@@ -37,7 +38,7 @@ def quant_products(
 
 
 def quant_rows(weight: PackedWeight, ids: Tensor) -> Tensor:
-    """Rows ids int64 (n,) of a q4 or q8 matrix (out, in), decoded: (n, in) in the weight's own dtype.
+    """Rows ids int64 (n,) of a matrix (out, in) in PANELS4 or PANELS8, decoded: (n, in) in the weight's own dtype.
 
     Raises:
         IndexError: ids are no integers, or (on a CPU) one lies outside.
@@ -56,7 +57,7 @@ def _kernels() -> tuple[Any, Any]:
 
 
 def takes(weight: PackedWeight) -> bool:
-    """Whether the kernels read a q4 or q8 matrix as it lies."""
+    """Whether the kernels read a matrix in panels as it lies."""
     return weight.group in _GROUPS and all(part.is_contiguous() for part in weight.tensors.values())
 
 
@@ -74,14 +75,14 @@ def _linear_cpu(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Ten
     if x.dtype not in FLOATS or not all(takes(weight) for weight in weights):
         raise NotTaken
     product, scratch_bytes = _kernels()
-    (rows, columns), kind, group = x.shape, weights[0].kind, weights[0].group
+    (rows, columns), layout, group = x.shape, weights[0].layout, weights[0].group
     x = x.contiguous()
     scratch = torch.empty(scratch_bytes(rows, columns, group), dtype=torch.uint8)
     results = [torch.empty(rows, weight.shape[0], dtype=x.dtype) for weight in weights]
     plus = [None if bias is None else bias.float().contiguous() for bias in biases]  # until the call is done
     words = [word for triple in zip(weights, plus, results, strict=True) for word in quant_words(*triple)]
     product(
-        BITS[kind],
+        BITS[layout],
         x.data_ptr(),
         library.DTYPES[x.dtype],
         rows,
@@ -94,17 +95,25 @@ def _linear_cpu(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Ten
     return results
 
 
+def _linear_on_device(
+    x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
+) -> list[Tensor]:
+    return kernel_for(weights[0].layout, x.device, rounded_products)(x, weights, biases)
+
+
 def _check_linear(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> None:
     check_product("quant_linear", x, [weight.shape for weight in weights], biases)
     for weight in weights:
-        _check_kind(weight)
-    if len({(weight.kind, weight.group) for weight in weights}) > 1:
-        raise InputError("quant_linear takes matrices of one kind and group; call it for each of them.")
+        _check_layout(weight)
+    if len({(weight.layout, weight.group) for weight in weights}) > 1:
+        raise InputError("quant_linear takes matrices of one layout and group; call it for each of them.")
 
 
-def _check_kind(weight: PackedWeight) -> None:
-    if weight.kind not in BITS:
-        raise InputError(f"products of rounded rows take q4 or q8, not {weight.kind}; use ops.linear.")
+def _check_layout(weight: PackedWeight) -> None:
+    if weight.layout not in BITS:
+        raise InputError(
+            f"products of rounded rows take {' or '.join(BITS)}, not {weight.layout}; use ops.linear."
+        )
     check_packed(weight)
 
 
@@ -127,7 +136,7 @@ def _rows_cpu(weight: PackedWeight, ids: Tensor) -> Tensor:
     ids = ids.to(torch.int64).contiguous()
     y = torch.empty(len(ids), columns, dtype=weight.dtype)
     outside = _rows_kernel()(
-        BITS[weight.kind],
+        BITS[weight.layout],
         (ctypes.c_int64 * len(words))(*words),
         columns,
         weight.group,
@@ -144,14 +153,14 @@ def _rows_cpu(weight: PackedWeight, ids: Tensor) -> Tensor:
 
 
 def _check_rows(weight: PackedWeight, ids: Tensor) -> None:
-    _check_kind(weight)
+    _check_layout(weight)
     if ids.dim() != 1:
         raise misfit("quant_rows", "ids (n,)", ids=ids)
 
 
 _linear = operator(
     "quant_linear",
-    rounded_products,
+    _linear_on_device,
     cpu=_linear_cpu,
     fake=lambda x, weights, biases: [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights],
     check=_check_linear,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitrail.ops.cpu import library
-from vitrail.ops.weight import PackedWeight
+from vitrail.ops.weight import Layout, PackedWeight
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -73,8 +73,8 @@ class _Signature:
 
 
 def flatten(weights: Sequence[PackedWeight]) -> tuple[str, list[Tensor], list[int]]:
-    """Packed weights as a schema has them: "kind part part …" of each; all parts; (out, in, group, dtype) of each."""
-    forms = ",".join([" ".join([weight.kind, *weight.tensors]) for weight in weights])
+    """Packed weights as a schema has them: "layout part part …" of each; all parts; (out, in, group, dtype) of each."""
+    forms = ",".join([" ".join([weight.layout.value, *weight.tensors]) for weight in weights])
     parts = [part for weight in weights for part in weight.tensors.values()]
     sizes = [
         size for weight in weights for size in (*weight.shape, weight.group, _DTYPES.index(weight.dtype))
@@ -85,22 +85,24 @@ def flatten(weights: Sequence[PackedWeight]) -> tuple[str, list[Tensor], list[in
 def unflatten(forms: str, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[PackedWeight]:
     """The inverse of `flatten`."""
     weights, at = [], 0
-    for kind, shape, group, names, dtype in _read_forms(forms, tuple(sizes)):
+    for layout, shape, group, names, dtype in _read_forms(forms, tuple(sizes)):
         end = at + len(names)
-        weights.append(PackedWeight(kind, shape, group, dict(zip(names, parts[at:end], strict=True)), dtype))
+        weights.append(
+            PackedWeight(layout, shape, group, dict(zip(names, parts[at:end], strict=True)), dtype)
+        )
         at = end
     return weights
 
 
-@lru_cache(maxsize=1024)  # a model has a few kinds and shapes, and reads them in every layer
+@lru_cache(maxsize=1024)  # a model has a few layouts and shapes, and reads them in every layer
 def _read_forms(
     forms: str, sizes: tuple[int, ...]
-) -> list[tuple[str, tuple[int, int], int, list[str], torch.dtype]]:
-    """(kind, shape, group, names of parts, dtype) of each weight."""
+) -> list[tuple[Layout, tuple[int, int], int, list[str], torch.dtype]]:
+    """(layout, shape, group, names of parts, dtype) of each weight."""
     found = []
     for form, numbers in zip(forms.split(","), zip(*[iter(sizes)] * 4, strict=True), strict=True):
-        (kind, *names), (out, columns, group, dtype) = form.split(" "), numbers
-        found.append((kind, (out, columns), group, names, _DTYPES[dtype]))
+        (layout, *names), (out, columns, group, dtype) = form.split(" "), numbers
+        found.append((Layout(layout), (out, columns), group, names, _DTYPES[dtype]))
     return found
 
 

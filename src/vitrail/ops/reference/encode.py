@@ -1,7 +1,7 @@
 """From floats to codes and scales in PyTorch: what the kernels of native/encode.h must equal, bit for bit.
 
-q4 and q8 in panels, one round of fitting q4's levels, and bitsandbytes' maps of 4 bits; and how far a packed matrix is from
-its floats. Which levels a matrix gets, and what files hold, is in quant/.
+Codes of 4 and 8 bits in panels, one round of fitting the levels of 4 bits, and bitsandbytes' maps of 4 bits; and how far a
+packed matrix is from its floats. Which levels a matrix gets, and what files hold, is in quant/.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from vitrail.ops import memory, packing_layout
-from vitrail.ops.weight import OWN_STEPS, PackedWeight, dequantize
+from vitrail.ops.weight import Layout, PackedWeight, dequantize, integer_step
 
-_CHUNK = (
-    1 << 18
-)  # elements at work at once, for q4 and q8 and for errors: bounds the memory for intermediates
+_CHUNK = 1 << 18  # elements at work at once, for panels and for errors: bounds the memory for intermediates
 _MAP_CHUNK = 1 << 20  # the same for maps; a multiple of every group
 # Where a group's value of largest magnitude is tried to lie, on the scale of the levels. Beyond the last level
 # it is cut, which can pay; the sign of the scale decides which end of the levels it meets.
@@ -35,9 +33,9 @@ def row_blocks(matrix: Tensor) -> Iterator[tuple[int, int, Tensor]]:
 
 
 def panel_shapes(matrix: Tensor, kind: str, group: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """The shapes of codes and scales that a matrix (out, in) has in "q4" or "q8"."""
+    """The shapes of codes and scales that a matrix (out, in) has in PANELS4 or PANELS8 (`kind`)."""
     count, columns = packing_layout.panel_count(matrix.shape[0]), matrix.shape[1]
-    return (count, columns // (4 if kind == "q8" else 8), 4 * packing_layout.ROWS), (
+    return (count, columns // (4 if kind == Layout.PANELS8 else 8), 4 * packing_layout.ROWS), (
         count,
         columns // group,
         packing_layout.ROWS,
@@ -47,12 +45,12 @@ def panel_shapes(matrix: Tensor, kind: str, group: int) -> tuple[tuple[int, int,
 def new_panels(matrix: Tensor, kind: str, group: int) -> tuple[Tensor, Tensor]:
     """Codes and scales of these shapes; their values are anything."""
     codes, scales = panel_shapes(matrix, kind, group)
-    code_type = torch.int8 if kind == "q8" else torch.uint8
+    code_type = torch.int8 if kind == Layout.PANELS8 else torch.uint8
     return memory.empty(codes, code_type, matrix.device), memory.empty(scales, torch.bfloat16, matrix.device)
 
 
 def encode_own(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tuple[Tensor, Tensor]:
-    """Codes and scales of a matrix (out, in) in panels, as "q8", or as "q4" with int8 `levels` (16,).
+    """Codes and scales of a matrix (out, in) as PANELS8, or as PANELS4 with int8 `levels` (16,).
 
     A group that holds a value that is not finite has codes 0 and the scale NaN; no other group has that.
     """
@@ -67,7 +65,7 @@ def encode_own(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> 
         found, scale = _code8(groups) if levels is None else _code4(groups, levels.float())
         if wrong is not None:
             found[wrong], scale[wrong] = 0, torch.nan
-        pack = packing_layout.pack8 if kind == "q8" else packing_layout.pack4
+        pack = packing_layout.pack8 if kind == Layout.PANELS8 else packing_layout.pack4
         codes[first:last] = pack(found.view(rows.shape))
         scales[first:last] = packing_layout.pack_scales(scale.view(rows.shape[0], columns // group))
     return codes, scales
@@ -131,8 +129,8 @@ def _code4(groups: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     table = _nearest(levels)
     ratio = turned / torch.where(extreme == 0, 1.0, extreme)  # the extreme is +1 in every group
     scale = _best_scale(ratio, levels[table]) * extreme
-    scales = _storable(scale / OWN_STEPS["q4"])
-    steps = turned / (_divisor(scales) * OWN_STEPS["q4"])
+    scales = _storable(scale / integer_step(Layout.PANELS4))
+    steps = turned / (_divisor(scales) * integer_step(Layout.PANELS4))
     codes = table.to(torch.uint8).index_select(0, _cells(steps * 2.0).view(-1))
     return codes.view(turned.shape).t().contiguous(), scales
 

@@ -1,4 +1,4 @@
-"""The product with a q4 or q8 matrix in plain PyTorch: the definition that every kernel equals bit for bit.
+"""The product with a matrix in panels of 4 or 8 bits in plain PyTorch: the definition that every kernel equals bit for bit.
 
 Activations are rounded to int8 per row and group, groups are multiplied in whole numbers, and their results are
 added in float32 in ascending order: two multiplications and one addition per group, each rounded, never fused.
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from vitrail.ops import packing_layout
-from vitrail.ops.weight import OWN_STEPS, PackedWeight, dequantize, stored_integers
+from vitrail.ops.weight import Layout, PackedWeight, dequantize, integer_step, stored_integers
 
 TINY = 1e-30  # a group of activations below this counts as zeros; keeps every scale a normal float32
 _WORK = 1 << 20  # elements of one block of intermediates: they stay in the caches
 _ROWS = 1024  # activations multiplied at once
 
 
-def round_rows(x: Tensor, group: int, kind: str) -> tuple[Tensor, Tensor]:
+def round_rows(x: Tensor, group: int, layout: Layout) -> tuple[Tensor, Tensor]:
     """Activations (rows, in) as int8 codes (rows, groups, group) and their float32 scales (rows, groups).
 
-    The scale includes the constant step of the weights' format. A group with a value that is not finite has
+    The scale includes the constant step of the weights' layout. A group with a value that is not finite has
     the scale NaN, which makes the whole row of the product NaN; a group below 1e-30 has the scale 0.
     """
     groups = torch.unflatten(x.float(), 1, (-1, group))
@@ -34,7 +34,7 @@ def round_rows(x: Tensor, group: int, kind: str) -> tuple[Tensor, Tensor]:
     top = torch.full_like(divisor, 127.0)  # a tensor: PyTorch turns number / tensor into a reciprocal
     codes = torch.round(groups * torch.div(top, divisor)[:, :, None])
     codes = torch.where(used[:, :, None], codes, 0.0).to(torch.int8)
-    scale = torch.div(divisor, top) * OWN_STEPS[kind]
+    scale = torch.div(divisor, top) * integer_step(layout)
     scale = torch.where(used, scale, torch.where(finite, 0.0, torch.nan))
     return codes, scale
 
@@ -44,12 +44,12 @@ def rounded_products(
 ) -> list[Tensor]:
     """x (rows, in) times each weight (out_i, in) transposed, plus its bias: (rows, out_i) in x's dtype.
 
-    Weights of one kind and group share one rounding of x.
+    Weights of one layout and group share one rounding of x.
     """
-    rounded: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+    rounded: dict[tuple[int, Layout], tuple[Tensor, Tensor]] = {}
     results = []
     for weight, bias in zip(weights, biases, strict=True):
-        key = (weight.group, weight.kind)
+        key = (weight.group, weight.layout)
         if key not in rounded:
             rounded[key] = round_rows(x, *key)
         results.append(_product(*rounded[key], weight, bias).to(x.dtype))
@@ -72,7 +72,7 @@ def rounded_input_grad(dy: Tensor, weight: PackedWeight) -> Tensor:
 
 def _product(codes: Tensor, scale: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     """float32 (rows, out) from rounded activations; blocks of rows and of panels bound the memory."""
-    if weight.kind == "q4":
+    if weight.layout == Layout.PANELS4:
         codes = packing_layout.paired(codes)
     rows, out = codes.shape[0], weight.shape[0]
     result = torch.empty(rows, out, dtype=torch.float32, device=codes.device)

@@ -49,6 +49,15 @@ class QuantizeConfig:
         self.vision = _one_of("vision", vision, PARTS)
         self.keep = _patterns(keep)
 
+    @property
+    def title(self) -> str:
+        """How messages name it."""
+        return str(self.format)
+
+    def is_quantizable(self) -> bool:
+        """Whether layers are packed."""
+        return True
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantizeConfig:
         """From the quantization_config of a config.json.
