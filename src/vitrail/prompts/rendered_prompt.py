@@ -72,7 +72,7 @@ class RenderedPrompt:
     @property
     def is_trusted(self) -> bool:
         """Whether it is a text of one author."""
-        return any(span.kind == "trusted" for span in self.spans)
+        return bool(self.spans) and self.spans[0].kind == "trusted"
 
     @property
     def from_messages(self) -> bool:
@@ -130,6 +130,8 @@ class RenderedPrompt:
         tokens: the names of the image, break and end tokens.
         """
         marks = [match.start() for match in re.finditer(re.escape(tokens[0]), self.readable)]
+        if not marks:
+            return self
         sized = {mark: next(grids) for mark in marks}
         parts: list[str] = []
         growth = [0]  # of the text before each mark, and of the whole
