@@ -41,6 +41,9 @@ class Layout(str, Enum):
     PANELS8 = "panels8"
     PANELS16 = "panels16"
 
+    def __str__(self) -> str:
+        return self.value  # in messages, on every version of Python
+
     @property
     def parts(self) -> tuple[str, ...]:
         """The names of its tensors, in the order in which operators take them; a weight may lack the nested ones."""
