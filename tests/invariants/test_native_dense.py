@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from torch import Tensor, nn
 
 from tests.invariants.test_native_quant import same, threads
@@ -108,6 +108,9 @@ def test_a_row_is_the_same_in_any_company(
     rows: int,
     count: int,
 ) -> None:
+    # bfloat16 panels over float16 rows need two roundings: no kernel does that, and PyTorch's own product, which does,
+    # may add in another order for another number of rows (it does where the processor multiplies bfloat16).
+    assume(not (kind == "bf16" and dtype == torch.float16))
     weight = weight_of(kind, out, columns, dtype, group=group, seed=seed)
     x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(dtype)
     row = seed % rows
