@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import InputError, UnsupportedError
-from vitrail.files.hub_options import KEYWORDS as HUB_KEYWORDS
+from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.hub_options import KEYWORDS as HUB_KEYWORDS, HubOptions
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +97,7 @@ def pipeline(
         )
         if value is not None
     }
-    source = _source_of(model)
+    source, settings = _source_of(model), None
     if isinstance(model, (str, os.PathLike)):
         given = dict(model_kwargs or {})
         settings = {"dtype": kwargs.pop("torch_dtype", dtype), **given, **hub}
@@ -105,13 +106,16 @@ def pipeline(
             settings["config"] = config
         if device is None:
             settings.setdefault("device_map", "auto" if device_map is None else device_map)
-        model = _load_model(model, settings)
+        if not settings.get("trust_remote_code"):  # it is refused before anything is opened
+            source = CheckpointFolder.open(model, HubOptions.take(dict(hub)), format=given.get("format"))
     elif "torch_dtype" in kwargs or config is not None or model_kwargs:
         raise InputError(
             "pipeline: the model is loaded already; torch_dtype, config and model_kwargs do not apply."
         )
     if processor is None or isinstance(processor, (str, os.PathLike)):
         processor = _load_processor(processor or source, hub)
+    if settings is not None:  # after the processor, whose tokenizer's file the model would parse too
+        model = _load_model(source, settings)
     return ImageTextToTextPipeline(model=model, processor=processor, device=device, **kwargs)
 
 
@@ -121,7 +125,7 @@ def _source_of(model: Any) -> str | os.PathLike[str] | None:
     return getattr(getattr(model, "config", None), "name_or_path", None) or None
 
 
-def _load_model(name: str | os.PathLike[str], settings: dict[str, Any]) -> Any:
+def _load_model(name: str | os.PathLike[str] | None, settings: dict[str, Any]) -> Any:
     from vitrail.auto import AutoModelForImageTextToText
 
     return AutoModelForImageTextToText.from_pretrained(name, **settings)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import vitrail
 from tests import geometries, tiny
 from vitrail.cli.main import main
 from vitrail.reader import embedded_path
@@ -81,4 +82,11 @@ def test_ask_any_folder_reads_every_file_once(
         ("params.json", "tekken.json") if kind == "mistral" else ("config.json", "tokenizer.json")
     )
     assert {config, tokenizer, "the folder"} <= counts.keys()
+    assert {name: count for name, count in counts.items() if count != 1} == {}
+
+
+def test_pipeline_opens_its_folder_once(tiny_mistral3: Path) -> None:
+    with openings(tiny_mistral3) as counts:
+        vitrail.pipeline("image-text-to-text", model=str(tiny_mistral3))
+    assert {"config.json", "tokenizer.json", "the folder"} <= counts.keys()
     assert {name: count for name, count in counts.items() if count != 1} == {}

@@ -207,6 +207,29 @@ def test_what_does_not_fit_is_refused(name: str, wrong: Arguments, isa: str) -> 
     assert all(torch.equal(part, was) for part, was in zip(written, before, strict=True))
 
 
+@pytest.mark.parametrize("isa", KERNELS)
+@pytest.mark.parametrize("name", ["cache_write", "cache_write_int8"])
+def test_slots_of_32_bits_are_those_of_64(name: str, isa: str) -> None:
+    written = []
+    for kind in (torch.int64, torch.int32):
+        call, arguments = valid()[name]
+        arguments["slots"] = arguments["slots"].to(kind)
+        with library.using(isa):
+            call(*arguments.values())
+        written.append(arguments["keys"])
+    assert torch.equal(*written)
+    assert bool(written[0].any())
+
+
+@pytest.mark.parametrize("isa", KERNELS)
+@pytest.mark.parametrize("wrong", [-1, OUT, 31, 2**31, -(2**40)])
+def test_a_row_that_a_packed_table_does_not_have_is_refused(wrong: int, isa: str) -> None:
+    """Rows OUT … 31 lie in the padding of its last panel."""
+    ids = torch.tensor([0, wrong])
+    with library.using(isa), pytest.raises(IndexError, match=f"lie in 0 … {OUT - 1}"):
+        cpu_quant.quant_rows(packed("q4"), ids)
+
+
 def shorter(x: Tensor) -> Tensor:
     return x[:-1].contiguous()
 

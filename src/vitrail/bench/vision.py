@@ -12,6 +12,7 @@ from vitrail.bench.matmul import MatrixRate, tower_shapes
 from vitrail.bench.random_model import random_model
 from vitrail.bench.report import MULTIPLY, Measured, Report, Setting
 from vitrail.bench.timing import by_turns
+from vitrail.images.grid import Grid
 from vitrail.model.cost import vision_cost
 
 
@@ -27,7 +28,7 @@ class Pictures:
         self.side = max(1, side // token) * token
         patches = self.side // vision.patch_size
         self.patches = patches * patches
-        self.tokens = count * (self.side // token) ** 2
+        self.tokens = count * Grid.of_size(self.side, self.side, token).image_tokens
         self.cost = vision_cost(model, [(patches, patches)] * count)
         self._model = model
         generator = torch.Generator().manual_seed(0)

@@ -54,7 +54,7 @@ def read_model(source: Source, *, with_pictures: bool) -> "PretrainedConfig":
     from vitrail.auto import AutoConfig
 
     config = AutoConfig.from_pretrained(source.folder)
-    if with_pictures and not hasattr(config, "vision_config"):
+    if with_pictures and not config.has_vision:
         raise InputError(f"{source.name} reads text only; ask it without pictures or choose another --model")
     return config
 

@@ -98,10 +98,11 @@ def cache_write_oracle(
     """Rows k, v (L, G, K) into the slots of keys, values (blocks, block, G, K), rounded to their dtype."""
     if slots.device.type == "cpu":  # on the host they cost nothing to look at, elsewhere the copy does
         check_slots(slots, keys.shape[0] * keys.shape[1])
-    for side, (x, stored) in enumerate(((k, keys), (v, values))):
-        flat = stored.view(-1, *stored.shape[2:])
+    slots = slots.long()
+    flats = [stored.view(-1, *stored.shape[2:]) for stored in (keys, values)]  # before either is written
+    for side, (x, flat) in enumerate(zip((k, v), flats, strict=True)):
         if scales is None:
-            flat.index_copy_(0, slots, x.to(stored.dtype))
+            flat.index_copy_(0, slots, x.to(flat.dtype))
             continue
         codes, scale = round_rows(x)
         flat.index_copy_(0, slots, codes)

@@ -126,7 +126,15 @@ def _rows_kernel() -> Any:
 
 
 def _rows_oracle(weight: PackedWeight, ids: Tensor) -> Tensor:
+    if ids.device.type == "cpu" and ids.numel() and ids.dtype in INTEGERS:
+        _refuse_outside(ids, weight.shape[0])
     return dequantize_rows(weight, ids)
+
+
+def _refuse_outside(ids: Tensor, count: int) -> None:
+    first, last = int(ids.min()), int(ids.max())
+    if first < 0 or last >= count:
+        raise IndexError(f"ids of a table of {count} rows lie in 0 … {count - 1}; got {first} … {last}.")
 
 
 def _rows_cpu(weight: PackedWeight, ids: Tensor) -> Tensor:
@@ -146,9 +154,7 @@ def _rows_cpu(weight: PackedWeight, ids: Tensor) -> Tensor:
         library.DTYPES[weight.dtype],
     )
     if outside:
-        raise IndexError(
-            f"ids of a table of {out} rows lie in 0 … {out - 1}; got {int(ids.min())} … {int(ids.max())}."
-        )
+        _refuse_outside(ids, out)
     return y
 
 
