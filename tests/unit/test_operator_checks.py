@@ -21,6 +21,7 @@ from vitrail.ops.cpu import (
     kv as cpu_kv,
     library,
     quant as cpu_quant,
+    registry,
     rows as cpu_rows,
 )
 from vitrail.ops.weight import Layout, PackedWeight
@@ -178,6 +179,10 @@ WRONG: list[tuple[str, Arguments]] = [
         {"biases": [torch.ones(OUT + 1).half()]}, {"biases": []})),
     *((f"{name}_{kind}", {"x": x}) for name, kind in (("dense_products", "nf4"), ("quant_linear", "q8"))
       for x in (torch.ones(3, IN + 32), torch.ones(3, IN // 2), torch.ones(IN))),
+    *((name, {"weights": []}) for name in ("dense_linear", "dense_products_nf4", "quant_linear_q8")),
+    *((name, {"weights": weights}) for name, weights in (
+        ("dense_products_nf4", [packed("nf4"), packed("int8")]),
+        ("quant_linear_q4", [packed("q4"), quantize_own(torch.ones(OUT, IN), "q4", 64)]))),
     *((f"{name}_{kind}", {"biases": biases}) for name, kind in (("dense_products", "int8"), ("quant_linear", "q4"))
       for biases in ([], [torch.ones(OUT - 1)], [torch.ones(1)])),
     *(("dense_decode", wrong) for wrong in (
@@ -228,6 +233,18 @@ def test_a_row_that_a_packed_table_does_not_have_is_refused(wrong: int, isa: str
     ids = torch.tensor([0, wrong])
     with library.using(isa), pytest.raises(IndexError, match=f"lie in 0 … {OUT - 1}"):
         cpu_quant.quant_rows(packed("q4"), ids)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"forms": "panels5 codes scales levels"}, {"forms": "panels4 codes scales"}, {"parts": []}, {"sizes": [OUT, IN, 32]},
+     {"sizes": [OUT, IN, 32, 9]}, {"forms": "", "parts": [], "sizes": []}],
+)  # fmt: skip
+def test_a_schema_s_packed_weights_that_do_not_go_together_are_refused(wrong: Arguments) -> None:
+    forms, parts, sizes = registry.flatten([packed("q4")])
+    given = {"forms": forms, "parts": parts, "sizes": sizes, **wrong}
+    with pytest.raises((InputError, CheckpointError)):
+        torch.ops.vitrail.quant_linear(torch.ones(3, IN), *given.values(), [None])
 
 
 def shorter(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from vitrail.errors import InputError
 from vitrail.ops.checks import check_packed, check_product
 from vitrail.ops.cpu import library
-from vitrail.ops.cpu.registry import NotTaken, operator
+from vitrail.ops.cpu.registry import NotTaken, operator, products_fake
 from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.kernels import kernel_for
 from vitrail.ops.weight import Layout, PackedWeight, Weight, dequantize
@@ -93,8 +93,7 @@ def products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor
 
     Weights of one layout and type are one parallel region.
     """
-    first = weights[0]
-    if any((weight.layout, weight.dtype) != (first.layout, first.dtype) for weight in weights):
+    if len({(weight.layout, weight.dtype) for weight in weights}) > 1 and len(biases) == len(weights):
         pairs = zip(weights, biases, strict=True)
         return [product for weight, bias in pairs for product in products(x, [weight], [bias])]
     return _products(x, weights, biases)
@@ -297,14 +296,14 @@ _products = operator(
     "dense_products",
     _products_on_device,
     cpu=_products_cpu,
-    fake=lambda x, weights, biases: [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights],
+    fake=products_fake,
     check=_check_products,
 )
 _linear = operator(
     "dense_linear",
     _linear_oracle,
     cpu=_linear_cpu,
-    fake=lambda x, weights, biases: [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights],
+    fake=products_fake,
     check=_check_linear,
 )
 _decode = operator(

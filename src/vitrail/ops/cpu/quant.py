@@ -13,7 +13,7 @@ from torch import Tensor
 from vitrail.errors import InputError
 from vitrail.ops.checks import INTEGERS, check_packed, check_product, misfit
 from vitrail.ops.cpu import library
-from vitrail.ops.cpu.registry import NotTaken, operator
+from vitrail.ops.cpu.registry import NotTaken, operator, products_fake
 from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.kernels import kernel_for
 from vitrail.ops.packing_layout import panel_count
@@ -31,7 +31,7 @@ def quant_products(
 
     Those of one group size are one call, which rounds x once.
     """
-    if any(weight.group != weights[0].group for weight in weights):
+    if len({weight.group for weight in weights}) > 1 and len(biases) == len(weights):
         pairs = zip(weights, biases, strict=True)
         return [quant_products(x, [weight], [bias])[0] for weight, bias in pairs]
     return _linear(x, weights, biases)
@@ -168,7 +168,7 @@ _linear = operator(
     "quant_linear",
     _linear_on_device,
     cpu=_linear_cpu,
-    fake=lambda x, weights, biases: [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights],
+    fake=products_fake,
     check=_check_linear,
 )
 _rows = operator(

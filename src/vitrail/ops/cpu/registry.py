@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar, get_type_hints
 import torch
 from torch import Tensor
 
+from vitrail.errors import InputError
 from vitrail.ops.cpu import library
 from vitrail.ops.weight import Layout, PackedWeight
 
@@ -83,14 +84,19 @@ def flatten(weights: Sequence[PackedWeight]) -> tuple[str, list[Tensor], list[in
 
 
 def unflatten(forms: str, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[PackedWeight]:
-    """The inverse of `flatten`."""
+    """The inverse of `flatten`; InputError for what `flatten` does not give."""
     weights, at = [], 0
-    for layout, shape, group, names, dtype in _read_forms(forms, tuple(sizes)):
-        end = at + len(names)
-        weights.append(
-            PackedWeight(layout, shape, group, dict(zip(names, parts[at:end], strict=True)), dtype)
-        )
-        at = end
+    try:
+        for layout, shape, group, names, dtype in _read_forms(forms, tuple(sizes)):
+            end = at + len(names)
+            tensors = dict(zip(names, parts[at:end], strict=True))
+            weights.append(PackedWeight(layout, shape, group, tensors, dtype))
+            at = end
+    except (ValueError, IndexError) as error:
+        raise InputError(
+            f"packed weights of the form {forms!r:.200}, {len(parts)} parts and {len(sizes)} sizes do not go together; "
+            "call the function of ops/cpu that takes PackedWeight."
+        ) from error
     return weights
 
 
@@ -100,7 +106,9 @@ def _read_forms(
 ) -> list[tuple[Layout, tuple[int, int], int, list[str], torch.dtype]]:
     """(layout, shape, group, names of parts, dtype) of each weight."""
     found = []
-    for form, numbers in zip(forms.split(","), zip(*[iter(sizes)] * 4, strict=True), strict=True):
+    for form, numbers in zip(
+        forms.split(",") if forms else (), zip(*[iter(sizes)] * 4, strict=True), strict=True
+    ):
         (layout, *names), (out, columns, group, dtype) = form.split(" "), numbers
         found.append((Layout(layout), (out, columns), group, names, _DTYPES[dtype]))
     return found
@@ -156,6 +164,11 @@ def operator(
 def implement(name: str, device: str, kernel: Callable[..., Any]) -> None:
     """Give an operator a kernel on another device; it takes the definition's arguments."""
     torch.library.impl(f"{_NAMESPACE}::{name}", device, _CHECKED[name](kernel))
+
+
+def products_fake(x: Tensor, weights: Sequence[Tensor | PackedWeight], biases: Any) -> list[Tensor]:
+    """The fake form of every operator that multiplies x (rows, in) by matrices (out_i, in)."""
+    return [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights]
 
 
 def _run(run: Callable[..., Any], check: Callable[..., None], arguments: Sequence[Any]) -> Any:
