@@ -90,3 +90,12 @@ def test_pipeline_opens_its_folder_once(tiny_mistral3: Path) -> None:
         vitrail.pipeline("image-text-to-text", model=str(tiny_mistral3))
     assert {"config.json", "tokenizer.json", "the folder"} <= counts.keys()
     assert {name: count for name, count in counts.items() if count != 1} == {}
+
+
+def test_read_opens_the_embedded_folder_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.picture(40, 60).save(tmp_path / "sign.png")
+    with openings(embedded_path()) as counts:
+        assert main(["read", str(tmp_path / "sign.png")]) == 0
+    assert capsys.readouterr().out
+    assert {"config.json", "tokenizer.json", "the folder"} <= counts.keys()
+    assert {name: count for name, count in counts.items() if count != 1} == {}

@@ -57,7 +57,7 @@ class CheckpointFolder(os.PathLike[str]):
         for what is not there, InputError for an unknown format.
         """
         if isinstance(name_or_path, CheckpointFolder):
-            if format is None or format in (name_or_path.format, name_or_path.layout):
+            if format in (None, name_or_path.format) or format == name_or_path.layout:
                 return name_or_path
             commit = name_or_path.commit
             hub = name_or_path._hub if commit is None else replace(name_or_path._hub, revision=commit)

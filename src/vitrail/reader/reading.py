@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vitrail.auto import AutoModelForImageTextToText, AutoProcessor
+from vitrail.auto import load
 from vitrail.dialogue import LONGEST
 from vitrail.generate.outputs import GenerateOutput
 from vitrail.reader import embedded_path
@@ -42,10 +42,8 @@ class BatchReader:
 
     def __init__(self, model: Path | None = None) -> None:
         source = embedded_path() if model is None else model
-        self._open(
-            AutoModelForImageTextToText.from_pretrained(source, dtype="float32"),
-            AutoProcessor.from_pretrained(source),
-        )
+        processor, network = load(source, dtype="float32")
+        self._open(network, processor)
 
     @classmethod
     def of(cls, model: Any, processor: Any) -> BatchReader:

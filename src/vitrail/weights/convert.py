@@ -73,7 +73,7 @@ def convert(
     """
     target = Path(out)
     _check_target(target)
-    job = _prepare(Path(source), to)
+    job = _prepare(source, to)
     size = sum(entry.nbytes for file in job.checkpoint.files.values() for entry in file.entries.values())
     scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -98,7 +98,7 @@ def open_source(source: str | os.PathLike[str], to: str) -> tuple[PretrainedConf
     if to not in NAMES:
         raise InputError(f"a format is 'hf' or 'mistral', got {to!r}.")
     given = MISTRAL if to == HF else HF
-    folder = CheckpointFolder(source, format=given)
+    folder = CheckpointFolder.at(source, format=given)
     if _CONFIGS[given] not in folder.files:
         held = _CONFIGS[to] in folder.files
         already = (
@@ -133,7 +133,7 @@ def _check_room(folder: Path, size: int) -> None:
         )
 
 
-def _prepare(source: Path, to: str) -> _Job:
+def _prepare(source: str | os.PathLike[str], to: str) -> _Job:
     config, checkpoint = open_source(source, to)
     names, foreign = {}, []
     for file in checkpoint.files.values():
@@ -151,7 +151,7 @@ def _prepare(source: Path, to: str) -> _Job:
     own = {canonical(from_native(name) or name) if to == HF else canonical(name) for name in names}
     _note(config, own)
     note_kind(config, checkpoint)
-    return _Job(source, to, config, checkpoint, names, heads_of(config.to_dict()))
+    return _Job(Path(source), to, config, checkpoint, names, heads_of(config.to_dict()))
 
 
 def _renamed(name: str, to: str, vision: bool) -> str | None:
