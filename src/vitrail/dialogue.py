@@ -274,3 +274,14 @@ def _renamed(on_event: Callable[[Piece], None] | None, options: dict[str, Any]) 
 
 def _stopped_by(found: Continuation) -> str:
     return {"length": "length", "criteria": "interrupted"}.get(found.reason, "stop")
+
+
+def __getattr__(name: str) -> Any:
+    """`Turn`, what a Reply was called in version 0.1.0. It goes with the next minor version."""
+    if name != "Turn":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        "vitrail.dialogue.Turn is called vitrail.Reply now; use that name.", DeprecationWarning, stacklevel=2
+    )
+    globals()[name] = Reply  # the second look-up finds it, so that it is said once
+    return Reply
