@@ -1,4 +1,4 @@
-"""Chat templates as files: find those of a folder, write them back. Rendered in template.py, limited by template_budget.py."""
+"""Chat templates as files: find those of a folder, write them back. template.py renders, template_budget.py limits."""
 
 from __future__ import annotations
 
