@@ -1,4 +1,4 @@
-"""PixtralProcessor: text and pictures → one batch for the model, ids → text. Reading of folders: processor_files.py."""
+"""PixtralProcessor: text and pictures → one batch for the model, ids → text. Folders are read in load.py."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def encode_own(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> 
 
 
 def encode_fit(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
-    """The sums (2, 16) of one round of fitting levels: ops/encode.encode_fit."""
+    """The sums (2, 16) of one round of fitting levels: `encode_fit` in ops/reference/encode.py."""
     return _fit(ratio, weights, levels)
 
 
