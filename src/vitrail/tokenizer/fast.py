@@ -60,7 +60,8 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
     """A tokenizer.json with the methods of transformers' fast tokenizers.
 
     Where it differs: token_type_ids are returned only if the folder's tokenizer_config.json lists them, an unknown
-    argument raises, and `apply_chat_template` never turns what a user typed into a control token (rendered_prompt.py).
+    argument raises, and `apply_chat_template` never turns what a user typed into a control token
+    (prompts/rendered_prompt.py).
     """
 
     def __init__(self, tokenizer_object: Any, chat_template: Any = None, **config: Any) -> None:

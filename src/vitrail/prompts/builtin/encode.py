@@ -1,4 +1,4 @@
-"""Pieces → ids, with any tokenizer. Tokenizers of mistral-common: mistral_encoder.py; tokenizer.json: json_encoder.py."""
+"""Pieces → ids, with any tokenizer; encoders: tokenizer/mistral_encoder.py and tokenizer/json_encoder.py."""
 
 from __future__ import annotations
 
