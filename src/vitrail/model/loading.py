@@ -79,11 +79,7 @@ def load_pretrained(
 
 
 def save_pretrained(
-    model: Pretrained,
-    folder: Path,
-    *,
-    max_shard_size: "int | str",
-    state_dict: "dict[str, Tensor] | None",
+    model: Pretrained, folder: Path, *, max_shard_size: "int | str", state_dict: "dict[str, Tensor] | None"
 ) -> None:
     """Write a model's configuration and weights, or its adapter; see PreTrainedModel.save_pretrained."""
     if not model.vision:
