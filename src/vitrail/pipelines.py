@@ -87,15 +87,8 @@ def pipeline(
         raise InputError("pipeline needs model=: a checkpoint's folder, its name or a loaded model.")
     if device is not None and device_map is not None:
         raise InputError("pipeline takes device= or device_map=, not both.")
-    hub = {
-        name: value
-        for name, value in (
-            ("revision", revision),
-            ("token", token),
-            ("trust_remote_code", trust_remote_code),
-        )
-        if value is not None
-    }
+    hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+    hub = {name: value for name, value in hub.items() if value is not None}
     source = _source_of(model)
     if isinstance(model, (str, os.PathLike)):
         given = dict(model_kwargs or {})

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitrail.cli.options import Command
 from vitrail.cli.screen import waiting
 from vitrail.errors import InputError
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from vitrail.train.job import Job, Reading
     from vitrail.train.trainer import Outcome, Trainer
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 EXAMPLES = """\b
 Examples:
