@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
@@ -31,29 +31,6 @@ from vitrail.tokenizer.json_encoder import JsonEncoder, format_of_controls
 from vitrail.tokenizer.padding import VERY_LARGE, Lengths, check_side, limit_of
 from vitrail.tokenizer.special_tokens import NAMES, read_additional, read_named, setting
 from vitrail.tokenizer.vocabulary import Vocabulary, clean_up
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer."""
-
-    padding_side: str
-    model_input_names: list[str]
-
-    def __call__(self, text: Any, **options: Any) -> BatchFeature:
-        """Texts → input_ids and attention_mask."""
-
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> str:
-        """Ids → text."""
-
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
-        """Several sequences of ids → texts."""
-
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Token → id, or several."""
-
-    def __len__(self) -> int:
-        """Number of ids."""
 
 
 class FastTokenizer(Vocabulary, BaseTokenizer):
