@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from vitrail.auto import load as open_model
-from vitrail.dialogue import Dialogue
+from vitrail.dialogue import Dialogue, Raw
 from vitrail.errors import InputError
 from vitrail.images.fetch import is_url
 from vitrail.images.pdf import holds_pdf, names_pdf
@@ -20,8 +20,6 @@ from vitrail.responses.reply import Reply
 
 if TYPE_CHECKING:
     from vitrail.reader.files import FileReading
-
-Raw = dict[str, Any]
 
 
 def load(

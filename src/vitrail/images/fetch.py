@@ -1,7 +1,7 @@
 """A URL turned into bytes, within limits of size, time, hops and address; it does not look at the bytes.
 
 One parser decides: what urlsplit returns is checked and handed to the connection, the host's addresses are
-looked up once, and the socket goes to the very address that was checked (SECURITY.md, rule 2).
+looked up once, and the socket goes to the very address that was checked.
 """
 
 import http.client

@@ -60,11 +60,7 @@ POLICY: Final = FetchPolicy()
 
 
 def load_image(
-    source: Any,
-    timeout: float | None = None,
-    *,
-    limits: ImageLimits = LIMITS,
-    policy: FetchPolicy = POLICY,
+    source: Any, timeout: float | None = None, *, limits: ImageLimits = LIMITS, policy: FetchPolicy = POLICY
 ) -> Image.Image:
     """A picture in RGB from a path, URL, data: URL, bytes, binary file, PIL picture, numpy array or tensor.
 

@@ -1,6 +1,6 @@
 """A PDF → its pages as pictures, within limits of pages, pixels, time and memory. Rendered by PDFium in pdf_worker.py.
 
-A PDF counts as its pages, in order, wherever a picture may be named in a message. Pictures of other files: images.py.
+A PDF counts as its pages, in order, wherever a picture may be named in a message. Images of other files: load.py.
 """
 
 from __future__ import annotations
