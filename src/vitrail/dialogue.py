@@ -208,7 +208,7 @@ class Dialogue:
     def _longest(self, prompt: int, wanted: int | None) -> int:
         """How many ids to draw at most: what was asked for, cut to what the context has left."""
         longest = int(wanted or self.model.generation_config.max_new_tokens or LONGEST)
-        limit = self.model.text_config.max_position_embeddings
+        limit = self.model.max_model_len
         # Where not even one fits, generate() says so with both numbers.
         return longest if limit is None else max(1, min(longest, limit - prompt + 1))
 

@@ -88,15 +88,8 @@ def pipeline(
         raise InputError("pipeline needs model=: a checkpoint's folder, its name or a loaded model.")
     if device is not None and device_map is not None:
         raise InputError("pipeline takes device= or device_map=, not both.")
-    hub = {
-        name: value
-        for name, value in (
-            ("revision", revision),
-            ("token", token),
-            ("trust_remote_code", trust_remote_code),
-        )
-        if value is not None
-    }
+    hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+    hub = {name: value for name, value in hub.items() if value is not None}
     source, settings = _source_of(model), None
     if isinstance(model, (str, os.PathLike)):
         given = dict(model_kwargs or {})
@@ -115,7 +108,9 @@ def pipeline(
     if processor is None or isinstance(processor, (str, os.PathLike)):
         processor = _load_processor(processor or source, hub)
     if settings is not None:  # after the processor, whose tokenizer's file the model would parse too
-        model = _load_model(source, settings)
+        from vitrail.auto import AutoModelForImageTextToText
+
+        model = AutoModelForImageTextToText.from_pretrained(source, **settings)
     return ImageTextToTextPipeline(model=model, processor=processor, device=device, **kwargs)
 
 
@@ -123,12 +118,6 @@ def _source_of(model: Any) -> str | os.PathLike[str] | None:
     if isinstance(model, (str, os.PathLike)):
         return model
     return getattr(getattr(model, "config", None), "name_or_path", None) or None
-
-
-def _load_model(name: str | os.PathLike[str] | None, settings: dict[str, Any]) -> Any:
-    from vitrail.auto import AutoModelForImageTextToText
-
-    return AutoModelForImageTextToText.from_pretrained(name, **settings)
 
 
 def _load_processor(name: str | os.PathLike[str] | None, hub: dict[str, Any]) -> Any:
