@@ -110,7 +110,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> N
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_file(folder / file, {name: tensors[name] for name in names})
         weight_map |= dict.fromkeys(names, file)
-    metadata = {"total_size": sum(_size(tensor) for tensor in tensors.values())}
+    metadata = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
     text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
     (folder / INDEX).write_text(text, encoding="utf-8")
 
@@ -127,16 +127,12 @@ def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     room = limit
     for name, tensor in tensors.items():
-        if _size(tensor) > room and shards[-1]:
+        if tensor.nbytes > room and shards[-1]:
             shards.append([])
             room = limit
         shards[-1].append(name)
-        room -= _size(tensor)
+        room -= tensor.nbytes
     return shards
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _remove_earlier(folder: Path, written: set[str]) -> None:
