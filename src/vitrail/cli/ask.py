@@ -1,4 +1,7 @@
-"""`vitrail ask PICTURE… QUESTION`: its options and what it prints. The answer is a Dialogue's first."""
+"""`vitrail ask PICTURE… QUESTION`: its options and what it prints.
+
+assistant.load loads; the answer is the first of a Dialogue, which calls generate() through generate/reuse.py.
+"""
 
 import json
 import time

@@ -52,6 +52,11 @@ class FetchPolicy:
         return self if timeout is None else replace(self, timeout=timeout)
 
 
+def is_url(source: object) -> bool:
+    """Whether `source` is a web address, the only kind that is fetched; other schemes begin here and in `fetch`."""
+    return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
+
+
 def fetch(url: str, policy: FetchPolicy) -> bytes:
     """The body that `url` answers with status 200. Proxies of the environment are not used.
 
