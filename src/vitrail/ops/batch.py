@@ -42,6 +42,7 @@ class ForwardBatch:
         sequences: the cache's sequence of each segment; () when nothing is cached.
         logits_indices: int64 rows whose logits are wanted; None: all.
         adapter_indices: int64 (L,), the adapter of each row, for linear layers; None: those that are set on the model.
+            No model computes them yet: MistralModel.run refuses a batch that has them.
     """
 
     positions: Tensor
