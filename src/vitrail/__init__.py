@@ -53,15 +53,8 @@ if TYPE_CHECKING:
     )
     from vitrail.images.batch_feature import BatchFeature as BatchFeature
     from vitrail.images.fetch import FetchPolicy as FetchPolicy
-    from vitrail.images.grid import (
-        Grid as Grid,
-        image_grid as image_grid,
-        image_tokens as image_tokens,
-    )
-    from vitrail.images.load import (
-        ImageLimits as ImageLimits,
-        load_image as load_image,
-    )
+    from vitrail.images.grid import Grid as Grid, image_grid as image_grid, image_tokens as image_tokens
+    from vitrail.images.load import ImageLimits as ImageLimits, load_image as load_image
     from vitrail.images.pdf import PdfLimits as PdfLimits, load_pages as load_pages
     from vitrail.images.processor import (
         PixtralImageProcessor as PixtralImageProcessor,
@@ -88,10 +81,7 @@ if TYPE_CHECKING:
         kernel_status as kernel_status,
         use_kernels as use_kernels,
     )
-    from vitrail.pipelines import (
-        ImageTextToTextPipeline as ImageTextToTextPipeline,
-        pipeline as pipeline,
-    )
+    from vitrail.pipelines import ImageTextToTextPipeline as ImageTextToTextPipeline, pipeline as pipeline
     from vitrail.processor.load import processor_parts as processor_parts
     from vitrail.processor.processor import PixtralProcessor as PixtralProcessor
     from vitrail.prompts.builtin.build import build_prompt as build_prompt
@@ -171,25 +161,12 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "VitrailError",
     ),
     "kv.cache": ("KVCache",),
-    "generate.stream": (
-        "TextIteratorStreamer",
-        "TextStreamer",
-    ),
+    "generate.stream": ("TextIteratorStreamer", "TextStreamer"),
     "images.batch_feature": ("BatchFeature",),
     "images.fetch": ("FetchPolicy",),
-    "images.grid": (
-        "Grid",
-        "image_grid",
-        "image_tokens",
-    ),
-    "images.processor": (
-        "PixtralImageProcessor",
-        "PixtralImageProcessorFast",
-    ),
-    "images.load": (
-        "ImageLimits",
-        "load_image",
-    ),
+    "images.grid": ("Grid", "image_grid", "image_tokens"),
+    "images.processor": ("PixtralImageProcessor", "PixtralImageProcessorFast"),
+    "images.load": ("ImageLimits", "load_image"),
     "tokenizer.mistral": ("MistralCommonBackend", "MistralCommonTokenizer"),
     "images.pdf": ("PdfLimits", "load_pages"),
     "processor.processor": ("PixtralProcessor",),
@@ -206,11 +183,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     ),
     "model.causal": ("MistralForCausalLM",),
     "model.decoder": ("MistralModel",),
-    "model.outputs": (
-        "LlavaCausalLMOutputWithPast",
-        "Mistral3CausalLMOutputWithPast",
-        "ModelOutput",
-    ),
+    "model.outputs": ("LlavaCausalLMOutputWithPast", "Mistral3CausalLMOutputWithPast", "ModelOutput"),
     "model.pretrained": ("PreTrainedModel",),
     "model.vision": ("PixtralVisionModel",),
     "model.vlm": (
@@ -219,10 +192,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Mistral3ForConditionalGeneration",
         "Mistral3Model",
     ),
-    "pipelines": (
-        "ImageTextToTextPipeline",
-        "pipeline",
-    ),
+    "pipelines": ("ImageTextToTextPipeline", "pipeline"),
     "quant.bitsandbytes_config": ("BitsAndBytesConfig",),
     "quant.quantize_config": ("QuantizeConfig",),
 }

@@ -10,8 +10,9 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from vitrail.auto import load as open_model
-from vitrail.dialogue import Dialogue
+from vitrail.dialogue import Dialogue, Raw
 from vitrail.errors import InputError
+from vitrail.images.fetch import is_url
 from vitrail.images.pdf import holds_pdf, names_pdf
 from vitrail.reader import embedded_path
 from vitrail.responses.events import Piece, TextDelta
@@ -19,8 +20,6 @@ from vitrail.responses.reply import Reply
 
 if TYPE_CHECKING:
     from vitrail.reader.files import FileReading
-
-Raw = dict[str, Any]
 
 
 def load(
@@ -238,7 +237,7 @@ def content_of(images: Any, question: str) -> list[Raw]:
 def file_part(name: "str | PathLike[str]") -> Raw:
     """The part of a message that names an image or a PDF by path or URL."""
     name = str(name)
-    if name.lower().startswith(("http://", "https://", "data:")):
+    if is_url(name) or name[:5].lower() == "data:":
         return {"type": "file", "url": name}  # whether it is a PDF is known once it was fetched
     path = Path(name).expanduser()
     try:

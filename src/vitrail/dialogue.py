@@ -210,7 +210,7 @@ class Dialogue:
         if wanted is not None and wanted < 1:
             raise InputError(f"max_new_tokens is at least 1; got {wanted}.")
         longest = int(wanted or self.model.generation_config.max_new_tokens or LONGEST)
-        limit = self.model.text_config.max_position_embeddings
+        limit = self.model.max_model_len
         # Where not even one fits, generate() says so with both numbers.
         return longest if limit is None else max(1, min(longest, limit - prompt + 1))
 

@@ -87,15 +87,8 @@ def pipeline(
         raise InputError("pipeline needs model=: a checkpoint's folder, its name or a loaded model.")
     if device is not None and device_map is not None:
         raise InputError("pipeline takes device= or device_map=, not both.")
-    hub = {
-        name: value
-        for name, value in (
-            ("revision", revision),
-            ("token", token),
-            ("trust_remote_code", trust_remote_code),
-        )
-        if value is not None
-    }
+    hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+    hub = {name: value for name, value in hub.items() if value is not None}
     source = _source_of(model)
     if isinstance(model, (str, os.PathLike)):
         given = dict(model_kwargs or {})
@@ -105,7 +98,9 @@ def pipeline(
             settings["config"] = config
         if device is None:
             settings.setdefault("device_map", "auto" if device_map is None else device_map)
-        model = _load_model(model, settings)
+        from vitrail.auto import AutoModelForImageTextToText
+
+        model = AutoModelForImageTextToText.from_pretrained(model, **settings)
     elif "torch_dtype" in kwargs or config is not None or model_kwargs:
         raise InputError(
             "pipeline: the model is loaded already; torch_dtype, config and model_kwargs do not apply."
@@ -119,12 +114,6 @@ def _source_of(model: Any) -> str | os.PathLike[str] | None:
     if isinstance(model, (str, os.PathLike)):
         return model
     return getattr(getattr(model, "config", None), "name_or_path", None) or None
-
-
-def _load_model(name: str | os.PathLike[str], settings: dict[str, Any]) -> Any:
-    from vitrail.auto import AutoModelForImageTextToText
-
-    return AutoModelForImageTextToText.from_pretrained(name, **settings)
 
 
 def _load_processor(name: str | os.PathLike[str] | None, hub: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.prompts import VERSIONS, tokenizer
 from tests.tiny import DATA
 from vitrail.cli.main import main
 from vitrail.dialogue import Dialogue
+from vitrail.generate import reuse
 from vitrail.prompts.builtin import FORMATS, BuiltPrompt, build_prompt, encode_prompt, find_format
 from vitrail.prompts.rendered_prompt import PromptText
 from vitrail.tokenizer.fast import FastTokenizer
@@ -129,13 +131,16 @@ def test_pipelines_and_the_command_line_take_typed_tokens_as_text(
     """The question and the system prompt, in `vitrail chat`'s dialogue too: the control ids are those of plain words."""
     kind = vitrail.LlavaForConditionalGeneration
     prompts: list[list[int]] = []
-    generate = kind.generate
 
-    def listen(self: Any, *args: Any, **kwargs: Any) -> Any:
-        prompts.append(kwargs["input_ids"][0].tolist())
-        return generate(self, *args, **kwargs)
+    def listened(generate: Callable[..., Any]) -> Callable[..., Any]:
+        def listen(model: Any, *args: Any, **kwargs: Any) -> Any:
+            prompts.append((args[0] if args else kwargs["input_ids"])[0].tolist())
+            return generate(model, *args, **kwargs)
 
-    monkeypatch.setattr(kind, "generate", listen)
+        return listen
+
+    monkeypatch.setattr(kind, "generate", listened(kind.generate))  # the pipeline's
+    monkeypatch.setattr(reuse, "generate", listened(reuse.generate))  # a dialogue's
     picture = tmp_path / "picture.png"
     tiny.picture(16, 24).save(picture)
     pipe = vitrail.pipeline("image-text-to-text", model=str(tiny_llava))

@@ -6,9 +6,12 @@ import ast
 import io
 import re
 import tokenize
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TypeGuard
+
+import pytest
 
 import vitrail
 
@@ -109,3 +112,26 @@ def test_public_things_have_docstrings() -> None:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
         if not ast.get_docstring(node)
     ] == []
+
+
+def test_files_that_texts_name_are_there() -> None:
+    """`name.py` in docs and docstrings is a file beside the text, or in the package or the repository by its path."""
+    root = ROOT.parent.parent
+    if not (root / "docs").is_dir():
+        pytest.skip("the documents are not installed with the package")
+    documents = [root / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md")]
+    texts = {path: path.read_text(encoding="utf-8") for path in (*documents, *(root / "docs").glob("*.md"))}
+    texts |= {ROOT / name: "\n".join(docstrings(name)) for name in FILES}
+    missing = [
+        f"{path.relative_to(root)}: {name}"
+        for path, text in texts.items()
+        for name in re.findall(r"(?<![\w/.*-])((?:[a-z_0-9]+/)*[a-z_0-9]+\.py)\b(?!\()", text)
+        if not any((place / name).exists() for place in (path.parent, ROOT, root, root / "benchmarks"))
+    ]
+    assert not missing, "\n".join(missing)
+
+
+def docstrings(name: str) -> Iterator[str]:
+    for node in ast.walk(tree(name)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            yield ast.get_docstring(node) or ""

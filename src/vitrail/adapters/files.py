@@ -14,16 +14,7 @@ from torch import Tensor, nn
 
 from vitrail.adapters.config import LoraConfig
 from vitrail.adapters.layers import Lora, LoraTable
-from vitrail.adapters.model import (
-    DEFAULT,
-    adapted,
-    attach,
-    check_name,
-    configs,
-    finish,
-    plain,
-    retrain,
-)
+from vitrail.adapters.model import DEFAULT, adapted, attach, check_name, configs, finish, plain, retrain
 from vitrail.adapters.targets import plain_modules
 from vitrail.errors import CheckpointError, ConfigError, InputError
 from vitrail.files.formatting import listed

@@ -40,8 +40,7 @@ class Conversation:
         self.ids = _ids(self.grid, int(model.image_token_id), model.text_config.vocab_size)
         self._picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
         self._processor = PixtralImageProcessor(
-            size={"longest_edge": vision.image_size},
-            patch_size=vision.patch_size * merge,
+            size={"longest_edge": vision.image_size}, patch_size=vision.patch_size * merge
         )
 
     def costs(self) -> list[Cost]:

@@ -22,7 +22,7 @@ _TOWER_14 = {
     "rope_theta": 10000.0, "add_pre_mm_projector_layer_norm": True, "adapter_bias": False,
 }  # fmt: skip
 _NULLS = dict.fromkeys(
-    (
+    [
         "q_lora_rank",
         "kv_lora_rank",
         "qk_rope_head_dim",
@@ -31,7 +31,7 @@ _NULLS = dict.fromkeys(
         "moe",
         "kv_sharing",
         "nope",
-    )
+    ]
 )
 
 

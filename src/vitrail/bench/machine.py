@@ -41,7 +41,7 @@ class Machine:
 def this_machine() -> Machine:
     """The machine with its present number of threads."""
     return Machine(
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         cores=os.cpu_count() or 1,
         memory=host_memory(),
         torch=str(torch.__version__),
@@ -53,10 +53,11 @@ def this_machine() -> Machine:
     )
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name, as the system tells it."""
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
     names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return next((name for name in (*names, platform.processor(), platform.machine()) if name), "unknown")

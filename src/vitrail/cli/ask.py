@@ -1,4 +1,7 @@
-"""`vitrail ask PICTURE… QUESTION`: its options and what it prints. The answer is a Dialogue's first."""
+"""`vitrail ask PICTURE… QUESTION`: its options and what it prints.
+
+assistant.load loads; the answer is the first of a Dialogue, which calls generate() through generate/reuse.py.
+"""
 
 import json
 import time
@@ -170,7 +173,7 @@ class _Shown:
         from vitrail.model.estimate import estimate
 
         if self.max_new_tokens is not None:  # what was asked for is refused, not cut
-            limit = self.model.text_config.max_position_embeddings
+            limit = self.model.max_model_len
             fit_context(prompt.tokens, self.max_new_tokens, limit, explicit=True)
         self.estimate = estimate(self.model, prompt.tokens, prompt.image_sizes)
         if self.estimate is not None and self.estimate.noticeable:

@@ -3,17 +3,16 @@
 import json
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitrail.cli.options import added
+from vitrail.cli.options import Command, added
 from vitrail.cli.screen import waiting
 
 if TYPE_CHECKING:
     from vitrail.bench.report import Report, Setting
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 GEOMETRIES = (
     "pixtral-12b",

@@ -80,12 +80,7 @@ def chat(
 
         numbers = dtype or ("float32" if model is None else "auto")
         loaded = load(
-            source.folder,
-            config=config,
-            format=source.format,
-            dtype=numbers,
-            device=device,
-            adapter=adapter,
+            source.folder, config=config, format=source.format, dtype=numbers, device=device, adapter=adapter
         )
         settings = Settings(
             model or "embedded",

@@ -27,7 +27,6 @@ _PARTS = {
     "head": "head",
 }
 _PRECISIONS = {"bfloat16": "bfloat16, float16", "fp4": "FP4", "nf4": "NF4", "nf4_double": "NF4, double"}
-_DIALECTS = {"hf": "hf", "hf-ceil": "hf-ceil", "mistral": "mistral"}
 
 
 def show(info: ModelInfo) -> None:

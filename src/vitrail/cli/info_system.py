@@ -6,7 +6,6 @@ import os
 import platform
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitrail._version import __version__
+from vitrail.bench.machine import cpu_name
 from vitrail.cli.info_printer import WIDTH
 from vitrail.files.formatting import in_words
 from vitrail.ops import memory
@@ -56,7 +56,7 @@ def gather() -> SystemInfo:
         python=platform.python_version(),
         torch=torch.__version__,
         platform=platform.platform(),
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         cores=cores,
         usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores,
         memory={"total": _total_memory(), "free": host_memory()},
@@ -106,15 +106,6 @@ def _pages(found: dict[str, Any]) -> str:
     size = found["size"] >> 10
     shown = f"{size >> 10} MiB" if size >= 1024 else f"{size} KiB"
     return f"{shown}{' where weights lie' if found['large'] else ''} ({found['reason']})"
-
-
-def _cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return next((name for name in (*names, platform.processor(), platform.machine()) if name), "unknown")
 
 
 def _total_memory() -> int | None:

@@ -114,11 +114,7 @@ def _show(file: str, reading: FileReading, as_json: bool, alone: bool) -> None:
 
 
 def _record(page: Reading) -> dict[str, object]:
-    return {
-        "text": page.text,
-        "confidence": round(page.confidence, 4),
-        "seconds": round(page.seconds, 4),
-    }
+    return {"text": page.text, "confidence": round(page.confidence, 4), "seconds": round(page.seconds, 4)}
 
 
 def _tell_failure(file: str, error: str, as_json: bool) -> None:

@@ -2,10 +2,9 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import click
@@ -70,7 +69,7 @@ def embedded() -> str:
 def _shown(name: str) -> Iterator[None]:
     from vitrail.files.download import watching
 
-    with waiting() as line, _Bar(line.stop) as bar, watching(bar.hear):
+    with waiting() as line, closing(_Bar(line.stop)) as bar, watching(bar.hear):
         if not Path(name).is_dir():
             line.say(f"looking for {name}")
         yield
@@ -84,9 +83,6 @@ class _Bar:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._told = False
-
-    def __enter__(self) -> "_Bar":
-        return self
 
     def hear(self, download: "Download") -> None:
         """Show what `files.download` tells."""
@@ -102,9 +98,8 @@ class _Bar:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=download.done)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Remove the bar."""
         if self._progress is not None:
             self._progress.stop()
 

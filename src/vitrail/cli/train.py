@@ -2,13 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitrail.cli.options import Command
 from vitrail.cli.screen import waiting
 from vitrail.errors import InputError
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from vitrail.train.job import Job, Reading
     from vitrail.train.trainer import Outcome, Trainer
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 EXAMPLES = """\b
 Examples:
@@ -130,7 +130,7 @@ def train(data: Path, check: bool, as_json: bool, **options: Any) -> None:
     if check:
         _tell_check(reading, as_json)
         return
-    with _bar() as bar:
+    with closing(_Bar()) as bar:
         outcome = job.run(reading, on_start=bar.start, on_step=bar.step)
     _tell_outcome(job, outcome, as_json)
 
@@ -250,16 +250,7 @@ class _Bar:
                 self._task, completed=record["step"], loss=f"{record['loss']:.4f}", speed=speed
             )
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Remove the bar."""
         if self._progress is not None:
             self._progress.stop()
-
-
-@contextmanager
-def _bar() -> Iterator[_Bar]:
-    bar = _Bar()
-    try:
-        yield bar
-    finally:
-        bar.stop()

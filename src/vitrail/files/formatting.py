@@ -1,4 +1,4 @@
-"""Text for messages and tables: many names in one line, sizes in bytes."""
+"""Text for messages and tables: many names in one line, sizes in bytes, an error in one line."""
 
 from __future__ import annotations
 
@@ -46,3 +46,8 @@ def in_words(size: int) -> str:
         if size >= unit:
             return f"{size / unit:,.1f} {name}"
     return f"{size} bytes"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -14,7 +14,7 @@ CONFIG_NAME: Final = "config.json"
 PARAMS_NAME: Final = "params.json"
 NAMES: Final = {HF: "Hugging Face's format", MISTRAL: "Mistral's own format"}
 CONFIGS: Final = {HF: CONFIG_NAME, MISTRAL: PARAMS_NAME}
-_STEMS: Final = {HF: "model", MISTRAL: "consolidated"}
+STEMS: Final = {HF: "model", MISTRAL: "consolidated"}
 # What both formats share: whichever tokenizer and settings are there, for a tokenizer of Mistral's own comes first.
 _SHARED: Final = re.compile(
     r"(generation|preprocessor|processor|tokenizer)_config\.json"
@@ -71,7 +71,7 @@ def weight_files(names: Iterable[str], format: str) -> list[str]:
 
     Other safetensors files count in Hugging Face's format where none has a usual name, as they do in a folder.
     """
-    stem = _STEMS[format]
+    stem = STEMS[format]
     found = sorted(_weights(names, format))
     single = f"{stem}.safetensors"
     if single in found:

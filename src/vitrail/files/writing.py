@@ -1,14 +1,15 @@
-"""Write small text files whole or not at all, and prepare the folder they go into."""
+"""Write small text files whole or not at all; prepare and check the folder that files go into."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitrail.errors import CheckpointError
+from vitrail.errors import CheckpointError, InputError
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> Path:
@@ -36,3 +37,18 @@ def prepare_folder(save_directory: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be made: {error.strerror or error}") from error
     return folder
+
+
+def check_new(folder: Path) -> None:
+    """Raise InputError unless `folder` is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already; give the name of a new folder.")
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raise CheckpointError unless the disk of `folder` has room for weights of `size` bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise CheckpointError(
+            f"{folder} has {free:,} bytes free, and the weights need {size:,}; free some or choose another."
+        )

@@ -6,7 +6,7 @@ It knows ids and prepared pictures; messages and texts are dialogue.py's. Letter
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from vitrail.generate.protocol import GeneratingModel
 from vitrail.generate.runner import AHEAD
 from vitrail.images.fingerprint import fingerprint
 from vitrail.kv.cache import KVCache
-from vitrail.kv.geometry import KVGeometry, stored_dtype
+from vitrail.kv.geometry import stored_dtype
 
 FEATURE_BYTES = 1 << 30  # of pictures' features that are remembered; the oldest are forgotten first
 
@@ -100,7 +100,7 @@ class PromptMemory:
         whole, before, reason = list(ids), self.encoded, ""
         try:
             output = generate(
-                self._tower,
+                cast(GeneratingModel, self._tower),
                 torch.tensor([whole], device=self.model.device),
                 attention_mask=torch.ones(1, len(whole), dtype=torch.long),
                 past_key_values=cache,
@@ -183,41 +183,11 @@ class _RememberingModel:
 
     def __init__(self, model: GeneratingModel, most: int) -> None:
         self._model, self._most = model, most
-        self.embed, self.step = model.embed, model.step
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
         self.encoded = 0
 
-    @property
-    def generation_config(self) -> GenerationConfig:
-        return self._model.generation_config
-
-    @generation_config.setter
-    def generation_config(self, value: GenerationConfig) -> None:
-        self._model.generation_config = value
-
-    @property
-    def kv_geometry(self) -> KVGeometry:
-        return self._model.kv_geometry
-
-    @property
-    def vocab_size(self) -> int:
-        return self._model.vocab_size
-
-    @property
-    def max_model_len(self) -> int:
-        return self._model.max_model_len
-
-    @property
-    def image_token_id(self) -> int | None:
-        return self._model.image_token_id
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._model.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._model.device
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)  # all else is the model's
 
     def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None) -> Sequence[Tensor]:
         """Per picture its features, (tokens, D); the tower reads those that are not remembered."""

@@ -1,7 +1,7 @@
 """A URL turned into bytes, within limits of size, time, hops and address; it does not look at the bytes.
 
 One parser decides: what urlsplit returns is checked and handed to the connection, the host's addresses are
-looked up once, and the socket goes to the very address that was checked (SECURITY.md, rule 2).
+looked up once, and the socket goes to the very address that was checked.
 """
 
 import http.client
@@ -50,6 +50,11 @@ class FetchPolicy:
     def within(self, timeout: float | None) -> "FetchPolicy":
         """The same with another timeout in seconds; None keeps this one."""
         return self if timeout is None else replace(self, timeout=timeout)
+
+
+def is_url(source: object) -> bool:
+    """Whether `source` is a web address, the only kind that is fetched; other schemes begin here and in `fetch`."""
+    return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
 
 
 def fetch(url: str, policy: FetchPolicy) -> bytes:

@@ -141,32 +141,6 @@ def image_tokens(
     ).tokens
 
 
-def shrink_to_tokens(
-    height: int,
-    width: int,
-    max_image_tokens: int,
-    *,
-    patch_size: Sides = 16,
-    merge: int = 1,
-    longest_edge: Sides = 1024,
-    dialect: Dialect = "hf",
-) -> tuple[int, int]:
-    """The (height, width) in pixels to which a picture is resized so that it costs at most `max_image_tokens`.
-
-    Arguments and errors are those of `image_grid`; the least that any picture costs is two tokens.
-    """
-    grid = image_grid(
-        height,
-        width,
-        patch_size=patch_size,
-        merge=merge,
-        longest_edge=longest_edge,
-        dialect=dialect,
-        max_image_tokens=max_image_tokens,
-    )
-    return grid.height, grid.width
-
-
 def check_dialect(dialect: str) -> Dialect:
     """`dialect` itself if it is one of the three names; else InputError."""
     if dialect not in DIALECTS:

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vitrail.errors import ImageError
 from vitrail.images.arrays import Pixels, is_array, to_levels
-from vitrail.images.fetch import FetchPolicy, fetch
+from vitrail.images.fetch import FetchPolicy, fetch, is_url
 
 PilImage: TypeAlias = Image.Image
 
@@ -60,11 +60,7 @@ POLICY: Final = FetchPolicy()
 
 
 def load_image(
-    source: Any,
-    timeout: float | None = None,
-    *,
-    limits: ImageLimits = LIMITS,
-    policy: FetchPolicy = POLICY,
+    source: Any, timeout: float | None = None, *, limits: ImageLimits = LIMITS, policy: FetchPolicy = POLICY
 ) -> Image.Image:
     """A picture in RGB from a path, URL, data: URL, bytes, binary file, PIL picture, numpy array or tensor.
 
@@ -144,7 +140,7 @@ def from_levels(levels: "np.ndarray[Any, np.dtype[np.uint8]]") -> Image.Image:
 def _open_named(text: str, timeout: float | None, limits: ImageLimits, policy: FetchPolicy) -> Image.Image:
     """A string: URL, data: URL, file: URL, path, or (as in transformers) the base64 of a file."""
     scheme = text[:12].lower()
-    if scheme.startswith(("http://", "https://")):
+    if is_url(text):
         encoded = fetch(text, policy.within(timeout))
         return _decode(encoded, "What this URL answers is", limits)
     if scheme.startswith("data:"):
@@ -168,7 +164,7 @@ def read_source(
         data, name = bytes(source), "this file"
     elif callable(getattr(source, "read", None)):
         data, name = _read_binary(source, limits), "this file"
-    elif isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
+    elif is_url(source):
         data, name = fetch(source, policy.within(timeout)), "the file of this URL"
     elif isinstance(source, str) and source[:5].lower() == "data:":
         data, name = (

@@ -1,6 +1,6 @@
 """A PDF → its pages as pictures, within limits of pages, pixels, time and memory. Rendered by PDFium in pdf_worker.py.
 
-A PDF counts as its pages, in order, wherever a picture may be named in a message. Pictures of other files: images.py.
+A PDF counts as its pages, in order, wherever a picture may be named in a message. Images of other files: load.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from vitrail.errors import ImageError, MissingPackageError, UnsupportedError
-from vitrail.images.fetch import FetchPolicy
+from vitrail.images.fetch import FetchPolicy, is_url
 
 if TYPE_CHECKING:
     from vitrail.images.load import PilImage
@@ -62,7 +62,7 @@ def names_pdf(source: Any) -> bool:
         return False
     if source[:24].lower().startswith(_DATA_URLS):
         return True
-    if source[:8].lower().startswith(("http://", "https://")):
+    if is_url(source):
         try:
             source = urlsplit(source).path
         except ValueError:
@@ -102,18 +102,12 @@ def load_pages(
     if not holds_pdf(data):
         if names_pdf(source):
             raise ImageError(f"{name} is no PDF, or a damaged one: it does not begin with {_SIGN.decode()}.")
-        return [
-            load_image(source if isinstance(source, (str, os.PathLike)) and not _is_url(source) else data)
-        ]
+        return [load_image(source if isinstance(source, (str, os.PathLike)) and not is_url(source) else data)]
     if len(data) > limits.max_bytes:
         raise ImageError(
             f"{name} has {len(data) >> 20} MiB; PDFs of at most {limits.max_bytes >> 20} MiB are read."
         )
     return _render(data, name, limits, progress)
-
-
-def _is_url(source: Any) -> bool:
-    return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
 
 
 def _render(data: bytes, name: str, limits: PdfLimits, progress: Progress | None) -> list[PilImage]:

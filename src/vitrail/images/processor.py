@@ -1,6 +1,6 @@
 """PixtralImageProcessor: pictures resized by PIL, rescaled, normalised and padded to one batch.
 
-The class for tensors is in image_processor_fast.py and can be imported from here as well.
+The class for tensors is in processor_fast.py and can be imported from here as well.
 """
 
 from __future__ import annotations

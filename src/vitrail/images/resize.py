@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from vitrail.errors import InputError, UnsupportedError
+from vitrail.images.arrays import Array
 
 if TYPE_CHECKING:
     import torch
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Float32Array = np.ndarray[Any, np.dtype[np.float32]]
 
 NEAREST, LANCZOS, BILINEAR, BICUBIC, BOX, HAMMING = range(6)  # PIL's numbers of its filters

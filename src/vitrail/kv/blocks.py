@@ -1,4 +1,7 @@
-"""BlockAllocator: which blocks of a cache are used, by how many sequences, and which hold a known prefix. No tensors."""
+"""BlockAllocator: which blocks of a cache are used, by how many sequences, and which hold a known prefix. No tensors.
+
+A full cache raises CacheFull; generate/runner.py then grows the cache and tries again.
+"""
 
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -91,10 +91,7 @@ def measure(model: Any, prompt: int) -> tuple[float, float]:
     largest = [max(block, key=_size) for block in blocks]
     fit = BUDGET / 4 / (rate * _size(largest[0]))
     rows = int(min(max(fewest, fit), prompt, _ROWS[1]))
-    return (
-        _rate(largest, rows, BUDGET / 2, model.dtype),
-        _rate(largest, 1, BUDGET / 4, model.dtype),
-    )
+    return (_rate(largest, rows, BUDGET / 2, model.dtype), _rate(largest, 1, BUDGET / 4, model.dtype))
 
 
 def _rate(layers: Sequence[Any], rows: int, budget: float, dtype: torch.dtype) -> float:

@@ -1,4 +1,4 @@
-"""Decoder blocks as one call of a backend: which blocks can be. The backend says for which batches (ops/backend.py).
+"""Decoder blocks as one call of a backend: which blocks can be. The backend says for which batches (ops/cpu/backend.py).
 
 Blocks must be what they were built as: nothing hooked, replaced, adapted or recorded. Everything else goes module by
 module, to the same bits.
@@ -145,10 +145,7 @@ def _is_unhooked(module: nn.Module) -> bool:
 
 def _linears(layer: Any) -> tuple[Any, ...]:
     attend, mlp = layer.self_attn, layer.mlp
-    return (
-        attend.q_proj, attend.k_proj, attend.v_proj, attend.o_proj,
-        mlp.gate_proj, mlp.up_proj, mlp.down_proj,
-    )  # fmt: skip
+    return *(getattr(attend, name) for name in _PROJECTIONS), *(getattr(mlp, name) for name in _MLP)
 
 
 def _weights(layer: Any) -> BlockWeights:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitrail.adapters.files import base_of, load_adapter, save_adapter
 from vitrail.adapters.model import configs
 from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
-from vitrail.configs.generation import GenerationConfig
+from vitrail.configs.generation import GENERATION_CONFIG_NAME, GenerationConfig
 from vitrail.errors import CheckpointError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
@@ -22,7 +22,6 @@ from vitrail.weights.save import save
 
 Model = TypeVar("Model", bound=Pretrained)
 
-GENERATION_CONFIG = "generation_config.json"
 # All names of one thing here: attention is exact in each.
 ATTENTION = (None, "sdpa", "eager")
 
@@ -73,17 +72,13 @@ def load_pretrained(
         quantization=quantization,
     )
     chosen.dtype = loaded
-    if GENERATION_CONFIG in folder.files:
+    if GENERATION_CONFIG_NAME in folder.files:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return cast(Model, cast(nn.Module, model).eval())
 
 
 def save_pretrained(
-    model: Pretrained,
-    folder: Path,
-    *,
-    max_shard_size: "int | str",
-    state_dict: "dict[str, Tensor] | None",
+    model: Pretrained, folder: Path, *, max_shard_size: "int | str", state_dict: "dict[str, Tensor] | None"
 ) -> None:
     """Write a model's configuration and weights, or its adapter; see PreTrainedModel.save_pretrained."""
     if not model.vision:

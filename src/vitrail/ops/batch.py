@@ -1,5 +1,7 @@
 """ForwardBatch: what one pass of the decoder needs beside its hidden states. build_batch() is the only maker.
 
+The runner of generate/ calls it; a scheduler of engine/core (reserved) would, for prompts' chunks and decoding rows alike.
+
 Letters: L packed rows · n segments.
 """
 
@@ -41,8 +43,8 @@ class ForwardBatch:
         attention: rows that belong together, slots and block tables, as attention takes them.
         sequences: the cache's sequence of each segment; () when nothing is cached.
         logits_indices: int64 rows whose logits are wanted; None: all.
-        adapter_indices: int64 (L,), the adapter of each row, for linear layers; None: those that are set on the model.
-            No model computes them yet: MistralModel.run refuses a batch that has them.
+        adapter_indices: int64 (L,), the adapter of each row; carried for the engine, no layer reads it yet: a decoder
+            refuses a batch that has it. None: the adapters that are set on the model, for all rows.
     """
 
     positions: Tensor

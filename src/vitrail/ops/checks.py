@@ -1,4 +1,8 @@
-"""What operators refuse before they read or write: tensors that are not what sizes, offsets and layouts say they are."""
+"""What operators refuse before they read or write: tensors that are not what sizes, offsets and layouts say they are.
+
+The rules that operators share. An operator's own check stands beside its binding in ops/cpu/, and ops/cpu/registry.py
+runs it before every call.
+"""
 
 from __future__ import annotations
 

@@ -33,11 +33,6 @@ def pack8(codes: Tensor) -> Tensor:
     return steps.transpose(1, 2).flatten(2).contiguous()
 
 
-def unpack8(panels: Tensor) -> Tensor:
-    """(P, columns/4, 64) → int8 (16·P, columns)."""
-    return byte_rows(panels)
-
-
 def byte_rows(panels: Tensor) -> Tensor:
     """The bytes of 8-bit or 4-bit codes (P, steps, 64) row by row, in the order of the steps: (16·P, 4·steps)."""
     fours = panels.view(torch.int32).transpose(1, 2).contiguous()  # four bytes of a row at a time

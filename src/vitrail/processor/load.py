@@ -35,7 +35,7 @@ def read_processor(folder: str | os.PathLike[str], overrides: Mapping[str, Any])
         raise CheckpointError(f"{folder} holds a {stored['processor_class']}; PixtralProcessor was expected")
     given = {name: overrides[name] for name in _TOKENIZER_OPTIONS if name in overrides}
     tokenizer = load_tokenizer(folder, overrides.get("tokenizer_mode", "auto"), config=config, **given)
-    native = native_pictures(tokenizer) if isinstance(tokenizer, MistralCommonTokenizer) else {}
+    native = tokenizer.image_settings() if isinstance(tokenizer, MistralCommonTokenizer) else {}
     image_processor = image_processor_of(folder, config, overrides.get("use_fast"), native)
     arguments: dict[str, Any] = {name: stored[name] for name in _TOKENS if stored.get(name) is not None}
     for name, token in arguments.items():
@@ -72,32 +72,20 @@ def picture_settings(folder: str | os.PathLike[str], format: str | None = None) 
     }
 
 
-def native_pictures(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
-    """What the file of mistral-common's tokenizer says of pictures: settings of an image processor, and the merge.
-
-    Empty where it is for text alone.
-    """
-    found = tokenizer.image_settings()
-    return {} if found is None else {"settings": found[0], "spatial_merge_size": found[1]}
-
-
 def processor_parts(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
     """The arguments of `PixtralProcessor` for a tokenizer of mistral-common alone. Raises CheckpointError."""
     from vitrail.images.processor import PixtralImageProcessor
 
-    native = native_pictures(tokenizer)
+    native = tokenizer.image_settings()
     if not native:
         raise CheckpointError(
             "this tokenizer's file is for text alone; it does not say how pictures are prepared"
         )
-    image_processor = PixtralImageProcessor.from_dict(native["settings"])
-    merge = native["spatial_merge_size"]
-    side = native["settings"]["patch_size"]["height"]
     return {
         "tokenizer": tokenizer,
-        "image_processor": image_processor,
-        "patch_size": side,
-        "spatial_merge_size": merge,
+        "image_processor": PixtralImageProcessor.from_dict(native["settings"]),
+        "patch_size": native["settings"]["patch_size"]["height"],
+        "spatial_merge_size": native["spatial_merge_size"],
     }
 
 

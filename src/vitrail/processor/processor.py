@@ -1,4 +1,4 @@
-"""PixtralProcessor: text and pictures → one batch for the model, ids → text. Reading of folders: processor_files.py."""
+"""PixtralProcessor: text and pictures → one batch for the model, ids → text. Folders are read in load.py."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from vitrail.files.hub_options import HubOptions
 from vitrail.files.writing import prepare_folder, write_json
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid, image_grid
-from vitrail.prompts.builtin.encode_chat import (
-    build_chat,
-    choose_format,
-)
+from vitrail.prompts.builtin.encode_chat import build_chat, choose_format
 from vitrail.prompts.chat_template import ChatTemplate, save_chat_template
 from vitrail.prompts.render import Chat, choose_template, refuse_assistant_mask, render_chat
 from vitrail.prompts.rendered_prompt import RenderedPrompt

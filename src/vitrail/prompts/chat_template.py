@@ -1,4 +1,4 @@
-"""Chat templates as files: find those of a folder, write them back. Renders nothing."""
+"""Chat templates as files: find those of a folder, write them back. template.py renders, template_budget.py limits."""
 
 from __future__ import annotations
 

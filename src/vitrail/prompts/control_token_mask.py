@@ -1,4 +1,4 @@
-"""ControlTokenMask: user text apart from the template's control tokens while a template is rendered. No Jinja, no ids.
+"""ControlTokenMask: user text apart from control tokens while a template is rendered; for ids see tokenizer/escaping.py.
 
 A template only sees strings, so a user who types "[INST]" would be tokenised as if the template had written it.
 Before a template is rendered, every character of user text that could be part of a control token is therefore

@@ -17,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from vitrail.errors import PromptError, UnsupportedError
+from vitrail.files.formatting import first_line
 from vitrail.prompts.control_token_mask import ControlTokenMask, map_strings
 from vitrail.prompts.messages import Message
 from vitrail.prompts.rendered_prompt import RenderedPrompt
@@ -250,7 +251,7 @@ class _Compiled:
             self.template = self.environment.from_string(source)
         except (*_TEMPLATE_FAULTS, MemoryError) as error:
             raise PromptError(
-                f"the chat template is not Jinja that may run here: {_first_line(error)}"
+                f"the chat template is not Jinja that may run here: {first_line(error)}"
             ) from error
 
     def render(self, context: Mapping[str, Any], moment: datetime) -> str:
@@ -262,7 +263,7 @@ class _Compiled:
         except PromptError:
             raise
         except _TEMPLATE_FAULTS as error:
-            raise PromptError(f"the chat template failed: {_first_line(error)}") from error
+            raise PromptError(f"the chat template failed: {first_line(error)}") from error
         finally:
             self.environment.budget.reset(tokens[0])
             self.environment.moment.reset(tokens[1])
@@ -312,10 +313,6 @@ def _to_json(
 
 def _refuse(message: Any) -> None:
     raise PromptError(f"the chat template refuses this conversation: {message}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 @lru_cache(maxsize=16)

@@ -1,4 +1,4 @@
-"""What a model answered: pieces while it streams, and the whole. Plain values; ids are read in response.py."""
+"""What a model answered: pieces while it streams, and the whole. Plain values; ids are read in parser.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ids that a model answers with → text, reasoning and tool calls, while they stream. The pieces: response_pieces.py.
+"""Ids that a model answers with → text, reasoning and tool calls, while they stream. The pieces: events.py.
 
 Only ids make control tokens: a "[TOOL_CALLS]" that the model spells letter by letter is text. Every id is read by
 itself, so it does not matter how the stream is cut. Nothing is evaluated, and no pattern is searched for.

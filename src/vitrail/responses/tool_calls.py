@@ -6,15 +6,7 @@ import secrets
 import string
 from collections.abc import Callable
 
-from vitrail.responses.events import (
-    ArgumentsDelta,
-    CallBegin,
-    CallEnd,
-    Fault,
-    Piece,
-    TextDelta,
-    is_json,
-)
+from vitrail.responses.events import ArgumentsDelta, CallBegin, CallEnd, Fault, Piece, TextDelta, is_json
 from vitrail.responses.tool_call_json import SPACES, CallList
 
 CALL_ID, ARGS, END_CALLS = "[CALL_ID]", "[ARGS]", "[/TOOL_CALLS]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
@@ -33,34 +33,12 @@ from vitrail.tokenizer.special_tokens import NAMES, read_additional, read_named,
 from vitrail.tokenizer.vocabulary import Vocabulary, clean_up
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer."""
-
-    padding_side: str
-    model_input_names: list[str]
-
-    def __call__(self, text: Any, **options: Any) -> BatchFeature:
-        """Texts → input_ids and attention_mask."""
-
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> str:
-        """Ids → text."""
-
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
-        """Several sequences of ids → texts."""
-
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Token → id, or several."""
-
-    def __len__(self) -> int:
-        """Number of ids."""
-
-
 class FastTokenizer(Vocabulary, BaseTokenizer):
     """A tokenizer.json with the methods of transformers' fast tokenizers.
 
     Where it differs: token_type_ids are returned only if the folder's tokenizer_config.json lists them, an unknown
-    argument raises, and `apply_chat_template` never turns what a user typed into a control token (rendered_prompt.py).
+    argument raises, and `apply_chat_template` never turns what a user typed into a control token
+    (prompts/rendered_prompt.py).
     """
 
     def __init__(self, tokenizer_object: Any, chat_template: Any = None, **config: Any) -> None:

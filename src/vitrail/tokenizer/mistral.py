@@ -294,18 +294,18 @@ class MistralCommonTokenizer(MistralRows):
         encoder = getattr(instruct, "image_encoder", None) or getattr(instruct, "mm_encoder", None)
         return getattr(encoder, "image_config", None) or getattr(encoder, "mm_config", None)
 
-    def image_settings(self) -> tuple[dict[str, Any], int] | None:
-        """The file's settings of an image processor, and its spatial_merge_size; None where it is for text alone."""
+    def image_settings(self) -> dict[str, Any]:
+        """The file's "settings" of an image processor, and its "spatial_merge_size"; {} where it is for text alone."""
         config = self.picture_config
         if config is None:
-            return None
+            return {}
         side = config.image_patch_size
         settings = {
             "patch_size": {"height": side, "width": side},
             "size": {"longest_edge": config.max_image_size},
             "dialect": "mistral",
         }
-        return settings, getattr(config, "spatial_merge_size", 1)
+        return {"settings": settings, "spatial_merge_size": getattr(config, "spatial_merge_size", 1)}
 
     def prompt_format(self) -> Format:
         """The built-in format that the tokenizer's file was made for."""
@@ -374,13 +374,12 @@ class MistralCommonTokenizer(MistralRows):
         from vitrail.images.processor import PixtralImageProcessor
 
         found = self.image_settings()
-        if found is None:
+        if not found:
             raise CheckpointError(
                 "this tokenizer's file is for text alone; it does not say how pictures are prepared"
             )
-        settings, merge = found
-        cell = settings["patch_size"]["height"] * merge
-        image_processor = PixtralImageProcessor.from_dict(settings)
+        cell = found["settings"]["patch_size"]["height"] * found["spatial_merge_size"]
+        image_processor = PixtralImageProcessor.from_dict(found["settings"])
         return ImagePromptEncoder(self, image_processor, cell, self.encoder.find(IMAGE))
 
     def _row(self, item: Any, add_special_tokens: bool, plan: Lengths) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.errors import CheckpointError, MissingPackageError, PromptError
+from vitrail.files.formatting import first_line
 from vitrail.images.batch_feature import BatchFeature, check_tensor_type
 from vitrail.prompts.messages import ImagePart, Message, TextPart
 
@@ -35,7 +36,7 @@ def open_tokenizer(file: Path, mode: Any) -> Any:
         ) from error
     except Exception as error:  # the library's own, pydantic's, json's and sentencepiece's share no base
         raise CheckpointError(
-            f"{file} is no tokenizer that mistral-common reads: {_first_line(error)}"
+            f"{file} is no tokenizer that mistral-common reads: {first_line(error)}"
         ) from error
 
 
@@ -92,8 +93,4 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except (MistralCommonException, ValueError, TypeError, AssertionError, KeyError, RuntimeError) as error:
-        raise PromptError(f"{what}: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+        raise PromptError(f"{what}: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Single rows of ids in MistralCommonTokenizer: cut, padded and masked. Texts and batches: mistral_tokenizer.py."""
+"""Single rows of ids in MistralCommonTokenizer: cut, padded and masked. Texts and batches: mistral.py."""
 
 from __future__ import annotations
 

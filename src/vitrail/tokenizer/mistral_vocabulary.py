@@ -1,4 +1,4 @@
-"""Tokens ↔ ids one by one in a tokenizer of mistral-common. Texts are encoded in mistral_tokenizer.py."""
+"""Tokens ↔ ids one by one in a tokenizer of mistral-common. Texts are encoded in mistral.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens ↔ ids one by one, and the growing of a vocabulary. Texts are encoded in tokenizer.py."""
+"""Tokens ↔ ids one by one, and the growing of a vocabulary. Texts are encoded in fast.py."""
 
 from __future__ import annotations
 

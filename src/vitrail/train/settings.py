@@ -60,14 +60,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole = {
-            "batch": 1,
-            "positions": 1,
-            "accumulate": 1,
-            "save_every": 1,
-            "keep": 1,
-            "seed": 0,
-        }
+        whole = {"batch": 1, "positions": 1, "accumulate": 1, "save_every": 1, "keep": 1, "seed": 0}
         for name, least in whole.items():
             self._check(name, int, getattr(self, name) >= least, f"a whole number of at least {least}")
         if self.warmup is not None:

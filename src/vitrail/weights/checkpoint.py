@@ -1,6 +1,7 @@
 """Checkpoint: what every file format gives of a checkpoint's tensors, and the one that reads a folder.
 
-A file is looked into behind this interface only. Another format is a class with these methods and a line in `READERS`.
+A file is looked into behind this interface only. Another format is a class with these methods and a line in
+`READERS`, under the name that files/layout.py gives to its folders.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ from vitrail.configs.params_writer import params_from_config, params_text
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.formatting import listed
-from vitrail.files.layout import CONFIG_NAME, HF, MISTRAL, NAMES, PARAMS_NAME
+from vitrail.files.layout import CONFIG_NAME, CONFIGS, HF, MISTRAL, NAMES, PARAMS_NAME, STEMS
 from vitrail.files.safetensors import SafetensorsFile, copy_safetensors
+from vitrail.files.writing import check_new, check_room
 from vitrail.quant.config import read_quantization
 from vitrail.weights.mistral_checkpoint import MistralCheckpoint, heads_of
 from vitrail.weights.mistral_names import from_native, to_native
@@ -31,9 +32,6 @@ from vitrail.weights.safetensors_checkpoint import SafetensorsCheckpoint
 from vitrail.weights.sidecar_files import copy_beside, note_kind, write_picture_settings
 
 Progress = Callable[[str, int, int], None]
-
-_STEMS = {HF: "model", MISTRAL: "consolidated"}
-_CONFIGS = {HF: CONFIG_NAME, MISTRAL: PARAMS_NAME}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +70,17 @@ def convert(
     cannot be written, UnsupportedError for what the other format does not hold (quantised weights).
     """
     target = Path(out)
-    _check_target(target)
+    check_new(target)
     job = _prepare(Path(source), to)
     size = sum(entry.nbytes for file in job.checkpoint.files.values() for entry in file.entries.values())
     scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(target.parent, size)
+        check_room(target.parent, size)
         scratch.mkdir()
         copy_beside(job.source, scratch)
         _write_config(job, scratch)
-        files = _write_weights(job, scratch, size, progress or _silent)
+        files = _write_weights(job, scratch, size, progress or (lambda *_: None))
         if target.is_dir():
             target.rmdir()  # checked to be empty
         scratch.rename(target)
@@ -99,14 +97,12 @@ def open_source(source: str | os.PathLike[str], to: str) -> tuple[PretrainedConf
         raise InputError(f"a format is 'hf' or 'mistral', got {to!r}.")
     given = MISTRAL if to == HF else HF
     folder = CheckpointFolder(source, format=given)
-    if _CONFIGS[given] not in folder.files:
-        held = _CONFIGS[to] in folder.files
+    if CONFIGS[given] not in folder.files:
+        held = CONFIGS[to] in folder.files
         already = (
-            f"it is in {NAMES[to]} already"
-            if held
-            else f"nor has it a {_CONFIGS[to]}: it holds no checkpoint"
+            f"it is in {NAMES[to]} already" if held else f"nor has it a {CONFIGS[to]}: it holds no checkpoint"
         )
-        raise CheckpointError(f"{source} has no {_CONFIGS[given]} to convert from; {already}.")
+        raise CheckpointError(f"{source} has no {CONFIGS[given]} to convert from; {already}.")
     config = read_config(folder)
     _refuse_quantised(config)
     return config, MistralCheckpoint(folder) if given == MISTRAL else SafetensorsCheckpoint(folder)
@@ -117,19 +113,6 @@ def _refuse_quantised(config: PretrainedConfig) -> None:
     if read_quantization(getattr(config, "quantization_config", None)) is not None:
         raise UnsupportedError(
             "quantised weights have no counterpart in Mistral's own format; convert the original ones."
-        )
-
-
-def _check_target(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists already; give the name of a new folder.")
-
-
-def _check_room(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise CheckpointError(
-            f"{folder} has {free:,} bytes free, and the weights need {size:,}; free some or choose another."
         )
 
 
@@ -183,7 +166,7 @@ def _write_weights(job: _Job, folder: Path, size: int, progress: Progress) -> li
 
         copy_safetensors(folder / new, opened, job.names, read)
         progress(new, done, size)
-    if list(files.values()) != [f"{_STEMS[job.to]}.safetensors"]:
+    if list(files.values()) != [f"{STEMS[job.to]}.safetensors"]:
         _write_index(job, folder, files, size)
     return list(files.values())
 
@@ -198,7 +181,7 @@ def _turned(job: _Job, name: str, rows: Tensor) -> Tensor:
 
 def _file_names(job: _Job) -> dict[str, str]:
     """File of the source → new file: numbered as published ones are, a single one without a number."""
-    stem, count = _STEMS[job.to], len(job.checkpoint.files)
+    stem, count = STEMS[job.to], len(job.checkpoint.files)
     if count == 1 and job.checkpoint.index is None:
         return dict.fromkeys(job.checkpoint.files, f"{stem}.safetensors")
     return {
@@ -212,12 +195,12 @@ def _write_index(job: _Job, folder: Path, files: Mapping[str, str], size: int) -
     index = job.checkpoint.index or {"metadata": {"total_size": size}}
     where = {job.names[name]: files[file] for file, opened in job.checkpoint.files.items() for name in opened}
     text = json.dumps({**index, "weight_map": where}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    (folder / f"{_STEMS[job.to]}.safetensors.index.json").write_text(text, encoding="utf-8")
+    (folder / f"{STEMS[job.to]}.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
 def _write_config(job: _Job, folder: Path) -> None:
     """The new format's configuration, unless one that says the same was copied."""
-    path = folder / _CONFIGS[job.to]
+    path = folder / CONFIGS[job.to]
     if path.is_file():
         other = read_config(folder, job.to)
         if _geometry(other) == _geometry(job.config):
@@ -241,7 +224,3 @@ def _geometry(config: PretrainedConfig) -> dict[str, object]:
     vision = params.get("vision_encoder", {})
     told = ("image_break_token_id", "image_end_token_id", "adapter_bias", "max_image_size")
     return {**shared, "vision_encoder": {name: value for name, value in vision.items() if name not in told}}
-
-
-def _silent(file: str, done: int, size: int) -> None:
-    """Progress that nobody watches."""

@@ -84,11 +84,11 @@ def _refuse_another(stored: Quantization | None, asked: Quantization | None) -> 
 
 
 def _tie(model: nn.Module, head: str, table: str) -> None:
-    module = _submodule(model, table)
+    module = model.get_submodule(table)
     if isinstance(module, QuantEmbedding):
         replace(model, head, TiedHead(module))
     else:
-        _submodule(model, head).weight = module.weight
+        model.get_submodule(head).weight = module.weight
 
 
 def fit_projector_bias(model: nn.Module, plan: Plan) -> None:
@@ -146,7 +146,7 @@ def _fill(
             for name, tensor in packed.tensors.items()
         }
         placed = packed.with_tensors(tensors, packed.dtype if stored.format.stores_dtype else dtype)
-        layer = _layer(_submodule(model, path), StoredWeight(stored.format, placed), compute)
+        layer = _layer(model.get_submodule(path), StoredWeight(stored.format, placed), compute)
         replace(model, path, layer)
     for name, file_name in plan.plain.items():
         tensor, path = checkpoint.tensor(file_name), _path(name)
@@ -157,7 +157,7 @@ def _fill(
             _put(model, name, tensor if stays else memory.copied(tensor, where.of(name), target))
             continue
         packed = choice.format.quantize(tensor, choice.group, name=name, dtype=target, device=where.of(name))
-        replace(model, path, _layer(_submodule(model, path), StoredWeight(choice.format, packed), compute))
+        replace(model, path, _layer(model.get_submodule(path), StoredWeight(choice.format, packed), compute))
 
 
 def _layer(old: Any, stored: StoredWeight, compute: torch.dtype | None) -> Quantized:
@@ -168,7 +168,7 @@ def _layer(old: Any, stored: StoredWeight, compute: torch.dtype | None) -> Quant
 
 
 def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
-    module, leaf = _submodule(model, _path(name)), name.rpartition(".")[2]
+    module, leaf = model.get_submodule(_path(name)), name.rpartition(".")[2]
     if leaf in module._buffers:
         module._buffers[leaf] = tensor
         return
@@ -178,10 +178,6 @@ def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 def _path(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _submodule(model: nn.Module, path: str) -> Any:
-    return model.get_submodule(path)
 
 
 def _implied(plan: Plan) -> Quantization | None:

@@ -41,10 +41,7 @@ _PARTS = ("model.language_model.", "model.vision_tower.", "model.multi_modal_pro
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.language_model.embed_tokens.weight"
-PROJECTOR_BIASES = (
-    "model.multi_modal_projector.linear_1.bias",
-    "model.multi_modal_projector.linear_2.bias",
-)
+PROJECTOR_BIASES = ("model.multi_modal_projector.linear_1.bias", "model.multi_modal_projector.linear_2.bias")
 
 
 def canonical(name: str) -> str:

@@ -21,7 +21,8 @@ from vitrail._version import __version__
 from vitrail.errors import CheckpointError
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
 from vitrail.files.safetensors_writer import SafetensorsWriter
-from vitrail.ops.cpu.encode import squared_error
+from vitrail.files.writing import check_room
+from vitrail.ops.encoding import squared_error
 from vitrail.ops.weight import dequantize
 from vitrail.quant.config import BitsAndBytesConfig
 from vitrail.quant.formats import file_layout
@@ -92,7 +93,7 @@ def write(work: Work, *, progress: Progress | None = None) -> Written:
         new.mkdir(parents=True, exist_ok=True)
         with journal(work.scratch / Journal.NAME, new, _identity(work), str(work.target)) as notes:
             try:
-                _write_all(work, new, notes, written, progress or _silent)
+                _write_all(work, new, notes, written, progress or (lambda *_: None))
                 if work.target.is_dir():
                     work.target.rmdir()  # checked to be empty
                 new.rename(work.target)
@@ -112,7 +113,7 @@ def write(work: Work, *, progress: Progress | None = None) -> Written:
 
 def _write_all(work: Work, new: Path, notes: Journal, written: Written, progress: Progress) -> None:
     done = {shard.file: notes.finished(shard.file, shard.size) for shard in work.shards}
-    _check_room(work, sum(shard.size for shard in work.shards if done[shard.file] is None))
+    check_room(work.target.parent, sum(shard.size for shard in work.shards if done[shard.file] is None))
     for path in new.iterdir():
         if done.get(path.name) is None:
             path.unlink()
@@ -132,14 +133,6 @@ def _write_all(work: Work, new: Path, notes: Journal, written: Written, progress
         written.files.append(shard.file)
     progress("", work.size, work.size)
     _write_beside(work, new)
-
-
-def _check_room(work: Work, size: int) -> None:
-    free = shutil.disk_usage(work.scratch).free
-    if free < size:
-        raise CheckpointError(
-            f"{work.target.parent} has {free:,} bytes free, and the weights need {size:,}; free some or choose another."
-        )
 
 
 def _write_shard(
@@ -238,7 +231,3 @@ def _public(layer: Mapping[str, Any]) -> dict[str, Any]:
 
 def _relative(error: float, norm: float) -> float:
     return float((error / norm) ** 0.5) if norm else 0.0
-
-
-def _silent(name: str, done: int, size: int) -> None:
-    """Progress that nobody watches."""

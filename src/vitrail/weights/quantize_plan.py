@@ -15,6 +15,7 @@ from torch import nn
 from vitrail.errors import InputError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.safetensors_writer import Spec
+from vitrail.files.writing import check_new
 from vitrail.quant.config import BitsAndBytesConfig, Quantization
 from vitrail.quant.formats.plain import BF16, PlainFormat
 from vitrail.quant.policy import Choice, choose
@@ -173,8 +174,7 @@ def prepare(
 
 
 def _check_target(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists already; give the name of a new folder.")
+    check_new(target)
     if target.name in ("", "..") or (target.exists() and target.samefile(Path.cwd())):
         raise InputError(f"{target} is a folder that cannot be replaced by a new one; give another name.")
 

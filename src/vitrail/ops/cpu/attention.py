@@ -1,4 +1,4 @@
-"""The operators of attention. Kernels from native/attention.h; the definition in PyTorch stands in reference_attention.py.
+"""The operators of attention. Kernels from native/attention.h; the definition in PyTorch is ops/reference/attention.py.
 
 torch.ops.vitrail.attention          query rows over their own segments' new keys
 torch.ops.vitrail.attention_cached   query rows over keys in the cache's blocks, the new ones among them

@@ -29,24 +29,6 @@ _GROUPS = (32, 64, 128)  # of panels
 _TOGETHER = 8  # groups that a kernel fits at once
 
 
-def encode_own(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tuple[Tensor, Tensor]:
-    """Codes and scales of a matrix (out, in) as PANELS8, or as PANELS4 with int8 `levels` (16,).
-
-    `group` divides `in`. A group that holds a value that is not finite has the scale NaN.
-    """
-    return _own(matrix, kind, levels, group)
-
-
-def encode_fit(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
-    """The sums (2, 16) of one round of fitting levels: ops/encode.encode_fit."""
-    return _fit(ratio, weights, levels)
-
-
-def encode_map4(values: Tensor, quant_map: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Floats (n,) as packed codes of a map (16,), uint8 (ceil(n/2),), and absmax float32 (ceil(n/group),)."""
-    return _map4(values, quant_map, group)
-
-
 def squared_error(matrix: Tensor, packed: PackedWeight) -> tuple[float, float]:
     """Σ (decoded - value)² and Σ value² of a matrix and what was packed of it, added in float64."""
     error, norm = _error(matrix, packed).tolist()
@@ -203,25 +185,32 @@ def _own_fake(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> t
     return matrix.new_empty(codes, dtype=code_type), matrix.new_empty(scales, dtype=torch.bfloat16)
 
 
-def _fit_fake(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
-    return ratio.new_empty(2, 16, dtype=torch.float64)
-
-
 def _map4_fake(values: Tensor, quant_map: Tensor, group: int) -> tuple[Tensor, Tensor]:
     count = values.shape[0]
     codes = values.new_empty((count + 1) // 2, dtype=torch.uint8)
     return codes, values.new_empty((count + group - 1) // group, dtype=torch.float32)
 
 
-def _error_fake(matrix: Tensor, packed: PackedWeight) -> Tensor:
-    return torch.empty(2, dtype=torch.float64, device="meta" if matrix.is_meta else "cpu")
-
-
-_own = operator("encode_own", reference_encode.encode_own, cpu=_own_cpu, fake=_own_fake, check=_check_own)
-_fit = operator("encode_fit", reference_encode.encode_fit, cpu=_fit_cpu, fake=_fit_fake, check=_check_fit)
-_map4 = operator(
+# What they do is said at their definitions.
+encode_own = operator(
+    "encode_own", reference_encode.encode_own, cpu=_own_cpu, fake=_own_fake, check=_check_own
+)
+encode_fit = operator(
+    "encode_fit",
+    reference_encode.encode_fit,
+    cpu=_fit_cpu,
+    fake=lambda ratio, weights, levels: ratio.new_empty(2, 16, dtype=torch.float64),
+    check=_check_fit,
+)
+encode_map4 = operator(
     "encode_map4", reference_encode.encode_map4, cpu=_map4_cpu, fake=_map4_fake, check=_check_map4
 )
 _error = operator(
-    "encode_error", reference_encode.squared_error, cpu=_error_cpu, fake=_error_fake, check=_check_error
+    "encode_error",
+    reference_encode.squared_error,
+    cpu=_error_cpu,
+    fake=lambda matrix, packed: torch.empty(
+        2, dtype=torch.float64, device="meta" if matrix.is_meta else "cpu"
+    ),
+    check=_check_error,
 )

@@ -145,15 +145,11 @@ def _check_cache_write(
         )  # fmt: skip
 
 
-def _cache_write_fake(*everything: Any) -> None:
-    return None
-
-
 cache_write: Callable[..., None] = operator(
     "cache_write",
     cache_write_oracle,
     cpu=_cache_write_cpu,
-    fake=_cache_write_fake,
+    fake=lambda *_: None,
     check=_check_cache_write,
     mutates=("keys", "values", "scales"),
 )

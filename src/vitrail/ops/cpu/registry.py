@@ -24,8 +24,6 @@ _SCHEMA: dict[Any, str] = {
 }  # fmt: skip
 # Packed weights have no type in a schema: each parameter of them becomes these.
 _FLAT = ("str {}_forms", "Tensor[] {}_parts", "int[] {}_sizes")
-# By operator: a kernel on the definition's arguments → one on the schema's, with the check before it.
-_CHECKED: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -134,11 +132,18 @@ def operator(
                 pass
         return definition(*arguments, **named)
 
-    _CHECKED[name] = lambda run: lambda *flat: _run(run, check, signature.unflat(flat))
+    def checked(run: Callable[..., Any]) -> Callable[..., Any]:
+        def on_flat(*flat: Any) -> Any:
+            arguments = signature.unflat(flat)
+            check(*arguments)
+            return run(*arguments)
+
+        return on_flat
+
     operators = _library()
     operators.define(f"{name}{signature.schema}")
-    operators.impl(name, _CHECKED[name](kernel), "CPU")
-    operators.impl(name, _CHECKED[name](definition), "CompositeExplicitAutograd")
+    operators.impl(name, checked(kernel), "CPU")
+    operators.impl(name, checked(definition), "CompositeExplicitAutograd")
     torch.library.register_fake(
         f"{_NAMESPACE}::{name}", lambda *flat: fake(*signature.unflat(flat)), lib=operators
     )
@@ -151,16 +156,6 @@ def operator(
         return result
 
     return call
-
-
-def implement(name: str, device: str, kernel: Callable[..., Any]) -> None:
-    """Give an operator a kernel on another device; it takes the definition's arguments."""
-    torch.library.impl(f"{_NAMESPACE}::{name}", device, _CHECKED[name](kernel))
-
-
-def _run(run: Callable[..., Any], check: Callable[..., None], arguments: Sequence[Any]) -> Any:
-    check(*arguments)
-    return run(*arguments)
 
 
 def _read_signature(definition: Callable[..., Any], mutates: Sequence[str]) -> _Signature:

@@ -145,24 +145,18 @@ def _check_rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
         raise misfit("rotate_pair", expected, q=q, k=k, cos=cos, sin=sin)
 
 
-def _rms_norm_fake(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, weight.dtype))
+def _pair_fake(x: Tensor, y: Tensor, *_: float) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, y.dtype))
 
 
-def _silu_gate_fake(gate: Tensor, up: Tensor) -> Tensor:
-    return gate.new_empty(gate.shape, dtype=torch.promote_types(gate.dtype, up.dtype))
-
-
-def _rotate_pair_fake(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape)
-
-
-_rms_norm = operator(
-    "rms_norm", rms_norm_oracle, cpu=_rms_norm_cpu, fake=_rms_norm_fake, check=_check_rms_norm
-)
+_rms_norm = operator("rms_norm", rms_norm_oracle, cpu=_rms_norm_cpu, fake=_pair_fake, check=_check_rms_norm)
 _silu_gate = operator(
-    "silu_gate", silu_gate_oracle, cpu=_silu_gate_cpu, fake=_silu_gate_fake, check=_check_silu_gate
+    "silu_gate", silu_gate_oracle, cpu=_silu_gate_cpu, fake=_pair_fake, check=_check_silu_gate
 )
 _rotate_pair = operator(
-    "rotate_pair", rotate_pair_oracle, cpu=_rotate_pair_cpu, fake=_rotate_pair_fake, check=_check_rotate_pair
+    "rotate_pair",
+    rotate_pair_oracle,
+    cpu=_rotate_pair_cpu,
+    fake=lambda q, k, cos, sin: (q.new_empty(q.shape), k.new_empty(k.shape)),
+    check=_check_rotate_pair,
 )

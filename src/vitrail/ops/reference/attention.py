@@ -222,12 +222,7 @@ def _group(rows: list[int], totals: tuple[int, ...], table: Tensor, kv: LayerKV,
     lengths = torch.tensor([totals[row] for row in rows], device=device)[:, None]
     hidden = torch.arange(count * block, device=device) >= lengths  # (n, S)
     bias = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
-    return Group(
-        rows,
-        table[rows].flatten().long(),
-        bias[:, None, None],
-        hidden[:, -block:, None, None],
-    )
+    return Group(rows, table[rows].flatten().long(), bias[:, None, None], hidden[:, -block:, None, None])
 
 
 def _after_cache(q: Tensor, k: Tensor, v: Tensor, index: int, metadata: AttentionMetadata, scale: float,

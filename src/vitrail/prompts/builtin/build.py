@@ -1,4 +1,4 @@
-"""Conversations → prompts in a built-in format: the one entrance. Ids are made in encoding.py."""
+"""Conversations → prompts in a built-in format: the one entrance. Ids are made in encode.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pieces → ids, with any tokenizer. Tokenizers of mistral-common: mistral_encoder.py; tokenizer.json: json_encoder.py."""
+"""Pieces → ids, with any tokenizer; encoders: tokenizer/mistral_encoder.py and tokenizer/json_encoder.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 from vitrail.errors import PromptError
 from vitrail.prompts.builtin.built_prompt import BuiltPrompt
-from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE, Control, Picture, Piece, Section, Text
+from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE, Control, Picture, Piece, Text
 
 CARRIER = "☺"  # a sign that no word holds: a text behind it gets no space put in front
 
@@ -41,11 +41,6 @@ def encode_pieces(pieces: Iterable[Piece], encoder: Encoder) -> list[int]:
     return [index for piece in joined(pieces, encoder) for index in encode_piece(piece, encoder)]
 
 
-def section_lengths(sections: Sequence[Section], encoder: Encoder) -> list[int]:
-    """How many ids each section is."""
-    return [len(encode_pieces(section.pieces, encoder)) for section in sections]
-
-
 def fit_prompt(prompt: BuiltPrompt, encoder: Encoder, limit: int) -> BuiltPrompt:
     """The prompt without its oldest turns, so that what follows the begin token is at most `limit` ids.
 
@@ -53,7 +48,7 @@ def fit_prompt(prompt: BuiltPrompt, encoder: Encoder, limit: int) -> BuiltPrompt
     it, up to the next one. Raises PromptError where this is not enough, or the format has no such rule.
     """
     turns = prompt.sections[1:]
-    lengths = section_lengths(turns, encoder)
+    lengths = [len(encode_pieces(section.pieces, encoder)) for section in turns]
     excess = sum(lengths) - limit
     if excess <= 0:
         return prompt

@@ -1,7 +1,7 @@
 """WeightFormat: how a file holds a quantised matrix, and what is refused unless a format does it. Multiplies nothing.
 
 A format is a codec between a file's tensors and a layout in memory (ops/weight.py). One file here and one line in the table
-of formats/__init__.py add one; a layout of its own, with its kernels, only where none of the existing fits.
+of __init__.py add one; a layout of its own, with its kernels, only where none of the existing fits.
 """
 
 from __future__ import annotations
