@@ -36,7 +36,8 @@ def test_the_engine_has_two_layers(tmp_path: Path, file: str | None, wrong: str)
         "engine/core/__init__.py": "",
         "engine/core/runner.py": "import vitrail.generate.protocol\nimport vitrail.ops.batch\n",
         "engine/frontend/__init__.py": "",
-        "engine/frontend/session.py": "import vitrail.engine.core.runner\nimport vitrail.auto, vitrail.processor.processor\n",
+        "engine/frontend/session.py": "import vitrail.engine.core.runner\n"
+        "import vitrail.auto, vitrail.processor.processor\n",
     }.items():
         path = house / name
         path.parent.mkdir(parents=True, exist_ok=True)
