@@ -45,6 +45,8 @@ def load(
         CheckpointError: files that are missing, damaged or do not fit. InputError: an argument that cannot be used.
         OutOfMemory: weights that need more memory than is free.
     """
+    if not isinstance(model, (str, PathLike, type(None))):
+        raise InputError(f"a model is a folder or a name on the hub; got {type(model).__name__}.")
     name = embedded_path() if model is None else model
     dtype = dtype or ("float32" if model is None else "auto")
     if quantization is not None:
@@ -146,7 +148,12 @@ class Assistant:
 
         if not hasattr(self.processor, "image_processor"):
             raise InputError("this checkpoint reads text only; it cannot read files of images")
-        names = find_images([str(name) for name in ([files] if isinstance(files, (str, Path)) else files)])
+        given = [files] if isinstance(files, (str, PathLike)) else files
+        if not isinstance(given, Sequence) or not all(isinstance(name, (str, PathLike)) for name in given):
+            raise InputError(
+                f"files are names: a path, a URL or a list of them; got {type(files).__name__}. ask() takes images."
+            )
+        names = find_images([str(name) for name in given])
         return zip(names, read_files(BatchReader.of(self.model, self.processor), names), strict=True)
 
     def __repr__(self) -> str:

@@ -5,7 +5,7 @@ It joins processor and model as pipelines.py does, and keeps what a pipeline for
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -207,6 +207,8 @@ class Dialogue:
 
     def _longest(self, prompt: int, wanted: int | None) -> int:
         """How many ids to draw at most: what was asked for, cut to what the context has left."""
+        if wanted is not None and wanted < 1:
+            raise InputError(f"max_new_tokens is at least 1; got {wanted}.")
         longest = int(wanted or self.model.generation_config.max_new_tokens or LONGEST)
         limit = self.model.max_model_len
         # Where not even one fits, generate() says so with both numbers.
@@ -214,6 +216,12 @@ class Dialogue:
 
     def _read(self, messages: Sequence[Raw]) -> list[_Entry]:
         """Messages with their pictures opened and prepared."""
+        if not isinstance(messages, Sequence) or not all(
+            isinstance(message, Mapping) for message in messages
+        ):
+            raise PromptError(
+                "messages: expected a list of mappings with 'role' and 'content'; ask() takes texts"
+            )
         spread = [{**message, "content": _spread(message.get("content"))} for message in messages]
         read = normalize(spread, self._pages) if spread else []
         entries = []

@@ -10,12 +10,14 @@ from hypothesis import given, settings, strategies as st
 
 from tests import tiny
 from vitrail.bench.random_model import random_model
+from vitrail.errors import UnsupportedError
 from vitrail.kv.cache import KVCache
 from vitrail.kv.geometry import KVGeometry, Stream
 from vitrail.model.fused import FusedBlocks
 from vitrail.ops import backends
 from vitrail.ops.batch import build_batch
 from vitrail.ops.cpu import library
+from vitrail.ops.reference import attention as reference_attention
 
 SMALL = {
     "dim": 96, "n_layers": 2, "head_dim": 16, "hidden_dim": 160, "n_heads": 6, "n_kv_heads": 2, "vocab_size": 128,
@@ -124,3 +126,27 @@ def test_storage_and_metadata_are_frozen() -> None:
     for value, name in ((cache.layer(0), "keys"), (batch.attention, "segments"), (batch, "attention")):
         with pytest.raises(FrozenInstanceError):
             setattr(value, name, None)
+
+
+@torch.no_grad()
+def test_without_kernels_decoding_sequences_are_grouped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "library", lambda: None)
+    grouped: list[object] = []
+    groups_of = reference_attention._groups
+    monkeypatch.setattr(reference_attention, "_groups", lambda *a: grouped.append(a) or groups_of(*a))
+    model = tiny.model("ministral3")
+    cache = KVCache.sized(model.kv_geometry, [8, 8])
+    sequences = [cache.open(), cache.open()]
+    for lengths in ([4, 2], [1, 1]):
+        batch = build_batch(lengths, cache=cache, sequences=sequences)
+        model.step(model.embed(batch.positions + 20), batch, cache)
+    assert model.text_config.num_hidden_layers > 1
+    assert len(grouped) == 1
+
+
+@torch.no_grad()
+def test_a_model_refuses_an_adapter_per_row() -> None:
+    model = tiny.model("ministral3")
+    batch = build_batch([2], adapter_indices=torch.tensor([0, 1]))
+    with pytest.raises(UnsupportedError, match="set_adapter"):
+        model.step(model.embed(batch.positions + 20), batch, None)

@@ -115,3 +115,16 @@ def test_a_latent_and_a_rotary_key_and_a_layer_without_its_own() -> None:
     stored.flatten(0, 1)[slots] = torch.arange(48, dtype=torch.int8).reshape(3, 1, 16)
     clone = cache.fork(sequence)
     assert torch.equal(stored[cache.blocks(clone)[0], :3], stored[cache.blocks(sequence)[0], :3])
+
+
+def test_a_stream_has_a_dtype_of_its_own() -> None:
+    """A latent of 8 bits beside a rotary key of 16: only the latent has scales."""
+    streams = (Stream("latent", 1, 16), Stream("rope_key", 1, 4, torch.bfloat16))
+    geometry = KVGeometry((streams,))
+    cache = KVCache(geometry, blocks=2, block=4, dtype=torch.int8)
+    assert {name: x.dtype for name, x in cache.streams(0).items()} == {
+        "latent": torch.int8,
+        "rope_key": torch.bfloat16,
+    }
+    assert geometry.position_bytes(torch.int8) == 16 + 4 + 2 * 4
+    assert cache.nbytes == 8 * geometry.position_bytes(torch.int8)

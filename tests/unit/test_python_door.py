@@ -130,6 +130,15 @@ def test_ask_mistakes_are_vitrail_errors(assistant: vitrail.Assistant, tmp_path:
         vitrail.load(tmp_path / "nowhere")
     with pytest.raises(vitrail.InputError, match=r"'q3' is not known; one of .*q4, q8"):
         vitrail.load(quantization="q3")
+    with pytest.raises(vitrail.InputError, match="got int"):
+        vitrail.load(5)  # type: ignore[arg-type]
+    with pytest.raises(vitrail.PromptError, match="list of mappings"):
+        assistant.chat("Hello.")  # type: ignore[arg-type]
+    with pytest.raises(vitrail.InputError, match="at least 1; got 0"):
+        assistant.ask(None, "Hello.", max_new_tokens=0)
+    for files in (None, b"x.png", [load_image(SIGN)]):
+        with pytest.raises(vitrail.InputError, match="files are names"):
+            assistant.read(files)  # type: ignore[arg-type]
 
 
 def test_stream_gives_the_text_of_ask_in_pieces(reader: vitrail.Assistant) -> None:

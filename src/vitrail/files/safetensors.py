@@ -205,21 +205,12 @@ def write_safetensors(
     after the other; only one that is not contiguous on the CPU is copied first.
     """
     names = library_order(tensors) if order is None else order
-    ordered = [(name, tensors[name]) for name in names]
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, tensor in ordered:
-        stop = position + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": dtype_name(name, tensor.dtype),
-            "shape": list(tensor.shape),
-            "data_offsets": [position, stop],
-        }
-        position = stop
+    specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    header = new_header(specs, names)
     with Path(path).open("xb") as stream:
         stream.write(header_bytes(header, align))
-        for _, tensor in ordered:
-            write_values(stream, tensor)
+        for name in names:
+            write_values(stream, tensors[name])
 
 
 def copy_safetensors(
@@ -244,8 +235,7 @@ def copy_safetensors(
     with Path(path).open("xb") as stream:
         stream.write(header_bytes(header))
         for name in sorted(source.entries, key=lambda name: source.entries[name].start):
-            values = tensor(name)
-            write_values(stream, values)
+            write_values(stream, tensor(name))
 
 
 def library_order(tensors: Mapping[str, Tensor | tuple[torch.dtype, tuple[int, ...]]]) -> list[str]:
@@ -265,6 +255,20 @@ def dtype_name(name: str, dtype: torch.dtype) -> str:
     if dtype not in _NAMES:
         raise CheckpointError(f"tensor {name!r} has the dtype {dtype}, which safetensors cannot hold here.")
     return _NAMES[dtype]
+
+
+def new_header(
+    specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], order: Sequence[str]
+) -> dict[str, Any]:
+    """The header of a file with tensors of these types and shapes, one behind the other in this order."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name in order:
+        dtype, shape = specs[name]
+        stop = position + math.prod(shape) * dtype.itemsize
+        record = {"dtype": dtype_name(name, dtype), "shape": list(shape), "data_offsets": [position, stop]}
+        header[name], position = record, stop
+    return header
 
 
 def header_bytes(header: dict[str, Any], align: int = 8) -> bytes:

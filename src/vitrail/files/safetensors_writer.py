@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitrail.errors import CheckpointError
-from vitrail.files.safetensors import dtype_name, header_bytes, write_values
+from vitrail.files.safetensors import header_bytes, new_header, write_values
 
 Spec = tuple[torch.dtype, tuple[int, ...]]
 """Type and shape of a tensor."""
@@ -36,21 +34,11 @@ class SafetensorsWriter:
     ) -> None:
         self.path = Path(path)
         self._specs = dict(specs)
-        self._places: dict[str, int] = {}
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        position = 0
-        for name in order:
-            dtype, shape = specs[name]
-            stop = position + math.prod(shape) * dtype.itemsize
-            header[name] = {
-                "dtype": dtype_name(name, dtype),
-                "shape": list(shape),
-                "data_offsets": [position, stop],
-            }
-            self._places[name] = position
-            position = stop
+        header = new_header(specs, order)
         self._header = header_bytes(header, align)
-        self._end = len(self._header) + position
+        offsets = {name: header[name]["data_offsets"] for name in order}
+        self._places: dict[str, int] = {name: start for name, (start, _) in offsets.items()}
+        self._end = len(self._header) + max((stop for _, stop in offsets.values()), default=0)
 
     def __enter__(self) -> SafetensorsWriter:
         self._stream = self.path.open("xb")

@@ -2,26 +2,18 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitrail.generate.protocol import GeneratingModel
 from vitrail.generate.runner import Request
-from vitrail.kv.cache import KVCache
-from vitrail.ops.batch import ForwardBatch, build_batch
-
-
-class SteppingModel(Protocol):
-    """The one call of a model that this file makes."""
-
-    def step(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, capture: Any = None) -> Tensor:
-        """One pass: (L, D) → logits (n, V)."""
+from vitrail.ops.batch import build_batch
 
 
 def run_uncached(
-    model: SteppingModel,
+    model: GeneratingModel,
     hidden: Tensor,
     lengths: Sequence[int],
     *,

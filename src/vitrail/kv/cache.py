@@ -28,7 +28,7 @@ class _Sequence:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer's streams (blocks, block, heads, width), and for int8 their scales (streams, blocks, block, heads)."""
+    """One layer's streams (blocks, block, heads, width), and the scales of those of int8 (streams, blocks, block, heads)."""
 
     streams: dict[str, Tensor]
     scales: Tensor | None
@@ -56,8 +56,8 @@ class KVCache(PaddedView):
     Args:
         geometry: the streams of every layer, or a decoder's configuration.
         blocks: how many blocks of `block` positions there are.
-        dtype, device: of the storage. int8 holds 8 bits a number and one float32 scale per position and head
-            (ops/cpu/kv.py); `geometry.position_bytes(dtype)` is what a position takes.
+        dtype, device: of the storage; a stream may have its own dtype. int8 holds 8 bits a number and one float32 scale
+            per position and head (ops/cpu/kv.py); `geometry.position_bytes(dtype)` is what a position takes.
     """
 
     def __init__(
@@ -99,15 +99,17 @@ class KVCache(PaddedView):
     def _storage(self, streams: Sequence[Stream]) -> _Layer:
         shape = (len(self.allocator), self.block)
         held = {
-            s.name: torch.empty(*shape, s.heads, s.width, dtype=self.dtype, device=self.device)
+            s.name: torch.empty(*shape, s.heads, s.width, dtype=s.dtype or self.dtype, device=self.device)
             for s in streams
         }
-        if self.dtype != torch.int8 or not streams:
+        scaled = [stream.heads for stream in streams if held[stream.name].dtype == torch.int8]
+        if not scaled:
             return _Layer(held, None, self.device)
-        heads = {stream.heads for stream in streams}
-        if len(heads) > 1:
-            raise UnsupportedError("an int8 cache needs the same number of heads in all streams of a layer.")
-        scales = torch.empty(len(streams), *shape, heads.pop(), dtype=torch.float32, device=self.device)
+        if len(set(scaled)) > 1:
+            raise UnsupportedError(
+                "an int8 cache needs the same number of heads in all int8 streams of a layer."
+            )
+        scales = torch.empty(len(scaled), *shape, scaled[0], dtype=torch.float32, device=self.device)
         return _Layer(held, scales, self.device)
 
     @property

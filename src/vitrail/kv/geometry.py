@@ -29,15 +29,19 @@ def head_bytes(width: int, dtype: torch.dtype) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One named tensor per layer: `heads` rows of `width` numbers at every position."""
+    """One named tensor per layer: `heads` rows of `width` numbers at every position.
+
+    dtype: of its storage; None: the cache's. Keys and values have the cache's.
+    """
 
     name: str
     heads: int
     width: int
+    dtype: torch.dtype | None = None
 
     def position_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of one position."""
-        return self.heads * head_bytes(self.width, dtype)
+        """Bytes of one position in a cache of `dtype`."""
+        return self.heads * head_bytes(self.width, self.dtype or dtype)
 
 
 @dataclass(frozen=True, slots=True)

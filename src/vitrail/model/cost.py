@@ -88,4 +88,4 @@ def _decoder_bytes(model: Any) -> int:
 
 def _stored(weight: Any) -> int:
     tensors = [weight] if isinstance(weight, Tensor) else weight.tensors.values()
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from vitrail.configs import MistralConfig
+from vitrail.errors import UnsupportedError
 from vitrail.kv.cache import KVCache
 from vitrail.model.fused import FusedBlocks
 from vitrail.model.layers import Embedding, GatedMLP, Linear, RMSNorm, project
@@ -94,6 +95,11 @@ class MistralModel(PreTrainedModel):
 
     def run(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, record: Record) -> Tensor:
         """(L, D) embeddings → (L, D) after the last block and the final norm."""
+        if batch.adapter_indices is not None:
+            raise UnsupportedError(
+                "an adapter per row is not supported; leave out adapter_indices and choose adapters for all rows with "
+                "set_adapter()."
+            )
         turn = self._rotations.at(self.config, batch.positions, hidden.dtype)
         fused = None if record.wanted else self._fused.run(self.layers, hidden, turn, batch, cache)
         if fused is None:

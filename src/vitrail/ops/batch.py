@@ -43,8 +43,8 @@ class ForwardBatch:
         attention: rows that belong together, slots and block tables, as attention takes them.
         sequences: the cache's sequence of each segment; () when nothing is cached.
         logits_indices: int64 rows whose logits are wanted; None: all.
-        adapter_indices: int64 (L,), the adapter of each row; carried for the engine, no layer reads it yet: layers take
-            the adapters that are set on the model.
+        adapter_indices: int64 (L,), the adapter of each row; carried for the engine, no layer reads it yet: a decoder
+            refuses a batch that has it. None: the adapters that are set on the model, for all rows.
     """
 
     positions: Tensor

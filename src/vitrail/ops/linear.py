@@ -14,11 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.ops.cpu import dense as cpu_dense
+from vitrail.ops.cpu.dense import decoded_products
 from vitrail.ops.cpu.quant import quant_products, quant_rows
 from vitrail.ops.reference.quant_matmul import rounded_input_grad
 from vitrail.ops.weight import Layout, PackedWeight, Weight, dequantize, dequantize_rows
 
-__all__ = ["PackedWeight", "Weight", "dequantize", "embedding", "linear", "linear_group", "linear_input_grad"]
+__all__ = [
+    "PackedWeight",
+    "Weight",
+    "decoded_products",
+    "dequantize",
+    "embedding",
+    "linear",
+    "linear_group",
+    "linear_input_grad",
+]
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:

@@ -13,9 +13,8 @@ from vitrail.files.hub_options import HubOptions
 from vitrail.files.writing import prepare_folder, write_json
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid, image_grid
-from vitrail.prompts.builtin.encode_chat import build_chat, choose_format
 from vitrail.prompts.chat_template import ChatTemplate, save_chat_template
-from vitrail.prompts.render import Chat, choose_template, refuse_assistant_mask, render_chat
+from vitrail.prompts.render import Chat, refuse_assistant_mask
 from vitrail.prompts.rendered_prompt import RenderedPrompt
 from vitrail.responses.ids import to_list
 from vitrail.tokenizer.base import BaseTokenizer
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 _DECIDED = frozenset(
     {"self", "text", "text_pair", "images", "patch_size", "kwargs", "return_tensors", "verbose"}
 )
-_CHAT_OPTIONS = ("add_generation_prompt", "continue_final_message", "tools", "documents")
 _GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
 
 
@@ -257,24 +255,8 @@ class PixtralProcessor:
 
     def render_chat(self, conversation: Any, chat_template: str | None = None, **options: Any) -> Chat:
         """The prompts of one conversation or a list of them, with their images; options as `apply_chat_template`'s."""
-        has_template = self.chat_template is not None or chat_template is not None
-        default = None if has_template else self.tokenizer.default_format
-        format = options.pop("format", None) or default
-        if format is not None:
-            if chat_template is not None:
-                raise InputError("give format or chat_template, not both")
-            form = choose_format(format, self.tokenizer.prompt_format)
-            options.setdefault("mode", getattr(self.tokenizer, "mode", "test"))
-            return build_chat(conversation, form, self.tokenizer.encoder, options)
-        given = {name: options.pop(name) for name in _CHAT_OPTIONS if name in options}
-        controls = tuple(dict.fromkeys((*self.tokenizer.control_tokens, *self._image_tokens())))
-        return render_chat(
-            conversation,
-            choose_template(self.chat_template, chat_template, given.get("tools"), controls),
-            controls=controls,
-            special_tokens=self.tokenizer.special_tokens_map,
-            variables=options,
-            **given,
+        return self.tokenizer.render_chat(
+            conversation, self.chat_template, chat_template, self._image_tokens(), **options
         )
 
     def _begins(self, prompt: RenderedPrompt) -> bool:

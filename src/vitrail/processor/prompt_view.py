@@ -17,7 +17,6 @@ from vitrail.prompts.builtin.sizes import lay_out, picture_size
 from vitrail.prompts.builtin.tools import read_tools
 from vitrail.prompts.control_pattern import control_pattern
 from vitrail.prompts.conversation_file import Conversation
-from vitrail.prompts.render import choose_template, render_chat
 from vitrail.responses.control_names import control_names
 from vitrail.tokenizer.fast import FastTokenizer
 from vitrail.tokenizer.load import load_tokenizer
@@ -125,18 +124,17 @@ class PromptMaker:
             raise PromptError(
                 "tokenizers of mistral-common have formats, no chat template; choose another format"
             )
-        controls = tuple(dict.fromkeys((*self.tokenizer.control_tokens, IMAGE, BREAK, END)))
         effort = conversation.reasoning_effort
         last = conversation.messages[-1] if conversation.messages else None
-        chat = render_chat(
+        chat = self.tokenizer.render_chat(
             conversation.messages,
-            choose_template(self.template, None, conversation.tools, controls),
-            controls=controls,
-            special_tokens=self.tokenizer.special_tokens_map,
+            self.template,
+            None,
+            (IMAGE, BREAK, END),
             tools=conversation.tools,
             add_generation_prompt=_role(last) != "assistant",
             continue_final_message=conversation.continue_final_message,
-            variables={} if effort is None else {"reasoning_effort": effort},
+            **({} if effort is None else {"reasoning_effort": effort}),
         )
         (prompt,), (parts,) = chat.prompts, chat.pictures
         if (written := prompt.count_images(IMAGE)) != len(parts):

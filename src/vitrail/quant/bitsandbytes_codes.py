@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitrail.ops import memory
-from vitrail.ops.cpu.encode import encode_map4
+from vitrail.ops.encoding import encode_map4
 from vitrail.ops.weight import NESTED_GROUP, Layout, PackedWeight
 
 GROUP = 64  # the library's default on CPUs and Nvidia GPUs

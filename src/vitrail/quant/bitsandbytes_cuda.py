@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vitrail.ops.cpu.dense import products_oracle
 from vitrail.ops.kernels import register
+from vitrail.ops.linear import decoded_products
 from vitrail.ops.weight import NESTED_GROUP, Layout, PackedWeight
 from vitrail.quant.bitsandbytes_codes import quant_map
 from vitrail.quant.formats.bitsandbytes import FP4, NF4
@@ -66,11 +66,11 @@ def _state(library: Any, weight: PackedWeight, name: str) -> Any:
 
 
 def products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """The operator dense_products (ops/cpu/dense.py) for MAP4 on a GPU."""
+    """The operator dense_products (ops/linear.py) for MAP4 on a GPU."""
     library = _library()
     names = [] if library is None else [map_name(weight.tensors["quant_map"]) for weight in weights]
     if library is None or None in names:
-        return products_oracle(x, weights, biases)
+        return decoded_products(x, weights, biases)
     return [
         library.matmul_4bit(
             x, weight.tensors["codes"][None], quant_state=_state(library, weight, str(name)), bias=bias

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -173,20 +172,6 @@ def patch_places(drawing: Drawing) -> np.ndarray[tuple[int, ...], np.dtype[np.in
     height, width = drawing.pixels.shape[:2]
     y, x = np.meshgrid(np.arange(PATCH / 2, height, PATCH), np.arange(PATCH / 2, width, PATCH), indexing="ij")
     return drawing.character_at(x.ravel(), y.ravel())
-
-
-def dataset(
-    folders: Sequence[Path],
-    word_files: Sequence[Path],
-    look: Look,
-    *,
-    count: int,
-    seed: int,
-    held_out: bool = False,
-) -> Pictures:
-    """Pictures in the fonts below `folders`: of the training families, or of those held out for validation."""
-    train, held = fonts.split_families(fonts.find_faces(folders))
-    return Pictures(held if held_out else train, text.Words(word_files), look, count=count, seed=seed)
 
 
 def _units(width: int, height: int) -> tuple[int, int]:

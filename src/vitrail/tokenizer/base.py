@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vitrail.errors import InputError
 from vitrail.images.batch_feature import BatchFeature, check_tensor_type
 from vitrail.prompts.builtin import Encoder, Format
+from vitrail.prompts.builtin.encode_chat import build_chat, choose_format
 from vitrail.prompts.builtin.pieces import IMAGE
+from vitrail.prompts.chat_template import ChatTemplate
+from vitrail.prompts.render import Chat, choose_template, render_chat
 from vitrail.prompts.rendered_prompt import RenderedPrompt, as_prompt
 from vitrail.responses.ids import to_list
 from vitrail.tokenizer.padding import Lengths, lengths, limit_of, pad_encoded, pad_rows
 
 if TYPE_CHECKING:
     from vitrail.responses.events import Response
+
+_CHAT_OPTIONS = ("add_generation_prompt", "continue_final_message", "tools", "documents")
 
 
 class BaseTokenizer:
@@ -43,6 +48,16 @@ class BaseTokenizer:
         """What encodes prompts of the built-in formats."""
         raise NotImplementedError
 
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """The names of all control tokens."""
+        raise NotImplementedError
+
+    @property
+    def special_tokens_map(self) -> dict[str, Any]:
+        """The tokens that have a part to play, by its name: "bos_token" → "<s>"."""
+        raise NotImplementedError
+
     def prompt_format(self) -> Format:
         """The built-in format that the tokenizer was made for."""
         raise NotImplementedError
@@ -65,6 +80,38 @@ class BaseTokenizer:
     ) -> int | None:
         """The most ids after the begin token that a call with these options leaves to a prompt; None: any number."""
         return limit_of(self._plan(padding, truncation, max_length, None, None))
+
+    def render_chat(
+        self,
+        conversation: Any,
+        own: ChatTemplate | None,
+        asked: str | None,
+        image_tokens: Sequence[str],
+        /,
+        **options: Any,
+    ) -> Chat:
+        """The prompts of one conversation or a list of them, by a chat template or a built-in format.
+
+        own: the caller's template; asked: the name or the source of another one; image_tokens: which the template may
+        write beside the control tokens. options: format, and those of build_chat() or of the template.
+        """
+        default = self.default_format if own is None and asked is None else None
+        format = options.pop("format", None) or default
+        if format is not None:
+            if asked is not None:
+                raise InputError("give format or chat_template, not both")
+            options.setdefault("mode", getattr(self, "mode", "test"))
+            return build_chat(conversation, choose_format(format, self.prompt_format), self.encoder, options)
+        given = {name: options.pop(name) for name in _CHAT_OPTIONS if name in options}
+        controls = tuple(dict.fromkeys((*self.control_tokens, *image_tokens)))
+        return render_chat(
+            conversation,
+            choose_template(own, asked, given.get("tools"), controls),
+            controls=controls,
+            special_tokens=self.special_tokens_map,
+            variables=options,
+            **given,
+        )
 
     def parse_response(self, ids: Any, **options: Any) -> Response:
         """The ids of a model's answer → text, reasoning and tool calls; options as `ResponseParser` (docs/tools.md)."""

@@ -12,9 +12,9 @@ from vitrail.files.hub_options import HubOptions
 from vitrail.files.writing import prepare_folder, write_json, write_text
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.prompts.builtin import BuiltPrompt, Format
-from vitrail.prompts.builtin.encode_chat import build_chat, choose_format, encode_built, fit_text
+from vitrail.prompts.builtin.encode_chat import encode_built, fit_text
 from vitrail.prompts.chat_template import find_chat_template, save_chat_template
-from vitrail.prompts.render import Chat, choose_template, refuse_assistant_mask, render_chat
+from vitrail.prompts.render import choose_template, refuse_assistant_mask
 from vitrail.prompts.rendered_prompt import RenderedPrompt, opened
 from vitrail.responses.ids import to_ids
 from vitrail.tokenizer.backend import (
@@ -207,7 +207,7 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
             **kwargs,
         }
         options["add_generation_prompt"] = add_generation_prompt
-        chat = self._chat(conversation, chat_template, options)
+        chat = self.render_chat(conversation, self.chat_template, chat_template, (), **options)
         if not tokenize:
             return chat.text
         encoded = self(
@@ -264,26 +264,6 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
             *save_chat_template(folder, self.chat_template),
         ]
         return tuple(map(str, written))
-
-    def _chat(self, conversation: Any, chat_template: str | None, options: dict[str, Any]) -> Chat:
-        """A conversation or a list of them, through the template or a built-in format."""
-        format = options.pop("format", None)
-        if format is not None:
-            if chat_template is not None:
-                raise InputError("give format or chat_template, not both")
-            return build_chat(conversation, choose_format(format, self.prompt_format), self.encoder, options)
-        given = {
-            n: options.pop(n)
-            for n in ("tools", "documents", "continue_final_message", "add_generation_prompt")
-        }
-        return render_chat(
-            conversation,
-            self.get_chat_template(chat_template, given["tools"]),
-            controls=self.control_tokens,
-            special_tokens=self.special_tokens_map,
-            variables=options,
-            **given,
-        )
 
     def _vocabulary_changed(self) -> None:
         self._copies.clear()

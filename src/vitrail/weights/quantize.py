@@ -22,7 +22,7 @@ from vitrail.errors import CheckpointError
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
 from vitrail.files.safetensors_writer import SafetensorsWriter
 from vitrail.files.writing import check_room
-from vitrail.ops.cpu.encode import squared_error
+from vitrail.ops.encoding import squared_error
 from vitrail.ops.weight import dequantize
 from vitrail.quant.config import BitsAndBytesConfig
 from vitrail.quant.formats import file_layout

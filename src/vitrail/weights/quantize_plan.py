@@ -23,7 +23,7 @@ from vitrail.weights.checkpoint import Checkpoint, open_checkpoint
 from vitrail.weights.load import fit_projector_bias, resolve_dtype
 from vitrail.weights.names import saved_names
 from vitrail.weights.plan import FLOATS, Plan, make_plan, own_tensors
-from vitrail.weights.safetensors_checkpoint import INDEX, SINGLE
+from vitrail.weights.save import in_shards
 
 SHARD_BYTES = 1_000_000_000  # what a kill costs at most
 OTHER = "norms, biases, convolution"
@@ -212,21 +212,9 @@ def _pieces(
 
 def _split(pieces: list[Piece], limit: int) -> list[Shard]:
     """The pieces in files of at most `limit` bytes, in order; a larger one gets a file of its own."""
-    groups: list[list[Piece]] = [[]]
-    room = limit
-    for piece in pieces:
-        if piece.size > room and groups[-1]:
-            groups.append([])
-            room = limit
-        groups[-1].append(piece)
-        room -= piece.size
-    if len(groups) == 1:
-        return [Shard(SINGLE, tuple(groups[0]))]
-    stem = INDEX.partition(".")[0]
-    return [
-        Shard(f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group))
-        for number, group in enumerate(groups, start=1)
-    ]
+    named = {piece.name: piece for piece in pieces}
+    files = in_shards({name: piece.size for name, piece in named.items()}, limit)
+    return [Shard(file, tuple(named[name] for name in names)) for file, names in files.items()]
 
 
 def _table(pieces: list[Piece], tied: bool) -> list[Row]:

@@ -101,16 +101,13 @@ def _is_tied(state: Mapping[str, Tensor]) -> bool:
 
 
 def _write_weights(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> None:
-    shards = _shards(tensors, limit)
-    if len(shards) == 1:
-        _write_file(folder / SINGLE, tensors)
-        return
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    shards = in_shards({name: tensor.nbytes for name, tensor in tensors.items()}, limit)
+    for file, names in shards.items():
         _write_file(folder / file, {name: tensors[name] for name in names})
-        weight_map |= dict.fromkeys(names, file)
-    metadata = {"total_size": sum(_size(tensor) for tensor in tensors.values())}
+    if len(shards) == 1:
+        return
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    metadata = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
     text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
     (folder / INDEX).write_text(text, encoding="utf-8")
 
@@ -122,21 +119,20 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_safetensors(path, tensors, order=order, align=align)
 
 
-def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:
-    """Names in groups of at most `limit` bytes, in order."""
+def in_shards(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
+    """File → names of its tensors, in order: files of at most `limit` bytes, but for a single larger tensor."""
     shards: list[list[str]] = [[]]
     room = limit
-    for name, tensor in tensors.items():
-        if _size(tensor) > room and shards[-1]:
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
             shards.append([])
             room = limit
         shards[-1].append(name)
-        room -= _size(tensor)
-    return shards
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+        room -= size
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    count = len(shards)
+    return {f"model-{n:05d}-of-{count:05d}.safetensors": names for n, names in enumerate(shards, start=1)}
 
 
 def _remove_earlier(folder: Path, written: set[str]) -> None:

@@ -9,7 +9,9 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from vitrail.ops.backend import AttentionMetadata, BlockWeights, DecoderBlocks
 from vitrail.ops.cpu import attention as cpu_attention, library
 from vitrail.ops.cpu.decoder import DecoderProgram
+from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.kv import LayerKV
+from vitrail.ops.reference import attention as reference_attention
 
 # More rows are bound by arithmetic, not by calls, and a call cannot be interrupted.
 MOST_ROWS = 16
@@ -19,8 +21,11 @@ class CPUBackend:
     """The operators of ops/cpu, which fall back to the definition where there is no kernel; also for the meta device."""
 
     def plan(self, metadata: AttentionMetadata, kv: LayerKV | None, dtype: torch.dtype) -> AttentionMetadata:
-        """Nothing to add: the kernels take offsets, lengths and tables as they are."""
-        return metadata
+        """Nothing to add for the kernels; the definition's plan where it computes for want of them."""
+        if kv is None or kv.keys.device.type != "cpu" or torch.compiler.is_compiling():
+            return metadata
+        defined = library.library() is None or dtype not in FLOATS
+        return reference_attention.plan(metadata, kv, dtype) if defined else metadata
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, kv: LayerKV | None, metadata: AttentionMetadata, *,
                scale: float, window: int | None) -> Tensor:  # fmt: skip
@@ -29,6 +34,8 @@ class CPUBackend:
         offsets, lengths = segments.cu_seqlens_q, segments.seq_lens_k
         if kv is None or metadata.block_tables is None:
             return cpu_attention.attention(q, k, v, offsets, lengths, segments.causal, scale, window)
+        if isinstance(metadata, reference_attention.DecodePlan):
+            return reference_attention.attention_cached(q, metadata, scale=scale, kv=kv, window=window)
         table = metadata.block_tables.tensor
         return cpu_attention.attention_cached(
             q, kv.keys, kv.values, kv.scales, table, offsets, lengths, scale, window

@@ -202,7 +202,7 @@ def _run(x: Tensor, matrices: Sequence[Matrix], biases: Sequence[Tensor | None])
     return results
 
 
-def products_oracle(
+def decoded_products(
     x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
 ) -> list[Tensor]:
     """The definition: the decoded matrix through PyTorch's product."""
@@ -233,7 +233,7 @@ def _products_cpu(
 def _products_on_device(
     x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    return kernel_for(weights[0].layout, x.device, products_oracle)(x, weights, biases)
+    return kernel_for(weights[0].layout, x.device, decoded_products)(x, weights, biases)
 
 
 def _check_products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> None:

@@ -18,8 +18,7 @@ from torch import Tensor
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.files.safetensors_writer import Spec
 from vitrail.ops import packing_layout
-from vitrail.ops.cpu import encode as cpu_encode
-from vitrail.ops.reference.encode import row_blocks
+from vitrail.ops.encoding import encode_fit, encode_own, row_blocks
 from vitrail.ops.weight import Layout, PackedWeight, dequantize
 from vitrail.quant.formats.base import StoredWeight, WeightFormat
 from vitrail.quant.quantize_config import FORMATS, GROUPS, METHOD, QuantizeConfig
@@ -193,7 +192,7 @@ def quantize_own(
         codes = packing_layout.pack_pairs(matrix.to(torch.bfloat16))
         return PackedWeight(layout, shape, 1, {"codes": codes}, dtype)
     levels = _fit_levels(matrix, group).to(matrix.device) if layout == Layout.PANELS4 else None
-    codes, scales = cpu_encode.encode_own(matrix, layout.value, levels, group)
+    codes, scales = encode_own(matrix, layout.value, levels, group)
     if not scales.isfinite().all():
         raise CheckpointError(f"{name} holds a value that is not finite; it cannot be stored as {kind}.")
     tensors = {"codes": codes, "scales": scales}
@@ -248,7 +247,7 @@ def _fit_levels(matrix: Tensor, group: int) -> Tensor:
     ratio = sample / torch.where(extreme == 0, 1.0, extreme)
     weights = extreme[:, 0] / largest  # a common factor leaves the levels and keeps the squares in range
     for _ in range(_ROUNDS):
-        along, square = cpu_encode.encode_fit(ratio, weights, levels)
+        along, square = encode_fit(ratio, weights, levels)
         means = torch.where(square > 0, along / square.clamp(min=1e-300), levels.double())
         means = means.sort().values
         levels = (means * (_TOP / means.abs().amax())).float()
