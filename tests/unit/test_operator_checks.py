@@ -24,6 +24,7 @@ from vitrail.ops.cpu import (
     registry,
     rows as cpu_rows,
 )
+from vitrail.ops.linear import embedding
 from vitrail.ops.weight import Layout, PackedWeight
 from vitrail.quant.formats.vitrail import quantize_own
 
@@ -231,8 +232,10 @@ def test_slots_of_32_bits_are_those_of_64(name: str, isa: str) -> None:
 def test_a_row_that_a_packed_table_does_not_have_is_refused(wrong: int, isa: str) -> None:
     """Rows OUT … 31 lie in the padding of its last panel."""
     ids = torch.tensor([0, wrong])
-    with library.using(isa), pytest.raises(IndexError, match=f"lie in 0 … {OUT - 1}"):
-        cpu_quant.quant_rows(packed("q4"), ids)
+    with library.using(isa):
+        for kind in ("q4", "q8", "nf4", "int8"):
+            with pytest.raises(IndexError, match=f"lie in 0 … {OUT - 1}"):
+                embedding(ids, packed(kind))
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,10 @@ def dequantize_rows(weight: PackedWeight, rows: Tensor) -> Tensor:
     pick = _DEFINITIONS[weight.layout].pick
     if pick is not None:
         return pick(weight, rows).to(weight.dtype)
-    table = [dequantize(weight, weight.dtype, slice(row, row + 1)) for row in rows.tolist()]
+    numbers, count = rows.tolist(), weight.shape[0]
+    if wrong := [row for row in numbers if not 0 <= row < count]:
+        raise IndexError(f"rows of a table of {count} lie in 0 … {count - 1}; got {wrong[0]}.")
+    table = [dequantize(weight, weight.dtype, slice(row, row + 1)) for row in numbers]
     if not table:
         return torch.empty(0, weight.shape[1], dtype=weight.dtype, device=weight.device)
     return torch.cat(table)
