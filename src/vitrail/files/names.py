@@ -1,4 +1,7 @@
-"""Names of files that come out of a file or from a hub: which of them may be joined to a folder. Touches no disk."""
+"""Names of files that come out of a file or from a hub: which of them may be joined to a folder. Touches no disk.
+
+Read by files/repository.py (a hub's listing), weights/safetensors_checkpoint.py (an index) and prompts/chat_template.py.
+"""
 
 from __future__ import annotations
 

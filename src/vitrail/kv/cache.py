@@ -242,7 +242,7 @@ class KVCache(PaddedView):
     reserve, close = allocate, free  # their names in version 0.1.0
 
     def grow(self, blocks: int) -> None:
-        """Add blocks by moving to larger storage, as the runner does when the cache is full."""
+        """Add blocks by moving to larger storage, as generate/runner.py does when the cache is full."""
         before = len(self.allocator)
         self.allocator.grow(blocks)
         for index, streams in enumerate(self.geometry.layers):

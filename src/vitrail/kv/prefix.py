@@ -1,4 +1,7 @@
-"""The key of a cached block: a digest chain over everything that its contents depend on."""
+"""The key of a cached block: a digest chain over everything that its contents depend on.
+
+For the engine; a conversation reuses its own prompt by generate/reuse.py.
+"""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass

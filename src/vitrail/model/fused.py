@@ -1,4 +1,6 @@
-"""Decoder blocks as one call of a backend: which blocks can be. The backend says for which batches (ops/cpu/backend.py).
+"""Decoder blocks as one call of a backend: which blocks can be.
+
+Which batches: ops/cpu/backend.py. Which weights: ops/cpu/decoder.py.
 
 Blocks must be what they were built as: nothing hooked, replaced, adapted or recorded. Everything else goes module by
 module, to the same bits.
