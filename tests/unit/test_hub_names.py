@@ -18,7 +18,7 @@ from vitrail.files.download_plan import ADAPTER, MODEL
 from vitrail.files.hub import resolve
 from vitrail.files.names import is_plain
 from vitrail.files.repository import RemoteFile, Repository
-from vitrail.prompts.chat_template import save_chat_template
+from vitrail.prompts.template_files import save_chat_template
 
 COMMIT = "a" * 40
 OUTSIDE = [

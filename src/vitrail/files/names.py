@@ -1,6 +1,6 @@
 """Names of files that come out of a file or from a hub: which of them may be joined to a folder. Touches no disk.
 
-Read by files/repository.py (a hub's listing), weights/safetensors_checkpoint.py (an index) and prompts/chat_template.py.
+Read by files/repository.py (a hub's listing), weights/safetensors_checkpoint.py (an index) and prompts/template_files.py.
 """
 
 from __future__ import annotations

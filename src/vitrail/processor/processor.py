@@ -13,9 +13,9 @@ from vitrail.files.hub_options import HubOptions
 from vitrail.files.writing import prepare_folder, write_json
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid, image_grid
-from vitrail.prompts.chat_template import ChatTemplate, save_chat_template
 from vitrail.prompts.render import Chat, refuse_assistant_mask
 from vitrail.prompts.rendered_prompt import RenderedPrompt
+from vitrail.prompts.template_files import ChatTemplate, save_chat_template
 from vitrail.responses.ids import to_list
 from vitrail.tokenizer.base import BaseTokenizer
 from vitrail.tokenizer.image_prompts import ImagePromptEncoder

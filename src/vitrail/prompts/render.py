@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitrail.errors import PromptError, UnsupportedError
-from vitrail.prompts.chat_template import ChatTemplate
 from vitrail.prompts.messages import ImagePart, normalize_batch, pictures
 from vitrail.prompts.rendered_prompt import PromptText, RenderedPrompt
+from vitrail.prompts.template_files import ChatTemplate
 
 # For folders without a template whose tokenizer has [INST]: Mistral's turns, in their simplest form.
 DEFAULT_TEMPLATE = """\

@@ -10,9 +10,9 @@ from vitrail.images.batch_feature import BatchFeature, check_tensor_type
 from vitrail.prompts.builtin import Encoder, Format
 from vitrail.prompts.builtin.encode_chat import build_chat, choose_format
 from vitrail.prompts.builtin.pieces import IMAGE
-from vitrail.prompts.chat_template import ChatTemplate
 from vitrail.prompts.render import Chat, choose_template, render_chat
 from vitrail.prompts.rendered_prompt import RenderedPrompt, as_prompt
+from vitrail.prompts.template_files import ChatTemplate
 from vitrail.responses.ids import to_list
 from vitrail.tokenizer.padding import Lengths, lengths, limit_of, pad_encoded, pad_rows
 

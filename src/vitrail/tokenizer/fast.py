@@ -13,9 +13,9 @@ from vitrail.files.writing import prepare_folder, write_json, write_text
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.prompts.builtin import BuiltPrompt, Format
 from vitrail.prompts.builtin.encode_chat import encode_built, fit_text
-from vitrail.prompts.chat_template import find_chat_template, save_chat_template
 from vitrail.prompts.render import choose_template, refuse_assistant_mask
 from vitrail.prompts.rendered_prompt import RenderedPrompt, opened
+from vitrail.prompts.template_files import find_chat_template, save_chat_template
 from vitrail.responses.ids import to_ids
 from vitrail.tokenizer.backend import (
     LLAMA_CLASSES,
