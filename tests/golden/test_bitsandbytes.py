@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vitrail import LlavaForConditionalGeneration
-from vitrail.ops.cpu.dense import products_oracle
+from vitrail.ops.cpu.dense import decoded_products
 from vitrail.ops.kernels import kernel_for
 from vitrail.ops.linear import linear
 from vitrail.ops.weight import PackedWeight, dequantize
@@ -151,7 +151,7 @@ def test_what_a_gpu_calls(files: dict[str, dict[str, Tensor]], name: str) -> Non
 
 
 def _on_a_gpu(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> list[Tensor]:
-    return kernel_for(packed.layout, torch.device("cuda"), products_oracle)(x, [packed], [bias])
+    return kernel_for(packed.layout, torch.device("cuda"), decoded_products)(x, [packed], [bias])
 
 
 def test_a_gpu_without_bitsandbytes_decodes(
