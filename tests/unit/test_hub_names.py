@@ -70,7 +70,7 @@ def test_what_is_plain_stays_below_its_folder_on_every_system(name: str) -> None
     for system, root in ((posixpath, "/cache/x"), (ntpath, "D:\\cache\\x")):
         joined = system.normpath(system.join(root, name))
         assert joined.startswith(root + system.sep) and len(joined) > len(root) + 1
-        assert system.relpath(joined, root).replace("\\", "/") == name
+        assert joined[len(root) + 1 :].replace("\\", "/") == name
 
 
 @given(st.lists(st.from_regex(r"[\w.-]*\w", fullmatch=True), min_size=1, max_size=4).map("/".join))

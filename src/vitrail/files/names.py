@@ -5,12 +5,12 @@ Read by files/repository.py (a hub's listing), weights/safetensors_checkpoint.py
 
 from __future__ import annotations
 
+import ntpath
 import os
 import re
 
-# Control characters, halves of surrogate pairs (no file system takes them), and what Windows reads as a separator, a drive or
-# a stream.
-_NEVER = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\:]")
+# Control characters, halves of surrogate pairs (no file system takes them), and the other system's separator.
+_NEVER = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\]")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d) *(\..*)?", re.IGNORECASE | re.ASCII)
 
 
@@ -20,7 +20,7 @@ def is_plain(name: object, *, windows: bool = os.name == "nt") -> bool:
     The rules of all systems hold on each; only the names of devices (aux.json), files elsewhere, are refused on Windows
     alone.
     """
-    if not isinstance(name, str) or _NEVER.search(name):
+    if not isinstance(name, str) or _NEVER.search(name) or ntpath.splitdrive(name)[0]:
         return False
     parts = name.split("/")
     # Windows drops dots and spaces at the end of a part, so ".. " is its "..".
