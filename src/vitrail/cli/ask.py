@@ -95,8 +95,8 @@ def ask(
     printer = Printer()
     with waiting() as line:
         line.say("starting")
-        # First, and from a shallow call: where the import begins near the end of a chunk of Python's frame stack, each of its
-        # calls maps and unmaps the next chunk (10,000 times, 50 ms, with Python 3.11).
+        # First, and from a shallow call: an import that begins near the end of a chunk of Python's frame stack maps and
+        # unmaps the next chunk at every call (10,000 times, 50 ms, with Python 3.11).
         import torch  # noqa: F401
 
         from vitrail.assistant import load
