@@ -76,6 +76,29 @@ def test_a_model_can_be_saved_where_it_came_from(tmp_path: Path) -> None:
     assert (folder / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("kind", ["LlavaForConditionalGeneration", "MistralForCausalLM", "merged"])
+def test_save_pretrained_a_model_that_generates_keeps_how_it_does(kind: str, tmp_path: Path) -> None:
+    """End ids and sampling settings go with the weights, after an adapter was merged too."""
+    config = {"do_sample": True, "temperature": 0.15, "eos_token_id": [2, 3], "max_new_tokens": 7}
+    folder = tiny.write_checkpoint(tmp_path / "a")
+    loader = getattr(vitrail, "LlavaForConditionalGeneration" if kind == "merged" else kind)
+    model = loader.from_pretrained(folder)
+    model.generation_config = vitrail.GenerationConfig(**config)
+    if kind == "merged":
+        model.add_adapter(vitrail.LoraConfig(r=2, target_modules=["q_proj"]))
+        model = model.merge_and_unload()
+    model.save_pretrained(tmp_path / "b")
+    held = json.loads((tmp_path / "b" / "generation_config.json").read_text())
+    assert {name: held[name] for name in config} == config
+    again = loader.from_pretrained(tmp_path / "b")
+    assert again.generation_config.to_dict() == model.generation_config.to_dict()
+
+
+def test_save_pretrained_a_bare_tower_writes_no_generation_config(tmp_path: Path) -> None:
+    tiny.model("llava").model.vision_tower.save_pretrained(tmp_path / "tower")
+    assert "generation_config.json" not in _names(tmp_path / "tower")
+
+
 def test_a_tied_head_is_not_written(tmp_path: Path) -> None:
     model = tiny.model("ministral3")
     model.save_pretrained(tmp_path)

@@ -96,7 +96,15 @@ def save_pretrained(
         return
     model.config.architectures = [type(model).__name__]
     model.config.dtype = model.dtype
-    save(module, folder, max_shard_size=max_shard_size, state_dict=state_dict)
+    # As in transformers: what generates says how, so that end ids and sampling settings are not lost.
+    options = model.generation_config if hasattr(module, "generate") else None
+    save(
+        module,
+        folder,
+        max_shard_size=max_shard_size,
+        state_dict=state_dict,
+        generation_config=options,
+    )
 
 
 def _check_attention(name: str | None) -> None:
