@@ -11,12 +11,14 @@ import io
 import itertools
 import json
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import jsonschema
 import pytest
 from hypothesis import given, settings, strategies as st
 from mistral_common.protocol.fim.request import FIMRequest
+from mistral_common.protocol.instruct.messages import FinetuningAssistantMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
@@ -98,6 +100,33 @@ def test_modes_like_mistral_common(version: str, mode: str) -> None:
         assert found == expected, (conversation, why, reason)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_weights_keep_answers_apart_like_mistral_common(version: str) -> None:
+    """Neighbouring answers with the weights 0, 1 and none, as mistral-common's fine-tuning messages have them."""
+    writer = Writer(version, 43)
+    accepted = 0
+    for _ in range(200):
+        conversation = writer.conversation()
+        conversation["continue_final_message"] = False
+        for place in [at for at, m in enumerate(conversation["messages"]) if m["role"] == "assistant"][::-1]:
+            added = [
+                {"role": "assistant", "content": writer.text()} for _ in range(writer.random.randint(0, 2))
+            ]
+            conversation["messages"][place + 1 : place + 1] = added
+        weights = {
+            place: writer.random.choice((0, 1, None))
+            for place, message in enumerate(conversation["messages"])
+            if message["role"] == "assistant"
+        }
+        expected, why = theirs(version, conversation, mode="agnostic", weights=weights)
+        for place, weight in weights.items():
+            conversation["messages"][place]["weight"] = weight
+        found, reason = ours(version, conversation, mode="agnostic")
+        assert found == expected, (conversation, why, reason)
+        accepted += found is not None and len(set(weights.values())) > 1
+    assert accepted > 20
+
+
 @pytest.mark.parametrize("version", ["v3", "v3-tekken", "v7", "v7-tekken", "v11"])
 def test_fim_like_mistral_common(version: str) -> None:
     writer = Writer(version, 7)
@@ -158,7 +187,11 @@ def ours(
 
 
 def theirs(
-    version: str, conversation: Conversation, limit: int | None = None, mode: str = "test"
+    version: str,
+    conversation: Conversation,
+    limit: int | None = None,
+    mode: str = "test",
+    weights: Mapping[int, int | None] | None = None,
 ) -> tuple[list[int] | None, str]:
     given = {name: conversation[name] for name in ("tools", "continue_final_message")}
     if conversation["reasoning_effort"] is not None:
@@ -168,6 +201,9 @@ def theirs(
     mistral = oracle(version, mode)
     try:
         request: Any = ChatCompletionRequest.from_openai(opened(conversation["messages"]), **given)
+        for place, weight in (weights or {}).items():
+            fields = dict(request.messages[place])
+            request.messages[place] = FinetuningAssistantMessage(**fields | {"weight": weight})
         return list(mistral.encode_chat_completion(request, max_model_input_len=limit).tokens), ""
     except Exception as error:  # its errors share no base
         return None, f"{type(error).__name__}: {error}"

@@ -76,6 +76,32 @@ def test_system_prompt_weights_and_only_last(tmp_path: Path) -> None:
     assert talk.learned == (False, False, False, True)
 
 
+@pytest.mark.parametrize("format", ["v3-tekken", "v7-tekken", "v11", "v13", "card"])
+@pytest.mark.parametrize(
+    ("weights", "only_last", "learned"),
+    [
+        ((0, 1), False, "b</s>"),
+        ((1, 0), False, "a</s>"),
+        ((0, None), False, "b</s>"),
+        ((0, 1, 0), False, "b</s>"),
+        ((0, 0, 1), False, "c</s>"),
+        ((1, None), False, "a</s>b</s>"),  # mistral-common joins only equal weights
+        ((None, None), True, "b</s>"),
+    ],
+)
+def test_neighbouring_answers_of_weight_zero_are_not_learned(
+    weights: tuple[Any, ...], only_last: bool, learned: str, format: str, tmp_path: Path
+) -> None:
+    inputs = open_inputs(tiny.DATA / "mistral3-0")
+    said = [
+        {"role": "assistant", "content": text, "weight": w} for text, w in zip("abc", weights, strict=False)
+    ]
+    example = inputs.examples(4096, format).make(
+        read_talk({"messages": [USER, *said], "only_last": only_last}, tmp_path)
+    )
+    assert answers(inputs, example).replace(" ", "") == learned
+
+
 def test_pictures_lie_beside_the_file(folder: Path) -> None:
     parts = [{"type": "image"}, {"type": "image_url", "image_url": {"url": "b.png"}}]
     talk = read_talk({"messages": [{"role": "user", "content": parts}, ANSWER], "images": ["a.png"]}, folder)

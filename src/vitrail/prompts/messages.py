@@ -139,9 +139,11 @@ def _message(raw: Any, place: str) -> Message:
         raise PromptError(f"{place}.role: expected one of {', '.join(ROLES)}, got {role!r}")
     calls = _read(raw, "tool_calls")
     may_be_empty = role == "assistant" and (calls is not None or _thinks(raw))
-    extra = {k: v for k, v in raw.items() if k not in _MESSAGE_KEYS} if isinstance(raw, Mapping) else {}
-    if not isinstance(raw, Mapping) and _read(raw, "prefix"):
-        extra["prefix"] = True
+    if isinstance(raw, Mapping):
+        extra = {key: value for key, value in raw.items() if key not in _MESSAGE_KEYS}
+    else:
+        read = {key: _read(raw, key) for key in ("prefix", "weight")}
+        extra = {key: value for key, value in read.items() if value is not None and value is not False}
     return Message(
         role=role,
         content=_content(_read(raw, "content"), f"{place}.content", may_be_empty),

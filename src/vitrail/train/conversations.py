@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import InputError, PromptError
+from vitrail.prompts.builtin.turns import read_weight
 from vitrail.prompts.messages import ImagePart, Message, normalize
 
 LINE_LIMIT = 64 * 1024 * 1024  # bytes of one line: pictures may stand in it as data URLs
@@ -19,10 +20,11 @@ _KEYS = (*_MESSAGES, *_TOOLS, "system_prompt", "images", "only_last", "reasoning
 
 @dataclass(frozen=True, slots=True)
 class Talk:
-    """One conversation. `learned`: for each message, whether it is an answer to learn."""
+    """One conversation. For each message, `learned`: whether it is an answer to learn; `weights`: an answer's weight."""
 
     messages: tuple[Message, ...]
     learned: tuple[bool, ...]
+    weights: tuple[int | None, ...]
     tools: list[Any] | None = None
     reasoning_effort: str | None = None
 
@@ -93,21 +95,24 @@ def read_talk(value: Any, folder: Path) -> Talk:
     if value.get("system_prompt") is not None:
         raw = [{"role": "system", "content": value["system_prompt"]}, *raw]
     messages = _placed(normalize([_plain(message) for message in raw]), value.get("images"), folder)
-    weights = [_weight(message, index) for index, message in enumerate(raw)]
-    learned = [
-        message.role == "assistant" and weight for message, weight in zip(messages, weights, strict=True)
+    weights = [
+        read_weight(message.get("weight") if isinstance(message, Mapping) else None, f"messages[{index}]")
+        for index, message in enumerate(raw)
     ]
+    answers = [message.role == "assistant" for message in messages]
+    learned = [answer and weight != 0 for answer, weight in zip(answers, weights, strict=True)]
     if value.get("only_last") and True in learned:
         last = len(learned) - 1 - learned[::-1].index(True)
         learned = [index == last for index in range(len(learned))]
-    if not any(message.role == "assistant" for message in messages):
+        weights = [int(learn) if answer else None for learn, answer in zip(learned, answers, strict=True)]
+    if True not in answers:
         raise PromptError("there is no assistant message to learn from")
     if True not in learned:
         raise PromptError("no assistant message counts: each has the weight 0")
     effort = value.get("reasoning_effort")
     if effort is not None and not isinstance(effort, str):
         raise PromptError(f"reasoning_effort: expected a text, got {type(effort).__name__}")
-    return Talk(tuple(messages), tuple(learned), _one_of(value, _TOOLS, "list"), effort)
+    return Talk(tuple(messages), tuple(learned), tuple(weights), _one_of(value, _TOOLS, "list"), effort)
 
 
 def _one_of(value: Mapping[str, Any], names: tuple[str, ...], kind: str) -> Any:
@@ -131,13 +136,6 @@ def _plain(message: Any) -> Any:
             raise PromptError("a message has 'text' and 'content'; give one of them")
         plain["content"] = message["text"]
     return plain
-
-
-def _weight(message: Any, index: int) -> bool:
-    weight = message.get("weight") if isinstance(message, Mapping) else None
-    if weight not in (None, 0, 1):
-        raise PromptError(f"messages[{index}].weight: expected 0 or 1, got {weight!r:.100}")
-    return weight is None or weight == 1
 
 
 def _placed(messages: list[Message], images: Any, folder: Path) -> list[Message]:

@@ -54,7 +54,11 @@ class ExampleMaker:
         if name == TEMPLATE:
             ids, learned = self._template(whole, talk.learned)
         else:
-            ids, learned = self._built(whole, talk.learned, name)
+            weighed = [
+                message if weight is None else replace(message, extra={**message.extra, "weight": weight})
+                for message, weight in zip(messages, talk.weights, strict=True)
+            ]
+            ids, learned = self._built(replace(whole, messages=weighed), talk.learned, name)
         if len(ids) > self.longest:
             raise ContextError(
                 f"the conversation has {len(ids):,} positions, more than {self.longest:,}; shorten it or use "
@@ -74,14 +78,14 @@ class ExampleMaker:
         return {find(name) for name in (IMAGE, BREAK, END)}
 
     def _built(self, whole: Conversation, learned: Sequence[bool], name: str) -> tuple[list[int], list[bool]]:
-        """A built-in format knows which turn wrote what."""
+        """A built-in format knows which turn wrote what; it joins only answers of the same weight."""
         prompt, _ = self.maker.build(whole, name, mode="agnostic")
         encoder = self.maker.tokenizer.encoder
         ids: list[int] = []
         marks: list[bool] = []
         for section in prompt.sections:
             part = encode_pieces(section.pieces, encoder)
-            answer = section.role == "assistant" and any(learned[place] for place in section.messages)
+            answer = section.role == "assistant" and all(learned[place] for place in section.messages)
             ids += part
             marks += [answer] * len(part)
         if ids != encode_prompt(prompt, encoder):

@@ -52,12 +52,13 @@ def merge_contents(contents: Iterable[Content], within: str) -> Content:
 def merge_turns(turns: Sequence[Turn], format: Format) -> list[Merged]:
     """Runs of user and of assistant messages as one turn each; system and tool messages stay alone.
 
-    A system message cuts a run. Where system texts go into user turns it is left out here, and a conversation that
-    does not begin with a user gets an empty user turn. Tool results are sorted where the format wants it.
+    A system message cuts a run, and so does another weight, so that what is not learned stays apart. Where system texts
+    go into user turns the system message is left out here, and a conversation that does not begin with a user gets an
+    empty user turn. Tool results are sorted where the format wants it.
     """
     merged: list[Merged] = []
     called: list[str] = []  # the ids of all calls since the last results
-    for role, group in groupby(turns, key=lambda turn: turn.role):
+    for (role, _), group in groupby(turns, key=lambda turn: (turn.role, turn.weight)):
         run = list(group)
         if role == "tool":
             merged.extend(_results(run, called, format))

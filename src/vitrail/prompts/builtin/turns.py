@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from vitrail.errors import PromptError
@@ -29,7 +29,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message. `index`: its place in the conversation; `prefix`: whether it is to be continued."""
+    """One message. `index`: its place in the conversation; `prefix`: whether it is to be continued.
+
+    weight: 0 for an assistant's message that training leaves out, 1 or None for one that it learns.
+    """
 
     index: int
     role: str
@@ -38,6 +41,7 @@ class Turn:
     call_id: str | None = None
     name: str | None = None
     prefix: bool = False
+    weight: int | None = None
 
     @property
     def place(self) -> str:
@@ -60,8 +64,17 @@ def read_turns(conversation: Any, continue_final_message: bool) -> tuple[list[Tu
                 f"{last.place}.role: continue_final_message continues an assistant's message; "
                 f"the last one is of role {last.role!r}"
             )
-        turns[-1] = Turn(last.index, last.role, last.content, last.calls, prefix=True)
+        turns[-1] = replace(last, prefix=True)
     return turns, pictures
+
+
+def read_weight(value: Any, place: str) -> int | None:
+    """The weight of an assistant's message, 0 or 1. Raises PromptError for anything else."""
+    if value is None:
+        return None
+    if value not in (0, 1):
+        raise PromptError(f"{place}.weight: expected 0 or 1, got {value!r:.100}")
+    return int(value)
 
 
 def _completed(conversation: Any) -> Any:
@@ -79,7 +92,14 @@ def _complete(message: Any, index: int) -> Any:
         if getattr(message, "role", None) == "assistant" and getattr(message, "content", None) is None:
             calls = getattr(message, "tool_calls", None)
             prefix = bool(getattr(message, "prefix", False))
-            return {"role": "assistant", "content": "", "tool_calls": calls, "prefix": prefix}
+            weight = getattr(message, "weight", None)
+            return {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": calls,
+                "prefix": prefix,
+                "weight": weight,
+            }
         return message
     if message.get("role") == "assistant" and message.get("content") is None:
         return {**message, "content": ""}
@@ -109,7 +129,8 @@ def _turn(index: int, message: Message, pictures: list[ImagePart]) -> Turn:
     calls = tuple(
         _call(call, f"{place}.tool_calls[{number}]") for number, call in enumerate(message.tool_calls)
     )
-    return Turn(index, role, content, calls, prefix=bool(message.extra.get("prefix")))
+    weight = read_weight(message.extra.get("weight"), place)
+    return Turn(index, role, content, calls, prefix=bool(message.extra.get("prefix")), weight=weight)
 
 
 def _content(message: Message, place: str, pictures: list[ImagePart]) -> Content:
