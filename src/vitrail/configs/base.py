@@ -3,12 +3,13 @@
 import copy
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from vitrail.configs.fields import check_field
+from vitrail.configs.overrides import merge_overrides, warn_replaced
 from vitrail.configs.published import read_config_file, read_config_folder
 from vitrail.errors import ConfigError, UnsupportedError
 from vitrail.files.hub_options import HubOptions
@@ -29,6 +30,8 @@ class PretrainedConfig:
 
     model_type: ClassVar[str] = ""
     attribute_map: ClassVar[dict[str, str]] = {}
+    # What makes the nested configurations of these names, from an object of keys and the owner's name.
+    part_makers: ClassVar[dict[str, Callable[..., "PretrainedConfig"]]] = {}
     # What transformers keeps on every configuration; written only where it differs from these.
     common_defaults: ClassVar[dict[str, Any]] = {
         "return_dict": True,
@@ -136,7 +139,7 @@ class PretrainedConfig:
 
     @classmethod
     def from_dict(cls: type[Self], config_dict: Mapping[str, Any], **kwargs: Any) -> Self:
-        """A configuration from a mapping; `kwargs` take precedence over its keys."""
+        """A configuration from a mapping; `kwargs` take precedence over its keys, and are merged into nested ones."""
         if not isinstance(config_dict, Mapping):
             raise ConfigError(f"{cls.__name__} expects an object of keys, got {type(config_dict).__name__}.")
         declared = config_dict.get("model_type")
@@ -145,10 +148,26 @@ class PretrainedConfig:
                 f"{cls.__name__} reads model_type {cls.model_type!r}, but the configuration says {declared!r}; "
                 "use AutoConfig to choose the class by the file."
             )
-        given = {**config_dict, **kwargs}
+        given = cls._overridden(config_dict, kwargs) if kwargs else dict(config_dict)
         if "self" in given:
             raise ConfigError(f"{cls.__name__}: 'self' cannot be a key of a configuration; remove it.")
         return cls(**copy.deepcopy(given))
+
+    @classmethod
+    def _overridden(cls, config_dict: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys of `config_dict` with `kwargs` over them, part by part."""
+        parts = {name: kwargs[name] for name in cls.part_makers if name in kwargs}
+        rest = {name: value for name, value in kwargs.items() if name not in parts}
+        merged = merge_overrides(config_dict, rest)
+        for name, value in parts.items():
+            read = config_dict.get(name)
+            part = cls.part_makers[name](getattr(cls(), name) if read is None else read, cls.__name__)
+            if isinstance(value, Mapping):
+                value = merge_overrides(read if isinstance(read, Mapping) else part.to_dict(), value)
+            elif isinstance(value, PretrainedConfig):
+                warn_replaced(name, part, value)
+            merged[name] = part if value is None else value
+        return merged
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """The configuration as indented JSON with sorted keys (`use_diff` is accepted and changes nothing)."""

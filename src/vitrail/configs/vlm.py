@@ -1,5 +1,6 @@
 """LlavaConfig and Mistral3Config: a vision tower, a projector and a language model together."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from vitrail.configs.base import PretrainedConfig
@@ -45,6 +46,10 @@ class VisionLanguageConfig(PretrainedConfig):
     """What LlavaConfig and Mistral3Config share."""
 
     attribute_map: ClassVar[dict[str, str]] = {"image_token_id": "image_token_index"}
+    part_makers: ClassVar[dict[str, Callable[..., PretrainedConfig]]] = {
+        "text_config": text_config_from,
+        "vision_config": vision_config_from,
+    }
     vision_config: PixtralVisionConfig
     text_config: MistralConfig
     image_token_index: int

@@ -1,0 +1,81 @@
+"""Keywords of from_pretrained over nested configurations: one key changes one value, and what is dropped is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import vitrail
+from tests.tiny import DATA
+from vitrail.errors import ConfigError
+
+FOLDERS = ("pixtral-0", "mistral3-0", "ministral3-0")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("text_config", "vocab_size", 20),
+        ("text_config", "rms_norm_eps", 0.01),
+        ("text_config", "rope_theta", 5.0),
+        ("vision_config", "image_size", 56),
+    ],
+)
+def test_one_nested_key_changes_one_value(folder: str, part: str, key: str, value: Any) -> None:
+    plain = vitrail.AutoConfig.from_pretrained(DATA / folder)
+    for loader in (vitrail.AutoConfig, type(plain)):
+        changed = loader.from_pretrained(DATA / folder, **{part: {key: value}})
+        assert getattr(getattr(changed, part), key) == value
+        setattr(getattr(changed, part), key, getattr(getattr(plain, part), key))
+        assert changed == plain
+        assert type(getattr(changed, part)) is type(getattr(plain, part))
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [({"image_token_id": 7}, "image_token_index"), ({"image_token_index": 7}, "image_token_id")],
+)
+def test_keywords_override_every_spelling(given: dict[str, int], read: str) -> None:
+    config = vitrail.Mistral3Config.from_dict({read: 12, "torch_dtype": "float32"}, **given, dtype="float16")
+    assert config.image_token_index == 7
+    assert config.torch_dtype == config.dtype == "float16"
+    config = vitrail.Mistral3Config.from_dict({"dtype": "float32"}, torch_dtype="float16")
+    assert config.torch_dtype == "float16"
+
+
+def test_rotary_settings_merge_unless_they_say_their_type() -> None:
+    plain = vitrail.AutoConfig.from_pretrained(DATA / "ministral3-0").text_config.rope_parameters
+
+    def rope(**given: Any) -> Any:
+        config = vitrail.AutoConfig.from_pretrained(DATA / "ministral3-0", text_config=given)
+        return config.text_config.rope_parameters
+
+    assert rope(rope_parameters={"factor": 3.0}) == {**plain, "factor": 3.0}
+    assert rope(rope_scaling={"factor": 3.0}, rope_theta=5.0) == {**plain, "factor": 3.0, "rope_theta": 5.0}
+    assert rope(rope_scaling=None) == {"rope_theta": plain["rope_theta"], "rope_type": "default"}
+    whole = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+    with pytest.warns(UserWarning, match="rope_parameters takes the place .* llama_4_scaling_beta"):
+        assert rope(rope_parameters=whole) == {**whole, "rope_theta": plain["rope_theta"]}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_whole_configuration_takes_the_place_of_a_part() -> None:
+    folder = DATA / "ministral3-0"
+    plain = vitrail.AutoConfig.from_pretrained(folder)
+    text = vitrail.AutoConfig.from_pretrained(folder).text_config
+    text.vocab_size = 99
+    assert vitrail.AutoConfig.from_pretrained(folder, text_config=text).text_config == text  # nothing is lost
+    assert vitrail.AutoConfig.from_pretrained(folder, text_config=None) == plain
+    small = vitrail.MistralConfig(vocab_size=20)
+    with pytest.warns(UserWarning, match="text_config takes the place .* hidden_size, .* rope_scaling"):
+        assert vitrail.AutoConfig.from_pretrained(folder, text_config=small).text_config == small
+
+
+def test_a_part_that_the_file_lacks_begins_at_its_defaults() -> None:
+    config = vitrail.Mistral3Config.from_dict({}, text_config={"vocab_size": 20})
+    usual = vitrail.Mistral3Config().text_config
+    assert config.text_config.to_dict() == {**usual.to_dict(), "vocab_size": 20}
+    with pytest.raises(ConfigError, match="text_config must be"):
+        vitrail.Mistral3Config.from_dict({"text_config": 3}, text_config={"vocab_size": 20})
