@@ -208,6 +208,10 @@ class _AutoModel(_Auto):
         if isinstance(config, (str, os.PathLike)):
             given = {key: kwargs[key] for key in (*KEYWORDS, "format") if key in kwargs}
             config = AutoConfig.from_pretrained(config, **given)
+        elif config is not None:
+            from vitrail.configs.read import as_config
+
+            config = as_config(config)
         if config is None:
             from vitrail.adapters.files import base_of
 

@@ -110,7 +110,9 @@ class LoraConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LoraConfig:
         """From the content of an adapter_config.json. Errors as the class."""
-        kind = values.get("peft_type", "LORA")
+        kind = str(
+            getattr(values.get("peft_type"), "value", values.get("peft_type", "LORA"))
+        )  # PEFT has an enum
         if kind != "LORA":
             raise UnsupportedError(f"peft_type {kind!r} is not supported; Vitrail reads LORA adapters.")
         for name in _NOT_HERE:
@@ -138,6 +140,16 @@ class LoraConfig:
     def to_json(self) -> str:
         """The text of an adapter_config.json."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def as_lora_config(value: Any) -> LoraConfig:
+    """A LoraConfig as it is; PEFT's or its dict as Vitrail's. ConfigError for anything else."""
+    if isinstance(value, LoraConfig):
+        return value
+    values = value.to_dict() if callable(getattr(value, "to_dict", None)) else value
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"an adapter is described by a LoraConfig or a dict, got {type(value).__name__}.")
+    return LoraConfig.from_dict(values)
 
 
 def _lookup(table: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -1,6 +1,8 @@
 """Which configuration class a model_type means, and a folder's configuration."""
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,17 @@ def config_class(model_type: Any, where: str) -> type[PretrainedConfig]:
     if not isinstance(model_type, str) or model_type not in CONFIG_TYPES:
         raise ConfigError(f"{where} has model_type {model_type!r}; supported: {', '.join(CONFIG_TYPES)}.")
     return CONFIG_TYPES[model_type]
+
+
+def as_config(value: Any) -> PretrainedConfig:
+    """A configuration as it is; transformers' or a dict as Vitrail's. ConfigError for anything else."""
+    if isinstance(value, PretrainedConfig):
+        return value
+    write = getattr(value, "to_json_string", None)
+    keys = json.loads(write()) if callable(write) else value  # what its config.json would say
+    if not isinstance(keys, Mapping):
+        raise ConfigError(f"config must be a configuration, a dict or a path, got {type(value).__name__}.")
+    return config_class(keys.get("model_type"), "config").from_dict(keys)
 
 
 def read_config(

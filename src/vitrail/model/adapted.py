@@ -38,10 +38,14 @@ class AdapterMethods:
         load_adapter(self._module, folder, adapter_name or DEFAULT)
 
     def add_adapter(self, adapter_config: LoraConfig, adapter_name: str | None = None) -> list[str]:
-        """Put a fresh adapter on the model, freeze everything else, and give the names of the adapted modules."""
+        """Put a fresh adapter on the model, freeze everything else, and give the names of the adapted modules.
+
+        adapter_config: a LoraConfig, PEFT's too, or its dict.
+        """
+        from vitrail.adapters.config import as_lora_config
         from vitrail.adapters.model import DEFAULT, add_adapter
 
-        return add_adapter(self._module, adapter_config, adapter_name or DEFAULT)
+        return add_adapter(self._module, as_lora_config(adapter_config), adapter_name or DEFAULT)
 
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
         """Choose which adapters count, and switch them on. InputError for a name that is not loaded."""

@@ -11,6 +11,7 @@ from vitrail.adapters.files import base_of, load_adapter, save_adapter
 from vitrail.adapters.model import configs
 from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
 from vitrail.configs.generation import GENERATION_CONFIG_NAME, GenerationConfig
+from vitrail.configs.read import as_config
 from vitrail.errors import CheckpointError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
@@ -118,10 +119,10 @@ def _config_for(
     cls: type[Model], folder: CheckpointFolder, config: "PretrainedConfig | str | Path | None"
 ) -> PretrainedConfig:
     """The configuration given, or the folder's; of a vision-language folder the part that `cls` is built from."""
-    if isinstance(config, PretrainedConfig):
-        chosen = config
+    if config is None or isinstance(config, (str, os.PathLike, CheckpointFolder)):
+        chosen = read_config(folder if config is None else config)
     else:
-        chosen = read_config(folder) if config is None else read_config(config)
+        chosen = as_config(config)
     if isinstance(chosen, cls.config_class):
         return chosen
     if isinstance(chosen, VisionLanguageConfig):

@@ -15,12 +15,14 @@ Quantization: TypeAlias = BitsAndBytesConfig | QuantizeConfig | StoredConfig
 
 
 def read_quantization(value: Any) -> Quantization | None:
-    """The configuration in `value` (an object, the dict of a config.json, or None).
+    """The configuration in `value` (an object, transformers' too, the dict of a config.json, or None).
 
     Raises UnsupportedError that names what is supported for any other quantisation method.
     """
     if value is None or isinstance(value, (BitsAndBytesConfig, QuantizeConfig, StoredConfig)):
         return value
+    if not isinstance(value, Mapping) and callable(getattr(value, "to_dict", None)):
+        value = value.to_dict()
     if not isinstance(value, Mapping):
         raise ConfigError(
             f"quantization_config must be a BitsAndBytesConfig, a QuantizeConfig or a dict, got {type(value).__name__}."
