@@ -8,7 +8,7 @@ import pytest
 
 import vitrail
 from tests.tiny import DATA
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, UnsupportedError
 
 FOLDERS = ("pixtral-0", "mistral3-0", "ministral3-0")
 
@@ -79,3 +79,28 @@ def test_a_part_that_the_file_lacks_begins_at_its_defaults() -> None:
     assert config.text_config.to_dict() == {**usual.to_dict(), "vocab_size": 20}
     with pytest.raises(ConfigError, match="text_config must be"):
         vitrail.Mistral3Config.from_dict({"text_config": 3}, text_config={"vocab_size": 20})
+
+
+@pytest.mark.parametrize(
+    "loader", [vitrail.AutoModelForImageTextToText, vitrail.Mistral3ForConditionalGeneration]
+)
+def test_models_take_keys_of_their_configuration(loader: Any) -> None:
+    plain = vitrail.AutoConfig.from_pretrained(DATA / "mistral3-0")
+    model = loader.from_pretrained(DATA / "mistral3-0", text_config={"rms_norm_eps": 0.01})
+    assert model.model.language_model.config.rms_norm_eps == 0.01
+    plain.text_config.rms_norm_eps = 0.01
+    assert model.config.text_config == plain.text_config
+    assert model.config.vision_config == plain.vision_config
+    with pytest.raises(UnsupportedError, match="does not know the argument subfolder, text_confg, use_cach"):
+        loader.from_pretrained(
+            DATA / "mistral3-0", text_confg={"rms_norm_eps": 0.01}, subfolder="x", use_cach=1
+        )
+
+
+def test_a_text_model_takes_its_own_keys() -> None:
+    plain = vitrail.AutoConfig.from_pretrained(DATA / "mistral3-0").text_config
+    model = vitrail.MistralForCausalLM.from_pretrained(DATA / "mistral3-0", rope_theta=5.0)
+    assert model.config.rope_theta == 5.0
+    plain.rope_theta = 5.0
+    plain.dtype = model.config.dtype
+    assert model.config == plain

@@ -53,11 +53,9 @@ def load_pretrained(
     vision = options.pop("vision", True)
     _check_attention(options.pop("attn_implementation", None))
     options.pop("low_cpu_mem_usage", None)  # always so here: tensors are streamed one by one
-    if options:
-        raise UnsupportedError(f"from_pretrained does not know the argument {', '.join(sorted(options))}.")
     check_backend()  # raise for an unusable VITRAIL_KERNELS before downloading
     folder = CheckpointFolder.open(name_or_path, hub, format=format)
-    chosen = _config_for(cls, folder, config)
+    chosen = _overridden(_config_for(cls, folder, config), options)
     check_tokenizer(folder, chosen)
     folder.fetch_weights()  # after what is cheap was found to be right
     chosen.name_or_path = folder.name
@@ -113,6 +111,14 @@ def _check_attention(name: str | None) -> None:
         raise UnsupportedError(
             f"attn_implementation {name!r} is not supported; 'sdpa' and 'eager' are one here."
         )
+
+
+def _overridden(config: PretrainedConfig, options: dict[str, Any]) -> PretrainedConfig:
+    """The configuration with the keywords that are its keys over it; UnsupportedError for any other."""
+    unknown = [name for name in options if name.startswith("_") or not hasattr(config, name)]
+    if unknown:
+        raise UnsupportedError(f"from_pretrained does not know the argument {', '.join(sorted(unknown))}.")
+    return type(config).from_dict(config.to_dict(), **options) if options else config
 
 
 def _config_for(

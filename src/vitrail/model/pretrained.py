@@ -100,6 +100,7 @@ class PreTrainedModel(AdapterMethods, nn.Module):
         `quantization_config`: a BitsAndBytesConfig or a QuantizeConfig. `attn_implementation`: "sdpa" or "eager",
         which are one here. `format`: "hf" or "mistral" where a folder holds both; Hugging Face's comes first.
         `vision=False`: a vision-language model without its tower and projector, which answers texts and refuses pictures.
+        Keys of the configuration (`text_config={…}` too) override those of the file.
 
         Raises:
             CheckpointError: files that are missing, damaged or do not fit (one report names every tensor).
