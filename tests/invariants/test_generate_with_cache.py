@@ -134,6 +134,10 @@ def test_what_can_be_read_two_ways_is_refused_and_the_cache_stays_whole() -> Non
     turn.refused("attention_mask must have the prompt's shape", turn.part, attention_mask=turn.mask[:, :-1])
     turn.refused("cached rows cannot change", turn.part, attention_mask=torch.ones_like(turn.mask))
     turn.refused("cache_position must count from 14 to 17", turn.part, cache_position=torch.arange(3, 7))
+    turn.refused("cache_position must count", turn.part, cache_position=torch.arange(14, 14))
+    turn.refused(
+        "cache_position must count", turn.part, cache_position=torch.arange(4) + 1, past_key_values=None
+    )
     turn.refused("cache_position must be a 1-D tensor", turn.part, cache_position=14)
 
 
@@ -191,6 +195,25 @@ def test_reordered_and_repeated_rows_equal_uncached() -> None:
     rows = [0, 0, 1, 1]
     found = turn.go_on(turn.part[rows], attention_mask=turn.mask[rows], past_key_values=other)
     assert found == [turn.right[r] for r in rows]
-    for call in (lambda: other.reorder_cache(torch.tensor([4])), lambda: other.batch_repeat_interleave(0)):
-        with pytest.raises(InputError, match=r"the cache has 4 rows|at least 1"):
-            call()
+    for method, value, words in (
+        ("reorder_cache", torch.tensor([4]), "the cache has 4 rows"),
+        ("reorder_cache", [0, 1], "1-D tensor"),
+        ("batch_repeat_interleave", 0, "at least 1"),
+        ("batch_repeat_interleave", 1.5, "whole number, got float"),
+        ("crop", "3", "whole number, got str"),
+    ):
+        with pytest.raises(InputError, match=words):
+            getattr(other, method)(value)
+
+
+def test_the_padded_view_follows_rows_that_are_shortened_freed_and_opened() -> None:
+    cache = Turn().cache
+    keys = cache[0][0]
+    cache.truncate(cache.sequences[0], 9)
+    assert cache.kept().sum(dim=1).tolist() == [9, 11]
+    assert torch.equal(cache[0][0][1], keys[1])
+    cache.free(cache.sequences[0])
+    assert torch.equal(cache[0][0][0], keys[1])
+    cache.open()
+    assert cache[0][0].shape[0] == 2
+    assert torch.equal(cache[0][0][0][:, -11:], keys[1][:, 3:])

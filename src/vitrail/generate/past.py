@@ -92,7 +92,8 @@ class CacheCall:
             )
         width = _width(held)
         whole = mask is not None and mask.dim() == 2 and tuple(mask.shape) == (batch, width + new)
-        new_only = bool(width) and (whole or _counts_from(inputs.get("cache_position"), width, new))
+        follows = _counts_from(inputs.get("cache_position"), width, new)
+        new_only = bool(width) and (whole or follows)
         if mask is None or not whole or not width:
             return cls(given, held if width else _own(held), batch, new, width, new_only, None, mask)
         return cls(given, held, batch, new, width, new_only, mask, mask[:, width:])
@@ -196,7 +197,7 @@ def _counts_from(cache_position: Any, width: int, new: int) -> bool:
     places = cache_position.tolist()
     if places == list(range(width, width + new)):
         return True
-    if places in (list(range(new)), list(range(width, new))):
+    if places and places in (list(range(new)), list(range(width, new))):
         return False
     raise InputError(
         f"cache_position must count from {width} to {width + new - 1}: {width} positions are cached and {new} are new."

@@ -186,6 +186,7 @@ class KVCache(PaddedView):
             raise
         self._sequences[self._next] = _Sequence(len(shared) * self.block, shared + taken, ids)
         self._next += 1
+        self.mask = None  # it has no row of the new sequence
         return self._next - 1
 
     def match_prefix(self, keys: Sequence[bytes]) -> int:
@@ -251,7 +252,7 @@ class KVCache(PaddedView):
     def _mask_out(self, row: int, length: int) -> None:
         """Leave `length` positions of a row in the padded view, and no columns at the end without any."""
         mask = self.mask
-        if mask is None or row >= len(mask) or int(mask[row].sum()) <= length:
+        if mask is None or int(mask[row].sum()) <= length:
             return
         cut = mask.clone()
         cut[row] &= mask[row].long().cumsum(dim=0) <= length
@@ -261,6 +262,8 @@ class KVCache(PaddedView):
     def free(self, sequence: int) -> None:
         """End a sequence and give its blocks back."""
         self.allocator.give(self._get(sequence).blocks)
+        if self.mask is not None:
+            self.mask = self.mask[[row for row, other in enumerate(self.sequences) if other != sequence]]
         del self._sequences[sequence]
 
     reserve, close = allocate, free  # their names in version 0.1.0

@@ -15,7 +15,10 @@ def is_foreign(past: Any) -> bool:
     """Whether this is a cache of transformers: `layers` with keys and values, or the lists key_cache and value_cache."""
     if past is None or isinstance(past, (PaddedView, Sequence)):
         return False
-    return hasattr(past, "layers") or (hasattr(past, "key_cache") and hasattr(past, "value_cache"))
+    lists = [getattr(past, name, None) for name in ("layers", "key_cache", "value_cache")]
+    return callable(getattr(past, "update", None)) and (
+        isinstance(lists[0], list) or (isinstance(lists[1], list) and isinstance(lists[2], list))
+    )
 
 
 def read_foreign(past: Any) -> Pairs:
@@ -26,7 +29,7 @@ def read_foreign(past: Any) -> Pairs:
     """
     name = type(past).__name__
     layers = getattr(past, "layers", None)
-    if layers is None:
+    if not isinstance(layers, list):
         pairs = list(zip(past.key_cache, past.value_cache, strict=True))
     else:
         pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]

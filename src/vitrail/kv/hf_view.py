@@ -101,6 +101,7 @@ class PaddedView(ABC):
 
     def crop(self, max_length: int) -> None:
         """Forget all positions of the padded batch from `max_length` on; a negative number is counted from the end."""
+        _check_number("max_length", max_length)
         length = max_length if max_length >= 0 else max(0, self.get_seq_length() + max_length)
         if length >= self.get_seq_length():
             return
@@ -111,7 +112,9 @@ class PaddedView(ABC):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Make row n what row `beam_idx[n]` was; rows may be repeated and left out."""
-        before, rows = self.sequences, [int(row) for row in beam_idx]
+        if not isinstance(beam_idx, Tensor) or beam_idx.dim() != 1 or beam_idx.is_floating_point():
+            raise InputError("beam_idx must be a 1-D tensor of row numbers.")
+        before, rows = self.sequences, beam_idx.tolist()
         wrong = [row for row in rows if not 0 <= row < len(before)]
         if wrong:
             raise InputError(f"beam_idx names row {wrong[0]}; the cache has {len(before)} rows.")
@@ -126,6 +129,7 @@ class PaddedView(ABC):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row `repeats` times, copies side by side."""
+        _check_number("repeats", repeats)
         if repeats < 1:
             raise InputError(f"repeats must be at least 1, got {repeats}.")
         self.reorder_cache(torch.arange(len(self.sequences)).repeat_interleave(repeats))
@@ -182,6 +186,12 @@ class PaddedView(ABC):
             stored.write(k, v, places.to(stored.keys.device))
         cache.mask = kept
         return cache
+
+
+def _check_number(name: str, value: int) -> None:
+    """Raise InputError unless a caller's value is a whole number."""
+    if not isinstance(value, int):
+        raise InputError(f"{name} must be a whole number, got {type(value).__name__}.")
 
 
 def _check_legacy(
