@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from tests import tiny
 from vitrail.configs.generation import GenerationConfig
+from vitrail.errors import InputError
 from vitrail.generate.loop import generate
 from vitrail.generate.outputs import GenerateOutput
 
@@ -309,3 +311,100 @@ def test_both_refuse(text, wrong):
         text.theirs.generate(ids, **wrong)
     with pytest.raises(ValueError):  # noqa: PT011
         generate(text.ours, ids, **wrong)
+
+
+# --- caches -----------------------------------------------------------------------------------------------
+
+
+def caches(ours: Any, theirs: Any) -> None:
+    """Both hold the same keys and values."""
+    assert ours.get_seq_length() == theirs.get_seq_length()
+    for one, other in zip(ours, theirs, strict=True):
+        for mine, its in zip(one[:2], other[:2], strict=True):
+            assert (mine - its).abs().max() <= 1e-5 * its.abs().max()
+
+
+def test_new_ids_by_cache_position(text: Pair) -> None:
+    ids, more = torch.arange(20, 30)[None], torch.arange(60, 66)[None]
+    options = {"max_new_tokens": 4, "eos_token_id": None, "return_dict_in_generate": True}
+    ours, theirs = text.both(input_ids=ids, **options)
+    part = torch.cat([theirs.sequences[:, -1:], more], dim=1)
+    further = {**options, "cache_position": torch.arange(13, 20), "attention_mask": torch.ones(1, 20).long()}
+    expected = text.theirs.generate(part, past_key_values=theirs.past_key_values, **further)
+    found = generate(text.ours, part, past_key_values=ours.past_key_values, **further)
+    assert found.sequences.tolist() == expected.sequences.tolist()
+    caches(found.past_key_values, expected.past_key_values)
+
+
+def test_a_dynamic_cache_goes_through_a_chat(text: Pair) -> None:
+    """As the guide has it: one DynamicCache, the whole conversation in every turn; it is filled in place."""
+    ours, theirs = transformers.DynamicCache(), transformers.DynamicCache(config=text.theirs.config)
+    ids = torch.tensor([[1, 5, 9, 14]])
+    options = {"max_new_tokens": 5, "eos_token_id": None}
+    for turn in range(3):
+        found = generate(text.ours, ids, past_key_values=ours, **options)
+        expected = text.theirs.generate(ids, past_key_values=theirs, **options)
+        assert found.tolist() == expected.tolist()
+        caches(ours, theirs)
+        ids = torch.cat([found, torch.tensor([[30 + turn, 40, 50]])], dim=1)
+
+
+def test_a_dynamic_cache_of_rows_that_end_early(text: Pair) -> None:
+    ids = torch.tensor([[0, 0, 1, 5, 9], [1, 8, 30, 7, 9]])
+    mask = (ids != 0).long()
+    end = int(text.agree(input_ids=ids, attention_mask=mask, max_new_tokens=8, eos_token_id=None)[0, 6])
+    past = transformers.DynamicCache()
+    first = generate(
+        text.ours, ids, attention_mask=mask, max_new_tokens=8, eos_token_id=end, past_key_values=past
+    )
+    whole = torch.cat([first, torch.tensor([[40, 41], [50, 51]])], dim=1)
+    inputs = {"attention_mask": (whole != 0).long(), "max_new_tokens": 6, "eos_token_id": None}
+    found = generate(text.ours, whole, past_key_values=past, **inputs)
+    assert found.tolist() == generate(text.ours, whole, use_cache=False, **inputs).tolist()
+    assert found.tolist() == text.theirs.generate(whole, **inputs).tolist()
+
+
+def test_a_loop_of_forward_fills_a_dynamic_cache(text: Pair) -> None:
+    ours, theirs = transformers.DynamicCache(), transformers.DynamicCache()
+    for ids in (torch.tensor([[1, 5, 9, 14]]), torch.tensor([[20]]), torch.tensor([[21, 22]])):
+        with torch.no_grad():
+            found = text.ours(input_ids=ids, past_key_values=ours).logits
+            expected = text.theirs(input_ids=ids, past_key_values=theirs).logits
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        caches(ours, theirs)
+
+
+def test_caches_that_do_not_hold_everything_are_refused(text: Pair) -> None:
+    static = transformers.StaticCache(config=text.theirs.config, max_cache_len=64)
+    window = copy.deepcopy(text.theirs.config)
+    window.sliding_window, window.layer_types = 4, ["sliding_attention"] * 2
+    sliding = transformers.DynamicCache(config=window)
+    for layer in range(2):
+        sliding.update(*(torch.zeros(1, 2, 9, 12),) * 2, layer)
+    ids = torch.arange(20, 40)[None]
+    for cache, words in ((static, "fixed size"), (sliding, "no longer holds all")):
+        for call in (
+            lambda cache=cache: generate(text.ours, ids, past_key_values=cache, max_new_tokens=2),
+            lambda cache=cache: text.ours(input_ids=ids, past_key_values=cache),
+        ):
+            with pytest.raises(InputError, match=words):
+                call()
+
+
+@pytest.mark.parametrize(
+    ("method", "argument"),
+    [
+        ("crop", 5), ("crop", -2), ("crop", 99), ("crop", 0),
+        ("reorder_cache", torch.tensor([1, 1])), ("batch_repeat_interleave", 3),
+    ],
+)  # fmt: skip
+def test_methods_of_a_cache(text: Pair, method: str, argument: Any) -> None:
+    ids = torch.tensor([[1, 5, 9, 14, 3, 7, 8, 4], [1, 8, 30, 7, 9, 50, 51, 52]])
+    with torch.no_grad():
+        ours = text.ours(input_ids=ids).past_key_values
+        theirs = text.theirs(input_ids=ids).past_key_values
+    getattr(ours, method)(argument)
+    getattr(theirs, method)(argument)
+    assert ours[0][0].shape == theirs[0][0].shape
+    if theirs[0][0].numel():
+        caches(ours, theirs)

@@ -55,3 +55,33 @@ def test_a_cache_of_another_precision_is_taken() -> None:
     with torch.no_grad():
         logits = model(input_ids=torch.arange(10, 30)[None], past_key_values=kept, use_cache=True).logits
     assert bool(logits.isfinite().all())
+
+
+class Lists:
+    """A cache of older transformers: two lists of tensors."""
+
+    def __init__(self, pairs: Any = ()) -> None:
+        self.key_cache, self.value_cache = [k for k, _ in pairs], [v for _, v in pairs]
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> None:
+        for held, new in ((self.key_cache, keys), (self.value_cache, values)):
+            if layer == len(held):
+                held.append(new)
+            else:
+                held[layer] = torch.cat([held[layer], new], dim=2)
+
+
+def test_a_cache_of_two_lists_is_taken_and_filled() -> None:
+    model = tiny.model("mistral3")
+    ids = torch.arange(20, 40)[None]
+    past = Lists()
+    whole = model.generate(ids, max_new_tokens=6, eos_token_id=None)
+    first = model.generate(ids, past_key_values=past, max_new_tokens=3, eos_token_id=None)
+    assert past.key_cache[0].shape[2] == 22
+    assert torch.equal(
+        whole, model.generate(first, past_key_values=past, max_new_tokens=3, eos_token_id=None)
+    )
+    past.key_cache.pop()
+    past.key_cache.append(None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"type Lists holds \d of its \d layers"):
+        model(input_ids=ids, past_key_values=past)

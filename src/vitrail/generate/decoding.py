@@ -20,7 +20,7 @@ from vitrail.generate.runner import CHUNK, Progress, Request, Runner
 from vitrail.generate.sampling import Sampler, SamplingParameters, SamplingState
 from vitrail.generate.stopping import Stopper
 from vitrail.generate.uncached import UncachedRunner
-from vitrail.kv.geometry import stored_dtype
+from vitrail.kv.foreign import is_foreign, update_foreign
 
 Processor = Callable[..., Tensor]  # transformers' form: (input_ids (R, T), scores (R, V)) → scores
 AllowedIds = Callable[[int, Tensor], Sequence[int]]  # (row, its ids (T,)) → ids that may come next
@@ -116,7 +116,7 @@ class Decoding:
 
     @property
     def _keeps_cache(self) -> bool:
-        return self.prompt.cache is not None or (
+        return self.prompt.past.given is not None or (
             self.config.return_dict_in_generate and self.config.use_cache
         )
 
@@ -143,13 +143,11 @@ class Decoding:
             for ids, part in zip(prompt.rows, embeds, strict=True)
             for _ in range(self.config.num_return_sequences if self._keeps_cache else 1)
         ]
-        if prompt.cache is not None:
-            for request, sequence in zip(requests, prompt.cache.sequences, strict=True):
-                # The last position is always read anew: its logits are needed.
-                request.done = min(prompt.cache.length(sequence), request.length - 1)
-                prompt.cache.truncate(sequence, request.done)
+        for request, before in zip(requests, prompt.past.lengths, strict=False):
+            request.done = before
+            request.past = before if prompt.past.new_only else 0
         if prompt.pixel_values is None:
-            fresh = sum(count_ids(r.ids[r.done :], model.image_token_id) for r in requests)
+            fresh = sum(count_ids(request.fresh, model.image_token_id) for request in requests)
             if fresh and prompt.embeds is None:
                 raise InputError(
                     f"the prompt has {fresh} image tokens and came without pictures; give pixel_values."
@@ -164,7 +162,7 @@ class Decoding:
         features = PictureFeatures(self.model, pixel_values, prompt.image_sizes)
         each = len(requests) // prompt.batch
         counts = [count_ids(row, image) for row in prompt.rows]
-        fresh = [count_ids(request.ids[request.done :], image) for request in requests[::each]]
+        fresh = [count_ids(request.fresh, image) for request in requests[::each]]
         if features.total == sum(fresh):  # pictures of the positions alone that are not cached yet
             counts = fresh
         if features.total != sum(counts):
@@ -185,7 +183,9 @@ class Decoding:
         prompt, copies = self.prompt, self.config.num_return_sequences
         parameters = SamplingParameters.from_config(self.config, width=prompt.width)
         rows = [n for n in range(prompt.batch) for _ in range(copies)]
-        states = [SamplingState(parameters, prompt.rows[n].tolist()) for n in rows]
+        if parameters.repetition_penalty != 1 or parameters.no_repeat_ngram_size:
+            prompt.past.check_ids_known()
+        states = [SamplingState(parameters, prompt.whole(n)) for n in rows]
         if not parameters.do_sample:
             return states
         seeds = self.config.seeds
@@ -212,21 +212,16 @@ class Decoding:
         prompt = self.prompt
         if prompt.embeds is not None:
             return (prompt.embeds[n].detach().float().cpu().numpy().tobytes(),)
-        return (prompt.rows[n].numpy().tobytes(), *self._pictures[n : n + 1])
+        return (torch.tensor(prompt.whole(n)).numpy().tobytes(), *self._pictures[n : n + 1])
 
     def _runner(self, requests: list[Request]) -> Runner | UncachedRunner:
         config = self.config
         copies = config.num_return_sequences * self.prompt.batch // len(requests)
-        if not config.use_cache and self.prompt.cache is None:
+        if not config.use_cache and self.prompt.past.cache is None:
             return UncachedRunner(self.model, requests, copies=copies)
-        if self.prompt.cache is not None and config.num_return_sequences > 1:
+        if self.prompt.past.cache is not None and config.num_return_sequences > 1:
             raise InputError(
                 "num_return_sequences above 1 does not go with past_key_values; call once per completion."
-            )
-        given = self.prompt.cache
-        if given is not None and stored_dtype(config.cache_dtype, given.dtype) != given.dtype:
-            raise InputError(
-                f"past_key_values hold {given.dtype} and cache_dtype asks for {config.cache_dtype}; leave one out."
             )
         return Runner(
             self.model,
@@ -234,7 +229,7 @@ class Decoding:
             copies=copies,
             room=self.stopper.limit,
             chunk=config.prefill_chunk_size or CHUNK,
-            cache=self.prompt.cache,
+            cache=self.prompt.past.cache,
             cache_dtype=config.cache_dtype,
             progress=self._progress,
         )
@@ -308,10 +303,17 @@ class Decoding:
         return ended
 
     def _leave_open(self, runner: Runner) -> None:
-        """Leave the cache to the caller, with the padded view that forward() reads."""
+        """Leave the cache to the caller, with the padded view that forward() reads and the ids of its rows."""
+        past, cache = self.prompt.past, runner.cache
         lengths = torch.tensor([request.length for request in runner.requests])
         drawn = torch.tensor(runner.cached()) - lengths
         after = torch.arange(int(drawn.max()))[None, :] < drawn[:, None]
-        before = self.prompt.kept.repeat_interleave(self.config.num_return_sequences, dim=0)
-        runner.cache.mask = torch.cat([before, after], dim=1)
+        before = past.join(self.prompt.kept).repeat_interleave(self.config.num_return_sequences, dim=0)
+        cache.mask = torch.cat([before, after], dim=1)
+        if self.prompt.embeds is None:
+            for sequence, request, state in zip(cache.sequences, runner.requests, self._states, strict=True):
+                start = 0 if len(state.history) >= cache.length(sequence) else request.past
+                cache.record_ids(sequence, state.history, start)
         self._cache_left_open = runner
+        if is_foreign(past.given):
+            update_foreign(past.given, cache, before.shape[1] + int(drawn.min()))

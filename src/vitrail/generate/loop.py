@@ -49,7 +49,8 @@ def generate(
         streamer: gets `put(ids)` for the prompt and every step, then `end()`.
         use_model_defaults: False takes only the special ids from the model's generation_config.
         kwargs: options by name (see GenerationConfig), input_ids, attention_mask, pixel_values, image_sizes,
-            inputs_embeds, past_key_values (continued in place), `tokenizer` (for stop_strings) and
+            inputs_embeds, past_key_values (continued in place; the ids are the whole prompts, or the new ids alone
+            with an attention_mask over cached and new positions or with cache_position), `tokenizer` (for stop_strings) and
             `progress` (called with positions done and positions in all during the prefill).
         synced_gpus, assistant_model, negative_prompt_ids, negative_prompt_attention_mask, custom_generate:
             not supported; anything but None or False is refused.

@@ -16,6 +16,7 @@ MODEL_INPUTS = (
     "image_sizes",
     "inputs_embeds",
     "past_key_values",
+    "cache_position",
 )
 HELPERS = ("tokenizer", "progress")
 SAMPLING_ONLY = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None}

@@ -3,8 +3,8 @@
 Letters: B prompts · T positions of the padded batch · L positions of one prompt · D width · N pictures.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import ContextError, InputError, UnsupportedError
+from vitrail.generate.past import CacheCall, Past
 from vitrail.generate.protocol import GeneratingModel
-from vitrail.kv.cache import KVCache
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Prompt:
         rows: ids (L,) of each prompt without padding, on the host; empty when there are only embeddings.
         embeds: (L, D) per prompt, or None.
         pixel_values, image_sizes: (N,3,H,W) and (N,2), or None.
-        cache: past keys and values of the first positions of each row, or None.
+        past: positions of each row that a caller's cache holds.
     """
 
     ids: Tensor
@@ -35,7 +35,7 @@ class Prompt:
     embeds: tuple[Tensor, ...] | None = None
     pixel_values: Tensor | None = None
     image_sizes: Any = None
-    cache: KVCache | None = None
+    past: Past = field(default_factory=Past)
 
     @property
     def batch(self) -> int:
@@ -49,8 +49,12 @@ class Prompt:
 
     @property
     def lengths(self) -> list[int]:
-        """L of each prompt."""
-        return [int(n) for n in self.kept.sum(dim=1).tolist()]
+        """Positions of each prompt, cached ones included."""
+        return [int(n) for n in self.past.join(self.kept).sum(dim=1).tolist()]
+
+    def whole(self, n: int) -> list[int]:
+        """Ids of prompt n, with those that only the cache has."""
+        return [*self.past.ids_before(n), *self.rows[n].tolist()]
 
 
 def count_ids(ids: Tensor, wanted: int | None) -> int:
@@ -76,9 +80,10 @@ def read_prompt(
             f"{tuple(embeds.shape)} and {tuple(ids.shape)}."
         )
     shape = ids.shape if embeds is None else embeds.shape[:2]
-    kept = _kept(given.get("attention_mask"), ids, (int(shape[0]), int(shape[1])), config)
+    call = CacheCall.read(given, int(shape[0]), int(shape[1]))
+    kept = _kept(call.new_mask, ids, (int(shape[0]), int(shape[1])), config)
     rows = tuple(row[keep] for row, keep in zip(ids.cpu(), kept, strict=True)) if ids.shape[1] else ()
-    cache = _past(model, given.get("past_key_values"), kept)
+    past = call.past(model.kv_geometry, kept, rows, config.cache_dtype)
     pixel_values = given.get("pixel_values")
     if pixel_values is not None and embeds is not None:
         raise UnsupportedError(
@@ -93,7 +98,7 @@ def read_prompt(
         else tuple(e[k.to(e.device)] for e, k in zip(embeds, kept, strict=True)),
         pixel_values=pixel_values,
         image_sizes=given.get("image_sizes"),
-        cache=cache,
+        past=past,
     )
 
 
@@ -145,20 +150,3 @@ def _kept(mask: Tensor | None, ids: Tensor, shape: tuple[int, int], config: Gene
             f"prompt {empty[0]} has no position that is not padding; leave it out or give it text."
         )
     return kept
-
-
-def _past(model: GeneratingModel, past: Any, kept: Tensor) -> KVCache | None:
-    """A caller's cache, one open sequence per row; tuples of (key, value) are copied into one."""
-    if past is None:
-        return None
-    if isinstance(past, Sequence):
-        positions = int(past[0][0].shape[2]) if past else 0
-        past = KVCache.from_legacy(past, model.kv_geometry, kept[:, :positions])
-    if not isinstance(past, KVCache):
-        raise InputError(
-            f"past_key_values must be a KVCache or pairs (key, value), got {type(past).__name__}."
-        )
-    past.check_geometry(model.kv_geometry)
-    if len(past.sequences) != kept.shape[0]:
-        raise InputError(f"past_key_values holds {len(past.sequences)} rows, the prompt {kept.shape[0]}.")
-    return past

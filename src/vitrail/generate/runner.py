@@ -36,6 +36,7 @@ class Request:
         features: of all pictures of the call, or None.
         next_feature: the number of the feature that the next image token takes.
         done: positions that are cached already.
+        past: positions that come before ids and embeds; all of them are cached.
     """
 
     ids: Tensor
@@ -43,18 +44,24 @@ class Request:
     features: PictureFeatures | None = None
     next_feature: int = 0
     done: int = 0
+    past: int = 0
 
     @property
     def length(self) -> int:
-        """L."""
-        return len(self.ids) if self.embeds is None else len(self.embeds)
+        """Positions in all."""
+        return self.past + len(self.ids if self.embeds is None else self.embeds)
+
+    @property
+    def fresh(self) -> Tensor:
+        """Ids that are still to be read."""
+        return self.ids[self.done - self.past :]
 
     def hidden(self, model: GeneratingModel, rows: int) -> Tensor:
         """Embeddings of the next `rows` positions, (rows, D)."""
-        start, self.done = self.done, self.done + rows
+        start, self.done = self.done - self.past, self.done + rows
         if self.embeds is not None:
-            return self.embeds[start : self.done].to(device=model.device, dtype=model.dtype)
-        ids = self.ids[start : self.done]
+            return self.embeds[start : start + rows].to(device=model.device, dtype=model.dtype)
+        ids = self.ids[start : start + rows]
         features = None
         if self.features is not None:
             wanted = count_ids(ids, model.image_token_id)

@@ -24,6 +24,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int
 class _Sequence:
     length: int = 0
     blocks: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)  # of its first positions, as far as they are known
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,16 @@ class KVCache(PaddedView):
         """A sequence's blocks in order, those set aside for later positions included."""
         return tuple(self._get(sequence).blocks)
 
+    def known_ids(self, sequence: int) -> list[int]:
+        """Ids of a sequence's first positions, as far as `record_ids` was given them."""
+        return self._get(sequence).ids
+
+    def record_ids(self, sequence: int, ids: Sequence[int], start: int = 0) -> None:
+        """Remember the ids of the positions from `start` on; nothing where those before are not known."""
+        state = self._get(sequence)
+        if len(state.ids) >= start:
+            state.ids[start:] = ids[: state.length - start]
+
     def open(
         self, prefix: tuple[int, int] | None = None, *, room: int = 0, keys: Sequence[bytes] = ()
     ) -> int:
@@ -159,12 +170,13 @@ class KVCache(PaddedView):
         Raises:
             CacheFull: there are not enough blocks; nothing was changed.
         """
-        shared = self.allocator.match_prefix(keys)
+        shared, ids = self.allocator.match_prefix(keys), list[int]()
         if prefix is not None:
             source = self._get(prefix[0])
             if prefix[1] < 0:
                 raise InputError(f"a prefix of {prefix[1]} positions cannot be shared.")
             shared = source.blocks[: min(prefix[1], source.length) // self.block]
+            ids = source.ids[: len(shared) * self.block]
         self.allocator.share(shared)
         try:
             wanted = max(0, -(-room // self.block) - len(shared))
@@ -172,8 +184,9 @@ class KVCache(PaddedView):
         except BaseException:
             self.allocator.give(shared)
             raise
-        self._sequences[self._next] = _Sequence(len(shared) * self.block, shared + taken)
+        self._sequences[self._next] = _Sequence(len(shared) * self.block, shared + taken, ids)
         self._next += 1
+        self.mask = None  # it has no row of the new sequence
         return self._next - 1
 
     def match_prefix(self, keys: Sequence[bytes]) -> int:
@@ -195,6 +208,7 @@ class KVCache(PaddedView):
             new = self._sequences[clone].blocks[source.length // self.block]
             self._copy(old, new, rest)
             self._sequences[clone].length = source.length
+        self._sequences[clone].ids = source.ids[:]
         return clone
 
     def allocate(self, sequence: int, rows: int) -> list[int]:
@@ -231,12 +245,25 @@ class KVCache(PaddedView):
             raise InputError(f"cannot truncate a sequence of {state.length} positions to {length}.")
         needed = -(-length // self.block)
         self.allocator.give(state.blocks[needed:])
-        del state.blocks[needed:]
+        del state.blocks[needed:], state.ids[length:]
         state.length = length
+        self._mask_out(self.sequences.index(sequence), length)
+
+    def _mask_out(self, row: int, length: int) -> None:
+        """Leave `length` positions of a row in the padded view, and no columns at the end without any."""
+        mask = self.mask
+        if mask is None or int(mask[row].sum()) <= length:
+            return
+        cut = mask.clone()
+        cut[row] &= mask[row].long().cumsum(dim=0) <= length
+        held = cut.any(dim=0).nonzero()
+        self.mask = cut[:, : int(held[-1]) + 1 if len(held) else 0]
 
     def free(self, sequence: int) -> None:
         """End a sequence and give its blocks back."""
         self.allocator.give(self._get(sequence).blocks)
+        if self.mask is not None:
+            self.mask = self.mask[[row for row, other in enumerate(self.sequences) if other != sequence]]
         del self._sequences[sequence]
 
     reserve, close = allocate, free  # their names in version 0.1.0

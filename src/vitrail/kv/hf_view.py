@@ -47,6 +47,27 @@ class PaddedView(ABC):
         """Lengthen a sequence; the slots of its new rows."""
 
     @abstractmethod
+    def fork(self, sequence: int) -> int:
+        """A second sequence with the same past."""
+
+    @abstractmethod
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget all positions from `length` on."""
+
+    @abstractmethod
+    def free(self, sequence: int) -> None:
+        """End a sequence."""
+
+    @property
+    @abstractmethod
+    def free_blocks(self) -> int:
+        """Blocks that no sequence uses."""
+
+    @abstractmethod
+    def grow(self, blocks: int) -> None:
+        """Add blocks."""
+
+    @abstractmethod
     def layer(self, index: int) -> LayerKV:
         """One layer's keys and values."""
 
@@ -77,6 +98,41 @@ class PaddedView(ABC):
         if self.mask is not None:
             return int(self.mask.shape[1])
         return max((self.length(sequence) for sequence in self.sequences), default=0)
+
+    def crop(self, max_length: int) -> None:
+        """Forget all positions of the padded batch from `max_length` on; a negative number is counted from the end."""
+        _check_number("max_length", max_length)
+        length = max_length if max_length >= 0 else max(0, self.get_seq_length() + max_length)
+        if length >= self.get_seq_length():
+            return
+        kept = self.kept()[:, :length]
+        for sequence, rows in zip(self.sequences, kept.sum(dim=1).tolist(), strict=True):
+            self.truncate(sequence, int(rows))
+        self.mask = kept
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Make row n what row `beam_idx[n]` was; rows may be repeated and left out."""
+        if not isinstance(beam_idx, Tensor) or beam_idx.dim() != 1 or beam_idx.is_floating_point():
+            raise InputError("beam_idx must be a 1-D tensor of row numbers.")
+        before, rows = self.sequences, beam_idx.tolist()
+        wrong = [row for row in rows if not 0 <= row < len(before)]
+        if wrong:
+            raise InputError(f"beam_idx names row {wrong[0]}; the cache has {len(before)} rows.")
+        kept = self.kept()
+        if len(rows) > self.free_blocks:  # a fork copies at most one block
+            self.grow(len(rows) - self.free_blocks)
+        for row in rows:
+            self.fork(before[row])
+        for sequence in before:
+            self.free(sequence)
+        self.mask = kept[rows]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row `repeats` times, copies side by side."""
+        _check_number("repeats", repeats)
+        if repeats < 1:
+            raise InputError(f"repeats must be at least 1, got {repeats}.")
+        self.reorder_cache(torch.arange(len(self.sequences)).repeat_interleave(repeats))
 
     def to_legacy_cache(self) -> tuple[tuple[Tensor, Tensor], ...]:
         """A tuple of (key, value) per layer, copied out of the blocks."""
@@ -130,6 +186,12 @@ class PaddedView(ABC):
             stored.write(k, v, places.to(stored.keys.device))
         cache.mask = kept
         return cache
+
+
+def _check_number(name: str, value: int) -> None:
+    """Raise InputError unless a caller's value is a whole number."""
+    if not isinstance(value, int):
+        raise InputError(f"{name} must be a whole number, got {type(value).__name__}.")
 
 
 def _check_legacy(

@@ -12,6 +12,7 @@ from vitrail.configs import MistralConfig
 from vitrail.errors import ContextError, InputError, UnsupportedError
 from vitrail.generate.loop import generate as draw
 from vitrail.kv.cache import KVCache
+from vitrail.kv.foreign import is_foreign, update_foreign
 from vitrail.kv.geometry import KVGeometry
 from vitrail.model.decoder import MistralModel
 from vitrail.model.layers import Linear
@@ -118,6 +119,7 @@ class CausalModel(PreTrainedModel):
         self,
         hidden: Tensor,
         *,
+        input_ids: Tensor | None,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         past_key_values: "KVCache | Sequence[tuple[Tensor, Tensor]] | None",
@@ -163,6 +165,10 @@ class CausalModel(PreTrainedModel):
         rows = hidden.flatten(0, 1)
         rows = rows if len(packed.index) == len(rows) else rows[packed.index]
         logits = packed.place(self.step(rows, forward_batch, packed.cache, record), places)
+        if input_ids is not None:
+            packed.record_ids(input_ids)
+        if packed.cache is not None and is_foreign(past_key_values):
+            update_foreign(past_key_values, packed.cache)
         return {
             "loss": None if labels is None else next_token_loss(logits, labels, packed.kept),
             "logits": logits,
@@ -269,6 +275,7 @@ class MistralForCausalLM(CausalModel):
         refuse_unknown("MistralForCausalLM.forward", kwargs)
         fields = self._run(
             self._embeddings(input_ids, inputs_embeds),
+            input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,

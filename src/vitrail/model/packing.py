@@ -15,6 +15,7 @@ from vitrail.configs import MistralConfig
 from vitrail.errors import ContextError, InputError, UnsupportedError
 from vitrail.kv.blocks import BLOCK
 from vitrail.kv.cache import KVCache
+from vitrail.kv.foreign import is_foreign, read_foreign
 from vitrail.ops.batch import ForwardBatch, build_batch
 from vitrail.ops.segments import Segments
 
@@ -51,6 +52,14 @@ class Packed:
             logits_indices=logits_indices,
             device=self.index.device,
         )
+
+    def record_ids(self, ids: Tensor) -> None:
+        """Let the cache remember the ids (B, T) of these rows, once it holds them."""
+        if self.cache is None or ids.is_meta:
+            return
+        for sequence, row, kept in zip(self.cache.sequences, ids.cpu(), self.kept.cpu(), strict=True):
+            new = row[kept].tolist()
+            self.cache.record_ids(sequence, new, self.cache.length(sequence) - len(new))
 
     def scatter(self, rows: Tensor) -> Tensor:
         """(L, …) → (B, T, …), zero where there is padding."""
@@ -149,6 +158,8 @@ def _open_cache(
     mask: Tensor | None,
     batch: int,
 ) -> KVCache | None:
+    if is_foreign(past):
+        past = read_foreign(past)
     if past is None or (not isinstance(past, KVCache) and len(past) == 0):
         return None
     if not isinstance(past, KVCache):

@@ -222,6 +222,7 @@ class VisionLanguageModel(CausalModel):
             self._check_no_images(input_ids)
         fields = self._run(
             rows,
+            input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
