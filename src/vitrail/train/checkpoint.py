@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from vitrail.errors import CheckpointError
+from vitrail.files.safetensors import write_safetensors
+from vitrail.files.writing import writing
 
 _NAME = "checkpoint-"
 
@@ -55,23 +57,31 @@ def save(run: Resumable, note: Mapping[str, Any]) -> Path:
     """
     final = run.folder / f"{_NAME}{run.step:08d}"
     part = run.folder / f".{final.name}.part"
+    try:
+        with writing(run.folder):
+            _write(run, note, part)
+            shutil.rmtree(final, ignore_errors=True)
+            part.rename(final)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)  # the disk may be full
+        raise
+    for old in checkpoints(run.folder)[: -run.schedule.keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _write(run: Resumable, note: Mapping[str, Any], part: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    weights = {name: tensor.detach() for name, tensor in run.model.named_parameters()}
-    save_file(_own(weights), part / "model.safetensors")
-    save_file(_own(run.average), part / "average.safetensors")
+    write_safetensors(part / "model.safetensors", dict(run.model.named_parameters()))
+    write_safetensors(part / "average.safetensors", run.average)
     plain: list[dict[str, Any]] = []
     tensors: dict[str, Tensor] = {"random": torch.get_rng_state()}
     for index, optimizer in enumerate(run.optimizers):
         plain.append(_split(optimizer, f"{index}", tensors))
-    save_file(_own(tensors), part / "optimizers.safetensors")
+    write_safetensors(part / "optimizers.safetensors", tensors)
     state = {"name": run.name, "step": run.step, "optimizers": plain, "note": note}
     (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    part.rename(final)
-    for old in checkpoints(run.folder)[: -run.schedule.keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def restore(run: Resumable) -> bool:
@@ -174,8 +184,3 @@ def _join(optimizer: Optimizer, prefix: str, plain: Mapping[str, Any], tensors: 
         if parts[0] == prefix:
             entries.setdefault(int(parts[1]), {})[parts[2]] = tensor
     optimizer.load_state_dict({"state": entries, "param_groups": plain["groups"]})
-
-
-def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # safetensors refuses tensors that share memory
-    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
