@@ -237,3 +237,31 @@ def test_train_full_disk_is_one_line_and_goes_on_with_room(
     assert not [*(out / "checkpoints").iterdir()]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     assert len(losses(out)) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["state.json", "model.safetensors", "average.safetensors", "optimizers.safetensors"]
+)
+def test_train_damaged_checkpoint_is_one_line(
+    name: str, talks: Path, tiny_llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = [
+        "train",
+        str(talks),
+        "--model",
+        str(tiny_llava),
+        "--rank",
+        "2",
+        "--steps",
+        "1",
+        "--out",
+        str(out),
+    ]
+    assert main(words) == 0
+    (damaged,) = (out / "checkpoints").glob(f"*/{name}")
+    damaged.write_bytes(damaged.read_bytes()[:7])
+    capsys.readouterr()
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert name in err and err.count("\n") == 1

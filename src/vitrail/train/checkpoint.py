@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from vitrail.errors import CheckpointError
-from vitrail.files.safetensors import write_safetensors
+from vitrail.files.json import read_json
+from vitrail.files.safetensors import SafetensorsFile, write_safetensors
 from vitrail.files.writing import writing
 
 _NAME = "checkpoint-"
@@ -94,13 +94,13 @@ def restore(run: Resumable) -> bool:
     if not found:
         return False
     folder = found[-1]
-    note = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    load_weights(run.model, load_file(folder / "model.safetensors"), folder)
-    average = load_file(folder / "average.safetensors")
+    note = read_json(folder / "state.json")
+    load_weights(run.model, _read(folder / "model.safetensors"), folder)
+    average = _read(folder / "average.safetensors")
     run.average = {
         name: average[name].to(p.device) for name, p in run.model.named_parameters() if name in average
     }
-    tensors = load_file(folder / "optimizers.safetensors")
+    tensors = _read(folder / "optimizers.safetensors")
     if len(note["optimizers"]) != len(run.optimizers):
         raise CheckpointError(
             f"{folder}: {len(note['optimizers'])} optimisers, expected {len(run.optimizers)}."
@@ -121,7 +121,7 @@ def begin_from(run: Resumable, folder: Path) -> None:
     if not found:
         raise CheckpointError(f"{folder} has no checkpoint to begin from.")
     for name, target in (("model", dict(run.model.named_parameters())), ("average", run.average)):
-        tensors = load_file(found[-1] / f"{name}.safetensors")
+        tensors = _read(found[-1] / f"{name}.safetensors")
         with torch.no_grad():
             for key in sorted(set(tensors) & set(target)):
                 target[key].copy_(tensors[key])
@@ -138,7 +138,7 @@ def read_note(folder: Path) -> dict[str, Any]:
     found = checkpoints(folder)
     if not found:
         return {}
-    note = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
+    note = read_json(found[-1] / "state.json")
     return dict(note.get("note", {}))
 
 
@@ -163,6 +163,11 @@ def load_weights(model: Named, tensors: Mapping[str, Tensor], origin: Path) -> N
         )
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    file = SafetensorsFile(path)
+    return {name: file.tensor(name).clone() for name in file}
 
 
 def _split(optimizer: Optimizer, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
