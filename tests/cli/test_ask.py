@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from tests import tiny
-from vitrail.cli.main import main, one_line
+from vitrail.cli.main import main
+from vitrail.cli.output import one_line
 
 QUESTION = "What does it say?"
 

@@ -307,3 +307,27 @@ def test_other_faults_of_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("vitrail.cli.main._invoke", fail)
     with pytest.raises(RuntimeError, match="a mistake in the program"):
         main(["ask", "What?"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ask", "{sign}", "Hi", "--model", "{adapter}"],
+        ["tokens", "{sign}", "--model", "{adapter}"],
+        ["info", "{adapter}"],
+        ["chat", "--model", "{adapter}"],
+        ["convert", "{adapter}", "{adapter}/new", "--to", "mistral"],
+        ["prompt", "{talks}", "--tokenizer", "{adapter}"],
+        ["train", "{talks}", "--check", "--model", "{adapter}"],
+    ],
+    ids=lambda words: str(words[0]),
+)
+def test_adapter_as_a_model_names_its_base(says: Says, sign: Path, tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "adapter_config.json").write_text(
+        '{"base_model_name_or_path": "its/base", "peft_type": "LORA"}'
+    )
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    talks = tmp_path / "talks.jsonl"
+    talks.write_text('[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]\n')
+    said = says(*(word.format(sign=sign, adapter=tmp_path, talks=talks) for word in words))
+    assert f"{tmp_path} holds an adapter, not a model: give its/base as the model" in said

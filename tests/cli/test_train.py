@@ -193,6 +193,8 @@ def test_a_process_that_is_killed_goes_on_with_the_same_losses(
         (["--out", "x", "--target", "nothing"], "fits no module"),
         (["--out", "x", "--max-length", "999999"], "longest is a number from 1 to"),
         (["--out", "x", "--format", "v99"], "v99"),
+        (["--out", "file"], "file cannot be a folder: file is a file"),
+        (["--out", "file/x"], "file/x cannot be a folder: file is a file"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -200,6 +202,7 @@ def test_mistakes_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
     assert main(["train", str(talks), "--model", str(tiny_llava), *words]) == 2
     err = capsys.readouterr().err
     assert said in err and "Traceback" not in err
@@ -212,3 +215,53 @@ def test_a_folder_with_a_model_is_not_written_into(
         main(["train", str(talks), "--model", str(tiny_llava), "--out", str(tiny_llava), "--steps", "1"]) == 2
     )
     assert "holds config.json, which is not of this run" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+def test_train_full_disk_is_one_line_and_goes_on_with_room(
+    talks: Path, tiny_llava: Path, tmp_path: Path
+) -> None:
+    """A limit on the size of files refuses the checkpoint of the first step, as a full disk does."""
+    import resource
+
+    out = tmp_path / "out"
+    words = ["--model", str(tiny_llava), "--out", str(out), "--steps", "2", "--save-every", "1"]
+    command = [sys.executable, "-m", "vitrail", "train", str(talks), *words]
+
+    def bound() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    run = subprocess.run(command, capture_output=True, text=True, preexec_fn=bound, check=False)
+    assert run.returncode == 2
+    assert run.stderr == f"vitrail: {out / 'checkpoints'} cannot be written: File too large.\n"
+    assert not [*(out / "checkpoints").iterdir()]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert len(losses(out)) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["state.json", "model.safetensors", "average.safetensors", "optimizers.safetensors"]
+)
+def test_train_damaged_checkpoint_is_one_line(
+    name: str, talks: Path, tiny_llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = [
+        "train",
+        str(talks),
+        "--model",
+        str(tiny_llava),
+        "--rank",
+        "2",
+        "--steps",
+        "1",
+        "--out",
+        str(out),
+    ]
+    assert main(words) == 0
+    (damaged,) = (out / "checkpoints").glob(f"*/{name}")
+    damaged.write_bytes(damaged.read_bytes()[:7])
+    capsys.readouterr()
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert name in err and err.count("\n") == 1

@@ -3,7 +3,6 @@
 assistant.load loads; the answer is the first of a Dialogue, which calls generate() through generate/reuse.py.
 """
 
-import json
 import time
 import warnings
 from contextlib import closing
@@ -22,6 +21,7 @@ from vitrail.cli.options import (
     take_generation,
     take_pdf_limits,
 )
+from vitrail.cli.output import echo, echo_json
 from vitrail.cli.pictures import open_pages, split_words
 from vitrail.cli.record import answer_record
 from vitrail.cli.screen import Printer, Waiting, waiting
@@ -143,7 +143,7 @@ def ask(
         estimate = None if shown.estimate is None else shown.estimate.as_json()
         name = "embedded" if model is None else model
         record = answer_record(reply, name, more={"estimate": estimate}, seconds=seconds)
-        click.echo(json.dumps(record, ensure_ascii=False))
+        echo_json(record)
         return
     response = reply.response
     if (
@@ -154,7 +154,7 @@ def ask(
     for call in response.tool_calls:
         printer.write(f"{call.name}({call.arguments})\n")
     if not (response.text or response.tool_calls):
-        click.echo()
+        echo()
 
 
 @dataclass
@@ -183,7 +183,7 @@ class _Shown:
         if self.estimate is not None and self.estimate.noticeable:
             self.line.stop()
             if self.printer is not None:
-                click.echo(f"vitrail: {_cost(prompt)}; {self.estimate.in_words()}", err=True)
+                echo(f"vitrail: {_cost(prompt)}; {self.estimate.in_words()}", err=True)
         images = f"{self.images} picture{'s' if self.images > 1 else ''}, " if self.images else ""
         self._reading = f"reading {images}{prompt.tokens} tokens"
         self.line.say(self._reading)

@@ -1,6 +1,5 @@
 """`vitrail bench WHAT`: its options. What is measured, and how, stands in vitrail.bench."""
 
-import json
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitrail.cli.options import Command, added
+from vitrail.cli.output import echo, echo_json
 from vitrail.cli.screen import waiting
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def _run(work: "Callable[[Setting], Report]", options: dict[str, Any], part: str
             Setting(options["geometry"], options["format_name"], layers, repeat=options["repeat"], **more)
         )
     if options["as_json"]:
-        click.echo(json.dumps(report.as_dict(), ensure_ascii=False))
+        echo_json(report.as_dict())
         return
     for text in report.lines():
-        click.echo(text)
+        echo(text)

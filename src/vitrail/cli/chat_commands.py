@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import click
-
 from vitrail.cli.chat_room import ChatRoom
+from vitrail.cli.output import echo_json
 from vitrail.cli.transcript import load_messages, save_messages
 from vitrail.errors import InputError
 
@@ -104,7 +102,7 @@ def _stats(room: ChatRoom, rest: str) -> None:
     if room.settings.as_json:
         record = {"cached": room.dialogue.cached, "prompt": prompt, "pictures": pictures, **asdict(totals)}
         record["seconds"] = round(totals.seconds, 4)
-        click.echo(json.dumps({"stats": record}))
+        echo_json({"stats": record})
         return
     lines = [f"cached         {room.dialogue.cached:,} positions"]
     if last is not None:

@@ -3,8 +3,7 @@
 import sys
 from collections.abc import Callable
 
-import click
-
+from vitrail.cli.output import echo
 from vitrail.errors import InputError
 
 QUOTES = '"""'
@@ -59,7 +58,7 @@ class Lines:
             if self._edits:
                 return input(prompt)
             if self.is_terminal:
-                click.echo(prompt, nl=False, err=True)
+                echo(prompt, nl=False, err=True)
             line = sys.stdin.readline() if sys.stdin is not None else ""
         except EOFError:
             return None

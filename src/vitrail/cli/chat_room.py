@@ -1,17 +1,15 @@
 """ChatRoom: takes messages, lets the model answer, shows it. Commands: chat_commands.py; the model's side: dialogue.py."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import click
-
 from vitrail.assistant import file_part
 from vitrail.cli.chat_lines import Lines
 from vitrail.cli.interrupt import stoppable
+from vitrail.cli.output import echo, echo_json
 from vitrail.cli.record import answer_record
 from vitrail.cli.screen import Printer, waiting
 from vitrail.dialogue import Attachment, Dialogue
@@ -108,13 +106,12 @@ class ChatRoom:
             except KeyboardInterrupt:
                 if not self.lines.is_terminal:
                     raise
-                click.echo(err=True)
+                echo(err=True)
                 self.tell("Ctrl-D or /quit leaves.")
 
     def tell(self, text: str) -> None:
         """A remark beside the conversation, on stderr, so that stdout holds answers only."""
-        shown = "\n".join("".join(c for c in line if c.isprintable()) for line in text.split("\n"))
-        click.echo(click.style(shown, dim=True), err=True)
+        echo(text, err=True, dim=True)
 
     def attach(self, name: str) -> Attachment:
         """Open a picture or PDF for the next message."""
@@ -147,12 +144,12 @@ class ChatRoom:
         self.last, self.pending = reply, self.pending if reply.empty else []
         self.totals.add(reply)
         if self.settings.as_json:
-            click.echo(json.dumps(self._record(reply), ensure_ascii=False))
+            echo_json(self._record(reply))
             return
         for call in reply.tool_calls:
-            click.echo(f"{call.name}({call.arguments})")
+            echo(f"{call.name}({call.arguments})")
         if reply.empty:
-            click.echo()
+            echo()
             self.tell("the model said nothing; the question is not part of the conversation.")
         elif reply.stopped_by == "interrupted":
             self.tell("stopped; what there is of the answer is part of the conversation.")

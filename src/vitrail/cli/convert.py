@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vitrail.cli.options import revision_option
+from vitrail.cli.output import echo
 from vitrail.cli.screen import waiting
 from vitrail.cli.source import Source
 
@@ -54,7 +55,7 @@ def convert(model: str, out: Path, to: str, revision: str | None) -> None:
             ),
         )
     files = written.files[0] if len(written.files) == 1 else f"{len(written.files)} files"
-    click.echo(f"{out}: {files}, {in_words(written.size)}, {NAMES[to]}")
+    echo(f"{out}: {files}, {in_words(written.size)}, {NAMES[to]}")
 
 
 def _check_fits(config: "PretrainedConfig", checkpoint: "Checkpoint") -> None:

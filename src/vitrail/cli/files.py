@@ -13,7 +13,9 @@ def read_input(name: str) -> bytes:
 
     if name == "-":
         if sys.stdin is None or sys.stdin.isatty():
-            raise InputError("'-' reads standard input, which is a terminal; pipe a conversation in")
+            raise InputError(
+                "'-' reads standard input, which is a terminal or closed; pipe a conversation in"
+            )
         return sys.stdin.buffer.read(JSON_LIMIT + 1)
     try:
         with Path(name).open("rb") as stream:

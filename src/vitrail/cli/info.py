@@ -1,11 +1,11 @@
 """`vitrail info`: its options. Models: describe.py and info_printer.py; this machine: info_system.py."""
 
-import json
 from dataclasses import asdict
 
 import click
 
 from vitrail.cli.options import source_options
+from vitrail.cli.output import echo_json
 from vitrail.cli.screen import waiting
 from vitrail.cli.source import Source, embedded
 from vitrail.errors import InputError
@@ -45,7 +45,7 @@ def info(
 
         found = describe(source.folder, name, source.format)
     if as_json:
-        click.echo(json.dumps(found.as_json(), ensure_ascii=False))
+        echo_json(found.as_json())
         return
     from vitrail.cli.info_printer import show
 
@@ -57,6 +57,6 @@ def _system(as_json: bool) -> None:
 
     found = info_system.gather()
     if as_json:
-        click.echo(json.dumps(asdict(found), ensure_ascii=False))
+        echo_json(asdict(found))
     else:
         info_system.show(found)

@@ -6,11 +6,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from vitrail.cli.console import PlainConsole
+from vitrail.cli.output import printable
 from vitrail.files.formatting import in_words
 from vitrail.files.layout import NAMES
 
@@ -31,9 +32,7 @@ _PRECISIONS = {"bfloat16": "bfloat16, float16", "fp4": "FP4", "nf4": "NF4", "nf4
 
 def show(info: ModelInfo) -> None:
     """Write all of it to standard output."""
-    console = Console(
-        highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else WIDTH
-    )
+    console = PlainConsole(width=None if sys.stdout.isatty() else WIDTH)
     console.print(_facts(info))
     for table in (_parameters(info), _memory(info), _pictures(info)):
         if table is not None:
@@ -179,7 +178,7 @@ def _pictures(info: ModelInfo) -> Table | None:
 
 def _tree(part: Part, branch: Tree | None = None) -> Tree:
     label = _text(f"{part.name}  ")
-    label.append(_clean(part.detail if part.detail != part.name else ""), style="dim")
+    label.append(printable(part.detail if part.detail != part.name else ""), style="dim")
     if part.parameters:
         label.append(f"  {part.parameters:,}", style="cyan")
     node = Tree(label) if branch is None else branch.add(label)
@@ -189,9 +188,4 @@ def _tree(part: Part, branch: Tree | None = None) -> Tree:
 
 
 def _text(words: str) -> Text:
-    return Text(_clean(words))
-
-
-def _clean(words: str) -> str:
-    """Without characters that could steer a terminal: names come from files."""
-    return "".join(letter for letter in words if letter.isprintable())
+    return Text(printable(words))

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from vitrail._version import __version__
 from vitrail.bench.machine import cpu_name
+from vitrail.cli.console import PlainConsole
 from vitrail.cli.info_printer import WIDTH
+from vitrail.cli.output import printable
 from vitrail.files.formatting import in_words
 from vitrail.ops import memory
 from vitrail.ops.cpu import library
@@ -68,14 +69,12 @@ def gather() -> SystemInfo:
 
 def show(info: SystemInfo) -> None:
     """Write it to standard output."""
-    console = Console(
-        highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else WIDTH
-    )
+    console = PlainConsole(width=None if sys.stdout.isatty() else WIDTH)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in _lines(info):
-        table.add_row(name, "".join(letter for letter in value if letter.isprintable()))
+        table.add_row(name, printable(value))
     console.print(table)
 
 

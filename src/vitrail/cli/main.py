@@ -4,7 +4,6 @@ Exit status: 0 done · 2 a person's mistake, told in one line · 130 interrupted
 with its traceback).
 """
 
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from vitrail.cli.bench import bench
 from vitrail.cli.chat import chat
 from vitrail.cli.convert import convert
 from vitrail.cli.info import info
+from vitrail.cli.output import echo, give_up, one_line, prepare_streams
 from vitrail.cli.prompt import prompt
 from vitrail.cli.quantize import quantize
 from vitrail.cli.read import read
@@ -62,9 +62,9 @@ app.add_command(bench)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give the exit status; every mistake of a person has been told on stderr."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a text may hold what the terminal cannot show
+    prepare_streams()
+    if sys.stdout is None:
+        return _complain("standard output is closed; give it a file, a pipe or /dev/null.")
     with warnings.catch_warnings():
         warnings.showwarning = _warn  # one line, instead of a file's name and a line of source
         try:
@@ -73,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _complain(error.format_message(), _hint(error))
         except VitrailError as error:
             return _complain(str(error))
+        except OSError as error:
+            return _complain(_refusal(error))
         except (MemoryError, RuntimeError) as error:
             if not _is_lack_of_memory(error):
                 raise
@@ -96,19 +98,23 @@ def _invoke(words: list[str]) -> int:
         return end.exit_code
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up(sys.stdout)
     return 0
 
 
-def one_line(message: str) -> str:
-    """`message` without line breaks and without characters that could steer a terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in message).split())
+def _refusal(error: OSError) -> str:
+    """What the system refused, in words: a file by its name, else what was printed, most often to a full disk."""
+    reason = error.strerror or str(error)
+    if error.filename:
+        return f"{error.filename}: {reason}"
+    give_up(sys.stdout)  # all that could be printed was, for every line is flushed
+    return f"the output cannot be written: {reason}"
 
 
 def _complain(message: str, hint: str = "") -> int:
     text = one_line(message)
     text += "" if text.endswith((".", "?", "!")) else "."
-    print(f"vitrail: {text} {hint}".rstrip(), file=sys.stderr)
+    echo(f"vitrail: {text} {hint}".rstrip(), err=True)
     return 2
 
 
@@ -118,4 +124,4 @@ def _hint(error: click.ClickException) -> str:
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"vitrail: warning: {one_line(str(message))}", file=sys.stderr)
+    echo(f"vitrail: warning: {one_line(str(message))}", err=True)

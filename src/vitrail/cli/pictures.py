@@ -54,7 +54,9 @@ def _standard_input() -> bytes:
     from vitrail.images.load import LIMITS
 
     if sys.stdin is None or sys.stdin.isatty():
-        raise InputError("'-' reads a picture from standard input, which is a terminal; pipe one in")
+        raise InputError(
+            "'-' reads a picture from standard input, which is a terminal or closed; pipe one in"
+        )
     data = sys.stdin.buffer.read(LIMITS.max_bytes + 1)
     if not data:
         raise ImageError("standard input is empty; pipe a picture in")

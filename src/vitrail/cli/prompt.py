@@ -1,11 +1,11 @@
 """`vitrail prompt FILE`: show the exact prompt of a conversation, made by processor/prompt_view.py."""
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
 from vitrail.cli.files import read_input, read_tools
+from vitrail.cli.output import echo_json
 from vitrail.cli.prompt_printer import PromptPrinter
 from vitrail.cli.source import embedded
 from vitrail.errors import InputError
@@ -73,7 +73,7 @@ def prompt(
     for one in conversations:
         view = maker.make(one, format_name)
         if as_json:
-            click.echo(json.dumps(view.as_json(), ensure_ascii=False))
+            echo_json(view.as_json())
         elif diff is not None:
             printer.differences(view, maker.make(one, diff))
         else:

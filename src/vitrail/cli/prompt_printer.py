@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-import click
+from vitrail.cli.output import echo
 
 if TYPE_CHECKING:
     from vitrail.processor.prompt_view import PromptView, Run
@@ -31,13 +31,13 @@ class PromptPrinter:
             names = ", ".join(f"{name} ×{times}" for name, times in view.typed.items())
             self._write([(f"as text, not as control tokens: {names}", "dim")])
         if with_ids:
-            click.echo(" ".join(map(str, view.ids)))
+            echo(" ".join(map(str, view.ids)))
 
     def differences(self, one: PromptView, other: PromptView) -> None:
         """What `other` has (+) and has not (-), run by run."""
         self._head(f"- {_size(one)}\n+ {_size(other)}")
         if one.ids == other.ids:
-            click.echo("the same ids")
+            echo("the same ids")
             return
         before, after = one.runs, other.runs
         matcher = difflib.SequenceMatcher(
@@ -52,7 +52,7 @@ class PromptPrinter:
 
     def _head(self, text: str) -> None:
         if self._count:
-            click.echo()
+            echo()
         self._count += 1
         self._write([(f"{self._count}. {text}" if self._numbered else text, "dim")])
 
@@ -65,15 +65,16 @@ class PromptPrinter:
     def _write(self, pieces: Iterable[tuple[str, str]]) -> None:
         """One line, or as many as the texts have; coloured on a terminal, where nothing in them can steer it."""
         if not self._terminal:
-            click.echo("".join(text for text, _ in pieces))
+            echo("".join(text for text, _ in pieces))
             return
-        from rich.console import Console
         from rich.text import Text
+
+        from vitrail.cli.console import PlainConsole
 
         line = Text()
         for text, style in pieces:
-            line.append("".join(c for c in text if c.isprintable() or c in "\n\t"), style=style)
-        Console(highlight=False, markup=False, soft_wrap=True).print(line)
+            line.append(text, style=style)
+        PlainConsole(soft_wrap=True).print(line)
 
 
 def _size(view: PromptView) -> str:

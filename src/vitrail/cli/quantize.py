@@ -1,6 +1,5 @@
 """`vitrail quantize MODEL OUT`: its options and how it calls weights/quantize.py. quantize_printer.py shows the rest."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vitrail.cli.options import revision_option
+from vitrail.cli.output import echo, echo_json
 from vitrail.cli.screen import waiting
 from vitrail.cli.source import Source
 from vitrail.errors import InputError, UnsupportedError
@@ -100,7 +100,7 @@ def quantize(
 
     if work.source_kinds:
         kinds = ", ".join(work.source_kinds)
-        click.echo(
+        echo(
             f"vitrail: {model} is quantised already ({kinds}): the errors told come on top of its own; better quantise the "
             "original",
             err=True,
@@ -110,7 +110,7 @@ def quantize(
     with watching(not as_json) as progress:
         written = write(work, progress=progress)
     if as_json:
-        click.echo(json.dumps({**written.as_json(), "model": model}, indent=2))
+        echo_json({**written.as_json(), "model": model}, indent=2)
     else:
         show_report(written, every=every)
 

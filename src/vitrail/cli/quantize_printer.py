@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from vitrail.cli.console import PlainConsole
 from vitrail.files.formatting import in_words
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def watching(enabled: bool) -> Iterator[Progress | None]:
         DownloadColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=PlainConsole(stderr=True), transient=True) as bar:
         task = bar.add_task("quantising")
 
         def hear(name: str, done: int, size: int) -> None:
@@ -85,6 +85,6 @@ def _table(*names: str, left: tuple[str, ...]) -> Table:
     return table
 
 
-def _console() -> Console:
+def _console() -> PlainConsole:
     width = None if sys.stdout.isatty() else WIDTH
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty(), width=width)
+    return PlainConsole(soft_wrap=not sys.stdout.isatty(), width=width)

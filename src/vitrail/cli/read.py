@@ -1,6 +1,5 @@
 """`vitrail read FILE…`: the text of many pictures, by the embedded reader. Reading itself is reader/reading.py's work."""
 
-import json
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vitrail.cli.output import echo, echo_json, one_line
 from vitrail.cli.pictures import STDIN, open_picture
 from vitrail.cli.screen import waiting
 from vitrail.errors import InputError
@@ -106,11 +106,11 @@ def _show(file: str, reading: FileReading, as_json: bool, alone: bool) -> None:
     for number, page in enumerate(reading.pages, 1):
         place = {"page": number} if reading.paged else {}
         if as_json:
-            click.echo(json.dumps({"file": file, **place, **_record(page)}, ensure_ascii=False))
+            echo_json({"file": file, **place, **_record(page)})
             continue
         before = f"{file}, page {number}: " if reading.paged else "" if alone else f"{file}: "
         for line in page.text.split("\n"):
-            click.echo(before + line)
+            echo(before + line)
 
 
 def _record(page: Reading) -> dict[str, object]:
@@ -119,9 +119,9 @@ def _record(page: Reading) -> dict[str, object]:
 
 def _tell_failure(file: str, error: str, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"file": file, "error": error}, ensure_ascii=False))
+        echo_json({"file": file, "error": error})
     else:
-        click.echo(f"vitrail: {error}", err=True)
+        echo(f"vitrail: {one_line(error)}", err=True)
 
 
 @contextmanager
@@ -130,10 +130,11 @@ def _progress(total: int) -> "Iterator[Callable[[int], None]]":
     if total == 1 or not sys.stderr.isatty():
         yield lambda count: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from vitrail.cli.console import PlainConsole
+
     columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=PlainConsole(stderr=True), transient=True) as bar:
         task = bar.add_task("reading", total=total)
         yield lambda count: bar.advance(task, count)

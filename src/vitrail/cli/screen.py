@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
+from vitrail.cli.output import echo, printable
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -19,14 +19,16 @@ class Waiting:
     def __init__(self, enabled: bool = True) -> None:
         self._status: Status | None = None
         if enabled and sys.stderr.isatty():
-            from rich.console import Console
+            from vitrail.cli.console import PlainConsole
 
-            self._status = Console(stderr=True).status("")
+            self._status = PlainConsole(stderr=True).status("")
 
     def say(self, text: str) -> None:
         """Show `text` beside the spinner."""
         if self._status is not None:
-            self._status.update(text)
+            from rich.text import Text
+
+            self._status.update(Text(text))
             self._status.start()
 
     def stop(self) -> None:
@@ -56,7 +58,7 @@ class Printer:
     def write(self, piece: str) -> None:
         """Write and flush; on a terminal without the control characters a picture's text could smuggle in."""
         if self._terminal:
-            piece = "".join(c for c in piece if c.isprintable() or c in "\n\t")
+            piece = printable(piece)
         self._open = True  # first, for an interruption may come before the next line
         sys.stdout.write(piece)
         sys.stdout.flush()
@@ -70,15 +72,12 @@ class Printer:
             self.write(piece.text)
         elif isinstance(piece, ReasoningDelta) and piece.text:
             self._thinking = True
-            text = piece.text
-            if sys.stderr.isatty():
-                text = "".join(c for c in text if c.isprintable() or c in "\n\t")
-            click.echo(click.style(text, dim=True), err=True, nl=False)
+            echo(piece.text, err=True, nl=False, dim=True)
 
     def _end_thought(self) -> None:
         if self._thinking:
             self._thinking = False
-            click.echo(err=True)
+            echo(err=True)
 
     def close(self) -> None:
         """End the line."""

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
+from vitrail.cli.output import echo
 from vitrail.cli.screen import waiting
 from vitrail.errors import InputError
 
@@ -90,7 +89,7 @@ class _Bar:
             self._told = True
             self._begin()
             if download.weights:
-                click.echo(f"vitrail: fetching {_in_words(download)}", err=True)
+                echo(f"vitrail: fetching {_in_words(download)}", err=True)
             if sys.stderr.isatty():
                 self._progress = _make_progress()
                 self._task = self._progress.add_task(download.name, total=download.size)
@@ -117,7 +116,6 @@ def _in_words(download: "Download") -> str:
 
 
 def _make_progress() -> "Progress":
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -127,6 +125,8 @@ def _make_progress() -> "Progress":
         TransferSpeedColumn,
     )
 
+    from vitrail.cli.console import PlainConsole
+
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     return Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console, transient=True)

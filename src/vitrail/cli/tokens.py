@@ -11,6 +11,7 @@ from vitrail.cli.options import (
     source_options,
     take_pdf_limits,
 )
+from vitrail.cli.output import echo
 from vitrail.cli.pictures import open_pages
 from vitrail.cli.source import Source, embedded
 
@@ -44,6 +45,4 @@ def tokens(
     processor = AutoProcessor.from_pretrained(source.folder, format=source.format)
     for name, picture in opened:
         grid = processor.picture_grid(picture.height, picture.width, max_image_tokens)
-        click.echo(
-            f"{grid.tokens:>7}  {picture.width}×{picture.height} read at {grid.width}×{grid.height}  {name}"
-        )
+        echo(f"{grid.tokens:>7}  {picture.width}×{picture.height} read at {grid.width}×{grid.height}  {name}")

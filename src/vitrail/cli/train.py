@@ -1,6 +1,5 @@
 """`vitrail train DATA`: its options, its progress bar and what it prints. The work is done in train/job.py."""
 
-import json
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitrail.cli.options import Command
+from vitrail.cli.output import echo, echo_json, one_line
 from vitrail.cli.screen import waiting
 from vitrail.errors import InputError
 
@@ -172,9 +172,9 @@ def _job(data: Path, options: dict[str, Any]) -> "Job":
 
 def _tell_faults(faults: list[str]) -> None:
     for fault in faults[:_SHOWN]:
-        click.echo(f"vitrail: {fault}", err=True)
+        echo(f"vitrail: {one_line(fault)}", err=True)
     if len(faults) > _SHOWN:
-        click.echo(f"vitrail: and {len(faults) - _SHOWN} more", err=True)
+        echo(f"vitrail: and {len(faults) - _SHOWN} more", err=True)
 
 
 def _tell_check(reading: "Reading", as_json: bool) -> None:
@@ -189,9 +189,9 @@ def _tell_check(reading: "Reading", as_json: bool) -> None:
         "bad_lines": len(reading.faults),
     }
     if as_json:
-        click.echo(json.dumps({**found, "faults": reading.faults}, ensure_ascii=False))
+        echo_json({**found, "faults": reading.faults})
     else:
-        click.echo(
+        echo(
             f"{found['conversations']} conversations, {found['pictures']} pictures, {found['positions']} tokens, "
             f"{found['learned']} of them learned, {found['longest']} in the longest; "
             f"{found['bad_lines']} lines cannot be used"
@@ -204,14 +204,14 @@ def _tell_outcome(job: "Job", outcome: "Outcome", as_json: bool) -> None:
     result = {"out": str(job.out), "step": outcome.step, "reason": outcome.reason, "loss": outcome.loss,
               "eval_loss": outcome.eval_loss}  # fmt: skip
     if as_json:
-        click.echo(json.dumps(result))
+        echo_json(result)
     elif outcome.reason == "asked to stop":
-        click.echo(f"stopped after step {outcome.step}; the same command goes on", err=True)
+        echo(f"stopped after step {outcome.step}; the same command goes on", err=True)
     else:
         kind = "checkpoint" if job.method == "full" else "adapter"
         losses = "" if outcome.loss is None else f", loss {outcome.loss:.4f}"
         losses += "" if outcome.eval_loss is None else f", evaluation {outcome.eval_loss:.4f}"
-        click.echo(f"{job.out}: {kind} after {outcome.step} steps ({outcome.reason}){losses}")
+        echo(f"{job.out}: {kind} after {outcome.step} steps ({outcome.reason}){losses}")
     if outcome.reason == "asked to stop":
         raise click.exceptions.Exit(130)
 
@@ -227,8 +227,9 @@ class _Bar:
         """Show the bar of a run that is about to begin, or to go on."""
         if not sys.stderr.isatty():
             return
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from vitrail.cli.console import PlainConsole
 
         self._progress = Progress(
             TextColumn("training"),
@@ -237,7 +238,7 @@ class _Bar:
             TextColumn("loss {task.fields[loss]}"),
             TextColumn("{task.fields[speed]} tokens/s"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=PlainConsole(stderr=True),
         )
         self._task = self._progress.add_task("", total=trainer.steps, loss="…", speed="…")
         self._progress.start()

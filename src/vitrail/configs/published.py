@@ -31,6 +31,7 @@ def read_config_folder(
         return read_config_file(Path(name_or_path))
     folder = CheckpointFolder.open(name_or_path, hub, format=format)
     if not {CONFIG_NAME, PARAMS_NAME} & folder.files:
+        folder.refuse_adapter()
         raise CheckpointError(
             f"{folder} has neither {CONFIG_NAME} (Hugging Face's format) nor {PARAMS_NAME} (Mistral's own); a checkpoint's "
             "folder was expected."

@@ -19,7 +19,7 @@ from vitrail.files.hub import resolve
 from vitrail.files.hub_cache import repository_of
 from vitrail.files.hub_options import HubOptions
 from vitrail.files.json import read_json
-from vitrail.files.layout import CONFIGS, choose_among
+from vitrail.files.layout import ADAPTER_CONFIG, CONFIGS, choose_among
 from vitrail.files.repository import COMMIT, Repository
 from vitrail.files.token_ids import TokenIds, choose_tokenizer_file, read_token_ids
 
@@ -125,6 +125,16 @@ class CheckpointFolder(os.PathLike[str]):
         if name not in self._json:
             self._json[name] = read_json(self.path / name)
         return copy.deepcopy(self._json[name])
+
+    def refuse_adapter(self) -> None:
+        """Raise CheckpointError, naming the base model, where the folder holds an adapter and no model."""
+        if ADAPTER_CONFIG not in self.files or not self.files.isdisjoint(CONFIGS.values()):
+            return
+        base = self.json(ADAPTER_CONFIG).get("base_model_name_or_path") or "the model that it was trained on"
+        raise CheckpointError(
+            f"{self.name} holds an adapter, not a model: give {base} as the model, and this folder as the adapter "
+            "(--adapter, load_adapter)."
+        )
 
     def tokenizer_file(self, mode: str = "auto") -> Path | None:
         """The tokenizer's file that counts, as `choose_tokenizer_file` says; None where there is none."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import CheckpointError
+from vitrail.files.lfs import refuse_pointer
 
 # The largest JSON file of the family is Tekken's tokenizer.json, 17 MB.
 JSON_LIMIT = 64 * 1024 * 1024
@@ -36,6 +37,7 @@ def parse_json_object(data: bytes, name: str, *, unique_keys: bool = False) -> d
 
     With `unique_keys` an object that repeats a key is refused instead of keeping the last value.
     """
+    refuse_pointer(data, name)
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique if unique_keys else None)
     except UnicodeDecodeError as error:

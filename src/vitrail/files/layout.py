@@ -12,6 +12,7 @@ HF: Final = "hf"
 MISTRAL: Final = "mistral"
 CONFIG_NAME: Final = "config.json"
 PARAMS_NAME: Final = "params.json"
+ADAPTER_CONFIG: Final = "adapter_config.json"
 NAMES: Final = {HF: "Hugging Face's format", MISTRAL: "Mistral's own format"}
 CONFIGS: Final = {HF: CONFIG_NAME, MISTRAL: PARAMS_NAME}
 STEMS: Final = {HF: "model", MISTRAL: "consolidated"}

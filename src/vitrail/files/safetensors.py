@@ -22,6 +22,7 @@ from torch import Tensor
 from vitrail.errors import CheckpointError
 from vitrail.files.formatting import listed
 from vitrail.files.json import parse_json_object
+from vitrail.files.lfs import PREFIX_SIZE, refuse_pointer
 from vitrail.ops import memory
 
 HEADER_LIMIT = 100_000_000  # the format's own limit
@@ -123,7 +124,10 @@ def _read_header(stream: BinaryIO, size: int, path: Path) -> tuple[int, dict[str
         raise CheckpointError(
             f"{path} is not a safetensors file: it has {size} bytes, the length field needs 8."
         )
-    length = int.from_bytes(stream.read(8), "little")
+    begin = stream.read(PREFIX_SIZE)
+    refuse_pointer(begin, str(path))
+    stream.seek(8)
+    length = int.from_bytes(begin[:8], "little")
     if length > HEADER_LIMIT or length > size - 8:
         raise CheckpointError(
             f"{path} is not a safetensors file or is truncated: its first 8 bytes announce a header "

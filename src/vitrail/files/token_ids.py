@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from vitrail.errors import CheckpointError, InputError
 from vitrail.files.json import read_json
+from vitrail.files.lfs import refuse_pointer
 
 TEKKEN: Final = "tekken.json"
 TOKENIZER_JSON: Final = "tokenizer.json"
@@ -118,6 +119,7 @@ def _sentencepiece(file: Path) -> TokenIds:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from error
     if len(data) > _MODEL_LIMIT:
         raise CheckpointError(f"{file} is larger than the {_MODEL_LIMIT:,} bytes that such a file may have.")
+    refuse_pointer(data, str(file))
     controls, size = {}, 0
     try:
         for field, content in _fields(data):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,24 @@ def write_text(file: Path, text: str) -> Path:
         scratch.unlink(missing_ok=True)
         raise CheckpointError(f"{file} cannot be written: {error.strerror or error}") from error
     return file
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Inside, what the disk refuses is a CheckpointError that names `target`."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def refuse_blocked(folder: Path) -> None:
+    """Raise InputError where `folder` cannot be one: a file stands in its place or above, or no right to write."""
+    place = next((part for part in (folder, *folder.parents) if os.path.lexists(part)), folder)
+    if not place.is_dir():
+        raise InputError(f"{folder} cannot be a folder: {place} is a file; choose another name.")
+    if not os.access(place, os.W_OK):
+        raise InputError(f"{folder} cannot be written: {place} does not allow it; choose another name.")
 
 
 def prepare_folder(save_directory: str | os.PathLike[str]) -> Path:

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vitrail.errors import ImageError
+from vitrail.files.lfs import PREFIX_SIZE, refuse_pointer
 from vitrail.images.arrays import Pixels, is_array, to_levels
 from vitrail.images.fetch import FetchPolicy, fetch, is_url
 
@@ -236,7 +237,9 @@ def _decode(encoded: bytes, subject: str, limits: ImageLimits) -> Image.Image:
 
 def _decode_file(file: IO[bytes], subject: str, limits: ImageLimits) -> Image.Image:
     """Header, limits, pixels of the first frame, then upright and RGB. The caller closes the file."""
-    if file.read(5) == b"%PDF-":
+    begin = file.read(PREFIX_SIZE)
+    refuse_pointer(begin, subject.rpartition(" ")[0], ImageError)
+    if begin.startswith(b"%PDF-"):
         raise ImageError(
             f"{subject} a PDF, and its pages are pictures of their own: open it with vitrail.load_pages, or name it in "
             'a message as {"type": "file", "path": …}.'

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from vitrail.errors import ImageError, MissingPackageError, UnsupportedError
+from vitrail.files.lfs import refuse_pointer
 from vitrail.images.fetch import FetchPolicy, is_url
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def load_pages(
     data, name = read_source(source, timeout, max_bytes=most, policy=policy)
     if not holds_pdf(data):
         if names_pdf(source):
+            refuse_pointer(data, name, ImageError)
             raise ImageError(f"{name} is no PDF, or a damaged one: it does not begin with {_SIGN.decode()}.")
         return [load_image(source if isinstance(source, (str, os.PathLike)) and not is_url(source) else data)]
     if len(data) > limits.max_bytes:

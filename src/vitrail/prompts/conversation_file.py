@@ -10,6 +10,7 @@ from typing import Any
 
 from vitrail.errors import PromptError
 from vitrail.files.json import JSON_LIMIT
+from vitrail.files.lfs import refuse_pointer
 
 _KEYS = ("messages", "tools", "continue_final_message", "reasoning_effort")
 _RECORDED = ("ids", "text", "grids", "pictures")  # what recordings of prompts hold beside the conversation
@@ -70,6 +71,7 @@ def read_tools_file(data: bytes, name: str) -> list[Any]:
 def _text(data: bytes, name: str) -> str:
     if len(data) > JSON_LIMIT:
         raise PromptError(f"{name} is larger than the {JSON_LIMIT:,} bytes that such a file may have")
+    refuse_pointer(data, name, PromptError)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from vitrail.errors import CheckpointError
 from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.lfs import refuse_pointer
 from vitrail.files.names import is_plain
 from vitrail.files.writing import write_text
 
@@ -64,6 +65,7 @@ def _read_text(file: Path) -> str:
             raise CheckpointError(
                 f"{file} is larger than the {_TEMPLATE_LIMIT:,} bytes that a template may have"
             )
+        refuse_pointer(data, str(file))
         return data.decode("utf-8")
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error

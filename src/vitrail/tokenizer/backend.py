@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import CheckpointError
 from vitrail.files.json import JSON_LIMIT
+from vitrail.files.lfs import refuse_pointer
 from vitrail.files.token_ids import TokenIds
 from vitrail.tokenizer.special_tokens import added_token
 
@@ -28,6 +29,7 @@ def read_backend(file: Path) -> Tokenizer:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
     if len(data) > JSON_LIMIT:
         raise CheckpointError(f"{file} is larger than the {JSON_LIMIT:,} bytes that a tokenizer may have")
+    refuse_pointer(data, str(file))
     try:
         return Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises bare Exceptions and ValueErrors

@@ -35,6 +35,7 @@ def choose_tokenizer(folder: str | os.PathLike[str], mode: str = "auto") -> Path
     folder = CheckpointFolder.at(folder)
     file = folder.tokenizer_file(mode)
     if file is None:
+        folder.refuse_adapter()
         raise CheckpointError(
             f"{folder} has no tokenizer: neither tokenizer.json, tekken.json nor *.model.v*"
         )

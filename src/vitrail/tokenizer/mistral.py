@@ -106,6 +106,7 @@ class MistralCommonTokenizer(MistralRows):
         folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=format)
         found = tokenizer_files(folder)
         if not found:
+            folder.refuse_adapter()
             raise CheckpointError(
                 f"{folder} has no tokenizer of mistral-common: neither tekken.json nor *.model.v*"
             )

@@ -13,6 +13,7 @@ import numpy as np
 
 from vitrail.errors import CheckpointError, MissingPackageError, PromptError
 from vitrail.files.formatting import first_line
+from vitrail.files.lfs import PREFIX_SIZE, refuse_pointer
 from vitrail.images.batch_feature import BatchFeature, check_tensor_type
 from vitrail.prompts.messages import ImagePart, Message, TextPart
 
@@ -28,6 +29,11 @@ def open_tokenizer(file: Path, mode: Any) -> Any:
         ) from error
     if not file.is_file():
         raise CheckpointError(f"there is no file {file}; expected tekken.json or *.model.v*")
+    try:
+        with file.open("rb") as stream:
+            refuse_pointer(stream.read(PREFIX_SIZE), str(file))
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
     try:
         return MistralTokenizer.from_file(str(file), mode=ValidationMode(mode))
     except ImportError as error:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from vitrail.errors import CheckpointError
+from vitrail.files.json import read_json
+from vitrail.files.safetensors import SafetensorsFile, write_safetensors
+from vitrail.files.writing import writing
 
 _NAME = "checkpoint-"
 
@@ -55,23 +57,31 @@ def save(run: Resumable, note: Mapping[str, Any]) -> Path:
     """
     final = run.folder / f"{_NAME}{run.step:08d}"
     part = run.folder / f".{final.name}.part"
+    try:
+        with writing(run.folder):
+            _write(run, note, part)
+            shutil.rmtree(final, ignore_errors=True)
+            part.rename(final)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)  # the disk may be full
+        raise
+    for old in checkpoints(run.folder)[: -run.schedule.keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _write(run: Resumable, note: Mapping[str, Any], part: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    weights = {name: tensor.detach() for name, tensor in run.model.named_parameters()}
-    save_file(_own(weights), part / "model.safetensors")
-    save_file(_own(run.average), part / "average.safetensors")
+    write_safetensors(part / "model.safetensors", dict(run.model.named_parameters()))
+    write_safetensors(part / "average.safetensors", run.average)
     plain: list[dict[str, Any]] = []
     tensors: dict[str, Tensor] = {"random": torch.get_rng_state()}
     for index, optimizer in enumerate(run.optimizers):
         plain.append(_split(optimizer, f"{index}", tensors))
-    save_file(_own(tensors), part / "optimizers.safetensors")
+    write_safetensors(part / "optimizers.safetensors", tensors)
     state = {"name": run.name, "step": run.step, "optimizers": plain, "note": note}
     (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    part.rename(final)
-    for old in checkpoints(run.folder)[: -run.schedule.keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def restore(run: Resumable) -> bool:
@@ -84,13 +94,13 @@ def restore(run: Resumable) -> bool:
     if not found:
         return False
     folder = found[-1]
-    note = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    load_weights(run.model, load_file(folder / "model.safetensors"), folder)
-    average = load_file(folder / "average.safetensors")
+    note = read_json(folder / "state.json")
+    load_weights(run.model, _read(folder / "model.safetensors"), folder)
+    average = _read(folder / "average.safetensors")
     run.average = {
         name: average[name].to(p.device) for name, p in run.model.named_parameters() if name in average
     }
-    tensors = load_file(folder / "optimizers.safetensors")
+    tensors = _read(folder / "optimizers.safetensors")
     if len(note["optimizers"]) != len(run.optimizers):
         raise CheckpointError(
             f"{folder}: {len(note['optimizers'])} optimisers, expected {len(run.optimizers)}."
@@ -111,7 +121,7 @@ def begin_from(run: Resumable, folder: Path) -> None:
     if not found:
         raise CheckpointError(f"{folder} has no checkpoint to begin from.")
     for name, target in (("model", dict(run.model.named_parameters())), ("average", run.average)):
-        tensors = load_file(found[-1] / f"{name}.safetensors")
+        tensors = _read(found[-1] / f"{name}.safetensors")
         with torch.no_grad():
             for key in sorted(set(tensors) & set(target)):
                 target[key].copy_(tensors[key])
@@ -128,7 +138,7 @@ def read_note(folder: Path) -> dict[str, Any]:
     found = checkpoints(folder)
     if not found:
         return {}
-    note = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
+    note = read_json(found[-1] / "state.json")
     return dict(note.get("note", {}))
 
 
@@ -155,6 +165,11 @@ def load_weights(model: Named, tensors: Mapping[str, Tensor], origin: Path) -> N
         parameter.copy_(tensors[name])
 
 
+def _read(path: Path) -> dict[str, Tensor]:
+    file = SafetensorsFile(path)
+    return {name: file.tensor(name).clone() for name in file}
+
+
 def _split(optimizer: Optimizer, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Move an optimiser's tensors into `tensors`; what is left is plain JSON."""
     whole = optimizer.state_dict()
@@ -174,8 +189,3 @@ def _join(optimizer: Optimizer, prefix: str, plain: Mapping[str, Any], tensors: 
         if parts[0] == prefix:
             entries.setdefault(int(parts[1]), {})[parts[2]] = tensor
     optimizer.load_state_dict({"state": entries, "param_groups": plain["groups"]})
-
-
-def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # safetensors refuses tensors that share memory
-    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import InputError, PromptError
+from vitrail.files.lfs import refuse_pointer
 from vitrail.prompts.builtin.turns import read_weight
 from vitrail.prompts.messages import ImagePart, Message, normalize
 
@@ -44,6 +45,8 @@ def find_lines(path: Path) -> Iterator[Line]:
         with path.open("rb") as stream:
             offset = 0
             for number, text in enumerate(stream, 1):
+                if number == 1:
+                    refuse_pointer(text, str(path), InputError)
                 if text.strip():
                     yield Line(number, offset, len(text))
                 offset += len(text)

@@ -12,6 +12,7 @@ import torch
 from vitrail.adapters.config import LoraConfig
 from vitrail.auto import AutoConfig
 from vitrail.errors import InputError
+from vitrail.files.writing import refuse_blocked, writing
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.train.dataset import Dataset, open_dataset, refuse_faults
 from vitrail.train.packing import mixed
@@ -163,12 +164,14 @@ class Job:
         outcome = trainer.run()
         if outcome.reason != "asked to stop":
             trainer.settle()
-            self._write(model, reading.inputs, out)
+            with writing(out):
+                self._write(model, reading.inputs, out)
         return outcome
 
     def _folder(self) -> Path:
         if self.out is None:
             raise InputError("give a folder for the result.")
+        refuse_blocked(self.out)
         if not (self.out / CHECKPOINTS).is_dir():
             for name in _MODEL_FILES:
                 if (self.out / name).exists():

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vitrail.errors import VitrailError
+from vitrail.files.writing import writing
 from vitrail.train import checkpoint
 from vitrail.train.checkpoint import Named
 from vitrail.train.distributed import Peers
@@ -103,7 +104,8 @@ class TrainingLoop(Generic[MicroBatch]):
 
     def run(self, on_step: Callable[[StepResult], None] | None = None) -> bool:
         """Train to the schedule's end (True) or until stopped (False); save a checkpoint either way."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         with _stop_on_signal(self):
             batches = iter(self.data(self.step)) if self._goes_on() else iter(())
             while self._goes_on():

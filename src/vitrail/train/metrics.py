@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vitrail.files.writing import writing
 from vitrail.train.loop import Schedule, StepResult
 
 NAME = "metrics.jsonl"
@@ -15,7 +16,7 @@ NAME = "metrics.jsonl"
 
 def append(folder: Path, record: Mapping[str, Any]) -> None:
     """Write one line."""
-    with (folder / NAME).open("a", encoding="utf-8") as file:
+    with writing(folder), (folder / NAME).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 

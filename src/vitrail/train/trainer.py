@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import InputError
 from vitrail.files.safetensors import write_safetensors
+from vitrail.files.writing import writing
 from vitrail.train import checkpoint, metrics
 from vitrail.train.dataset import Dataset
 from vitrail.train.loop import Schedule, StepResult, TrainingLoop
@@ -207,9 +208,10 @@ class Trainer:
 
     def _write_best(self) -> None:
         part = self.root / f".{BEST}.part"
-        part.unlink(missing_ok=True)
-        write_safetensors(part, {name: p.detach() for name, p in self.model.named_parameters()})
-        os.replace(part, self.root / BEST)
+        with writing(self.root):
+            part.unlink(missing_ok=True)
+            write_safetensors(part, {name: p.detach() for name, p in self.model.named_parameters()})
+            os.replace(part, self.root / BEST)
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -231,7 +233,8 @@ class Trainer:
 
     def _resume(self) -> None:
         """Continue the run that the folder holds, from its newest checkpoint."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
         before = checkpoint.read_note(self.loop.folder)
         if before:
             if changed := differences(before.get("run", {}), self.identity):
@@ -242,11 +245,13 @@ class Trainer:
             self.loop.restore()
             self.best = math.inf if before["best"] is None else float(before["best"])
             self.waited, self.loop.not_finite = int(before["waited"]), int(before["lost"])
-        self.records = metrics.cut(self.root, self.loop.step)
+        with writing(self.root):
+            self.records = metrics.cut(self.root, self.loop.step)
 
     def _draw(self) -> None:
         title = f"{self.root.name}: {self.loop.step} of {self.steps} steps"
-        draw_curves(self.records, self.root / CURVES, title)
+        with writing(self.root):
+            draw_curves(self.records, self.root / CURVES, title)
 
     def _last(self, key: str) -> float | None:
         return next((float(record[key]) for record in reversed(self.records) if key in record), None)

@@ -98,6 +98,7 @@ def open_source(source: str | os.PathLike[str], to: str) -> tuple[PretrainedConf
     given = MISTRAL if to == HF else HF
     folder = CheckpointFolder.at(source, format=given)
     if CONFIGS[given] not in folder.files:
+        folder.refuse_adapter()
         held = CONFIGS[to] in folder.files
         already = (
             f"it is in {NAMES[to]} already" if held else f"nor has it a {CONFIGS[to]}: it holds no checkpoint"
