@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,48 @@ def test_a_fresh_adapter_changes_nothing_and_freezes_the_rest() -> None:
         model.set_adapter("other")
     with pytest.raises(InputError, match="letters"):
         model.add_adapter(LoraConfig(target_modules="all-linear"), "a.b")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=["q_proj", "embed_tokens"], use_dora=True),
+        LoraConfig(target_modules=["q_proj"], modules_to_save=["v_proj"]),
+    ],
+    ids=["dora on embeddings", "a packed module saved whole"],
+)
+def test_add_adapter_that_fails_leaves_the_model_as_it_was(config: LoraConfig) -> None:
+    model = base(quantization_config=BitsAndBytesConfig(load_in_8bit=True), dtype=torch.float32)
+    state = [(name, type(module)) for name, module in model.named_modules()]
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    with pytest.raises(UnsupportedError):
+        model.add_adapter(config)
+    assert [(name, type(module)) for name, module in model.named_modules()] == state
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
+    assert model.active_adapters() == []
+    model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+
+
+@torch.no_grad()  # with frozen weights gradients take another way
+def test_deleting_the_active_adapter_activates_the_next_and_warns() -> None:
+    model, ids = base(), torch.arange(9)[None]
+    logits = {"none": model(ids).logits}
+    for name in ("first", "second"):
+        model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False), name)
+        logits[name] = model(ids).logits
+    with pytest.warns(UserWarning, match="second was deleted; first is active now"):
+        model.delete_adapter("second")
+    assert model.active_adapters() == ["first"]
+    assert torch.equal(model(ids).logits, logits["first"])
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]), "third")
+    model.disable_adapters()
+    with pytest.warns(UserWarning, match="first is active now"):
+        model.delete_adapter("third")
+    assert torch.equal(model(ids).logits, logits["none"])  # still switched off
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.delete_adapter("first")  # the only one: nothing to say
+    assert torch.equal(model(ids).logits, logits["none"])
 
 
 # --- packed bases ---------------------------------------------------------------------------------------------
