@@ -8,7 +8,7 @@ from torch import nn
 
 from vitrail.adapters.config import ALL_LINEAR, LoraConfig
 from vitrail.adapters.layers import Adapted
-from vitrail.adapters.pattern import Pattern
+from vitrail.adapters.pattern import Budget, Pattern
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.files.formatting import listed
 from vitrail.quant.replace import Quantized, QuantLinear
@@ -121,7 +121,8 @@ def _chooser(config: LoraConfig, model: nn.Module) -> Callable[[str, nn.Module],
     layers = [numbered] if isinstance(numbered, int) else numbered
     given = config.layers_pattern or r"[^.]*"
     holders = [given] if isinstance(given, str) else given
-    patterns = [Pattern.parse(rf"(?:.*\.)?(?:{holder})\.{n}\.") for holder in holders for n in layers]
+    budget = Budget()
+    patterns = [Pattern.parse(rf"(?:.*\.)?(?:{holder})\.{n}\.", budget) for holder in holders for n in layers]
     named = set(target or ())
     return lambda name, module: (
         name in named or (fits(name) and any(pattern.match(name) for pattern in patterns))
@@ -133,11 +134,13 @@ def _matcher(names: list[str] | str | None) -> Callable[[str], bool]:
         return lambda name: False
     if isinstance(names, str):
         return Pattern.parse(names).fullmatch
-    return lambda name: _ends(name, names)
+    endings = frozenset(names)
 
+    def ends(name: str) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[n:]) in endings for n in range(len(parts)))
 
-def _ends(name: str, endings: Sequence[str]) -> bool:
-    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
+    return ends
 
 
 def is_saved(name: str, config: LoraConfig) -> bool:
