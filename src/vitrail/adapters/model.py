@@ -85,7 +85,7 @@ def retrain(model: nn.Module, path: str, name: str, *, frozen: bool = False) -> 
     base = plain(model, path)
     if isinstance(base, Quantized):
         raise UnsupportedError(
-            f"the adapter has the whole module {path}, which is quantised here; leave it out when quantising."
+            f"a module of the adapter is whole, but {path} is quantised; leave it out when quantising."
         )
     part = copy.deepcopy(base)
     if not frozen and part.weight.is_floating_point():  # type: ignore[operator]
