@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.parity.pairs import IMAGE, TEXTS, VISION_LANGUAGE, Pair, Shape, build, close, inputs
 from vitrail import LoraConfig
+from vitrail.errors import CheckpointError
 from vitrail.train.packing import Pack, loss_sum
 
 PIXTRAL, SMALL = VISION_LANGUAGE[0], VISION_LANGUAGE[6]
@@ -131,6 +133,137 @@ def test_an_adapter_that_peft_saved(shape: Shape, tmp_path: Path) -> None:
         close(
             pair.ours.merge_and_unload()(**given).logits, theirs.merge_and_unload()(**given).logits, "merged"
         )
+
+
+def peft_adapter(theirs: Any, folder: Path, *, embeddings: bool = False, **options: Any) -> Any:
+    """PEFT's model with an adapter whose trained tensors are moved, saved into `folder`."""
+    import peft
+
+    config = peft.LoraConfig(r=4, init_lora_weights=False, **options)
+    wrapped = peft.get_peft_model(theirs, config).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    wrapped.save_pretrained(folder, save_embedding_layers=embeddings)
+    return wrapped
+
+
+WHOLE = (
+    "multi_modal_projector",
+    "patch_merger",
+    "projector",
+    "vision_tower",
+    "linear_1",
+    "norm",
+    "head",
+    "embed_tokens",
+)
+
+
+@pytest.mark.parametrize("whole", WHOLE)
+def test_load_adapter_of_peft_with_modules_to_save_gives_its_logits(whole: str, tmp_path: Path) -> None:
+    """Containers, endings of names, single layers; saved here, PEFT loads the same file again."""
+    import peft
+
+    shape = SMALL if whole == "patch_merger" else PIXTRAL
+    pair, given = build(shape, gain=0.7), inputs(shape, None)
+    targets = r".*language_model.*\.q_proj"
+    theirs = peft_adapter(pair.theirs, tmp_path / "theirs", target_modules=targets, modules_to_save=[whole])
+    pair.ours.load_adapter(tmp_path / "theirs")
+    pair.ours.save_adapter(tmp_path / "ours")
+    again = peft.PeftModel.from_pretrained(build(shape, gain=0.7).theirs, tmp_path / "ours").eval()
+    with torch.no_grad():
+        expected = theirs(**given).logits
+        close(pair.ours(**given).logits, expected, "logits")
+        close(again(**given).logits, expected, "saved here")
+        fresh = build(shape, gain=0.7).ours
+        names = fresh.add_adapter(LoraConfig(target_modules=targets, modules_to_save=[whole]))
+        close(fresh(**given).logits, build(shape, gain=0.7).ours(**given).logits, "fresh")
+    assert set(names) == {name.removesuffix(".base_layer") for name, _ in pair.ours.named_modules()
+                          if name.endswith(".base_layer")}  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [0, 8], ids=["same-vocabulary", "resized"])
+def test_load_adapter_with_embeddings_saved_whole_gives_pefts_logits(rows: int, tmp_path: Path) -> None:
+    pair, given = build(PIXTRAL, gain=0.7), inputs(PIXTRAL, None)
+    size = pair.theirs.get_input_embeddings().weight.shape[0] + rows
+    for model in (pair.theirs, pair.ours):
+        model.resize_token_embeddings(size)
+    with torch.no_grad():
+        plain = pair.ours(**given).logits
+        pair.theirs.get_input_embeddings().weight += 0.25
+        theirs = peft_adapter(pair.theirs, tmp_path, embeddings=True, target_modules=["q_proj"])
+        names = [name for name, _ in pair.ours.named_modules()]
+        pair.ours.load_adapter(tmp_path)
+        close(pair.ours(**given).logits, theirs(**given).logits, "logits")
+        trained = [name for name, p in pair.ours.named_parameters() if p.requires_grad]
+        assert trained and all(".lora_" in name for name in trained), "the embeddings are not trained"
+        pair.ours.delete_adapter("default")
+        assert [name for name, _ in pair.ours.named_modules()] == names
+        assert torch.equal(pair.ours(**given).logits, plain)
+    if rows:
+        with pytest.raises(CheckpointError, match="resize_token_embeddings"):
+            build(PIXTRAL, gain=0.7).ours.load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("whole", [None, ["lm_head"]], ids=["matrices", "whole"])
+def test_load_adapter_with_keys_without_prefix_gives_pefts_logits(whole: Any, tmp_path: Path) -> None:
+    """transformers writes them with save_peft_format=False."""
+    pair, given = build(PIXTRAL, gain=0.7), inputs(PIXTRAL, None)
+    theirs = peft_adapter(pair.theirs, tmp_path, target_modules=["q_proj"], modules_to_save=whole)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({key.removeprefix("base_model.model."): value for key, value in load_file(file).items()}, file)
+    pair.ours.load_adapter(tmp_path)
+    with torch.no_grad():
+        close(pair.ours(**given).logits, theirs(**given).logits, "logits")
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (
+            "language_model.layers.1.self_attn.q_proj",
+            r"target_modules also names .*layers\.1\.self_attn\.q_proj",
+        ),
+        (".v_proj.", r"target_modules also names .*v_proj"),
+        ("linear_2", r"modules_to_save also names model\.multi_modal_projector\.linear_2"),
+    ],
+)
+def test_load_adapter_that_lacks_modules_of_its_configuration_is_refused(
+    lost: str, said: str, tmp_path: Path
+) -> None:
+    pair = build(PIXTRAL, gain=0.7)
+    options = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["multi_modal_projector"]}
+    peft_adapter(pair.theirs, tmp_path, **options)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({key: value for key, value in load_file(file).items() if lost not in key}, file)
+    names = [name for name, _ in pair.ours.named_modules()]
+    with pytest.raises(CheckpointError, match=said):
+        pair.ours.load_adapter(tmp_path)
+    assert [name for name, _ in pair.ours.named_modules()] == names
+
+
+def test_load_adapter_of_a_text_model_on_a_vision_language_model_needs_no_matrices_for_images(
+    tmp_path: Path,
+) -> None:
+    """Its target_modules name layers of the tower too, which the adapter's own model did not have."""
+    pair = build(PIXTRAL, gain=0.7)
+    peft_adapter(pair.theirs, tmp_path, target_modules=["q_proj"])
+    file = tmp_path / "adapter_model.safetensors"
+    text = {key.replace(".language_model.", "."): value for key, value in load_file(file).items()
+            if ".language_model." in key}  # fmt: skip
+    save_file(text, file)
+    pair.ours.load_adapter(tmp_path)
+    assert sum(name.endswith(".lora_A") for name, _ in pair.ours.named_parameters()) == len(text) // 2
+    text.pop(next(key for key in text if "layers.1." in key and "lora_A" in key))
+    text.pop(next(key for key in text if "layers.1." in key and "lora_B" in key))
+    save_file(text, file)
+    with pytest.raises(
+        CheckpointError, match=r"also names model\.language_model\.layers\.1\.self_attn\.q_proj, with"
+    ):
+        pair.ours.load_adapter(tmp_path, "other")
 
 
 @pytest.mark.parametrize("shape", [PIXTRAL, SMALL, TEXTS[0]], ids=str)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,76 @@ def test_what_is_no_pattern_is_told(bad: str) -> None:
         Pattern.parse(bad)
 
 
+LETTERS = "".join(chr(0x4E00 + 2 * i) for i in range(4000))
+SLOW = {
+    "a large class": rf"(?:[{LETTERS}a-z_.0-9]?){{1000}}zz[z]",
+    "many ranges": "(?:[" + "".join(f"{a}-{a}" for a in LETTERS[:2000]) + "a-z_.]?){1000}zz[z]",
+    "look-aheads": r"(?:(?=(?:.?){1000}zz)?.?){1000}zz[z]",
+    "many alternatives": "|".join(["a"] * 4900),
+    "repetition of nothing": "(?:a{1000}){20}{0}" * 500,
+}
+
+
+@pytest.mark.parametrize(
+    ("table", "slow"), [*(("rank_pattern", slow) for slow in SLOW), ("alpha_pattern", "look-aheads")]
+)
+def test_a_slow_pattern_ends_or_is_refused_in_seconds(table: str, slow: str) -> None:
+    config = LoraConfig.from_dict({"target_modules": ["q_proj"], table: {SLOW[slow]: 4}})
+    begun = time.process_time()
+    try:
+        for layer in range(500):
+            name = f"model.language_model.layers.{layer}.self_attn.q_proj"
+            assert config.scaling(name, config.rank(name)) == 1
+    except ConfigError as error:
+        assert "take too long" in str(error)  # noqa: PT017  (either end is right)
+    assert time.process_time() - begun < 30  # measured: up to 4 s; unbounded, hours
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        r"layers.1.q_proj",
+        r"(?:layers).1.q_proj",
+        r"layers\.\d+\.q_proj",
+        r"\wq_proj",
+        r"b|a",
+        r"layers\..*proj",
+        r"layers\.1\.q_proj",
+        r"layers\.1.q_proj",
+        "q_proj",
+        ".",
+        r"\.",
+    ],
+)
+def test_a_key_that_is_a_name_matches_what_pythons_pattern_does(key: str) -> None:
+    names = ["layers.1.q_proj", "model.layers.1.q_proj", "layers.11.q_proj", "layersx1.q_proj", "layers.1xq_proj", "q_proj",
+             "xq_proj", "x.q_proj", "a", "b.a", "", "b.."]  # fmt: skip
+    config = LoraConfig(rank_pattern={key: 3})
+    for name in names:
+        assert (config.rank(name) == 3) == bool(re.fullmatch(rf"(?:.*\.)?(?:{key})", name)), name
+
+
+def test_rank_pattern_with_a_name_per_layer_costs_no_time_and_follows_changes() -> None:
+    names = [
+        f"model.layers.{n}.{kind}" for n in range(100) for kind in ("q_proj", "k_proj", "v_proj", "o_proj")
+    ]
+    config = LoraConfig(rank_pattern={name.replace(".", r"\."): n + 1 for n, name in enumerate(names)})
+    assert [config.rank(name) for name in names] == list(range(1, 401))
+    config.rank_pattern[r"v_proj"] = 7
+    config.rank_pattern.pop(r"model\.layers\.5\.v_proj")
+    again = pickle.loads(pickle.dumps(config))
+    assert config.rank("model.layers.5.v_proj") == again.rank("model.layers.5.v_proj") == 7
+
+
+def test_a_class_with_ranges_matches_what_pythons_do() -> None:
+    for pattern in (r"[a-fc-dx-z]", r"[^b-dp-r\d]", r"[\w\s-]", r"[z-za-b_\]]"):
+        for char in map(chr, range(1, 128)):
+            assert Pattern.parse(pattern).fullmatch(char) == bool(re.fullmatch(pattern, char)), (
+                pattern,
+                char,
+            )
+
+
 # --- which layers ---------------------------------------------------------------------------------------------
 
 
@@ -150,6 +222,48 @@ def test_a_fresh_adapter_changes_nothing_and_freezes_the_rest() -> None:
         model.set_adapter("other")
     with pytest.raises(InputError, match="letters"):
         model.add_adapter(LoraConfig(target_modules="all-linear"), "a.b")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=["q_proj", "embed_tokens"], use_dora=True),
+        LoraConfig(target_modules=["q_proj"], modules_to_save=["v_proj"]),
+    ],
+    ids=["dora on embeddings", "a packed module saved whole"],
+)
+def test_add_adapter_that_fails_leaves_the_model_as_it_was(config: LoraConfig) -> None:
+    model = base(quantization_config=BitsAndBytesConfig(load_in_8bit=True), dtype=torch.float32)
+    state = [(name, type(module)) for name, module in model.named_modules()]
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    with pytest.raises(UnsupportedError):
+        model.add_adapter(config)
+    assert [(name, type(module)) for name, module in model.named_modules()] == state
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
+    assert model.active_adapters() == []
+    model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+
+
+@torch.no_grad()  # with frozen weights gradients take another way
+def test_deleting_the_active_adapter_activates_the_next_and_warns() -> None:
+    model, ids = base(), torch.arange(9)[None]
+    logits = {"none": model(ids).logits}
+    for name in ("first", "second"):
+        model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False), name)
+        logits[name] = model(ids).logits
+    with pytest.warns(UserWarning, match="second was deleted; first is active now"):
+        model.delete_adapter("second")
+    assert model.active_adapters() == ["first"]
+    assert torch.equal(model(ids).logits, logits["first"])
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]), "third")
+    model.disable_adapters()
+    with pytest.warns(UserWarning, match="first is active now"):
+        model.delete_adapter("third")
+    assert torch.equal(model(ids).logits, logits["none"])  # still switched off
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.delete_adapter("first")  # the only one: nothing to say
+    assert torch.equal(model(ids).logits, logits["none"])
 
 
 # --- packed bases ---------------------------------------------------------------------------------------------

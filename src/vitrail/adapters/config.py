@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from vitrail.adapters.pattern import Pattern
+from vitrail.adapters.pattern import PatternTable
 from vitrail.errors import ConfigError, UnsupportedError
 
 ALL_LINEAR = "all-linear"
@@ -97,11 +97,18 @@ class LoraConfig:
 
     def rank(self, name: str) -> int:
         """r for the module `name`."""
-        return int(_lookup(self.rank_pattern, name, self.r))
+        return int(self._table("rank_pattern").get(name, self.r))
 
     def alpha(self, name: str) -> float:
         """lora_alpha for the module `name`."""
-        return float(_lookup(self.alpha_pattern, name, self.lora_alpha))
+        return float(self._table("alpha_pattern").get(name, self.lora_alpha))
+
+    def _table(self, name: str) -> PatternTable:
+        """The parsed patterns of rank_pattern or alpha_pattern, anew where they were changed."""
+        tables: dict[str, PatternTable] = self.__dict__.setdefault("_tables", {})
+        if name not in tables or tables[name].table != getattr(self, name):
+            tables[name] = PatternTable(getattr(self, name))
+        return tables[name]
 
     def scaling(self, name: str, rank: int) -> float:
         """s: what B·A is multiplied by."""
@@ -150,14 +157,6 @@ def as_lora_config(value: Any) -> LoraConfig:
     if not isinstance(values, Mapping):
         raise ConfigError(f"an adapter is described by a LoraConfig or a dict, got {type(value).__name__}.")
     return LoraConfig.from_dict(values)
-
-
-def _lookup(table: Mapping[str, Any], name: str, default: Any) -> Any:
-    """The value of the first pattern that is the name or an ending of it after a dot."""
-    for key, value in table.items():
-        if Pattern.parse(rf"(?:.*\.)?(?:{key})").fullmatch(name):
-            return value
-    return default
 
 
 def _whole(name: str, value: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,23 @@ from torch import Tensor, nn
 
 from vitrail.adapters.config import LoraConfig
 from vitrail.adapters.layers import Lora, LoraTable
-from vitrail.adapters.model import DEFAULT, adapted, attach, check_name, configs, finish, plain, retrain
-from vitrail.adapters.targets import plain_modules
+from vitrail.adapters.model import (
+    DEFAULT,
+    adapted,
+    attach,
+    check_name,
+    configs,
+    finish,
+    plain,
+    remove,
+    retrain,
+)
+from vitrail.adapters.targets import is_saved, plain_modules, saved, takes_matrices, targeted
 from vitrail.errors import CheckpointError, ConfigError, InputError
 from vitrail.files.formatting import listed
 from vitrail.files.json import read_json
 from vitrail.files.safetensors import SafetensorsFile, write_safetensors
-from vitrail.quant.replace import replace
-from vitrail.weights.names import canonical
+from vitrail.weights.names import canonical, part as part_of, published
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -34,6 +43,7 @@ _PARTS = {
     "lora_embedding_A": "lora_embedding_A",
     "lora_embedding_B": "lora_embedding_B",
 }
+_VISION = ("model.vision_tower.", "model.multi_modal_projector.")
 _MODEL_FILES = ("config.json", "params.json")
 _LIMIT = 1 << 22  # bytes of an adapter_config.json
 
@@ -81,19 +91,20 @@ def base_of(name: str | os.PathLike[str]) -> str | None:
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = DEFAULT) -> LoraConfig:
     """Put the adapter of a folder on the model under `name` and make it the active one.
 
-    Every tensor of the file must belong to a module and fit it, and every matrix must have its partner; else
-    CheckpointError tells of all that is amiss and the model is as it was.
+    Every tensor of the file must belong to a module and fit it, every matrix must have its partner, and every module
+    that the configuration names must be there; else CheckpointError names what is amiss and the model is as it was.
+    Embeddings and head that PEFT saved with the adapter (save_embedding_layers, a new vocabulary) count while it does.
     """
     place = Path(folder)
     config = read_config(place)
     check_name(model, name)
     source = SafetensorsFile(place / WEIGHTS)
     contents = _sort(model, source)
-    _check_pairs(contents, config, source.path)
+    _check_pairs(model, contents, config, source.path)
     try:
         _fill(model, contents, config, name, source.path)
-    except Exception:  # whatever it was: half an adapter must not stay, and the error goes on
-        _remove_half(model, name)
+    except BaseException:  # whatever it was: half an adapter must not stay, and the error goes on
+        remove(model, name)
         raise
     finish(model, name, config)
     return config
@@ -155,7 +166,7 @@ def _sort(model: nn.Module, source: SafetensorsFile) -> _Contents:
         bare = key.removeprefix(_PREFIX)
         module, part = _split(bare)
         path = modules.get(canonical(f"{module}."))
-        if not key.startswith(_PREFIX) or path is None:
+        if path is None:
             strange.append(key)
             continue
         contents.spelled[path] = module
@@ -183,8 +194,8 @@ def _split(key: str) -> tuple[str, str]:
     return module, part
 
 
-def _check_pairs(contents: _Contents, config: LoraConfig, path: Path) -> None:
-    """Each module has both matrices, of the rank that the configuration says, and DoRA's lengths where it has them."""
+def _check_pairs(model: nn.Module, contents: _Contents, config: LoraConfig, path: Path) -> None:
+    """Each module of the configuration has both matrices, of its rank, and DoRA's lengths where it has them."""
     wrong = []
     for module, parts in contents.matrices.items():
         given = set(parts) - {"lora_magnitude_vector"}
@@ -196,12 +207,50 @@ def _check_pairs(contents: _Contents, config: LoraConfig, path: Path) -> None:
         first, rank = parts[min(given)], config.rank(contents.spelled[module])
         if first.dim() != 2 or first.shape[0] != rank:
             wrong.append(f"{module} has {min(given)} of shape {tuple(first.shape)} where r is {rank}")
-    saved = config.modules_to_save or []
     for module in contents.whole:
-        if not any(module == name or module.endswith(f".{name}") for name in saved):
+        if not _named(contents, config, module) and module not in _embeddings(model, contents):
             wrong.append(f"{module} is saved whole, but modules_to_save does not name it")
+    spelled = _spelling(contents)
+    if config.target_modules is not None:
+        targets = [name for name, module in targeted(model, config, spelled) if takes_matrices(module)]
+        if missing := [name for name in targets if name not in contents.matrices]:
+            wrong.append(f"target_modules also names {listed(missing)}, with no matrices in the file")
+    if missing := [name for name in saved(model, config, spelled) if name not in contents.whole]:
+        wrong.append(f"modules_to_save also names {listed(missing)}, with no weights in the file")
     if wrong:
         raise CheckpointError(f"{path} does not fit its {CONFIG}: {'; '.join(wrong[:20])}.")
+
+
+def _named(contents: _Contents, config: LoraConfig, module: str) -> bool:
+    """Whether modules_to_save names a module, as it is called here or in the file."""
+    return is_saved(module, config) or is_saved(contents.spelled[module], config)
+
+
+def _embeddings(model: nn.Module, contents: _Contents) -> tuple[str, ...]:
+    """The embeddings and the head where the file holds the embeddings' own weight: PEFT saves both, unnamed."""
+    pair = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
+    names = {module: name for name, module in model.named_modules()}
+    first, *rest = [names.get(module, "") if module is not None else "" for module in pair]
+    return (first, *rest) if first in contents.whole or first in contents.base else ()
+
+
+def _spelling(contents: _Contents) -> Callable[[str], str | None]:
+    """What the model that the file was made with called a module of this one; None where it had none."""
+    ways: list[Callable[[str], str]] = [
+        str,
+        canonical,
+        lambda name: published(canonical(name), vision=True),
+        lambda name: published(canonical(name), vision=False),
+    ]
+    pairs = contents.spelled.items()
+    way = max(ways, key=lambda one: sum(one(f"{name}.") == f"{spelled}." for name, spelled in pairs))
+
+    def spelled(name: str) -> str | None:
+        if way is ways[-1] and part_of(canonical(f"{name}.")) in _VISION:
+            return None  # a text model's adapter
+        return contents.spelled.get(name) or way(f"{name}.")[:-1]
+
+    return spelled
 
 
 def _fill(model: nn.Module, contents: _Contents, config: LoraConfig, name: str, path: Path) -> None:
@@ -213,7 +262,7 @@ def _fill(model: nn.Module, contents: _Contents, config: LoraConfig, name: str, 
             part.lora_magnitude_vector = nn.Parameter(torch.zeros_like(part.lora_B[:, 0]))
         _copy(dict(part.named_parameters()), parts, module, path)
     for module, tensors in contents.whole.items():
-        part = retrain(model, module, name)
+        part = retrain(model, module, name, frozen=not _named(contents, config, module))
         _copy(dict(part.named_parameters()), tensors, module, path)
 
 
@@ -225,7 +274,7 @@ def _copy(own: Mapping[str, Tensor], given: Mapping[str, Tensor], module: str, p
         if own[key].shape != tensor.shape:
             raise CheckpointError(
                 f"{path}: {module} {key} has the shape {tuple(tensor.shape)}, this model needs {tuple(own[key].shape)}; "
-                "the adapter belongs to another model."
+                "the adapter belongs to another model, or to one whose vocabulary was resized (resize_token_embeddings)."
             )
         own[key].copy_(tensor)
 
@@ -241,12 +290,3 @@ def _check_base(base: Any, given: Tensor, module: str, path: Path) -> None:
             f"{path} brings a weight for {module} that is not this model's; the adapter was trained on another "
             "checkpoint, or on one with more tokens."
         )
-
-
-def _remove_half(model: nn.Module, name: str) -> None:
-    """Take away what was attached before a fault."""
-    for path, layer in list(adapted(model)):
-        if name in layer.adapters:
-            del layer.adapters[name]
-        if not len(layer.adapters):
-            replace(model, path, layer.base_layer)

@@ -16,17 +16,19 @@ from vitrail.ops.weight import dequantize
 
 
 class Adapted(nn.Module):
-    """A layer and its adapters. `active`: the names of those that count, in order."""
+    """A layer and its adapters. `active`: the names of those that count, in order; `frozen`: those not trained here."""
 
     base_layer: nn.Module
     adapters: nn.ModuleDict
     active: tuple[str, ...]
+    frozen: set[str]
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.adapters = nn.ModuleDict()
         self.active = ()
+        self.frozen = set()
         self.training = base_layer.training
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,18 +25,23 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 def add_adapter(model: nn.Module, config: LoraConfig, name: str = DEFAULT) -> list[str]:
     """Put a fresh adapter on the model, make it the active one, and give the names of the modules that it is on.
 
-    Only the adapter's own tensors are trainable afterwards. Raises InputError for a name that is taken or unfit.
+    Only the adapter's own tensors are trainable afterwards. Raises InputError for a name that is taken or unfit; after
+    any error the model is as it was.
     """
     check_name(model, name)
     targets, saved = find_targets(model, config), find_saved(model, config)
-    for path in targets:
-        base = plain(model, path)
-        rank = config.rank(path)
-        attach(model, path, name, config, rank).draw(config.init_lora_weights)
-        if config.use_dora:
-            _lengths(adapter_at(model, path, name), base)
-    for path in saved:
-        retrain(model, path, name)
+    try:
+        for path in targets:
+            base = plain(model, path)
+            rank = config.rank(path)
+            attach(model, path, name, config, rank).draw(config.init_lora_weights)
+            if config.use_dora:
+                _lengths(adapter_at(model, path, name), base)
+        for path in saved:
+            retrain(model, path, name)
+    except BaseException:  # whatever it was: half an adapter must not stay, and the error goes on
+        remove(model, name)
+        raise
     _register(model, name, config)
     return [*targets, *saved]
 
@@ -71,17 +77,36 @@ def attach(model: nn.Module, path: str, name: str, config: LoraConfig, rank: int
     return part
 
 
-def retrain(model: nn.Module, path: str, name: str) -> nn.Module:
-    """A copy of the module at `path` that belongs to the adapter `name`, trained in float32 at least."""
+def retrain(model: nn.Module, path: str, name: str, *, frozen: bool = False) -> nn.Module:
+    """A copy of the module at `path` that belongs to the adapter `name`, trained in float32 at least.
+
+    frozen: it is not trained and keeps its type.
+    """
     base = plain(model, path)
     if isinstance(base, Quantized):
-        raise UnsupportedError(f"modules_to_save: {path} is quantised; leave it out when quantising.")
+        raise UnsupportedError(
+            f"a module of the adapter is whole, but {path} is quantised; leave it out when quantising."
+        )
     part = copy.deepcopy(base)
-    if part.weight.is_floating_point():  # type: ignore[operator]
+    if not frozen and part.weight.is_floating_point():  # type: ignore[operator]
         part = part.to(torch.promote_types(part.weight.dtype, torch.float32))  # type: ignore[arg-type]
-    part.requires_grad_(True)
-    _put(model, path, name, part)
+    part.requires_grad_(not frozen)
+    holder = _put(model, path, name, part)
+    if frozen:
+        holder.frozen.add(name)
     return part
+
+
+def remove(model: nn.Module, *names: str) -> None:
+    """Take away all parts of the adapters `names`; a module without any is again what it was."""
+    for path, layer in list(adapted(model)):
+        for name in names:
+            if name in layer.adapters:
+                del layer.adapters[name]
+            layer.frozen.discard(name)
+        layer.active = tuple(name for name in layer.active if name not in names)
+        if not len(layer.adapters):
+            replace(model, path, layer.base_layer)
 
 
 def finish(model: nn.Module, name: str, config: LoraConfig) -> None:
@@ -121,7 +146,7 @@ def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
     for _, layer in adapted(model):
         layer.base_layer.requires_grad_(False)
         for name, part in layer.adapters.items():
-            part.requires_grad_(name in chosen)
+            part.requires_grad_(name in chosen and name not in layer.frozen)
 
 
 def switch(model: nn.Module, on: bool) -> None:
@@ -132,19 +157,27 @@ def switch(model: nn.Module, on: bool) -> None:
 
 
 def delete_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
-    """Take adapters away; a module without any is again what it was."""
+    """Take adapters away; a module without any is again what it was.
+
+    Where no active one is left, the first that remains is chosen, as in PEFT, with a warning that says so.
+    """
     gone = [names] if isinstance(names, str) else list(names)
     _check_known(model, gone)
-    for path, layer in list(adapted(model)):
-        for name in gone:
-            if name in layer.adapters:
-                del layer.adapters[name]
-        layer.active = tuple(name for name in layer.active if name not in gone)
-        if not len(layer.adapters):
-            replace(model, path, layer.base_layer)
-    for name in gone:
+    on = any(layer.active for _, layer in adapted(model))
+    remove(model, *gone)
+    for name in set(gone):
         del configs(model)[name]
-    model._active_adapters = [name for name in active(model) if name not in gone]  # type: ignore[assignment]
+    before = active(model)
+    left = [name for name in before if name not in gone]
+    model._active_adapters = left  # type: ignore[assignment]
+    remaining = next(iter(configs(model)), None)
+    if before and not left and remaining is not None:
+        set_adapter(model, remaining)
+        switch(model, on)
+        warnings.warn(
+            f"the active adapter {', '.join(before)} was deleted; {remaining} is active now (set_adapter chooses)",
+            stacklevel=3,
+        )
 
 
 @torch.no_grad()
@@ -214,7 +247,7 @@ def adapter_at(model: nn.Module, path: str, name: str) -> Any:
     return layer.adapters[name]
 
 
-def _put(model: nn.Module, path: str, name: str, part: nn.Module) -> None:
+def _put(model: nn.Module, path: str, name: str, part: nn.Module) -> Adapted:
     """Add a part of the adapter `name` to the module at `path`, which becomes an Adapted one if it is none yet."""
     holder = model.get_submodule(path)
     if not isinstance(holder, Adapted):
@@ -224,6 +257,7 @@ def _put(model: nn.Module, path: str, name: str, part: nn.Module) -> None:
         replace(model, path, holder)
     part.train(holder.training)
     holder.adapters[name] = part
+    return holder
 
 
 def _where(base: nn.Module) -> dict[str, Any]:

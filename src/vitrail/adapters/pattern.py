@@ -1,13 +1,17 @@
 """Regular expressions from files, matched without backtracking: the time is bounded whatever the pattern. No modules.
 
 A pattern becomes a program of small steps, and all ways through it are followed at once (Thompson 1968). Look-ahead,
-classes, groups and counted repetition are known; what needs memory of the text (back references) is refused.
+classes, groups and counted repetition are known; what needs memory of the text (back references) is refused. A Budget
+bounds the steps of all patterns and texts of one configuration together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from vitrail.errors import ConfigError
@@ -16,6 +20,8 @@ LIMIT = 10_000  # characters of a pattern
 _STEPS = 20_000  # steps of a program
 _REPEATS = 1_000
 _DEPTH = 50  # groups within groups
+
+_WORK = 4_000_000  # steps built and followed for one configuration: some seconds
 
 _Step = tuple[str, Any, Any]
 _CLASSES: dict[str, Callable[[str], bool]] = {
@@ -26,38 +32,109 @@ _CLASSES: dict[str, Callable[[str], bool]] = {
 _CONTROLS = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v"}
 
 
+class Budget:
+    """The steps that patterns may still take together."""
+
+    def __init__(self, left: int = _WORK) -> None:
+        self.left = left
+
+    def spend(self, steps: int) -> None:
+        """Count steps. ConfigError when there are too many."""
+        self.left -= steps
+        if self.left < 0:
+            raise ConfigError(
+                "the patterns take too long to match; give fewer or simpler ones, such as names of modules."
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A parsed regular expression in Python's spelling."""
+    """A parsed regular expression in Python's spelling; `budget`: what parsing and matching count on."""
 
     source: str
     steps: tuple[_Step, ...]
+    budget: Budget
 
     @classmethod
-    def parse(cls, source: str) -> Pattern:
+    def parse(cls, source: str, budget: Budget | None = None) -> Pattern:
         """Raises ConfigError for what is no pattern, or one that is too long or needs backtracking."""
+        budget = budget or Budget()
         if len(source) > LIMIT:
             raise ConfigError(f"a pattern may have {LIMIT:,} characters, got {len(source):,}.")
-        parser = _Parser(source)
+        parser = _Parser(source, budget)
         steps = parser.alternatives(0)
         if parser.place < len(source):
             raise parser.fault("a ')' without its '('")
-        return cls(source, (*steps, ("match", None, None)))
+        budget.spend(len(source) + len(steps))
+        return cls(source, (*steps, ("match", None, None)), budget)
 
     def fullmatch(self, text: str) -> bool:
-        """Whether the whole of `text` matches, as re.fullmatch finds it."""
-        return _run(self.steps, text, 0, whole=True)
+        """Whether the whole of `text` matches, as re.fullmatch finds it. ConfigError past the budget."""
+        return _run(self.steps, text, 0, self.budget, whole=True)
 
     def match(self, text: str) -> bool:
-        """Whether a beginning of `text` matches, as re.match finds it."""
-        return _run(self.steps, text, 0, whole=False)
+        """Whether a beginning of `text` matches, as re.match finds it. ConfigError past the budget."""
+        return _run(self.steps, text, 0, self.budget, whole=False)
+
+
+class PatternTable:
+    """Values by patterns of the ends of module names; the first that fits decides. All lookups share one Budget."""
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        self.table = dict(table)
+        self._budget = Budget()
+        self._tests: list[tuple[Callable[[str], bool], Any]] = []
+        self._found: dict[str, Any] = {}
+
+    def __reduce__(self) -> tuple[type[PatternTable], tuple[dict[str, Any]]]:
+        return PatternTable, (self.table,)  # parsed patterns are functions, which cannot be pickled
+
+    def get(self, name: str, default: Any) -> Any:
+        """The value of the first pattern that is the name or an ending of it after a dot. ConfigError as Pattern."""
+        if not self._tests:
+            self._tests = [(_ending(key, self._budget), value) for key, value in self.table.items()]
+        if name not in self._found:
+            self._budget.spend(len(self._tests))
+            fits = (value for test, value in self._tests if test(name))
+            self._found[name] = next(fits, None)
+        value = self._found[name]
+        return default if value is None else value
+
+
+_TAIL = re.compile(r"(?<![\\\w])\w+\Z")
+_PLAIN = re.compile(r"(?:\w|\\?\.)+")
+
+
+def _ending(key: str, budget: Budget) -> Callable[[str], bool]:
+    """Whether a name is, or ends after a dot with, what `key` matches; keys that are names need no program."""
+    if len(key) > LIMIT or not _PLAIN.fullmatch(key):
+        pattern = Pattern.parse(rf"(?:.*\.)?(?:{key})", budget)
+        tail = _TAIL.search(key)
+        if tail is None or "|" in key:
+            return pattern.fullmatch
+        end = tail[0]  # letters that every match ends with: most names need no run
+        return lambda name: name.endswith(end) and pattern.fullmatch(name)
+    letters = key.replace("\\.", "\n")  # a dot that is a dot; others stand for any character
+    size = len(letters)
+
+    def fits(name: str) -> bool:
+        start = len(name) - size
+        if start < 0 or (start and name[start - 1] != "."):
+            return False
+        return all(
+            own == "." or own == char or (own == "\n" and char == ".")
+            for own, char in zip(letters, name[start:], strict=True)
+        )
+
+    return fits
 
 
 class _Parser:
     """One pass over the source, from left to right; every method leaves `place` behind what it has read."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, budget: Budget) -> None:
         self.source = source
+        self.budget = budget
         self.place = 0
         self.ahead = False  # inside of a look-ahead
 
@@ -69,10 +146,15 @@ class _Parser:
     def alternatives(self, depth: int) -> list[_Step]:
         if depth > _DEPTH:
             raise self.fault("too many groups within groups")
-        found = self._sequence(depth)
+        ways = [self._sequence(depth)]
         while self._take("|"):
-            other = self._sequence(depth)
-            found = [("split", 1, len(found) + 2), *found, ("jump", len(other) + 1, None), *other]
+            ways.append(self._sequence(depth))
+        total = sum(len(way) + 2 for way in ways) - 2
+        found: list[_Step] = []
+        for way in ways[:-1]:
+            found += [("split", 1, len(way) + 2), *way]
+            found.append(("jump", total - len(found), None))
+        found += ways[-1]
         if len(found) > _STEPS:
             raise self.fault("it is too large")
         return found
@@ -147,6 +229,9 @@ class _Parser:
     def _class(self) -> Callable[[str], bool]:
         negated = self._take("^")
         tests: list[Callable[[str], bool]] = []
+        single: set[str] = set()
+        letters: set[str] = set()
+        ranges: list[tuple[str, str]] = []
         first = True
         while first or not self._take("]"):
             first = False
@@ -154,7 +239,9 @@ class _Parser:
             if low == "\\":
                 low = self._next()
                 if low.lower() in _CLASSES:
-                    tests.append(_class_of(low))
+                    if low not in letters:
+                        tests.append(_class_of(low))
+                    letters.add(low)
                     continue
                 low = _CONTROLS.get(low, low)
             if self.source.startswith("-", self.place) and not self.source.startswith("-]", self.place):
@@ -163,9 +250,12 @@ class _Parser:
                 high = self._next() if high == "\\" else high
                 if high < low:
                     raise self.fault(f"the range {low}-{high} is upside down")
-                tests.append(lambda c, low=low, high=high: low <= c <= high)  # type: ignore[misc]
+                ranges.append((low, high))
             else:
-                tests.append(low.__eq__)
+                single.add(low)
+        if ranges:
+            tests.append(_within(ranges))
+        tests.append(single.__contains__)
         return lambda c: any(test(c) for test in tests) != negated
 
     def _repeated(self, inner: list[_Step]) -> list[_Step]:
@@ -180,9 +270,9 @@ class _Parser:
             if high is None:
                 many = [*many, ("split", 1, len(inner) + 2), *inner, ("jump", -len(inner) - 1, None)]
             else:
-                for _ in range(high - low):
-                    many += [("split", 1, len(inner) + 1), *inner]
+                many += [("split", 1, len(inner) + 1), *inner] * (high - low)
             inner = many
+            self.budget.spend(len(inner))
         return inner
 
     def _bounds(self) -> tuple[int, int | None]:
@@ -201,16 +291,25 @@ class _Parser:
         return least, most
 
 
+def _within(ranges: list[tuple[str, str]]) -> Callable[[str], bool]:
+    """Whether a character lies in one of the ranges, found in few steps however many there are."""
+    ranges.sort()
+    lows = [low for low, _ in ranges]
+    highs = list(accumulate((high for _, high in ranges), max))
+    return lambda c: (at := bisect_right(lows, c)) > 0 and c <= highs[at - 1]
+
+
 def _class_of(letter: str) -> Callable[[str], bool]:
     test = _CLASSES[letter.lower()]
     return test if letter.islower() else lambda c: not test(c)
 
 
-def _run(steps: Sequence[_Step], text: str, start: int, *, whole: bool) -> bool:
+def _run(steps: Sequence[_Step], text: str, start: int, budget: Budget, *, whole: bool) -> bool:
     """Follow all ways through the program at once, one character after the other."""
     ways = {0}
     for place in range(start, len(text) + 1):
-        reached = _closure(steps, ways, text, place)
+        reached = _closure(steps, ways, text, place, budget)
+        budget.spend(len(reached))
         done = len(steps) - 1 in reached
         if done and (not whole or place == len(text)):
             return True
@@ -222,7 +321,7 @@ def _run(steps: Sequence[_Step], text: str, start: int, *, whole: bool) -> bool:
     return False
 
 
-def _closure(steps: Sequence[_Step], ways: set[int], text: str, place: int) -> set[int]:
+def _closure(steps: Sequence[_Step], ways: set[int], text: str, place: int, budget: Budget) -> set[int]:
     """Every step that is reached from `ways` without reading a character."""
     seen: set[int] = set()
     waiting = list(ways)
@@ -237,7 +336,7 @@ def _closure(steps: Sequence[_Step], ways: set[int], text: str, place: int) -> s
         elif kind == "jump":
             waiting.append(way + first)
         elif (kind == "at" and _holds(first, text, place)) or (
-            kind == "ahead" and _run(first, text, place, whole=False) == second
+            kind == "ahead" and _run(first, text, place, budget, whole=False) == second
         ):
             waiting.append(way + 1)
     return seen

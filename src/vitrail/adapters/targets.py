@@ -8,10 +8,10 @@ from torch import nn
 
 from vitrail.adapters.config import ALL_LINEAR, LoraConfig
 from vitrail.adapters.layers import Adapted
-from vitrail.adapters.pattern import Pattern
+from vitrail.adapters.pattern import Budget, Pattern
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.files.formatting import listed
-from vitrail.quant.replace import QuantLinear
+from vitrail.quant.replace import Quantized, QuantLinear
 
 PARTS = {
     "language_model": ("language_model", "model.layers", "lm_head", "model.embed_tokens"),
@@ -38,14 +38,10 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
         raise InputError(
             "target_modules is missing; give endings of module names such as ['q_proj', 'v_proj'], or 'all-linear'."
         )
-    chosen = _chooser(config, model)
-    excluded = _matcher(config.exclude_modules)
     found: list[tuple[str, nn.Module]] = []
     other: list[tuple[str, nn.Module]] = []
-    for name, module in plain_modules(model):
-        if not name or excluded(name) or _is_saved(name, config.modules_to_save) or not chosen(name, module):
-            continue
-        (found if is_linear(module) or isinstance(module, nn.Embedding) else other).append((name, module))
+    for name, module in targeted(model, config):
+        (found if takes_matrices(module) else other).append((name, module))
     if not found and not other:
         raise InputError(
             f"target_modules {config.target_modules!r:.200} fits no module of {type(model).__name__}."
@@ -58,11 +54,35 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
     return [name for name, _ in found]
 
 
+def targeted(
+    model: nn.Module, config: LoraConfig, spelled: Callable[[str], str | None] = str
+) -> Iterator[tuple[str, nn.Module]]:
+    """The modules, of any kind, that target_modules names.
+
+    spelled: what the adapter's own model called a module of this one; None where it had none.
+    """
+    chosen = _chooser(config, model)
+    excluded = _matcher(config.exclude_modules)
+    for path, module in plain_modules(model):
+        name = spelled(path)
+        if name and not excluded(name) and not is_saved(name, config) and chosen(name, module):
+            yield path, module
+
+
+def saved(model: nn.Module, config: LoraConfig, spelled: Callable[[str], str | None] = str) -> Iterator[str]:
+    """The names of the modules with weights of their own in what modules_to_save names; `spelled` as above."""
+    for path, module in plain_modules(model):
+        name = spelled(path)
+        weights = isinstance(module, Quantized) or any(p is not None for p in module._parameters.values())
+        if name and weights and is_saved(name, config):
+            yield path
+
+
 def find_saved(model: nn.Module, config: LoraConfig) -> list[str]:
-    """The names of the modules of modules_to_save: those that are, or end with a dot and, one of its names."""
+    """The names of the modules that are trained whole. Raises InputError when modules_to_save fits none."""
     if not config.modules_to_save:
         return []
-    found = [name for name, _ in plain_modules(model) if _ends(name, config.modules_to_save)]
+    found = list(saved(model, config))
     if not found:
         raise InputError(
             f"modules_to_save {config.modules_to_save!r:.200} fits no module of {type(model).__name__}."
@@ -83,6 +103,11 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, QuantLinear))
 
 
+def takes_matrices(module: nn.Module) -> bool:
+    """Whether LoRA goes on such a module: a linear layer or a plain embedding."""
+    return is_linear(module) or isinstance(module, nn.Embedding)
+
+
 def _chooser(config: LoraConfig, model: nn.Module) -> Callable[[str, nn.Module], bool]:
     target = config.target_modules
     if isinstance(target, str) and target.lower() == ALL_LINEAR:
@@ -96,7 +121,8 @@ def _chooser(config: LoraConfig, model: nn.Module) -> Callable[[str, nn.Module],
     layers = [numbered] if isinstance(numbered, int) else numbered
     given = config.layers_pattern or r"[^.]*"
     holders = [given] if isinstance(given, str) else given
-    patterns = [Pattern.parse(rf"(?:.*\.)?(?:{holder})\.{n}\.") for holder in holders for n in layers]
+    budget = Budget()
+    patterns = [Pattern.parse(rf"(?:.*\.)?(?:{holder})\.{n}\.", budget) for holder in holders for n in layers]
     named = set(target or ())
     return lambda name, module: (
         name in named or (fits(name) and any(pattern.match(name) for pattern in patterns))
@@ -108,13 +134,16 @@ def _matcher(names: list[str] | str | None) -> Callable[[str], bool]:
         return lambda name: False
     if isinstance(names, str):
         return Pattern.parse(names).fullmatch
-    return lambda name: _ends(name, names)
+    endings = frozenset(names)
+
+    def ends(name: str) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[n:]) in endings for n in range(len(parts)))
+
+    return ends
 
 
-def _ends(name: str, endings: Sequence[str]) -> bool:
-    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
-
-
-def _is_saved(name: str, saved: Sequence[str] | None) -> bool:
-    """Whether it lies in one of modules_to_save."""
-    return any(f".{one}." in f".{name}." for one in saved or ())
+def is_saved(name: str, config: LoraConfig) -> bool:
+    """Whether the module is, or lies in, one whose name ends with the letters of one of modules_to_save (as PEFT)."""
+    endings, parts = tuple(config.modules_to_save or ()), name.split(".")
+    return any(".".join(parts[: n + 1]).endswith(endings) for n in range(len(parts)))
