@@ -52,6 +52,7 @@ _DTYPES: dict[str, torch.dtype] = {
     "U64": torch.uint64,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+PYTORCH = {"format": "pt"}  # what readers of other libraries look for in a header
 _ORDER = {dtype: rank for rank, dtype in enumerate(_DTYPES.values())}
 
 
@@ -199,18 +200,20 @@ def write_safetensors(
     *,
     order: Sequence[str] | None = None,
     align: int = 8,
+    metadata: Mapping[str, str] | None = PYTORCH,
 ) -> None:
     """Write `tensors` to a new file. The bytes depend on names, dtypes, shapes and values, and on `order` and `align` only.
 
     order  the names in the order of their data. None: as the format's own library has them.
     align  bytes of which the data section begins at a multiple.
+    metadata  texts in the header; None: none, as the format's own library writes where it is given none.
 
     The caller sees to it that a failure leaves nothing behind (see `weights.save`). Tensors are written one
     after the other; only one that is not contiguous on the CPU is copied first.
     """
     names = library_order(tensors) if order is None else order
     specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    header = new_header(specs, names)
+    header = new_header(specs, names, metadata)
     with Path(path).open("xb") as stream:
         stream.write(header_bytes(header, align))
         for name in names:
@@ -262,10 +265,12 @@ def dtype_name(name: str, dtype: torch.dtype) -> str:
 
 
 def new_header(
-    specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], order: Sequence[str]
+    specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    order: Sequence[str],
+    metadata: Mapping[str, str] | None = PYTORCH,
 ) -> dict[str, Any]:
     """The header of a file with tensors of these types and shapes, one behind the other in this order."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     position = 0
     for name in order:
         dtype, shape = specs[name]

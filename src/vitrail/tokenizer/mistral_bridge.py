@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,14 @@ def open_tokenizer(file: Path, mode: Any) -> Any:
     if not file.is_file():
         raise CheckpointError(f"there is no file {file}; expected tekken.json or *.model.v*")
     try:
-        with file.open("rb") as stream:
-            refuse_pointer(stream.read(PREFIX_SIZE), str(file))
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
-    try:
         return MistralTokenizer.from_file(str(file), mode=ValidationMode(mode))
     except ImportError as error:
         raise MissingPackageError(
             f"{file.name} needs sentencepiece: pip install 'vitrail[mistral]'"
         ) from error
     except Exception as error:  # the library's own, pydantic's, json's and sentencepiece's share no base
+        with suppress(OSError), file.open("rb") as stream:  # only now: a good file is read once
+            refuse_pointer(stream.read(PREFIX_SIZE), str(file))
         raise CheckpointError(
             f"{file} is no tokenizer that mistral-common reads: {first_line(error)}"
         ) from error

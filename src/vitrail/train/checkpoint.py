@@ -73,13 +73,13 @@ def save(run: Resumable, note: Mapping[str, Any]) -> Path:
 def _write(run: Resumable, note: Mapping[str, Any], part: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    write_safetensors(part / "model.safetensors", dict(run.model.named_parameters()))
-    write_safetensors(part / "average.safetensors", run.average)
+    write_safetensors(part / "model.safetensors", dict(run.model.named_parameters()), metadata=None)
+    write_safetensors(part / "average.safetensors", run.average, metadata=None)
     plain: list[dict[str, Any]] = []
     tensors: dict[str, Tensor] = {"random": torch.get_rng_state()}
     for index, optimizer in enumerate(run.optimizers):
         plain.append(_split(optimizer, f"{index}", tensors))
-    write_safetensors(part / "optimizers.safetensors", tensors)
+    write_safetensors(part / "optimizers.safetensors", tensors, metadata=None)
     state = {"name": run.name, "step": run.step, "optimizers": plain, "note": note}
     (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
