@@ -57,7 +57,7 @@ def _escaped(found: re.Match[str]) -> str:
 def prepare_streams() -> None:
     """Let stdout and stderr take every character; a stderr that is closed takes everything and keeps nothing."""
     if sys.stderr is None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # without a free descriptor, number 2 stays closed, as it came
             number = os.open(os.devnull, os.O_WRONLY)
             if number != 2 and not _is_open(2):
                 os.dup2(number, 2)  # else the next file that is opened would get what C libraries complain

@@ -154,7 +154,7 @@ def _started(count: int, model: Path | None) -> Iterator[list[subprocess.Popen[b
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill a process and those that it started (a page of a PDF is rendered by one)."""
     if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):  # it has ended by itself
             os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.wait()
