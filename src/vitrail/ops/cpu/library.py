@@ -23,7 +23,7 @@ from vitrail.errors import ConfigError
 ENVIRONMENT = "VITRAIL_KERNELS"
 # In the order of native/cpu.h's Isa.
 ISAS = ("portable", "neon", "avx2", "avx512", "amx")
-_ABI = 5
+_ABI = 6
 _FOLDER = Path(__file__).parents[1] / "_kernels"
 _LIBRARIES = ("libvitrail.so", "libvitrail.dylib", "libvitrail.dll")
 
