@@ -20,6 +20,7 @@ from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.projector import LlavaMultiModalProjector, Mistral3MultiModalProjector
 from vitrail.model.record import Record
 from vitrail.model.vision import PixtralVisionModel
+from vitrail.ops import threads
 
 
 class VisionLanguageParts(PreTrainedModel):
@@ -154,7 +155,9 @@ class VisionLanguageModel(CausalModel):
         record = Record(hidden=True) if wanted != [max(wanted)] else Record()
         last = tower.encode(pixel_values, grids, record, depth=max(wanted))
         features = [record.hidden_states[layer] for layer in wanted] if record.hidden else [last]
-        rows: Tensor = projector(features, grids)
+        patches = sum(h * w for h, w in grids)
+        with threads.fitting(patches, self.config.text_config.hidden_size**2):
+            rows: Tensor = projector(features, grids)
         return list(torch.split(rows, [projector.tokens(grid) for grid in grids]))
 
     def _check_projector_width(self, layers: int) -> None:

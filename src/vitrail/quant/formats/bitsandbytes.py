@@ -17,7 +17,7 @@ from torch import Tensor
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.files.json import parse_json_object
 from vitrail.files.safetensors_writer import Spec
-from vitrail.ops.cpu import library
+from vitrail.ops.encoding import has_kernels
 from vitrail.ops.weight import NESTED_GROUP, Layout, PackedWeight
 from vitrail.quant.bitsandbytes_codes import GROUP, INT8_CHUNK, matrix_shape, quantize_4bit, quantize_int8
 from vitrail.quant.bitsandbytes_config import BitsAndBytesConfig
@@ -130,7 +130,7 @@ class BitsAndBytes4(WeightFormat):
     def working_bytes(self, shape: tuple[int, int], group: int, dtype: torch.dtype) -> int:
         """The matrix itself, the codes once more, and intermediates: those of scales, and of the codes without kernels."""
         count = math.prod(shape)
-        work = count // 2 if library.library() is not None else min(_CHUNK_WORK, count * 40)
+        work = count // 2 if has_kernels() else min(_CHUNK_WORK, count * 40)
         return count * dtype.itemsize + self.packed_bytes(shape, group) + work
 
     def configs(self) -> dict[str, BitsAndBytesConfig]:
