@@ -40,7 +40,9 @@ FLOATS = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0, -1.0, 1e-45, 3e3
 def misaligned(x: Tensor, draw: Any) -> Tensor:
     """The same numbers at an odd address."""
     room = torch.empty(x.numel() * x.itemsize + 65, dtype=torch.uint8)
-    flat = torch.frombuffer(room.numpy(), dtype=x.dtype, count=x.numel(), offset=1) if x.numel() else x.flatten()
+    flat = (
+        torch.frombuffer(room.numpy(), dtype=x.dtype, count=x.numel(), offset=1) if x.numel() else x.flatten()
+    )
     return flat.copy_(x.flatten()).view(x.shape)
 
 
@@ -160,7 +162,9 @@ def outcome(call: Callable[..., Any], arguments: list[Any]) -> list[tuple[torch.
 
 def copied(value: Any) -> Any:
     """What is written to, once for each call."""
-    return value.clone() if isinstance(value, Tensor) and not value.is_meta and value.is_contiguous() else value
+    return (
+        value.clone() if isinstance(value, Tensor) and not value.is_meta and value.is_contiguous() else value
+    )
 
 
 @pytest.mark.slow
