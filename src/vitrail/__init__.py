@@ -63,18 +63,22 @@ if TYPE_CHECKING:
     from vitrail.kv.cache import KVCache as KVCache
     from vitrail.model.causal import MistralForCausalLM as MistralForCausalLM
     from vitrail.model.decoder import MistralModel as MistralModel
+    from vitrail.model.multimodal import LlavaModel as LlavaModel, Mistral3Model as Mistral3Model
     from vitrail.model.outputs import (
+        BaseModelOutput as BaseModelOutput,
+        BaseModelOutputWithPast as BaseModelOutputWithPast,
+        CausalLMOutputWithPast as CausalLMOutputWithPast,
         LlavaCausalLMOutputWithPast as LlavaCausalLMOutputWithPast,
+        LlavaModelOutputWithPast as LlavaModelOutputWithPast,
         Mistral3CausalLMOutputWithPast as Mistral3CausalLMOutputWithPast,
+        Mistral3ModelOutputWithPast as Mistral3ModelOutputWithPast,
         ModelOutput as ModelOutput,
     )
     from vitrail.model.pretrained import PreTrainedModel as PreTrainedModel
     from vitrail.model.vision import PixtralVisionModel as PixtralVisionModel
     from vitrail.model.vlm import (
         LlavaForConditionalGeneration as LlavaForConditionalGeneration,
-        LlavaModel as LlavaModel,
         Mistral3ForConditionalGeneration as Mistral3ForConditionalGeneration,
-        Mistral3Model as Mistral3Model,
     )
     from vitrail.ops.cpu.library import (
         available_kernels as available_kernels,
@@ -183,15 +187,20 @@ _HOMES: dict[str, tuple[str, ...]] = {
     ),
     "model.causal": ("MistralForCausalLM",),
     "model.decoder": ("MistralModel",),
-    "model.outputs": ("LlavaCausalLMOutputWithPast", "Mistral3CausalLMOutputWithPast", "ModelOutput"),
+    "model.multimodal": ("LlavaModel", "Mistral3Model"),
+    "model.outputs": (
+        "BaseModelOutput",
+        "BaseModelOutputWithPast",
+        "CausalLMOutputWithPast",
+        "LlavaCausalLMOutputWithPast",
+        "LlavaModelOutputWithPast",
+        "Mistral3CausalLMOutputWithPast",
+        "Mistral3ModelOutputWithPast",
+        "ModelOutput",
+    ),
     "model.pretrained": ("PreTrainedModel",),
     "model.vision": ("PixtralVisionModel",),
-    "model.vlm": (
-        "LlavaForConditionalGeneration",
-        "LlavaModel",
-        "Mistral3ForConditionalGeneration",
-        "Mistral3Model",
-    ),
+    "model.vlm": ("LlavaForConditionalGeneration", "Mistral3ForConditionalGeneration"),
     "pipelines": ("ImageTextToTextPipeline", "pipeline"),
     "quant.bitsandbytes_config": ("BitsAndBytesConfig",),
     "quant.quantize_config": ("QuantizeConfig",),

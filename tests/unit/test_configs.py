@@ -347,7 +347,7 @@ def test_a_configuration_is_not_shared_with_what_it_was_made_from() -> None:
 
 @pytest.mark.parametrize("wrong", ["auto", "torch", "float31", 32, ["bfloat16"], "nn"])
 def test_dtype_that_names_no_type_is_refused(wrong: Any) -> None:
-    with pytest.raises(vitrail.ConfigError, match="dtype must be a torch.dtype or its name"):
+    with pytest.raises(vitrail.ConfigError, match="dtype must be a torch dtype or its name"):
         vitrail.MistralConfig(dtype=wrong)
     config = vitrail.MistralConfig()
     with pytest.raises(vitrail.ConfigError, match="dtype must be"):

@@ -24,14 +24,19 @@ def check_field(
 
 
 # Names of torch's types, so that a configuration is checked without importing torch.
-DTYPES = ["float32", "float", "bfloat16", "float16", "half", "float64", "double", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "uint8", "int8", "int16", "int32", "int64"]
+_DTYPES = """
+    float32 float bfloat16 float16 half float64 double float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz
+    float8_e8m0fnu uint8 int8 int16 int32 int64
+"""
 
 
 def check_dtype(owner: str, value: Any) -> str | None:
     """The name of a torch.dtype that is given as one or by name; None for None. ConfigError for anything else."""
     name = str(value).removeprefix("torch.")
-    if value is None or (name in DTYPES and (isinstance(value, str) or type(value).__module__ == "torch")):
+    if value is None or (
+        name in _DTYPES.split() and (isinstance(value, str) or type(value).__module__ == "torch")
+    ):
         return None if value is None else name
     raise ConfigError(
-        f"{owner}: dtype must be a torch.dtype or its name, such as 'bfloat16', got {value!r}; correct the configuration."
+        f"{owner}: dtype must be a torch dtype or its name, such as 'bfloat16', got {value!r}; correct the configuration."
     )
