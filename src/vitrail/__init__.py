@@ -7,6 +7,7 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vitrail._elsewhere import ELSEWHERE, NotInVitrail
 from vitrail._moved import install as _install
 from vitrail._version import __version__
 
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     from vitrail.auto import (
         AutoConfig as AutoConfig,
         AutoImageProcessor as AutoImageProcessor,
+        AutoModel as AutoModel,
         AutoModelForCausalLM as AutoModelForCausalLM,
         AutoModelForImageTextToText as AutoModelForImageTextToText,
+        AutoModelForMultimodalLM as AutoModelForMultimodalLM,
+        AutoModelForVision2Seq as AutoModelForVision2Seq,
         AutoProcessor as AutoProcessor,
         AutoTokenizer as AutoTokenizer,
     )
@@ -45,8 +49,19 @@ if TYPE_CHECKING:
         VitrailError as VitrailError,
     )
     from vitrail.files.download import Download as Download, watch_downloads as watch_downloads
+    from vitrail.generate.criteria import (
+        EosTokenCriteria as EosTokenCriteria,
+        LogitsProcessor as LogitsProcessor,
+        LogitsProcessorList as LogitsProcessorList,
+        MaxLengthCriteria as MaxLengthCriteria,
+        MaxTimeCriteria as MaxTimeCriteria,
+        StoppingCriteria as StoppingCriteria,
+        StoppingCriteriaList as StoppingCriteriaList,
+        StopStringCriteria as StopStringCriteria,
+    )
     from vitrail.generate.loop import stream_text as stream_text
     from vitrail.generate.outputs import GenerateOutput as GenerateOutput
+    from vitrail.generate.seed import set_seed as set_seed
     from vitrail.generate.stream import (
         TextIteratorStreamer as TextIteratorStreamer,
         TextStreamer as TextStreamer,
@@ -61,6 +76,7 @@ if TYPE_CHECKING:
         PixtralImageProcessorFast as PixtralImageProcessorFast,
     )
     from vitrail.kv.cache import KVCache as KVCache
+    from vitrail.kv.dynamic import DynamicCache as DynamicCache
     from vitrail.model.causal import MistralForCausalLM as MistralForCausalLM
     from vitrail.model.decoder import MistralModel as MistralModel
     from vitrail.model.multimodal import LlavaModel as LlavaModel, Mistral3Model as Mistral3Model
@@ -112,6 +128,7 @@ if TYPE_CHECKING:
     from vitrail.train.job import TrainingJob as TrainingJob
     from vitrail.train.settings import TrainingSettings as TrainingSettings
     from vitrail.weights.convert import convert as convert
+    from vitrail.weights.devices import infer_device as infer_device
 
 
 _install()
@@ -136,8 +153,11 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "auto": (
         "AutoConfig",
         "AutoImageProcessor",
+        "AutoModel",
         "AutoModelForCausalLM",
         "AutoModelForImageTextToText",
+        "AutoModelForMultimodalLM",
+        "AutoModelForVision2Seq",
         "AutoProcessor",
         "AutoTokenizer",
     ),
@@ -165,6 +185,19 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "VitrailError",
     ),
     "kv.cache": ("KVCache",),
+    "kv.dynamic": ("DynamicCache",),
+    "generate.criteria": (
+        "EosTokenCriteria",
+        "LogitsProcessor",
+        "LogitsProcessorList",
+        "MaxLengthCriteria",
+        "MaxTimeCriteria",
+        "StopStringCriteria",
+        "StoppingCriteria",
+        "StoppingCriteriaList",
+    ),
+    "generate.seed": ("set_seed",),
+    "weights.devices": ("infer_device",),
     "generate.stream": ("TextIteratorStreamer", "TextStreamer"),
     "images.batch_feature": ("BatchFeature",),
     "images.fetch": ("FetchPolicy",),
@@ -218,6 +251,8 @@ def __getattr__(name: str) -> Any:
     new = _RENAMED.get(name, name)
     home = _HOME_OF.get(new)
     if home is None:
+        if name in ELSEWHERE:  # not an AttributeError, whose message `from vitrail import …` drops
+            raise NotInVitrail(f"vitrail has no {name}: {ELSEWHERE[name]}.", name="vitrail")
         raise AttributeError(f"module 'vitrail' has no attribute {name!r}")
     if new != name:
         warnings.warn(

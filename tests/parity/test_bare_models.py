@@ -60,7 +60,7 @@ def test_bare_model_output_equals_the_reference(shape: Shape, padding: str | Non
 
 @pytest.mark.parametrize("shape", [LLAVA, MISTRAL3, TEXT], ids=str)
 def test_bare_model_ways_of_calling_are_one(shape: Shape) -> None:
-    """By place, by name, as a tuple, from embeddings, after a cache under either name: what the model with a head computes."""
+    """By place, by name, as a tuple, from embeddings, after a cache: what the model with a head computes."""
     model = build(shape).ours
     bare, given = model.model, inputs(shape, None)
     with torch.no_grad():

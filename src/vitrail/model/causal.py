@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vitrail.configs import MistralConfig
 from vitrail.errors import InputError
 from vitrail.generate.loop import generate as draw
+from vitrail.generate.transition_scores import compute_transition_scores
 from vitrail.kv.cache import KVCache
 from vitrail.kv.geometry import KVGeometry
 from vitrail.model.decoder import MistralModel
@@ -28,6 +29,7 @@ class CausalModel(PaddedModel):
     lm_head: nn.Module
     _tied_weights_keys: ClassVar[tuple[str, ...]] = ("lm_head.weight",)
 
+    compute_transition_scores = compute_transition_scores
     generate = draw  # the algorithm knows a protocol, not this class; here it becomes a method
 
     @property

@@ -1,4 +1,4 @@
-"""MistralModel: embeddings, decoder blocks, final norm, on packed rows ((B, T) is packed in padded.py). No pictures, no logits.
+"""MistralModel: embeddings, decoder blocks, final norm, on packed rows ((B, T) is packed in padded.py). No logits.
 
 Letters: L packed rows · D width · A query heads · G key/value heads · K head width.
 """

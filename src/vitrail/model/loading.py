@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitrail.adapters.files import base_of, load_adapter, save_adapter
 from vitrail.adapters.model import configs
 from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
+from vitrail.configs.fields import check_dtype
 from vitrail.configs.generation import GENERATION_CONFIG_NAME, GenerationConfig
 from vitrail.configs.read import as_config
 from vitrail.errors import CheckpointError, UnsupportedError
@@ -135,6 +136,15 @@ def check_attention(name: Any) -> None:
                 f"attn_implementation {one!r} is not supported; leave it out: Vitrail has one exact attention, which "
                 f"{', '.join(map(repr, (*ATTENTION[1:], *OTHER_ATTENTION)))} name too."
             )
+
+
+def named_dtype(dtype: Any, torch_dtype: Any, config: PretrainedConfig) -> torch.dtype | None:
+    """The torch.dtype that is given as one or by name, under either keyword; else the configuration's."""
+    given = torch_dtype if dtype is None else dtype
+    if given is None or given == "auto":
+        return config.dtype
+    found: torch.dtype = getattr(torch, check_dtype("from_config", given) or "")
+    return found
 
 
 def _check_bits(options: Mapping[str, Any]) -> None:

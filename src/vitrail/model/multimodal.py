@@ -303,5 +303,6 @@ def take_features(
 
 
 def check_strategy(strategy: str | None) -> None:
+    """Raise InputError for a strategy that transformers has not; both are one, since the tower has no class token."""
     if strategy not in (None, "default", "full"):
         raise InputError(f"vision_feature_select_strategy must be 'default' or 'full', got {strategy!r}.")
