@@ -9,7 +9,14 @@ from typing import Any
 
 from vitrail.configs.base import PretrainedConfig
 from vitrail.configs.fields import check_field
-from vitrail.configs.generation_options import CACHE_DTYPES, KNOWN, REFUSED, SAME_CACHES, refuse_unknown
+from vitrail.configs.generation_options import (
+    CACHE_DTYPES,
+    KNOWN,
+    REFUSED,
+    REFUSED_IN_FILES,
+    SAME_CACHES,
+    refuse_unknown,
+)
 from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
@@ -172,6 +179,7 @@ class GenerationConfig:
         held = self.to_diff_dict() if use_diff else self.to_dict()
         if ignore_metadata:
             held = {n: v for n, v in held.items() if not n.startswith("_") and n != "transformers_version"}
+        held = {name: _with_text_keys(value) for name, value in held.items()}
         return json.dumps(held, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     def to_json_file(self, json_file_path: "str | Path", use_diff: bool = True) -> None:
@@ -203,6 +211,16 @@ class GenerationConfig:
     def validate(self, strict: bool = False) -> None:
         """Raise ConfigError for a value of the wrong type or out of its range, naming it; always `strict`."""
         none = type(None)
+        for name in (
+            "do_sample",
+            "use_cache",
+            "return_dict_in_generate",
+            "output_scores",
+            "max_length",
+            "num_return_sequences",
+        ):
+            if getattr(self, name) is None:  # "not set" in transformers 5's files
+                setattr(self, name, KNOWN[name])
         for name in ("do_sample", "use_cache", "return_dict_in_generate", "output_scores"):
             self._check(name, bool)
         for name, minimum in (("max_length", 0), ("num_return_sequences", 1)):
@@ -259,6 +277,8 @@ class GenerationConfig:
         wrong = {
             name: getattr(self, name) for name, default in REFUSED.items() if getattr(self, name) != default
         }
+        held = vars(self)
+        wrong |= {name: held[name] for name in REFUSED_IN_FILES if held.get(name)}
         if self.cache_implementation in SAME_CACHES:
             wrong.pop("cache_implementation", None)
         if wrong:
@@ -292,6 +312,22 @@ class GenerationConfig:
 
     def __repr__(self) -> str:
         return f"GenerationConfig {self.to_json_string()}"
+
+
+def _with_text_keys(value: Any) -> Any:
+    """A value with the keys of its dicts as text: sequence_bias has tuples of ids."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def as_generation_config(value: Any) -> GenerationConfig:
+    """A GenerationConfig as it is, or made of transformers' own or of a dict."""
+    if isinstance(value, GenerationConfig):
+        return value
+    if not isinstance(value, Mapping) and not hasattr(value, "to_dict"):
+        raise ConfigError(
+            f"generation_config must be a GenerationConfig or a dict, got {type(value).__name__}."
+        )
+    return GenerationConfig.from_dict(value if isinstance(value, Mapping) else value.to_dict())
 
 
 def _many(value: Any) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from vitrail.adapters.files import base_of, load_adapter, save_adapter
 from vitrail.adapters.model import configs
 from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
 from vitrail.configs.fields import check_dtype
-from vitrail.configs.generation import GENERATION_CONFIG_NAME, GenerationConfig
+from vitrail.configs.generation import GENERATION_CONFIG_NAME, GenerationConfig, as_generation_config
 from vitrail.configs.read import as_config
 from vitrail.errors import CheckpointError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
@@ -36,6 +36,37 @@ OTHER_ATTENTION = (
     "eager_paged",
     "paged_attention",
 )
+
+
+# Other keywords of transformers' from_pretrained: taken where they ask for nothing, refused where they do.
+NOT_DONE = [
+    "adapter_kwargs",
+    "adapter_name",
+    "allow_all_kernels",
+    "device_mesh",
+    "disable_mmap",
+    "distributed_config",
+    "experts_implementation",
+    "fusion_config",
+    "gguf_file",
+    "kernel_config",
+    "key_mapping",
+    "max_memory",
+    "mirror",
+    "offload_buffers",
+    "offload_folder",
+    "offload_state_dict",
+    "output_loading_info",
+    "proxies",
+    "resume_download",
+    "state_dict",
+    "subfolder",
+    "tp_plan",
+    "tp_size",
+    "tqdm_class",
+    "use_kernels",
+    "variant",
+]
 
 
 def load_pretrained(
@@ -67,6 +98,10 @@ def load_pretrained(
     for name in ("load_in_4bit", "load_in_8bit"):
         options.pop(name, None)
     options.pop("low_cpu_mem_usage", None)  # always so here: tensors are streamed one by one
+    generation = options.pop("generation_config", None)
+    for name in NOT_DONE:
+        if name in options and options[name] in (None, False, ""):
+            del options[name]
     check_backend()  # raise for an unusable VITRAIL_KERNELS before downloading
     folder = CheckpointFolder.open(name_or_path, hub, format=format)
     chosen = _overridden(_config_for(cls, folder, config), options)
@@ -85,7 +120,9 @@ def load_pretrained(
         quantization=quantization,
     )
     _set_dtype(chosen, loaded)
-    if GENERATION_CONFIG_NAME in folder.files:
+    if generation is not None:
+        model.generation_config = as_generation_config(generation)
+    elif GENERATION_CONFIG_NAME in folder.files:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return cast(Model, cast(nn.Module, model).eval())
 

@@ -123,10 +123,24 @@ def recorded(record: Record) -> dict[str, Any]:
     }
 
 
+# Arguments of every forward() of transformers that ask for nothing when they are None.
+_OPTIONAL = [
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+    "is_causal",
+    "seq_idx",
+    "output_router_logits",
+    "num_items_in_batch",
+]
+
+
 def refuse_unknown(name: str, kwargs: dict[str, Any]) -> None:
     """Raise UnsupportedError for arguments that nobody reads."""
-    if kwargs:
-        raise UnsupportedError(f"{name} does not know the argument {', '.join(sorted(kwargs))}.")
+    asked = sorted(key for key, value in kwargs.items() if value is not None or key not in _OPTIONAL)
+    if asked:
+        raise UnsupportedError(f"{name} does not know the argument {', '.join(asked)}.")
 
 
 def replace_rows(rows: Tensor, where: Tensor, features: Tensor) -> Tensor:

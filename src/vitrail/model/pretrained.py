@@ -153,6 +153,10 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, nn.Module):
             "safe_serialization=False": not safe_serialization,
             "save_function": save_function is not None,
             "variant": variant is not None,
+            "save_original_format=False": not kwargs.pop(
+                "save_original_format", True
+            ),  # transformers 5's name for "as published"
+            "distributed_checkpoint": bool(kwargs.pop("distributed_checkpoint", False)),
             **dict.fromkeys(kwargs, True),
         }
         for name, asked in refused.items():

@@ -16,6 +16,7 @@ from vitrail.configs import PixtralVisionConfig
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.model.layers import GatedMLP, Linear, RMSNorm, project
 from vitrail.model.outputs import BaseModelOutput
+from vitrail.model.padded import refuse_unknown
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
 from vitrail.ops import rope
@@ -126,10 +127,9 @@ class PixtralVisionModel(PreTrainedModel):
         Raises:
             InputError: shapes or sizes that do not fit.
         """
-        if args or kwargs:
-            raise UnsupportedError(
-                f"PixtralVisionModel.forward does not know {', '.join(kwargs) or 'further arguments'}."
-            )
+        if args:
+            raise UnsupportedError("PixtralVisionModel.forward does not know further arguments.")
+        refuse_unknown("PixtralVisionModel.forward", kwargs)
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         weights = self.config.output_attentions if output_attentions is None else output_attentions
         grids = self.grids(pixel_values, image_sizes)

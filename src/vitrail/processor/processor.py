@@ -15,7 +15,7 @@ from vitrail.files.hub_options import HubOptions
 from vitrail.files.writing import prepare_folder, write_json
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid, image_grid
-from vitrail.prompts.render import Chat, refuse_assistant_mask
+from vitrail.prompts.render import Chat, newer_chat_options, refuse_assistant_mask
 from vitrail.prompts.rendered_prompt import RenderedPrompt
 from vitrail.prompts.template_files import ChatTemplate, save_chat_template
 from vitrail.responses.ids import to_list
@@ -123,6 +123,8 @@ class PixtralProcessor:
         """
         if audio is not None or videos is not None:
             raise UnsupportedError("PixtralProcessor reads text and images; it does not do audio or videos")
+        if kwargs.get("is_split_into_words"):
+            raise UnsupportedError("PixtralProcessor does not do is_split_into_words; its tokenizer does")
         if text is None and images is None:
             raise InputError("give text, images or both")
         text_options, image_options, tensors = self._sort_options(kwargs)
@@ -141,6 +143,7 @@ class PixtralProcessor:
         Control tokens that stand in a message stay text. Raises PromptError with the place of a fault.
         """
         refuse_assistant_mask(kwargs.pop("return_assistant_tokens_mask", False))
+        kwargs = newer_chat_options(kwargs)
         tokenize, return_dict = kwargs.pop("tokenize", False), kwargs.pop("return_dict", False)
         known = self._call_names()
         call_options = {name: kwargs.pop(name) for name in list(kwargs) if name in known}

@@ -13,7 +13,7 @@ from vitrail.files.writing import prepare_folder, write_json, write_text
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.prompts.builtin import BuiltPrompt, Format
 from vitrail.prompts.builtin.encode_chat import encode_built, fit_text
-from vitrail.prompts.render import choose_template, refuse_assistant_mask
+from vitrail.prompts.render import choose_template, newer_chat_options, refuse_assistant_mask
 from vitrail.prompts.rendered_prompt import RenderedPrompt, opened
 from vitrail.prompts.template_files import find_chat_template, save_chat_template
 from vitrail.responses.ids import to_ids
@@ -198,6 +198,7 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         keywords go to the template, which must read them. Control tokens that stand in a message stay text.
         """
         refuse_assistant_mask(return_assistant_tokens_mask)
+        kwargs = newer_chat_options(kwargs)
         if return_dict and not tokenize:
             raise InputError("return_dict=True needs tokenize=True: there is no dict of ids to return")
         options = {
@@ -210,15 +211,14 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         chat = self.render_chat(conversation, self.chat_template, chat_template, (), **options)
         if not tokenize:
             return chat.text
-        encoded = self(
-            chat.given,
-            padding=padding,
-            truncation=truncation,
-            max_length=max_length,
-            add_special_tokens=False,
-            return_tensors=return_tensors,
-            **(tokenizer_kwargs or {}),
-        )
+        own = {
+            "padding": padding,
+            "truncation": truncation,
+            "max_length": max_length,
+            "return_tensors": return_tensors,
+        }
+        options = {"add_special_tokens": False, **own, **(tokenizer_kwargs or {})}
+        encoded = self(chat.given, **options)
         return encoded if return_dict else encoded["input_ids"]
 
     @property
