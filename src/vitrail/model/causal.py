@@ -129,6 +129,7 @@ class CausalModel(PreTrainedModel):
         output_hidden_states: bool | None,
         cache_position: Tensor | None,
         logits_to_keep: "int | Tensor",
+        num_items_in_batch: "int | Tensor | None",
     ) -> dict[str, Any]:
         """Embeddings (B, T, D) → the fields of an output."""
         if hidden.dim() != 3:
@@ -170,7 +171,7 @@ class CausalModel(PreTrainedModel):
         if packed.cache is not None and is_foreign(past_key_values):
             update_foreign(past_key_values, packed.cache)
         return {
-            "loss": None if labels is None else next_token_loss(logits, labels, packed.kept),
+            "loss": None if labels is None else next_token_loss(logits, labels, packed.kept, num_items_in_batch),
             "logits": logits,
             "past_key_values": packed.cache if self._wants_cache(use_cache) else None,
             **self._recorded(packed, record),
@@ -269,6 +270,7 @@ class MistralForCausalLM(CausalModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: "int | Tensor | None" = None,
         **kwargs: Any,
     ) -> "CausalLMOutputWithPast | tuple[Any, ...]":
         """Logits of every position, as transformers' forward of the same name; arguments as in vlm.py."""
@@ -285,6 +287,7 @@ class MistralForCausalLM(CausalModel):
             output_hidden_states=output_hidden_states,
             cache_position=cache_position,
             logits_to_keep=logits_to_keep,
+            num_items_in_batch=num_items_in_batch,
         )
         output = CausalLMOutputWithPast(**fields)
         as_dict = self.config.use_return_dict if return_dict is None else return_dict

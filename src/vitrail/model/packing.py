@@ -16,6 +16,7 @@ from vitrail.errors import ContextError, InputError, UnsupportedError
 from vitrail.kv.blocks import BLOCK
 from vitrail.kv.cache import KVCache
 from vitrail.kv.foreign import is_foreign, read_foreign
+from vitrail.model.training import per_item
 from vitrail.ops.batch import ForwardBatch, build_batch
 from vitrail.ops.segments import Segments
 
@@ -262,11 +263,17 @@ def check_labels(labels: Tensor, shape: tuple[int, int], vocabulary: int) -> Non
         )
 
 
-def next_token_loss(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
+def next_token_loss(
+    logits: Tensor, labels: Tensor, kept: Tensor, items: "int | Tensor | None" = None
+) -> Tensor:
     """Mean cross-entropy of each label given the position before it, in float32.
 
     Args:
         logits: (B, T, V). labels: (B, T), −100 where nothing is asked. kept: bool (B, T), no padding.
+        items: what the sum is divided by, in place of the number of labels (a trainer's num_items_in_batch).
     """
     targets = labels[:, 1:].to(logits.device).masked_fill(~kept[:, :-1], IGNORED)
-    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+    how = "mean" if items is None else "sum"
+    rows = logits[:, :-1].float().flatten(0, 1)
+    loss = F.cross_entropy(rows, targets.flatten(), ignore_index=IGNORED, reduction=how)
+    return loss if items is None else per_item(loss, items)
