@@ -171,7 +171,9 @@ class CausalModel(PreTrainedModel):
         if packed.cache is not None and is_foreign(past_key_values):
             update_foreign(past_key_values, packed.cache)
         return {
-            "loss": None if labels is None else next_token_loss(logits, labels, packed.kept, num_items_in_batch),
+            "loss": None
+            if labels is None
+            else next_token_loss(logits, labels, packed.kept, num_items_in_batch),
             "logits": logits,
             "past_key_values": packed.cache if self._wants_cache(use_cache) else None,
             **self._recorded(packed, record),
@@ -229,9 +231,9 @@ def replace_rows(rows: Tensor, where: Tensor, features: Tensor) -> Tensor:
 
 
 def refuse_unknown(name: str, kwargs: dict[str, Any]) -> None:
-    """Raise UnsupportedError for arguments that nobody reads."""
-    if kwargs:
-        raise UnsupportedError(f"{name} does not know the argument {', '.join(sorted(kwargs))}.")
+    """Raise UnsupportedError for arguments that nobody reads; None says nothing, and PEFT passes it for some tasks."""
+    if unknown := [key for key, value in kwargs.items() if value is not None]:
+        raise UnsupportedError(f"{name} does not know the argument {', '.join(sorted(unknown))}.")
 
 
 class MistralForCausalLM(CausalModel):
@@ -270,10 +272,10 @@ class MistralForCausalLM(CausalModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        num_items_in_batch: "int | Tensor | None" = None,
         **kwargs: Any,
     ) -> "CausalLMOutputWithPast | tuple[Any, ...]":
         """Logits of every position, as transformers' forward of the same name; arguments as in vlm.py."""
+        items = kwargs.pop("num_items_in_batch", None)
         refuse_unknown("MistralForCausalLM.forward", kwargs)
         fields = self._run(
             self._embeddings(input_ids, inputs_embeds),
@@ -287,7 +289,7 @@ class MistralForCausalLM(CausalModel):
             output_hidden_states=output_hidden_states,
             cache_position=cache_position,
             logits_to_keep=logits_to_keep,
-            num_items_in_batch=num_items_in_batch,
+            num_items_in_batch=items,
         )
         output = CausalLMOutputWithPast(**fields)
         as_dict = self.config.use_return_dict if return_dict is None else return_dict

@@ -247,7 +247,7 @@ class PreTrainedModel(AdapterMethods, TrainerMethods, nn.Module):
     ) -> None:
         """Compute blocks again in the backward pass instead of keeping their activations.
 
-        The keywords are those of torch.utils.checkpoint; use_reentrant changes nothing.
+        gradient_checkpointing_kwargs: use_reentrant=False, preserve_rng_state and context_fn of torch.utils.checkpoint.
         """
         self._set_checkpointing(True, checkpoint_options(gradient_checkpointing_kwargs))
 

@@ -12,7 +12,7 @@ from vitrail.errors import InputError, UnsupportedError
 if TYPE_CHECKING:
     from torch import nn
 
-_CHECKPOINT_OPTIONS = ("preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
+_CHECKPOINT_OPTIONS = ("preserve_rng_state", "context_fn")
 
 
 class TrainerMethods:
@@ -83,7 +83,9 @@ class TrainerMethods:
         if cache_position is not None and len(cache_position):
             cached = int(cache_position[0])
         if cached and cached >= input_ids.shape[1] and inputs_embeds is None:
-            raise InputError(f"the cache holds {cached} positions and input_ids no more: there is no new id to read.")
+            raise InputError(
+                f"the cache holds {cached} positions and input_ids no more: there is no new id to read."
+            )
         first = inputs_embeds is not None and not cached
         if attention_mask is not None and kwargs.get("position_ids") is None:
             counted = attention_mask.long().cumsum(-1) - 1
@@ -107,15 +109,12 @@ class TrainerMethods:
 
 
 def checkpoint_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """gradient_checkpointing_kwargs → the options of torch.utils.checkpoint.
-
-    use_reentrant may be True or False: gradients are the same, and blocks are always recomputed without reentrance,
-    which also works where the first block's input needs no gradient.
-    """
+    """gradient_checkpointing_kwargs → the options of torch.utils.checkpoint. UnsupportedError for what is not supported."""
     options = dict(given or {})
-    reentrant = options.pop("use_reentrant", False)
-    if not (reentrant is None or isinstance(reentrant, bool)):
-        raise InputError(f"gradient_checkpointing_kwargs: use_reentrant must be True or False, got {reentrant!r}.")
+    if options.pop("use_reentrant", False):
+        raise UnsupportedError(
+            "gradient_checkpointing_kwargs use_reentrant=True is not supported; leave it out, gradients are the same."
+        )
     unknown = [name for name in options if name not in _CHECKPOINT_OPTIONS]
     if unknown:
         raise UnsupportedError(
@@ -130,6 +129,4 @@ def per_item(total: Tensor, items: int | Tensor) -> Tensor:
     single = not isinstance(items, Tensor) or items.numel() == 1
     if isinstance(items, bool) or not isinstance(items, (int, float, Tensor)) or not single or not items > 0:
         raise InputError(f"num_items_in_batch must be a number above 0, got {items!r:.100}.")
-    return total / (items.to(total.device) if isinstance(items, Tensor) else items)
-
-
+    return total / (items.to(total.device).reshape(()) if isinstance(items, Tensor) else items)

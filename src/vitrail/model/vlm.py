@@ -186,7 +186,6 @@ class VisionLanguageModel(CausalModel):
         cache_position: Tensor | None = None,
         logits_to_keep: "int | Tensor" = 0,
         image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None,
-        num_items_in_batch: "int | Tensor | None" = None,
         **kwargs: Any,
     ) -> "LlavaCausalLMOutputWithPast | tuple[Any, ...]":
         """From ids and pictures to logits.
@@ -204,8 +203,8 @@ class VisionLanguageModel(CausalModel):
                 "full", since the tower has no class token.
             labels: (B, T), −100 where nothing is asked; shifted inside.
             logits_to_keep: 0 for all, n for the last n positions, or a 1-D tensor of positions.
-            num_items_in_batch: the loss is the sum over the labels divided by this number, which a trainer counts over
-                all batches of a step; None: divided by the number of labels here.
+            kwargs: num_items_in_batch, what the sum of the loss over the labels is divided by (a trainer counts it over
+                all batches of a step); None: the number of labels here.
 
         Returns:
             loss, logits (B, T, V), past_key_values, hidden_states, attentions, image_hidden_states; a tuple of
@@ -214,6 +213,7 @@ class VisionLanguageModel(CausalModel):
         Raises:
             InputError: arguments that do not fit each other. ContextError: too many positions, an unknown id.
         """
+        items = kwargs.pop("num_items_in_batch", None)
         refuse_unknown(f"{type(self).__name__}.forward", kwargs)
         _check_strategy(vision_feature_select_strategy)
         rows = self._embeddings(input_ids, inputs_embeds)
@@ -235,7 +235,7 @@ class VisionLanguageModel(CausalModel):
             output_hidden_states=output_hidden_states,
             cache_position=cache_position,
             logits_to_keep=logits_to_keep,
-            num_items_in_batch=num_items_in_batch,
+            num_items_in_batch=items,
         )
         output = self.output_class(**fields, image_hidden_states=features)
         as_dict = self.config.use_return_dict if return_dict is None else return_dict
