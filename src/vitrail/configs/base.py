@@ -3,12 +3,12 @@
 import copy
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from vitrail.configs.fields import check_field
+from vitrail.configs.fields import check_dtype, check_field
 from vitrail.configs.overrides import merge_overrides, warn_replaced
 from vitrail.configs.published import read_config_file, read_config_folder
 from vitrail.errors import ConfigError, UnsupportedError
@@ -32,6 +32,8 @@ class PretrainedConfig:
     attribute_map: ClassVar[dict[str, str]] = {}
     # What makes the nested configurations of these names, from an object of keys and the owner's name.
     part_makers: ClassVar[dict[str, Callable[..., "PretrainedConfig"]]] = {}
+    # The classes of the nested configurations, as transformers lists them.
+    sub_configs: ClassVar[dict[str, type["PretrainedConfig"]]] = {}
     # What transformers keeps on every configuration; written only where it differs from these.
     common_defaults: ClassVar[dict[str, Any]] = {
         "return_dict": True,
@@ -43,6 +45,19 @@ class PretrainedConfig:
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
+        "is_encoder_decoder": False,
+        "is_decoder": False,
+        "add_cross_attention": False,
+        "tie_encoder_decoder": False,
+        "chunk_size_feed_forward": 0,
+        "pruned_heads": {},
+        "sep_token_id": None,
+        "decoder_start_token_id": None,
+        "tokenizer_class": None,
+        "prefix": None,
+        "problem_type": None,
+        "finetuning_task": None,
+        "task_specific_params": None,
     }
 
     return_dict: bool
@@ -50,10 +65,10 @@ class PretrainedConfig:
     output_attentions: bool
     tie_word_embeddings: bool
     architectures: list[str] | None
-    dtype: "torch.dtype | str | None"
     bos_token_id: int | None
     eos_token_id: int | list[int] | None
     pad_token_id: int | None
+    is_encoder_decoder: bool
     name_or_path: str
 
     def __init__(self, **kwargs: Any) -> None:
@@ -75,7 +90,8 @@ class PretrainedConfig:
 
     def _check_common(self) -> None:
         owner, absent = type(self).__name__, type(None)
-        for name in ("return_dict", "output_hidden_states", "output_attentions", "tie_word_embeddings"):
+        flags = (name for name, default in self.common_defaults.items() if isinstance(default, bool))
+        for name in flags:
             check_field(owner, name, getattr(self, name), bool)
         for name in ("bos_token_id", "pad_token_id"):
             check_field(owner, name, getattr(self, name), (int, absent))
@@ -83,8 +99,6 @@ class PretrainedConfig:
         for number in self.eos_token_id if isinstance(self.eos_token_id, list) else []:
             check_field(owner, "eos_token_id", number, int)
         check_field(owner, "architectures", self.architectures, (list, absent))
-        if type(self.dtype).__module__ != "torch":  # a torch.dtype, told without importing torch
-            check_field(owner, "dtype", self.dtype, (str, absent))
 
     def __getattr__(self, name: str) -> Any:
         # Only reached for names that are not set: aliases such as image_token_id.
@@ -97,7 +111,22 @@ class PretrainedConfig:
         super().__setattr__(type(self).attribute_map.get(name, name), value)
 
     @property
-    def torch_dtype(self) -> "torch.dtype | str | None":
+    def dtype(self) -> "torch.dtype | None":
+        """The type of the weights, as a torch.dtype; config.json holds its name."""
+        name = vars(self).get("dtype")
+        if name is None:
+            return None
+        import torch  # here, so that reading a configuration does not need it
+
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+
+    @dtype.setter
+    def dtype(self, value: "torch.dtype | str | None") -> None:
+        vars(self)["dtype"] = check_dtype(type(self).__name__, value)
+
+    @property
+    def torch_dtype(self) -> "torch.dtype | None":
         """The older name of `dtype`."""
         return self.dtype
 
@@ -169,6 +198,39 @@ class PretrainedConfig:
             merged[name] = part if value is None else value
         return merged
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The keys that differ from those of a configuration of this class made without arguments, and model_type."""
+        usual = type(self)().to_dict()
+        written = {
+            name: getattr(self, name).to_diff_dict() if name in self.part_makers else value
+            for name, value in self.to_dict().items()
+            if name == "model_type" or name not in usual or value != usual[name]
+        }
+        return written
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Set the keys of `config_dict`, and those of its objects in the nested configurations; nothing if one is wrong."""
+        if not isinstance(config_dict, Mapping):
+            raise ConfigError(
+                f"{type(self).__name__}.update takes an object of keys, got {type(config_dict).__name__}."
+            )
+        parts = {name: value for name, value in config_dict.items() if name in self.part_makers}
+        whole = {
+            n: self.part_makers[n](v, type(self).__name__)
+            for n, v in parts.items()
+            if not isinstance(v, Mapping)
+        }
+        given = {name: value for name, value in config_dict.items() if name not in whole}
+        checked = vars(type(self).from_dict(self.to_dict(), **given))
+        for name in self.part_makers:  # the objects stay: the parts of a model hold them too
+            vars(getattr(self, name)).update(vars(checked.pop(name)))
+        name_or_path = self.name_or_path
+        vars(self).update({**checked, **whole})
+        self.name_or_path = str(config_dict.get("name_or_path", name_or_path))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(vars(self))
+
     def to_json_string(self, use_diff: bool = True) -> str:
         """The configuration as indented JSON with sorted keys (`use_diff` is accepted and changes nothing)."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -227,6 +289,15 @@ class PretrainedConfig:
         config = cls.from_dict(config_dict, **kwargs)
         config.name_or_path = str(pretrained_model_name_or_path)
         return config
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: "str | os.PathLike[str]", **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The keys of a config.json as they are read, and the keywords that do not say where it is."""
+        hub = HubOptions.take(kwargs)
+        read = read_config_folder(pretrained_model_name_or_path, hub, format=kwargs.pop("format", None))
+        return read, kwargs
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PretrainedConfig) and self.to_dict() == other.to_dict()

@@ -191,6 +191,13 @@ class GenerationConfig:
         vars(self).update(vars(changed))
         return unused
 
+    def get_generation_mode(self, assistant_model: Any = None) -> str:
+        """ "greedy_search" or "sample"; any other of transformers' modes is refused by name."""
+        if assistant_model is not None:
+            raise UnsupportedError("assistant_model is not supported; leave it out.")
+        self.refuse_unsupported()
+        return "sample" if self.do_sample else "greedy_search"
+
     # --- checks -------------------------------------------------------------------------------------------
 
     def validate(self, strict: bool = False) -> None:

@@ -50,6 +50,10 @@ class VisionLanguageConfig(PretrainedConfig):
         "text_config": text_config_from,
         "vision_config": vision_config_from,
     }
+    sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {
+        "text_config": MistralConfig,
+        "vision_config": PixtralVisionConfig,
+    }
     vision_config: PixtralVisionConfig
     text_config: MistralConfig
     image_token_index: int

@@ -6,6 +6,7 @@ Letters: B conversations · T new positions · S cached + new · L packed rows �
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from vitrail.configs import MistralConfig
 from vitrail.errors import ContextError, InputError, UnsupportedError
 from vitrail.kv.blocks import BLOCK
 from vitrail.kv.cache import KVCache
-from vitrail.kv.foreign import is_foreign, read_foreign
+from vitrail.kv.foreign import is_foreign, read_foreign, update_foreign
 from vitrail.model.training import per_item
 from vitrail.ops.batch import ForwardBatch, build_batch
 from vitrail.ops.segments import Segments
@@ -63,6 +64,13 @@ class Packed:
             new = row[kept].tolist()
             self.cache.record_ids(sequence, new, self.cache.length(sequence) - len(new))
 
+    def keep_ids(self, ids: Tensor | None, past: Any) -> None:
+        """Once the cache holds these rows: let it remember their ids, and append to a cache of transformers (`past`)."""
+        if ids is not None:
+            self.record_ids(ids)
+        if self.cache is not None and is_foreign(past):
+            update_foreign(past, self.cache)
+
     def scatter(self, rows: Tensor) -> Tensor:
         """(L, …) → (B, T, …), zero where there is padding."""
         if len(rows) == self.batch * self.new:
@@ -84,6 +92,15 @@ class Packed:
             keys = self.all_kept[row].nonzero().squeeze(1)
             out[row, :, queries[:, None], keys[None, :]] = weights
         return out
+
+    def gather(self, laid_out: Tensor) -> Tensor:
+        """(B, T, …) → (L, …): the rows that are no padding."""
+        rows = laid_out.flatten(0, 1)
+        return rows if len(self.index) == len(rows) else rows[self.index]
+
+    def gather_weights(self, laid_out: Tensor) -> list[Tensor]:
+        """Attention weights (B, A, T, S) → per segment (A, T', S')."""
+        return [laid_out[row][:, self.kept[row]][:, :, self.all_kept[row]] for row in range(self.batch)]
 
     def select(self, logits_to_keep: "int | Tensor") -> tuple[Tensor | None, Tensor | None]:
         """Rows whose logits are wanted, and their places in (B, kept positions); None, None keeps everything.

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from vitrail.configs import PretrainedConfig
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.model.adapted import AdapterMethods
+from vitrail.model.module_methods import ModuleMethods
 from vitrail.model.training import TrainerMethods, checkpoint_options
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="PreTrainedModel")
 
 
-class PreTrainedModel(AdapterMethods, TrainerMethods, nn.Module):
+class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
     """Base of all models. Method names and arguments follow transformers 4.57."""
 
     config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig
@@ -70,8 +71,11 @@ class PreTrainedModel(AdapterMethods, TrainerMethods, nn.Module):
 
     @classmethod
     def _from_config(cls: type[Self], config: Any, **kwargs: Any) -> Self:
-        """A model with random weights; `dtype` or `torch_dtype` sets their type."""
-        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+        """A model with random weights of `dtype` (or `torch_dtype`), else of the configuration's type."""
+        from vitrail.model.loading import check_attention, named_dtype
+
+        dtype = named_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None), config)
+        check_attention(kwargs.pop("attn_implementation", None))
         if kwargs:
             raise UnsupportedError(f"{cls.__name__}._from_config does not know {', '.join(kwargs)}.")
         model = cls(config)
@@ -284,6 +288,7 @@ class PreTrainedModel(AdapterMethods, TrainerMethods, nn.Module):
     def generation_config(self, value: "GenerationConfig") -> None:
         self._generation_config = value
 
-    def can_generate(self) -> bool:
-        """Whether there is a head."""
-        return self.get_output_embeddings() is not None
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether there is a head, and with it generate()."""
+        return hasattr(cls, "generate")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from vitrail.errors import InputError, UnsupportedError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 _CHECKPOINT_OPTIONS = ("preserve_rng_state", "context_fn")
 
@@ -19,7 +16,6 @@ class TrainerMethods:
     """Names that trainers look for. `accepts_loss_kwargs`: forward() takes num_items_in_batch and divides the loss by it."""
 
     accepts_loss_kwargs: ClassVar[bool] = True
-    supports_gradient_checkpointing: ClassVar[bool] = True
     _no_split_modules: ClassVar[tuple[str, ...]] = ("MistralDecoderLayer", "PixtralAttentionLayer")
     _keys_to_ignore_on_save: ClassVar[tuple[str, ...] | None] = None
     model_tags: list[str] | None = None
@@ -30,30 +26,11 @@ class TrainerMethods:
         found: dict[str, bool] = self.__dict__.setdefault("_warnings_issued", {})
         return found
 
-    @property
-    def base_model(self) -> nn.Module:
-        """The model without its head; the model itself where it has none."""
-        model: nn.Module = getattr(self, getattr(self, "base_model_prefix", ""), self)  # type: ignore[arg-type]
-        return model
-
     def add_model_tags(self, tags: str | Sequence[str]) -> None:
         """Add to `model_tags`, the words for a model card."""
         for tag in [tags] if isinstance(tags, str) else tags:
             if tag not in (self.model_tags or ()):
                 self.model_tags = [*(self.model_tags or ()), tag]
-
-    def enable_input_require_grads(self) -> None:
-        """Let gradients reach the input embeddings' output, which is what training adapters on a frozen model asks for."""
-        self.disable_input_require_grads()
-        table: nn.Module = self.get_input_embeddings()  # type: ignore[attr-defined]
-        hook = table.register_forward_hook(lambda module, given, rows: rows.requires_grad_(True))
-        self.__dict__["_require_grads_hook"] = hook
-
-    def disable_input_require_grads(self) -> None:
-        """Undo enable_input_require_grads."""
-        hook = self.__dict__.pop("_require_grads_hook", None)
-        if hook is not None:
-            hook.remove()
 
     def estimate_tokens(self, input_dict: Mapping[str, Any]) -> int:
         """The number of positions of a batch."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
@@ -224,6 +226,14 @@ class PixtralProcessor:
             "image_break_token": self.image_break_token,
             "image_end_token": self.image_end_token,
         }
+
+    def to_json_string(self) -> str:
+        """The settings of `to_dict` as indented JSON with sorted keys."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Write `to_json_string` to a file."""
+        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
 
     def save_pretrained(
         self,
