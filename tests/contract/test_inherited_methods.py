@@ -237,7 +237,7 @@ def test_unsupported_methods_name_themselves(model: Any, tmp_path: Path) -> None
     [
         ({"safe_serialization": False}, "safe_serialization"),
         ({"variant": "fp16"}, "variant"),
-        ({"save_function": torch.save}, "save_function"),
+        ({"save_function": torch.save, "safe_serialization": False}, "safe_serialization"),
         ({"repo_id": "name"}, "repo_id"),
     ],
     ids=lambda given: (

@@ -130,6 +130,7 @@ class CausalModel(PaddedModel):
         output_hidden_states: bool | None,
         cache_position: Tensor | None,
         logits_to_keep: "int | Tensor",
+        num_items_in_batch: "int | Tensor | None",
     ) -> dict[str, Any]:
         """Embeddings (B, T, D) → the fields of an output."""
         if labels is not None and (isinstance(logits_to_keep, Tensor) or logits_to_keep):
@@ -154,7 +155,9 @@ class CausalModel(PaddedModel):
         logits = packed.place(self.step(packed.gather(hidden), forward_batch, packed.cache, record), places)
         packed.keep_ids(input_ids, past_key_values)
         return {
-            "loss": None if labels is None else next_token_loss(logits, labels, packed.kept),
+            "loss": None
+            if labels is None
+            else next_token_loss(logits, labels, packed.kept, num_items_in_batch),
             "logits": logits,
             "past_key_values": packed.cache if self._wants_cache(use_cache) else None,
             **recorded(record),
@@ -201,6 +204,7 @@ class MistralForCausalLM(CausalModel):
     ) -> "CausalLMOutputWithPast | tuple[Any, ...]":
         """Logits of every position, as transformers' forward of the same name; arguments as in vlm.py."""
         past_key_values = take_cache(kwargs, past_key_values)
+        items = kwargs.pop("num_items_in_batch", None)
         refuse_unknown("MistralForCausalLM.forward", kwargs)
         fields = self._run(
             self._embeddings(input_ids, inputs_embeds),
@@ -214,6 +218,7 @@ class MistralForCausalLM(CausalModel):
             output_hidden_states=output_hidden_states,
             cache_position=cache_position,
             logits_to_keep=logits_to_keep,
+            num_items_in_batch=items,
         )
         output = CausalLMOutputWithPast(**fields)
         as_dict = self.config.use_return_dict if return_dict is None else return_dict

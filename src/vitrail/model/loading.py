@@ -138,11 +138,7 @@ def save_pretrained(
         )
     module = cast(nn.Module, model)
     if configs(module):  # as in transformers: the base is where it was
-        if state_dict is not None:
-            raise UnsupportedError(
-                "state_dict does not go with an adapter; merge_and_unload first, or save_adapter."
-            )
-        save_adapter(module, folder)
+        save_adapter(module, folder, state=state_dict)
         return
     model.config.architectures = [type(model).__name__]
     _set_dtype(model.config, model.dtype)

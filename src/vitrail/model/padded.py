@@ -123,24 +123,10 @@ def recorded(record: Record) -> dict[str, Any]:
     }
 
 
-# Arguments of every forward() of transformers that ask for nothing when they are None.
-_OPTIONAL = [
-    "cu_seq_lens_q",
-    "cu_seq_lens_k",
-    "max_length_q",
-    "max_length_k",
-    "is_causal",
-    "seq_idx",
-    "output_router_logits",
-    "num_items_in_batch",
-]
-
-
 def refuse_unknown(name: str, kwargs: dict[str, Any]) -> None:
-    """Raise UnsupportedError for arguments that nobody reads."""
-    asked = sorted(key for key, value in kwargs.items() if value is not None or key not in _OPTIONAL)
-    if asked:
-        raise UnsupportedError(f"{name} does not know the argument {', '.join(asked)}.")
+    """Raise UnsupportedError for arguments that nobody reads; None says nothing, and PEFT passes it for some tasks."""
+    if unknown := [key for key, value in kwargs.items() if value is not None]:
+        raise UnsupportedError(f"{name} does not know the argument {', '.join(sorted(unknown))}.")
 
 
 def replace_rows(rows: Tensor, where: Tensor, features: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from vitrail.configs import PretrainedConfig
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.model.adapted import AdapterMethods
 from vitrail.model.module_methods import ModuleMethods
+from vitrail.model.training import TrainerMethods, checkpoint_options
 
 if TYPE_CHECKING:
     from vitrail.configs.generation import GenerationConfig
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="PreTrainedModel")
 
 
-class PreTrainedModel(AdapterMethods, ModuleMethods, nn.Module):
+class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
     """Base of all models. Method names and arguments follow transformers 4.57."""
 
     config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig
@@ -38,6 +39,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, nn.Module):
         self.config = config
         self.name_or_path = config.name_or_path
         self.is_gradient_checkpointing = False
+        self._checkpoint_options: dict[str, Any] = {}
         self._generation_config: GenerationConfig | None = None
 
     # --- initialisation -----------------------------------------------------------------------------------
@@ -143,6 +145,9 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, nn.Module):
     ) -> None:
         """Write config.json, generation_config.json and safetensors that Vitrail and transformers load.
 
+        state_dict: tensors to write in place of the model's own. is_main_process: False writes nothing. save_function
+        is taken and not called, as in transformers: it writes pickles, and these are safetensors.
+
         Raises:
             UnsupportedError: an argument that Vitrail does not have.
         """
@@ -151,7 +156,6 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, nn.Module):
         refused = {
             "push_to_hub": push_to_hub,
             "safe_serialization=False": not safe_serialization,
-            "save_function": save_function is not None,
             "variant": variant is not None,
             "save_original_format=False": not kwargs.pop(
                 "save_original_format", True
@@ -249,27 +253,26 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, nn.Module):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: "dict[str, Any] | None" = None
     ) -> None:
-        """Compute blocks again in the backward pass instead of keeping their activations."""
-        given = dict(gradient_checkpointing_kwargs or {})
-        if given.pop("use_reentrant", False):
-            raise UnsupportedError("gradient_checkpointing_kwargs use_reentrant=True is not supported.")
-        if given:
-            raise UnsupportedError(f"gradient_checkpointing_kwargs does not know {', '.join(given)}.")
-        self._set_checkpointing(True)
+        """Compute blocks again in the backward pass instead of keeping their activations.
+
+        gradient_checkpointing_kwargs: use_reentrant=False, preserve_rng_state and context_fn of torch.utils.checkpoint.
+        """
+        self._set_checkpointing(True, checkpoint_options(gradient_checkpointing_kwargs))
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations again."""
         self._set_checkpointing(False)
 
-    def _set_checkpointing(self, value: bool) -> None:
+    def _set_checkpointing(self, value: bool, options: "dict[str, Any] | None" = None) -> None:
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
                 module.is_gradient_checkpointing = value
+                module._checkpoint_options = options or {}
 
     def run_layer(self, layer: nn.Module, *args: Any) -> Tensor:
         """Call a block, under gradient checkpointing where that is on."""
         if self.is_gradient_checkpointing and self.training and torch.is_grad_enabled():
-            out: Tensor = checkpoint(layer, *args, use_reentrant=False)
+            out: Tensor = checkpoint(layer, *args, use_reentrant=False, **self._checkpoint_options)
             return out
         plain: Tensor = layer(*args)
         return plain

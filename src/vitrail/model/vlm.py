@@ -130,6 +130,8 @@ class VisionLanguageModel(CausalModel):
                 "full", since the tower has no class token.
             labels: (B, T), −100 where nothing is asked; shifted inside.
             logits_to_keep: 0 for all, n for the last n positions, or a 1-D tensor of positions.
+            kwargs: num_items_in_batch, what the sum of the loss over the labels is divided by (a trainer counts it over
+                all batches of a step); None: the number of labels here.
 
         Returns:
             loss, logits (B, T, V), past_key_values, hidden_states, attentions, image_hidden_states; a tuple of
@@ -138,6 +140,7 @@ class VisionLanguageModel(CausalModel):
         Raises:
             InputError: arguments that do not fit each other. ContextError: too many positions, an unknown id.
         """
+        items = kwargs.pop("num_items_in_batch", None)
         past_key_values = take_cache(kwargs, past_key_values)
         features = take_features(
             kwargs,
@@ -163,6 +166,7 @@ class VisionLanguageModel(CausalModel):
             output_hidden_states=output_hidden_states,
             cache_position=cache_position,
             logits_to_keep=logits_to_keep,
+            num_items_in_batch=items,
         )
         output = self.output_class(**fields, image_hidden_states=features)
         as_dict = self.config.use_return_dict if return_dict is None else return_dict
