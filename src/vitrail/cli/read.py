@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vitrail.cli.options import complete_files
 from vitrail.cli.output import echo, echo_json, one_line
 from vitrail.cli.pictures import STDIN, open_picture
 from vitrail.cli.screen import waiting
@@ -32,7 +33,7 @@ Exit status: 0 all were read, 2 a picture could not be read (one line on stderr 
 
 
 @click.command("read", epilog=EXAMPLES)
-@click.argument("names", nargs=-1, required=True, metavar="FILE…")
+@click.argument("names", nargs=-1, required=True, metavar="FILE…", shell_complete=complete_files)
 @click.option(
     "--json",
     "as_json",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitrail.cli.options import Command
+from vitrail.cli.options import Command, complete_files
 from vitrail.cli.output import echo, echo_json, one_line
 from vitrail.cli.screen import waiting
 from vitrail.errors import InputError
@@ -39,7 +39,11 @@ def _number(flag: str, kind: Any, text: str) -> Callable[[Command], Command]:
 @click.argument("data", metavar="DATA", type=click.Path(path_type=Path))
 @click.option("-o", "--out", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the result.")
 @click.option(
-    "-m", "--model", metavar="FOLDER", help="Checkpoint to begin from. [default: the embedded reader]"
+    "-m",
+    "--model",
+    metavar="FOLDER",
+    shell_complete=complete_files,
+    help="Checkpoint to begin from. [default: the embedded reader]",
 )
 @click.option("--check", is_flag=True, help="Check every line and picture of DATA, and stop.")
 @click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be used.")
