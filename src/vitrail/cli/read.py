@@ -77,7 +77,7 @@ def read(names: tuple[str, ...], as_json: bool, model: Path | None, processes: i
 
 def _read_here(files: Sequence[str], model: Path | None) -> Generator[tuple[int, FileReading], None, None]:
     """The same as read_apart(), in this process."""
-    with waiting() as line:
+    with waiting(len(files) == 1) as line:  # else the bar is there already
         line.say("starting")
         from vitrail.reader.reading import BatchReader
 
@@ -131,11 +131,20 @@ def _progress(total: int) -> "Iterator[Callable[[int], None]]":
     if total == 1 or not sys.stderr.isatty():
         yield lambda count: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from vitrail.cli.console import PlainConsole
 
-    columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=PlainConsole(stderr=True), transient=True) as bar:
+    columns = (SpinnerColumn(), TextColumn("reading"), BarColumn(), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, *times, console=PlainConsole(stderr=True), transient=True) as bar:
         task = bar.add_task("reading", total=total)
         yield lambda count: bar.advance(task, count)

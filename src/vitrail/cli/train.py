@@ -1,6 +1,7 @@
 """`vitrail train DATA`: its options, its progress bar and what it prints. The work is done in train/job.py."""
 
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -27,6 +28,7 @@ Examples:
 
 Exit status: 0 done, 2 something was wrong (stderr says what), 130 interrupted: the same command goes on.
 """
+_TELL_EVERY = 15  # seconds between lines where stderr is no terminal
 _SHOWN = 20  # faulty lines that are listed one by one
 _LORA = ("rank", "alpha", "dropout", "target", "dora", "rslora")
 
@@ -134,8 +136,16 @@ def train(data: Path, check: bool, as_json: bool, **options: Any) -> None:
     if check:
         _tell_check(reading, as_json)
         return
-    with closing(_Bar()) as bar:
-        outcome = job.run(reading, on_start=bar.start, on_step=bar.step)
+    with waiting() as line, closing(_Bar()) as bar:
+        line.say(f"loading {options['model'] or 'the embedded reader'}")
+
+        def start(trainer: "Trainer") -> None:
+            line.stop()
+            if trainer.begun:
+                echo(f"vitrail: going on from step {trainer.begun} of {trainer.steps}", err=True)
+            bar.start(trainer)
+
+        outcome = job.run(reading, on_start=start, on_step=bar.step)
     _tell_outcome(job, outcome, as_json)
 
 
@@ -207,12 +217,15 @@ def _tell_check(reading: "Reading", as_json: bool) -> None:
 def _tell_outcome(job: "Job", outcome: "Outcome", as_json: bool) -> None:
     result = {"out": str(job.out), "step": outcome.step, "reason": outcome.reason, "loss": outcome.loss,
               "eval_loss": outcome.eval_loss}  # fmt: skip
+    kind = "checkpoint" if job.method == "full" else "adapter"
     if as_json:
         echo_json(result)
     elif outcome.reason == "asked to stop":
-        echo(f"stopped after step {outcome.step}; the same command goes on", err=True)
+        echo(
+            f"stopped after step {outcome.step}; {job.out} has the {kind} so far, and the same command goes on",
+            err=True,
+        )
     else:
-        kind = "checkpoint" if job.method == "full" else "adapter"
         losses = "" if outcome.loss is None else f", loss {outcome.loss:.4f}"
         losses += "" if outcome.eval_loss is None else f", evaluation {outcome.eval_loss:.4f}"
         echo(f"{job.out}: {kind} after {outcome.step} steps ({outcome.reason}){losses}")
@@ -221,39 +234,54 @@ def _tell_outcome(job: "Job", outcome: "Outcome", as_json: bool) -> None:
 
 
 class _Bar:
-    """Loss, tokens per second and time left; without a terminal nothing, and rich stays unimported."""
+    """Loss, tokens per second and time left; without a terminal a line now and then, and rich stays unimported."""
 
     def __init__(self) -> None:
         self._progress: Any = None
         self._task: Any = None
+        self._steps, self._told = 0, time.monotonic()
 
     def start(self, trainer: "Trainer") -> None:
         """Show the bar of a run that is about to begin, or to go on."""
+        self._steps, self._told = trainer.steps, time.monotonic()
         if not sys.stderr.isatty():
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         from vitrail.cli.console import PlainConsole
 
         self._progress = Progress(
+            SpinnerColumn(),
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}"),
             TextColumn("{task.fields[speed]} tokens/s"),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=PlainConsole(stderr=True),
         )
-        self._task = self._progress.add_task("", total=trainer.steps, loss="…", speed="…")
+        self._task = self._progress.add_task(
+            "", total=trainer.steps, completed=trainer.begun, loss="…", speed="…"
+        )
         self._progress.start()
 
     def step(self, record: dict[str, Any]) -> None:
         """Show one step."""
+        step, loss, speed = record["step"], f"{record['loss']:.4f}", f"{record['tokens_per_second']:,.0f}"
         if self._progress is not None:
-            speed = f"{record['tokens_per_second']:,.0f}"
-            self._progress.update(
-                self._task, completed=record["step"], loss=f"{record['loss']:.4f}", speed=speed
-            )
+            self._progress.update(self._task, completed=step, loss=loss, speed=speed)
+        elif time.monotonic() - self._told > _TELL_EVERY:
+            self._told = time.monotonic()
+            echo(f"vitrail: step {step} of {self._steps}, loss {loss}, {speed} tokens/s", err=True)
 
     def close(self) -> None:
         """Remove the bar."""

@@ -139,8 +139,9 @@ class Job:
     ) -> Outcome:
         """Train, or go on where an earlier run stopped, and write the result into `out`.
 
-        on_start hears the trainer before its first step, on_step every record. Raises InputError for lines that cannot
-        be used (unless skip_bad) and for a folder that holds something else.
+        A run that is stopped writes what it has learned so far, and still goes on when called again. on_start is called
+        with the trainer before its first step, on_step with every record. Raises InputError for lines that cannot be used
+        (unless skip_bad) and for a folder that holds something else.
         """
         out = self._folder()
         for data in (reading.data, reading.evaluation):
@@ -159,13 +160,13 @@ class Job:
             identity=self._identity(),
             on_step=on_step,
         )
+        trainer.resume()
         if on_start is not None:
             on_start(trainer)
         outcome = trainer.run()
-        if outcome.reason != "asked to stop":
-            trainer.settle()
-            with writing(out):
-                self._write(model, reading.inputs, out)
+        trainer.settle()
+        with writing(out):
+            self._write(model, reading.inputs, out)
         return outcome
 
     def _folder(self) -> Path:
