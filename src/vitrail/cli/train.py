@@ -15,6 +15,8 @@ from vitrail.cli.screen import waiting
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from vitrail.train.job import Job, Reading
     from vitrail.train.trainer import Outcome, Trainer
 
@@ -120,11 +122,11 @@ def _number(flag: str, kind: Any, text: str) -> Callable[[Command], Command]:
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda.")
 def train(data: Path, check: bool, as_json: bool, **options: Any) -> None:
-    """Teach a model with the conversations of DATA, one as JSON on every line.
+    """Teach a model with the conversations of DATA: JSON Lines, one JSON list, Parquet, or a folder that `datasets` saved.
 
-    Messages are written as for `vitrail ask`, OpenAI or mistral-finetune; pictures lie beside DATA. What assistants say is
-    learned. Every line is checked before anything is trained. DIR gets the adapter (or the checkpoint), metrics.jsonl,
-    curves.png and what an interrupted run needs to go on.
+    Messages are written as for `vitrail ask`, OpenAI, mistral-finetune, LLaVA, ShareGPT or TRL; images lie beside DATA. What
+    assistants say is learned. Every line is checked before anything is trained. DIR gets the adapter (or the checkpoint),
+    metrics.jsonl, curves.png and what an interrupted run needs to go on.
     """  # fmt: skip
     if not check and options["out"] is None:
         raise InputError("--out is missing: the folder for the result")
@@ -133,6 +135,7 @@ def train(data: Path, check: bool, as_json: bool, **options: Any) -> None:
         job = _job(data, options)
         reading = job.read(lambda done, all_: line.say(f"checking {data}: {done} of {all_}"))
     _tell_faults(reading.faults)
+    _tell_lacking(reading.data.lacking)
     if check:
         _tell_check(reading, as_json)
         return
@@ -191,6 +194,17 @@ def _tell_faults(faults: list[str]) -> None:
         echo(f"vitrail: and {len(faults) - _SHOWN} more", err=True)
 
 
+def _tell_lacking(lacking: "Counter[str]") -> None:
+    if lacking:
+        shown = ", ".join(f"{character!r} ({count})" for character, count in lacking.most_common(_SHOWN))
+        more = f" and {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
+        echo(
+            f"vitrail: warning: {len(lacking)} characters have no token and become the unknown one: "
+            f"{one_line(shown)}{more}",
+            err=True,
+        )
+
+
 def _tell_check(reading: "Reading", as_json: bool) -> None:
     """What --check found; status 2 if anything is wrong."""
     data = reading.data
@@ -201,6 +215,7 @@ def _tell_check(reading: "Reading", as_json: bool) -> None:
         "longest": max(data.positions, default=0),
         "pictures": data.pictures,
         "bad_lines": len(reading.faults),
+        "lacking": dict(data.lacking.most_common()),
     }
     if as_json:
         echo_json({**found, "faults": reading.faults})
@@ -208,7 +223,7 @@ def _tell_check(reading: "Reading", as_json: bool) -> None:
         echo(
             f"{found['conversations']} conversations, {found['pictures']} pictures, {found['positions']} tokens, "
             f"{found['learned']} of them learned, {found['longest']} in the longest; "
-            f"{found['bad_lines']} lines cannot be used"
+            f"{found['bad_lines']} {data.records.unit}s cannot be used"
         )
     if reading.faults:
         raise click.exceptions.Exit(2)
