@@ -17,7 +17,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from vitrail.errors import UnsupportedError
@@ -65,15 +64,14 @@ class WorkerProcess:
             if process is None or process.poll() is not None:
                 self._stop()
                 process = self._start()
-            head = _REQUEST.pack(len(request), seconds)
-            return self._exchange(process, (head, request), seconds)
+            return self._exchange(process, _REQUEST.pack(len(request), seconds) + request, seconds)
 
     def stop(self) -> None:
         """End the process, if there is one."""
         with self._lock:
             self._stop()
 
-    def _exchange(self, process: subprocess.Popen[bytes], sent: Sequence[bytes], seconds: float) -> bytes:
+    def _exchange(self, process: subprocess.Popen[bytes], sent: bytes, seconds: float) -> bytes:
         expired = threading.Event()
 
         def expire() -> None:
@@ -84,8 +82,7 @@ class WorkerProcess:
         timer.daemon = True
         try:
             timer.start()
-            for part in sent:
-                _write(process.stdin, part)
+            _write(process.stdin, sent)
             answer = _read(process.stdout, self._answer_bytes)
             timer.cancel()
             timer.join()  # so that it does not kill the process later
@@ -125,7 +122,7 @@ class WorkerProcess:
             raise self._unsupported(error) from error
         self._process = process
         try:
-            ready = self._exchange(process, (), _START_SECONDS)
+            ready = self._exchange(process, b"", _START_SECONDS)
         except WorkerEndedError as error:
             raise self._unsupported(error) from error
         if ready != _READY:
@@ -180,8 +177,7 @@ def serve(answer: Callable[[bytes], bytes], memory: int) -> None:
             request = _bytes(stream, length)
             with watch.over(seconds + _GRACE):
                 said = answer(request)
-            _write(out, _ANSWER.pack(len(said)))
-            _write(out, said)
+            _write(out, _ANSWER.pack(len(said)) + said)
     except (EOFError, OSError):  # the parent has ended
         return
 
@@ -242,6 +238,8 @@ def _limit(memory: int) -> None:
 
 def _roots(packages: Sequence[str]) -> list[str]:
     """Where this package and `packages` are imported from: the process has no other places than the standard library's."""
+    from pathlib import Path  # here, for the process that is started has no use for it
+
     roots = [str(Path(__file__).parents[2])]
     for name in packages:
         found = find_spec(name)

@@ -21,7 +21,7 @@ from vitrail.prompts.rendered_prompt import RenderedPrompt
 from vitrail.prompts.template_request import TemplateRequest
 
 MAX_TEMPLATE = 1 << 20  # characters of a template's source; published ones have less than 20,000
-MAX_SECONDS = 20.0  # of one rendering, on the clock
+MAX_SECONDS = 15.0  # of one rendering, on the clock
 MAX_ANSWER = 1 << 28  # bytes that come back; template_worker.py bounds the characters before
 # SHA-256 of Vitrail's own templates: they are no stranger's, and need no process.
 _OWN_TEMPLATES = {
