@@ -8,7 +8,7 @@ were; after rendering, a control token that is still readable can only come from
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from vitrail.errors import PromptError
@@ -60,6 +60,25 @@ class ControlTokenMask:
         """`text` with every character masked that occurs in any control token."""
         return text.translate(self.stand_ins)
 
+    def widened(self, characters: set[str]) -> "ControlTokenMask":
+        """A mask for the visible ones of `characters` too; its `mask_all` alone is meant to be used."""
+        more = sorted(c for c in characters - _NEVER_MASKED if c.isprintable() and not c.isspace())
+        start = self.base + len(self.stand_ins)
+        taken = {ord(c) for c in more if ord(c) >= _FIRST_STAND_IN}
+        while taken.intersection(range(start, start + len(more))):
+            start += len(more)
+        new = [ord(c) for c in more if ord(c) not in self.stand_ins and ord(c) not in taken]
+        if start + len(new) > _LAST_STAND_IN:
+            return self
+        stand_ins = {**self.stand_ins, **{c: start + i for i, c in enumerate(new)}}
+        return replace(
+            self, stand_ins=stand_ins, originals={stand_in: c for c, stand_in in stand_ins.items()}
+        )
+
+    def narrowed(self, text: str, mask: "ControlTokenMask") -> str:
+        """`text`, masked by this mask, as `mask`, of which this is a wider one, masks it."""
+        return text.translate({s: c for s, c in self.originals.items() if s not in mask.originals})
+
     def mask_tokens(self, text: str) -> str:
         """`text` with only whole control tokens masked, in any case: a template may change it."""
         return control_pattern(self.controls, any_case=True).sub(
@@ -85,7 +104,7 @@ class ControlTokenMask:
 
     def keep(self, text: str) -> str:
         """`text` as it is, a plain `str`."""
-        return text.translate({})
+        return str.__str__(text)
 
     def swap(self, text: str) -> str:
         """`text` with what is masked unmasked, and what could be and is not masked."""

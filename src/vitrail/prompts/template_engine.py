@@ -24,7 +24,7 @@ from vitrail.errors import PromptError
 from vitrail.files.formatting import first_line
 from vitrail.prompts.control_token_mask import ControlTokenMask, map_strings
 from vitrail.prompts.template_budget import Budget, indent_width
-from vitrail.prompts.template_marking import OWN_TEXT, mark_own_texts
+from vitrail.prompts.template_marking import MASK_TOKENS, OWN_TEXT, TAG, UNTAG, OwnText, mark_own_texts
 from vitrail.prompts.template_request import TemplateRequest
 from vitrail.prompts.template_view import CONTINUE_HERE, View
 
@@ -80,12 +80,17 @@ def run(request: TemplateRequest) -> tuple[str, int]:
     """
     compiled = _compile(request.source)
     _check_variables(compiled, request)
-    no_mask = ControlTokenMask.over((), request.source)
-    plain = _once(compiled, request, no_mask.unmask, no_mask.unmask)
+    typed: set[str] = set()  # the characters of users' texts
+
+    def seen(text: str) -> str:
+        typed.update(text)
+        return str.__str__(text)
+
+    plain = _once(compiled, request, seen, str.__str__)
     mask = ControlTokenMask.over(request.controls, request.source, plain)
     if not mask.controls:
         return plain, mask.base
-    for masked in _masked_texts(compiled, request, mask):
+    for masked in _masked_texts(compiled, request, mask, typed):
         if mask.unmask(masked) == plain:
             return masked, mask.base
     raise PromptError(
@@ -94,15 +99,22 @@ def run(request: TemplateRequest) -> tuple[str, int]:
     )
 
 
-def _masked_texts(compiled: _Compiled, request: TemplateRequest, mask: ControlTokenMask) -> Iterator[str]:
-    """Renderings in which what users wrote is masked, the strictest mask first."""
-    for text in (mask.mask_all, mask.mask_user):
-        with suppress(PromptError):  # the template looks at the text itself, and refuses to go on without it
-            yield _once(compiled, request, text, mask.mask_tokens)
-    for wide in (True, False):
+def _masked_texts(
+    compiled: _Compiled, request: TemplateRequest, mask: ControlTokenMask, typed: set[str]
+) -> Iterator[str]:
+    """Renderings in which what users wrote is masked, or all but what the template wrote; the strictest first.
+
+    Every visible character of the users is masked at first: from others than those of control tokens a template can
+    make such ("img"|upper, "٣"|int).
+    """
+    every = mask.widened(typed)
+    with suppress(PromptError):  # the template looks at the text itself, and refuses to go on without it
+        yield every.narrowed(_once(compiled, request, every.mask_all, mask.mask_tokens), mask)
+    for early in (True, False):
         with suppress(PromptError):
-            marked = compiled.marked(wide)
-            yield mask.swap(_once(marked, request, mask.keep, mask.keep, mask.mask_all))
+            yield mask.swap(_once(compiled.marked(early), request, mask.keep, mask.keep, mask))
+    with suppress(PromptError):
+        yield _once(compiled, request, mask.mask_user, mask.mask_tokens)
 
 
 def _once(
@@ -110,12 +122,17 @@ def _once(
     request: TemplateRequest,
     text: Callable[[str], str],
     key: Callable[[str], str],
-    own: Callable[[str], str] | None = None,
+    own: ControlTokenMask | None = None,
 ) -> str:
-    """One rendering. text, key: what becomes of users' texts and keys; own: of the template's (compiled to mark them)."""
+    """One rendering. text, key: what becomes of users' texts and keys; own: masks the template's (compiled to mark them)."""
     view = View(request.source, text, key, request.continue_final_message)
     shown = view.messages(request.messages)
-    special: Any = request.special_tokens if own is None else map_strings(request.special_tokens, own, str)
+    if own is not None:
+        for message in shown:
+            message["role"] = OwnText(message["role"])
+    special: Any = (
+        request.special_tokens if own is None else map_strings(request.special_tokens, own.mask_all, str)
+    )
     context = {
         **special,
         **{name: map_strings(value, key, key) for name, value in request.variables.items()},
@@ -140,7 +157,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False)
         self.budget: ContextVar[Budget] = ContextVar("budget")
         self.moment: ContextVar[datetime] = ContextVar("moment")
-        self.own: ContextVar[Callable[[str], str] | None] = ContextVar("own", default=None)
+        self.own: ContextVar[ControlTokenMask | None] = ContextVar("own", default=None)
         self.filters = {name: self._weighed(filters.FILTERS[name]) for name in _FILTERS} | self._own_filters()
         for name in ("lipsum", "range"):
             del self.globals[name]
@@ -178,9 +195,13 @@ class _Environment(ImmutableSandboxedEnvironment):
             return self.budget.get().weigh(_to_json(value, **options))
 
         @jinja2.pass_context  # so that Jinja does not call it once for all
-        def marked(_: Any, text: str) -> str:
+        def marked(_: Any, value: Any, way: str) -> Any:
             own = self.own.get()
-            return text if own is None else own(text)
+            if own is None or way == TAG:
+                return value if own is None else OwnText(value)
+            if way == UNTAG and type(value) is not OwnText:
+                return value
+            return own.mask_tokens(value) if way == MASK_TOKENS else own.mask_all(value)
 
         own: dict[str, Callable[..., Any]] = {
             OWN_TEXT: marked,
@@ -272,14 +293,14 @@ class _Compiled:
             raise PromptError(f"the chat template is not Jinja that may run here: {_words(error)}") from error
         self._marked: dict[bool, _Compiled] = {}
 
-    def marked(self, wide: bool) -> _Compiled:
+    def marked(self, early: bool) -> _Compiled:
         """The template again, with its own texts marked (template_marking.py)."""
-        if wide not in self._marked:
-            self._marked[wide] = _Compiled(self.source, lambda *parsed: mark_own_texts(*parsed, wide=wide))
-        return self._marked[wide]
+        if early not in self._marked:
+            self._marked[early] = _Compiled(self.source, lambda *parsed: mark_own_texts(*parsed, early=early))
+        return self._marked[early]
 
     def render(
-        self, context: Mapping[str, Any], moment: datetime, own: Callable[[str], str] | None = None
+        self, context: Mapping[str, Any], moment: datetime, own: ControlTokenMask | None = None
     ) -> str:
         """The template's text. Raises PromptError for whatever goes wrong in it."""
         budget = Budget()
