@@ -102,7 +102,9 @@ def _run_apart(request: TemplateRequest) -> tuple[str, int]:
         ) from error
     try:
         answer = json.loads(written.decode("utf-8", "surrogatepass"))
-    except ValueError as error:
+        if not isinstance(answer, dict):
+            raise ValueError
+    except (ValueError, RecursionError) as error:
         raise _strange_answer() from error
     fault = answer.get("fault")
     if isinstance(fault, str):
