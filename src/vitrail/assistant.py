@@ -13,7 +13,7 @@ from vitrail.auto import load as open_model
 from vitrail.dialogue import Dialogue, Raw
 from vitrail.errors import InputError
 from vitrail.images.fetch import is_url
-from vitrail.images.pdf import holds_pdf, names_pdf
+from vitrail.images.pdf import file_holds_pdf
 from vitrail.reader import embedded_path
 from vitrail.responses.events import Piece, TextDelta
 from vitrail.responses.reply import Reply
@@ -240,12 +240,7 @@ def file_part(name: "str | PathLike[str]") -> Raw:
     if is_url(name) or name[:5].lower() == "data:":
         return {"type": "file", "url": name}  # whether it is a PDF is known once it was fetched
     path = Path(name).expanduser()
-    try:
-        with path.open("rb") as file:
-            is_pdf = holds_pdf(file.read(1024))
-    except (OSError, ValueError):  # reading the message raises it, with the name
-        is_pdf = names_pdf(name)
-    return {"type": "file" if is_pdf else "image", "path": str(path.absolute())}
+    return {"type": "file" if file_holds_pdf(path) else "image", "path": str(path.absolute())}
 
 
 def _image_parts(images: Any) -> list[Raw]:
