@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vitrail.errors import ImageError, InputError
+from vitrail.images.request import image_request
 
 if TYPE_CHECKING:
     from vitrail.images.load import PilImage
@@ -50,6 +51,7 @@ def open_pages(
     return load_pages(source, limits=limits, progress=progress)
 
 
+@image_request()
 def open_parts(
     names: Sequence[str], limits: "PdfLimits | None" = None, say: Callable[[str], None] | None = None
 ) -> list[dict[str, Any]]:

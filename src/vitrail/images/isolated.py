@@ -30,7 +30,7 @@ def decode_apart(encoded: bytes, subject: str, request: ImageRequest) -> tuple[i
             try:
                 request.count_image(height, width)
             except ImageError:
-                request.close()  # the pixels would follow
+                request.end_decoder()  # the pixels would follow
                 raise
             turned = _read_head(worker.receive(HEAD.size + _LONGEST_FAULT), PIXELS, limits)
             if turned not in ((width, height), (height, width)):
@@ -43,7 +43,7 @@ def decode_apart(encoded: bytes, subject: str, request: ImageRequest) -> tuple[i
                 raise ImageError(
                     f"{subject} an image that is not decoded within {limits.max_seconds:g} s, the limit of a request."
                 ) from error
-            request.close()
+            request.end_decoder()
             raise ImageError(
                 f"{subject} an image that cannot be decoded with {limits.max_memory >> 20} MiB of memory, or a damaged "
                 "one: its decoder ended."

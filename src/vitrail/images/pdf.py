@@ -187,7 +187,7 @@ def _page(worker: WorkerProcess, number: int, name: str, most: int, request: Ima
     if width * height > most:
         raise EOFError
     check_size(height, width, request.limits)
-    request.count_image(height, width)
+    request.count_page(height, width)
     pixels = worker.receive(height * width * 3)
     if len(pixels) != height * width * 3:
         raise EOFError

@@ -114,10 +114,9 @@ class PixtralImageProcessorFast(BaseImageProcessor):
             for (
                 source
             ) in flat:  # one after the other: of an image that was opened here, its row alone is kept
-                image = opened(source)
-                grids.append(grid := settings.grid(*_measure(image, settings, request)))
-                values = _resized(_tensor(image, settings).to(device), grid, settings)
-                rows.append(_normalized(values, settings))
+                row, grid = _row(opened(source), settings, device, request)
+                rows.append(row)
+                grids.append(grid)
                 height, width = max(height, grid.height), max(width, grid.width)
                 request.check_batch(len(rows), height, width, settings.itemsize)
         dtype = torch.uint8 if all(row.dtype == torch.uint8 for row in rows) else torch.float32
@@ -126,6 +125,15 @@ class PixtralImageProcessorFast(BaseImageProcessor):
             room[:, : row.shape[1], : row.shape[2]] = row
         data = {"pixel_values": batch, "image_sizes": [(grid.height, grid.width) for grid in grids]}
         return BatchFeature(data, settings.return_tensors).with_grids(grids)
+
+
+def _row(
+    image: Any, settings: ImageSettings, device: torch.device, request: ImageRequest
+) -> tuple[torch.Tensor, Grid]:
+    """An image (3,h,w) as the model reads it, and its grid."""
+    grid = settings.grid(*_measure(image, settings, request))
+    values = _resized(_tensor(image, settings).to(device), grid, settings)
+    return _normalized(values, settings), grid
 
 
 def _measure(image: Any, settings: ImageSettings, request: ImageRequest) -> tuple[int, int]:

@@ -26,7 +26,9 @@ class _Used:
     images: int = 0
     bytes: int = 0
     pixels: int = 0
+    page_bytes: int = 0
     seconds: float = 0.0
+    closed: bool = False
     decoder: WorkerProcess | None = None
     lock: Any = field(default_factory=threading.RLock)
 
@@ -58,6 +60,18 @@ class ImageRequest:
                 raise ImageError(
                     f"The images of this request have more than {limits.max_total_pixels / 1e6:,.0f} million pixels "
                     "together, the limit; give fewer at a time, or scale them down."
+                )
+
+    def count_page(self, height: int, width: int) -> None:
+        """Count a page of a PDF, which is kept at this size; ImageError where the request has no room for it."""
+        self.count_image(height, width)
+        most = self.limits.max_memory // 4
+        with self._used.lock:
+            self._used.page_bytes += 4 * height * width  # as PIL keeps them
+            if self._used.page_bytes > most:
+                raise ImageError(
+                    f"The pages of this request's PDFs take more than {most / (1 << 30):.3g} GiB, the limit; give fewer "
+                    "at a time."
                 )
 
     def check_batch(self, images: int, height: int, width: int, itemsize: int) -> None:
@@ -104,16 +118,27 @@ class ImageRequest:
     def decoder(self) -> Iterator[WorkerProcess]:
         """The process that decodes this request's images, for one exchange at a time."""
         with self._used.lock:
-            if self._used.decoder is not None and not self._used.decoder.alive:
-                self.close()
+            if self._used.decoder is not None and (
+                self._used.decoder.expired or not self._used.decoder.alive
+            ):
+                self.end_decoder()
             if self._used.decoder is None:
                 self._used.decoder = WorkerProcess(
                     _DECODER, memory=self.limits.max_memory, seconds=self.limits.max_seconds
                 )
-            yield self._used.decoder
+            try:
+                yield self._used.decoder
+            finally:
+                if self._used.closed:  # used after its block, in a copy of its context
+                    self.end_decoder()
 
     def close(self) -> None:
-        """End the decoding process."""
+        """End the decoding process; from now on each image has its own."""
+        self._used.closed = True
+        self.end_decoder()
+
+    def end_decoder(self) -> None:
+        """End the decoding process; the next image starts another."""
         with self._used.lock:
             if self._used.decoder is not None:
                 self._used.decoder.close()

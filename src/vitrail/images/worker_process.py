@@ -118,8 +118,10 @@ def begin(module: str, memory: str, seconds: str) -> None:
         target.write(frame)
         target.flush()
 
-    with suppress(BrokenPipeError):  # nobody waits for the answer any more
+    try:
         serve(frames.get, send)
+    finally:
+        os._exit(0)  # `_listen` waits in a read, for which an orderly end would wait too
 
 
 def _listen(source: IO[bytes], frames: SimpleQueue[bytes]) -> None:
