@@ -158,8 +158,11 @@ class Assistant:
                 f"files are names: a path, a URL or a list of them; got {type(files).__name__}. ask() takes images."
             )
         names = find_images([str(name) for name in given])
-        opener = partial(copy_context().run, open_file)  # files are opened later, as the caller may open them
-        return zip(names, read_files(BatchReader.of(self.model, self.processor), names, opener), strict=True)
+        context = copy_context()  # files are opened later, as the caller may open them
+        readings = read_files(
+            BatchReader.of(self.model, self.processor), names, lambda name: context.run(open_file, name)
+        )
+        return zip(names, readings, strict=True)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__} of {self.model.config.name_or_path!r})"
