@@ -15,6 +15,7 @@ from vitrail.files.hub_options import HubOptions
 from vitrail.files.writing import prepare_folder, write_json
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid, image_grid
+from vitrail.images.request import image_request
 from vitrail.prompts.render import Chat, newer_chat_options, refuse_assistant_mask
 from vitrail.prompts.rendered_prompt import RenderedPrompt
 from vitrail.prompts.template_files import ChatTemplate, save_chat_template
@@ -105,6 +106,7 @@ class PixtralProcessor:
         folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=kwargs.get("format"))
         return cls(**read_processor(folder, kwargs))
 
+    @image_request()
     def __call__(
         self,
         images: Any = None,
@@ -133,6 +135,7 @@ class PixtralProcessor:
         marked = self.image_ids if with_types else ()
         return self._encoder(texts, images, text_options, image_options, marked).convert_to_tensors(tensors)
 
+    @image_request()
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """One conversation or a list of them → the prompt (default), or ids with the pictures (`tokenize=True`).
 

@@ -11,6 +11,7 @@ from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
 from vitrail.files.writing import prepare_folder, write_json, write_text
 from vitrail.images.batch_feature import BatchFeature
+from vitrail.images.request import image_request
 from vitrail.prompts.builtin import BuiltPrompt, Format
 from vitrail.prompts.builtin.encode_chat import encode_built, fit_text
 from vitrail.prompts.render import choose_template, newer_chat_options, refuse_assistant_mask
@@ -174,6 +175,7 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         clean = clean_up_tokenization_spaces
         return clean_up(text) if (self.clean_up_tokenization_spaces if clean is None else clean) else text
 
+    @image_request()
     def apply_chat_template(
         self,
         conversation: Any,

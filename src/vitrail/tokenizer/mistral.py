@@ -18,6 +18,7 @@ from vitrail.files.hub_options import HubOptions
 from vitrail.files.token_ids import version_of
 from vitrail.files.writing import prepare_folder
 from vitrail.images.batch_feature import BatchFeature
+from vitrail.images.request import image_request
 from vitrail.prompts.builtin import BuiltPrompt, Format, build_prompt
 from vitrail.prompts.builtin.encode_chat import AUTO, build_chat, choose_format, encode_built, fit_text
 from vitrail.prompts.builtin.pieces import IMAGE
@@ -234,6 +235,7 @@ class MistralCommonTokenizer(MistralRows):
         tokens: list[str] = self.convert_ids_to_tokens(self._ids(text, add_special_tokens=False))
         return tokens
 
+    @image_request()
     def apply_chat_template(
         self,
         conversation: Any,
