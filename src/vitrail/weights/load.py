@@ -158,6 +158,7 @@ def _fill(
             continue
         packed = choice.format.quantize(tensor, choice.group, name=name, dtype=target, device=where.of(name))
         replace(model, path, _layer(model.get_submodule(path), StoredWeight(choice.format, packed), compute))
+        memory.give_back()  # what quantising needed, so that loading takes what memory.py plans
 
 
 def _layer(old: Any, stored: StoredWeight, compute: torch.dtype | None) -> Quantized:
