@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vitrail.configs.fields import check_cell, check_field
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
@@ -63,6 +64,9 @@ class PixtralProcessor:
             raise UnsupportedError(
                 f"PixtralProcessor reads prompts as text with Vitrail's own tokenizers; got {type(tokenizer).__name__}"
             )
+        for name, number in (("patch_size", patch_size), ("spatial_merge_size", spatial_merge_size)):
+            check_field("PixtralProcessor", name, number, int, minimum=1)
+        check_cell("PixtralProcessor", patch_size, spatial_merge_size)
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self.patch_size = patch_size

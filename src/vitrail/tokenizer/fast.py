@@ -28,7 +28,7 @@ from vitrail.tokenizer.base import BaseTokenizer
 from vitrail.tokenizer.config_file import read_tokenizer_config
 from vitrail.tokenizer.escaping import EscapingCopy, Row, encode_cut
 from vitrail.tokenizer.json_encoder import JsonEncoder, format_of_controls
-from vitrail.tokenizer.padding import VERY_LARGE, Lengths, check_side, limit_of
+from vitrail.tokenizer.padding import VERY_LARGE, Lengths, check_side, limit_of, whole_length
 from vitrail.tokenizer.special_tokens import NAMES, read_additional, read_named, setting
 from vitrail.tokenizer.vocabulary import Vocabulary, clean_up
 
@@ -49,7 +49,7 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         self.init_kwargs: dict[str, Any] = config
         llama = config.get("tokenizer_class") in LLAMA_CLASSES
         self.chat_template = chat_template if chat_template is not None else config.get("chat_template")
-        self.model_max_length = int(setting(config, "model_max_length", (int, float), VERY_LARGE))
+        self.model_max_length = whole_length(setting(config, "model_max_length", (int, float), VERY_LARGE))
         side = config.get("padding_side") or ("left" if llama else "right")
         self.padding_side = check_side(side, "padding_side")
         self.truncation_side = check_side(config.get("truncation_side") or "right", "truncation_side")

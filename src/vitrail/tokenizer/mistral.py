@@ -30,7 +30,7 @@ from vitrail.tokenizer.image_prompts import ImagePromptEncoder
 from vitrail.tokenizer.mistral_bridge import explained, open_tokenizer, openai_message, stack_pictures
 from vitrail.tokenizer.mistral_encoder import MistralEncoder, format_of_file
 from vitrail.tokenizer.mistral_rows import MistralRows
-from vitrail.tokenizer.padding import VERY_LARGE, Lengths, check_side, limit_of
+from vitrail.tokenizer.padding import VERY_LARGE, Lengths, check_side, limit_of, whole_length
 
 _NEEDLESS = ("add_generation_prompt", "format", "reasoning_effort")
 _SENTENCEPIECE = re.compile(r".*\.model(\.v\d+(m\d+)?)?")
@@ -69,7 +69,7 @@ class MistralCommonTokenizer(MistralRows):
         self._tokenizer_path = Path(tokenizer_path)
         self.tokenizer = open_tokenizer(self._tokenizer_path, mode)
         self.mode = str(getattr(mode, "value", mode))
-        self.model_max_length = model_max_length
+        self.model_max_length = whole_length(model_max_length)
         self.padding_side = check_side(padding_side, "padding_side")
         self.truncation_side = check_side(truncation_side, "truncation_side")
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
