@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,9 @@ from vitrail.adapters.targets import is_saved, plain_modules, saved, takes_matri
 from vitrail.errors import CheckpointError, ConfigError, InputError
 from vitrail.files.formatting import listed
 from vitrail.files.json import read_json
+from vitrail.files.replacing import refuse_incomplete, replacing
 from vitrail.files.safetensors import SafetensorsFile, write_safetensors
+from vitrail.files.writing import write_text
 from vitrail.weights.names import canonical, part as part_of, published
 
 CONFIG = "adapter_config.json"
@@ -63,6 +64,7 @@ class _Contents:
 
 def read_config(folder: Path) -> LoraConfig:
     """The adapter_config.json of a folder. CheckpointError, ConfigError or UnsupportedError, naming the file."""
+    refuse_incomplete(folder)
     values = read_json(folder / CONFIG, limit=_LIMIT)
     try:
         return LoraConfig.from_dict(values)
@@ -113,21 +115,13 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = D
 def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str | None = None) -> None:
     """Write an adapter (default: the only one, or the active one) so that PEFT and Vitrail load it.
 
-    The configuration is written last and an older one is removed first: a folder that was left half-written does
-    not load. CheckpointError for what the disk refuses.
+    A folder that was left half-written does not load. CheckpointError for what the disk refuses.
     """
     chosen = which(model, name)
     target = Path(folder)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as scratch:
-            write_safetensors(Path(scratch) / WEIGHTS, adapter_state(model, chosen))
-            (Path(scratch) / CONFIG).write_text(configs(model)[chosen].to_json(), encoding="utf-8")
-            (target / CONFIG).unlink(missing_ok=True)
-            os.replace(Path(scratch) / WEIGHTS, target / WEIGHTS)
-            os.replace(Path(scratch) / CONFIG, target / CONFIG)
-    except OSError as error:
-        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}.") from error
+    with replacing(target, last=CONFIG) as new:
+        write_safetensors(new / WEIGHTS, adapter_state(model, chosen))
+        write_text(new / CONFIG, configs(model)[chosen].to_json())
 
 
 def adapter_state(model: nn.Module, name: str) -> dict[str, Tensor]:

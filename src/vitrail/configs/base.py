@@ -14,6 +14,7 @@ from vitrail.configs.published import read_config_file, read_config_folder
 from vitrail.errors import ConfigError, UnsupportedError
 from vitrail.files.hub_options import HubOptions
 from vitrail.files.layout import CONFIG_NAME
+from vitrail.files.writing import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -178,7 +179,7 @@ class PretrainedConfig:
 
     def to_json_file(self, json_file_path: "str | Path", use_diff: bool = True) -> None:
         """Write `to_json_string()` to a file."""
-        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
+        write_text(Path(json_file_path), self.to_json_string(use_diff))
 
     @classmethod
     def from_json_file(cls: type[Self], json_file: "str | Path") -> Self:

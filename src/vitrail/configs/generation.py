@@ -14,6 +14,7 @@ from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
+from vitrail.files.writing import write_text
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
@@ -176,7 +177,7 @@ class GenerationConfig:
 
     def to_json_file(self, json_file_path: "str | Path", use_diff: bool = True) -> None:
         """Write `to_json_string()` to a file."""
-        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
+        write_text(Path(json_file_path), self.to_json_string(use_diff))
 
     def update(self, **kwargs: Any) -> dict[str, Any]:
         """Set the options that exist (none if a value is wrong); returns the keywords that do not exist."""

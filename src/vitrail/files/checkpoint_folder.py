@@ -20,6 +20,7 @@ from vitrail.files.hub_cache import repository_of
 from vitrail.files.hub_options import HubOptions
 from vitrail.files.json import read_json
 from vitrail.files.layout import ADAPTER_CONFIG, CONFIGS, choose_among
+from vitrail.files.replacing import refuse_incomplete
 from vitrail.files.repository import COMMIT, Repository
 from vitrail.files.token_ids import TokenIds, choose_tokenizer_file, read_token_ids
 
@@ -89,9 +90,11 @@ class CheckpointFolder(os.PathLike[str]):
         """The names of the files in the folder, without those of its subfolders."""
         try:
             with os.scandir(self.path) as entries:
-                return frozenset(entry.name for entry in entries if entry.is_file())
+                names = frozenset(entry.name for entry in entries if entry.is_file())
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+        refuse_incomplete(self.path, names)
+        return names
 
     @cached_property
     def repository(self) -> Repository | None:

@@ -15,6 +15,7 @@ import numpy as np
 from vitrail.errors import CheckpointError, InputError, PromptError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
+from vitrail.files.replacing import replacing
 from vitrail.files.token_ids import version_of
 from vitrail.files.writing import prepare_folder
 from vitrail.images.batch_feature import BatchFeature
@@ -342,10 +343,10 @@ class MistralCommonTokenizer(MistralRows):
             )
         refuse_unknown("save_pretrained", kwargs)
         name = "tekken.json" if self._tokenizer_path.suffix == ".json" else self._tokenizer_path.name
-        target = prepare_folder(save_directory) / name
-        if not target.exists() or not target.samefile(self._tokenizer_path):
-            shutil.copyfile(self._tokenizer_path, target)
-        return (str(target),)
+        folder = prepare_folder(save_directory)
+        with replacing(folder) as new:
+            shutil.copyfile(self._tokenizer_path, new / name)
+        return (str(folder / name),)
 
     def _format_chat(
         self,

@@ -15,6 +15,7 @@ from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.formatting import listed
 from vitrail.files.layout import PARAMS_NAME
 from vitrail.files.names import is_plain
+from vitrail.files.replacing import refuse_incomplete
 from vitrail.files.safetensors import SafetensorsFile, TensorSpec
 
 SINGLE = "model.safetensors"
@@ -41,6 +42,7 @@ class SafetensorsCheckpoint:
         self.folder = CheckpointFolder.at(folder)
         self.index, names = _find(self.folder, stem)
         self.files = _open_all(self.folder, names)
+        refuse_incomplete(self.folder.path)  # a save may have begun since the folder was listed
         if self.index is None:
             self._where = _locate(self.files)
         else:
