@@ -26,9 +26,10 @@ from vitrail.adapters.model import (
 )
 from vitrail.adapters.targets import is_saved, plain_modules, saved, takes_matrices, targeted
 from vitrail.errors import CheckpointError, ConfigError, InputError
+from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.formatting import listed
 from vitrail.files.json import read_json
-from vitrail.files.replacing import refuse_incomplete, replacing
+from vitrail.files.replacing import replacing
 from vitrail.files.safetensors import SafetensorsFile, write_safetensors
 from vitrail.files.writing import write_text
 from vitrail.weights.names import canonical, part as part_of, published
@@ -64,7 +65,8 @@ class _Contents:
 
 def read_config(folder: Path) -> LoraConfig:
     """The adapter_config.json of a folder. CheckpointError, ConfigError or UnsupportedError, naming the file."""
-    refuse_incomplete(folder)
+    if folder.is_dir():
+        CheckpointFolder(folder).files  # noqa: B018 - an incomplete folder, and links out of it, are refused
     values = read_json(folder / CONFIG, limit=_LIMIT)
     try:
         return LoraConfig.from_dict(values)
@@ -76,10 +78,10 @@ def base_of(name: str | os.PathLike[str]) -> str | None:
     """The model that the adapter in a folder belongs to; None where the folder holds a model, or is none.
 
     A relative path is taken from the folder if there is something, else from where the program runs. CheckpointError
-    when the adapter does not say.
+    when the adapter does not say, or names an adapter.
     """
     folder = Path(name).expanduser()
-    if not (folder / CONFIG).is_file() or any((folder / file).is_file() for file in _MODEL_FILES):
+    if not _holds_adapter(folder):
         return None
     base = read_config(folder).base_model_name_or_path
     if not base:
@@ -87,7 +89,20 @@ def base_of(name: str | os.PathLike[str]) -> str | None:
             f"{folder} holds an adapter that does not name its base model; load that model, and then this with "
             "load_adapter."
         )
-    return str(folder / base) if (folder / base).is_dir() else base
+    found = folder / base
+    place = found if found.is_dir() else Path(base).expanduser()
+    if _holds_adapter(place):
+        same = " (itself)" if place.samefile(folder) else ""
+        raise CheckpointError(
+            f"{folder} names {base}{same} as its base model, and that is an adapter too; correct base_model_name_or_path in "
+            f"its {CONFIG}, or load the model, and then this with load_adapter."
+        )
+    return str(found) if found.is_dir() else base
+
+
+def _holds_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and no model."""
+    return (folder / CONFIG).is_file() and not any((folder / file).is_file() for file in _MODEL_FILES)
 
 
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = DEFAULT) -> LoraConfig:

@@ -128,8 +128,9 @@ class GenerationConfig:
         """
         hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
         folder = CheckpointFolder.open(pretrained_model_name, hub, format=kwargs.pop("format", None))
-        path = folder.path / (config_file_name or GENERATION_CONFIG_NAME)
-        if path.is_file():
+        name = str(config_file_name or GENERATION_CONFIG_NAME)
+        path = folder.path / name
+        if name in folder.files or path.is_file():
             from vitrail.files.json import read_json
 
             return cls.from_dict(read_json(path), **kwargs)

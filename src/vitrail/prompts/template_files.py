@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from vitrail.errors import CheckpointError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.lfs import refuse_pointer
+from vitrail.files.links import refuse_outside
 from vitrail.files.names import is_plain
 from vitrail.files.writing import write_text
 
@@ -24,7 +25,10 @@ def find_chat_template(folder: CheckpointFolder, config: Mapping[str, Any]) -> C
     in `config`, the folder's tokenizer_config.json. Raises CheckpointError for a file that holds none.
     """
     others = folder.path / "additional_chat_templates"
-    more = {file.stem: _read_text(file) for file in sorted(others.glob("*.jinja"))} if others.is_dir() else {}
+    more = {}
+    for file in sorted(others.glob("*.jinja")) if others.is_dir() else []:
+        refuse_outside(file, folder.path)
+        more[file.stem] = _read_text(file)
     if TEMPLATE_FILE in folder.files:
         main = _read_text(folder.path / TEMPLATE_FILE)
         return {"default": main, **more} if more else main

@@ -124,16 +124,12 @@ def _nothing_to_read(folder: CheckpointFolder, stem: str, native: list[str]) -> 
 def _check_complete(folder: CheckpointFolder, shards: list[str]) -> None:
     """Without an index the shards' own names tell how many there are."""
     lost = set()
-    for name in shards:
-        if numbered := _OF.fullmatch(name):
-            count = int(numbered[3])
-            every = (
-                f"{numbered[1]}{n:0{len(numbered[2])}d}-of-{numbered[3]}.safetensors"
-                for n in range(1, count + 1)
-            )
-            lost |= set(every) - set(shards)
+    numbered = {(found[1], found[3]) for found in map(_OF.fullmatch, shards) if found}
+    for stem, count in sorted(numbered)[:10]:
+        every = (f"{stem}{n:05d}-of-{count}.safetensors" for n in range(1, int(count) + 1))
+        lost |= set(every).difference(shards)
     if lost:
-        raise CheckpointError(f"{folder} lacks {len(lost)} of its shards: {listed(sorted(lost))}.")
+        raise CheckpointError(f"{folder} lacks {len(lost)} of its shards: {listed(sorted(lost), most=20)}.")
 
 
 def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
