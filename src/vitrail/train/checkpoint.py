@@ -207,7 +207,7 @@ def load_weights(model: Named, tensors: Mapping[str, Tensor], origin: Path) -> N
 
 def _read(path: Path) -> dict[str, Tensor]:
     file = SafetensorsFile(path)
-    return {name: file.tensor(name).clone() for name in file}
+    return {name: file.copied(name) for name in file}
 
 
 def _split(optimizer: Optimizer, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:

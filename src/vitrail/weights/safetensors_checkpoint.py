@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vitrail.errors import CheckpointError
@@ -71,6 +72,10 @@ class SafetensorsCheckpoint:
     def tensor(self, name: str) -> Tensor:
         """A tensor on the CPU, mapped from its file: copy it before changing or keeping it."""
         return self.files[self._where[name]].tensor(name)
+
+    def copied(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """A copy of a tensor that is read, not mapped."""
+        return self.files[self._where[name]].copied(name, device, dtype)
 
     def copies(self, name: str) -> bool:
         """Whether `tensor` makes a copy, which then takes memory of its own."""
