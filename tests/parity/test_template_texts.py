@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import jinja2
 import pytest
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
