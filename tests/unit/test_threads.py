@@ -88,6 +88,11 @@ def test_pytorchs_threads_are_a_function_of_the_sizes(rows: int, weights: int, a
     assert torch.get_num_threads() == 2
 
 
+def test_blocks_that_are_computed_again_keep_the_threads_of_the_backward_pass() -> None:
+    with threads.fitting(1, 1, recomputed=True):
+        assert torch.get_num_threads() == 2
+
+
 def test_threads_are_given_back_after_an_error_and_nested_blocks_keep_the_kernels() -> None:
     with threads.fitting(1, 1):
         with threads.fitting(1, 1):

@@ -135,7 +135,8 @@ class MistralModel(PaddedModel):
                 "set_adapter()."
             )
         widest = max(self.config.intermediate_size, self.config.num_attention_heads * self.config.head_dim)
-        with threads.fitting(len(hidden), widest * self.config.hidden_size):
+        again = self.is_gradient_checkpointing
+        with threads.fitting(len(hidden), widest * self.config.hidden_size, recomputed=again):
             return self._run(hidden, batch, cache, record)
 
     def _run(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, record: Record) -> Tensor:

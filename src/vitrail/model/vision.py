@@ -190,7 +190,11 @@ class PixtralVisionModel(PreTrainedModel):
         for group in _groups(grids, ROWS.get(self.patch_conv.weight.device.type, OTHER_ROWS)):
             records.append(Record(record.hidden, record.weights))
             rows = sum(h * w for h, w in grids[group])
-            with threads.fitting(rows, self.config.hidden_size * self.config.intermediate_size):
+            size, again = (
+                self.config.hidden_size * self.config.intermediate_size,
+                self.is_gradient_checkpointing,
+            )
+            with threads.fitting(rows, size, recomputed=again):
                 parts.append(self._encode(pixel_values[group], grids[group], records[-1], depth))
         record.join(records)
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,4 +1,4 @@
-"""How many of PyTorch's threads a step uses: the caller's alone where its products are small. Changes no result.
+"""How many of PyTorch's threads a step uses: the caller's alone where its products are small.
 
 A product of half a millisecond gains little from a second thread, and beside other processes it waits for one that lost its
 core: milliseconds, at every product. The kernels' own threads are chosen in the same way, job by job (native/pool.h).
@@ -17,13 +17,16 @@ LEAST = 1 << 21  # weights that are read, or as long, of a product that is worth
 _ROWS = 32  # rows whose products take as long as reading the weights
 
 
-def fitting(rows: int, weights: int) -> AbstractContextManager[None]:
+def fitting(rows: int, weights: int, *, recomputed: bool = False) -> AbstractContextManager[None]:
     """Within the block PyTorch uses one thread if no product is larger than `rows` through a matrix of so many weights.
 
-    A function of the sizes alone. A thread whose first call of PyTorch falls into another thread's block keeps one thread.
+    A function of the sizes alone: PyTorch's small products in float32 then have the bits of one thread, whatever their
+    number. Not where a backward pass computes blocks again (`recomputed`), which it would do with other threads. A thread
+    whose first call of PyTorch falls into another thread's block keeps one.
     """
     if (
         torch.compiler.is_compiling()
+        or recomputed
         or weights * (1 + rows // _ROWS) >= LEAST
         or torch.get_num_threads() == 1
     ):
