@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -25,8 +26,8 @@ from vitrail import FetchPolicy, ImageError, ImageLimits, PdfLimits, image_reque
 from vitrail.images.decode_worker import serve
 from vitrail.images.isolated import HEAD, PIXELS, SIZE
 from vitrail.images.load import to_rgb
-from vitrail.images.preflight import exif_is_sound
 from vitrail.images.request import ImageRequest, set_image_defaults
+from vitrail.images.tiff_tags import check_tiff, exif_is_sound
 from vitrail.images.worker_process import WorkerProcess
 
 SMALL = replace(ImageLimits(), max_images=3, max_total_pixels=1_000, max_total_bytes=2_000)
@@ -84,6 +85,34 @@ def test_file_that_repeats_itself_is_refused_in_no_time(make: Callable[[], bytes
 @pytest.mark.parametrize("tile", [16, 256, 1024])
 def test_small_image_in_a_usual_tile_is_read(tile: int) -> None:
     assert load_image(hostile.tiff(tile)).size == (8, 8)
+
+
+def test_tags_that_decoders_could_read_differently_are_refused() -> None:
+    """A size that is given twice, or in an odd type, would pass here and be another one in the decoder."""
+    plain = struct.pack("<HHII", 322, 4, 1, 16)
+    good = hostile.tiff(16)
+    assert good.count(plain) == 1
+    for odd in (
+        struct.pack("<HHII", 322, 16, 1, 16),
+        struct.pack("<HHII", 322, 11, 1, 16),
+        struct.pack("<HHII", 322, 4, 2, 16),
+        struct.pack("<HHII", 322, 9, 1, 1 << 31),
+    ):
+        with pytest.raises(ImageError, match="tag 322 is not one whole number"):
+            load_image(good.replace(plain, odd))
+    with pytest.raises(ImageError, match="tag 323 twice"):
+        load_image(good.replace(plain, struct.pack("<HHII", 323, 4, 1, 16)))
+    with pytest.raises(ImageError, match="BigTIFF in big-endian order"):
+        load_image(b"MM\0+" + bytes(60))
+
+
+def test_scans_of_jpegs_inside_a_tiff_are_counted() -> None:
+    """libtiff allows a hundred scans for each strip."""
+    image = Image.effect_noise((400, 300), 60).convert("RGB")
+    data = encoded(image, "TIFF", compression="jpeg")
+    assert load_image(data).size == (400, 300)
+    with pytest.raises(ImageError, match="again and again"):
+        check_tiff(io.BytesIO(data), len(data), 300 * 100)
 
 
 def test_usual_files_pass() -> None:
@@ -181,6 +210,17 @@ def test_strips_give_the_pixels_of_the_whole(mode: str, monkeypatch: pytest.Monk
 # A request's count
 
 
+class Slow:
+    """A file object that takes its time."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def read(self, most: int) -> bytes:
+        time.sleep(0.03)
+        return self.data
+
+
 def test_request_counts_images_pixels_and_bytes_together() -> None:
     with image_request(limits=SMALL):
         for _ in range(3):
@@ -191,7 +231,7 @@ def test_request_counts_images_pixels_and_bytes_together() -> None:
     for limits, data, says in (
         (SMALL, encoded(Image.new("1", (25, 25))), "more than 0 million pixels together"),
         (replace(SMALL, max_total_bytes=len(PNG)), PNG, "MiB together"),
-        (replace(SMALL, max_seconds=1e-4), PNG, r"took longer than 0\.0001 s"),
+        (replace(SMALL, max_seconds=0.01), Slow(PNG), r"took longer than 0\.01 s"),
     ):
         with image_request(limits=limits):
             load_image(data)

@@ -20,7 +20,7 @@ from vitrail.images.arrays import Pixels, is_array, to_levels
 from vitrail.images.fetch import FetchPolicy, fetch, is_url
 from vitrail.images.isolated import decode_apart
 from vitrail.images.limits import LIMITS as LIMITS, ImageLimits as ImageLimits
-from vitrail.images.preflight import check_file, check_size as check_size, exif_is_sound
+from vitrail.images.preflight import check_file, check_size as check_size
 from vitrail.images.request import ImageRequest, image_request
 from vitrail.images.sources import (
     check_bytes,
@@ -32,6 +32,7 @@ from vitrail.images.sources import (
     read_binary,
     shown_path,
 )
+from vitrail.images.tiff_tags import exif_is_sound
 
 PilImage: TypeAlias = Image.Image
 
