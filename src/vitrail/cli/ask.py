@@ -14,6 +14,7 @@ import click
 from vitrail.cli.files import read_tools
 from vitrail.cli.options import (
     answer_options,
+    complete_files,
     model_option,
     pdf_options,
     refuse_idle,
@@ -47,15 +48,21 @@ Exit status: 0 answered, 2 something was wrong with the question, a picture or t
 
 
 @click.command("ask", epilog=EXAMPLES)
-@click.argument("words", nargs=-1, metavar="PICTURE… QUESTION")
+@click.argument("words", nargs=-1, metavar="PICTURE… QUESTION", shell_complete=complete_files)
 @model_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: text, token counts, timings.")
 @click.option("--system", metavar="TEXT", help="A system prompt.")
 @click.option(
-    "--conversation", metavar="FILE", help="Ask at the end of a conversation that `vitrail chat` saved."
+    "--conversation",
+    metavar="FILE",
+    shell_complete=complete_files,
+    help="Ask at the end of a conversation that `vitrail chat` saved.",
 )
 @click.option(
-    "--tools", metavar="FILE", help="A JSON list of tools that the model may call; none is run here."
+    "--tools",
+    metavar="FILE",
+    shell_complete=complete_files,
+    help="A JSON list of tools that the model may call; none is run here.",
 )
 @answer_options
 @source_options

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from vitrail.cli.options import (
+    complete_files,
     image_tokens_option,
     model_option,
     pdf_options,
@@ -23,7 +24,7 @@ Examples:
 
 
 @click.command("tokens", epilog=EXAMPLES)
-@click.argument("pictures", nargs=-1, required=True, metavar="PICTURE…")
+@click.argument("pictures", nargs=-1, required=True, metavar="PICTURE…", shell_complete=complete_files)
 @model_option
 @image_tokens_option
 @source_options
