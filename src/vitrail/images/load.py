@@ -90,8 +90,7 @@ def _open(source: Any, timeout: float | None, request: ImageRequest, left: float
         return _open_file(Path(source), request)
     if isinstance(source, str):
         if is_url(source):
-            wait = policy.timeout if timeout is None else timeout
-            encoded = fetch(source, policy.within(min(wait, left)))
+            encoded = fetch(source, policy.within(timeout, seconds=left, max_bytes=limits.max_bytes))
             return _decode(encoded, "What this URL answers is", request)
         if source[:5].lower() == "data:":
             return _decode(data_url(source, limits), "This data URL holds", request)

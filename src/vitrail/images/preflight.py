@@ -24,6 +24,8 @@ _MOST_SCANS: Final = 100
 # Scans times pixels: 25 scans of the largest image; encoders write about ten.
 _SCANNED_PIXELS: Final = 2_500_000_000
 _MOST_BLOCKS: Final = 200_000  # chunks, segments, extensions: a few microseconds each
+_HEADER_BYTES: Final = 32 << 20  # of a JPEG before its first scan
+_SKIPPED_BYTES: Final = 1 << 20  # there, which belong to no segment: Pillow steps through them one by one
 _MOST_EXTENSIONS: Final = 20_000  # of a GIF before its first image
 _MOST_SUBBLOCKS: Final = 2_000_000  # of a GIF, up to 255 bytes each
 _EXIF_BYTES: Final = 4 << 20
@@ -75,9 +77,11 @@ def check_file(file: IO[bytes], limits: ImageLimits) -> None:
 
 
 def _check_jpeg(data: bytes) -> None:
-    scans = pixels = blocks = place = 0
+    scans = pixels = blocks = place = skipped = 0
     exif: list[bytes] = []
     while (found := _MARKER.search(data, place)) is not None:
+        if not scans:
+            skipped += found.start() - place
         code, place = found[1][0], found.end()
         if code == _END_OF_IMAGE:
             break
@@ -101,8 +105,12 @@ def _check_jpeg(data: bytes) -> None:
                 f"The image is a JPEG with more than {scans - 1} scans, each of which decodes its {pixels / 1e6:.1f} "
                 "million pixels again; save it anew."
             )
-        if blocks > _MOST_BLOCKS:
+        if blocks > _MOST_BLOCKS or (not scans and place > _HEADER_BYTES):
             _refuse_blocks("JPEG", "segments")
+    if not scans:
+        skipped += max(len(data) - place, 0) if found is None else 0
+    if skipped > _SKIPPED_BYTES:
+        _refuse_blocks("JPEG", "fill bytes")
     block = b"".join(exif)
     if len(block) > _EXIF_BYTES or (block and not exif_is_sound(block)):
         raise ImageError("The image is a JPEG with too much EXIF data; save it anew without.")
