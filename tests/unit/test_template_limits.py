@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import threading
 from datetime import date, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.tiny import DATA
-from vitrail.errors import PromptError, UnsupportedError
+from vitrail.errors import CheckpointError, PromptError, UnsupportedError
+from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.prompts import template as templates
+from vitrail.prompts.control_pattern import control_pattern
 from vitrail.prompts.messages import ImagePart, Message, TextPart, normalize
 from vitrail.prompts.render import DEFAULT_TEMPLATE
 from vitrail.prompts.rendered_prompt import RenderedPrompt
 from vitrail.prompts.template import render
+from vitrail.prompts.template_files import find_chat_template
 from vitrail.reader import embedded_path
 from vitrail.tokenizer.fast import FastTokenizer
 
@@ -263,3 +268,34 @@ def test_a_strange_answer_is_refused(answer: bytes, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(templates._worker, "ask", lambda *_: answer)
     with pytest.raises(PromptError, match="does not answer as it should"):
         show(GOLDEN)
+
+
+def test_control_tokens_have_bounds() -> None:
+    assert (
+        render("[{{ messages[0]['content'] }}" + "x" * 199, normalize("a"), controls=("[" + "x" * 199,)) != ""
+    )
+    with pytest.raises(PromptError, match="200 characters is the most of one"):
+        render(GOLDEN, normalize("a"), controls=("x" * 5000,), special_tokens={"bos_token": ""})
+    with pytest.raises(PromptError, match="of all"):
+        control_pattern(tuple(f"{number:0100}" for number in range(30_000)))
+
+
+def test_a_folders_templates_have_bounds(tmp_path: Path) -> None:
+    more = tmp_path / "additional_chat_templates"
+    more.mkdir()
+    for number in range(64):
+        (more / f"t{number:02}.jinja").write_text(str(number))
+    (more / "folder.jinja").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(more / "pipe.jinja")  # one would wait for ever for its text
+    found = find_chat_template(CheckpointFolder.open(tmp_path), {})
+    assert isinstance(found, dict) and list(found)[:2] == ["t00", "t01"] and len(found) == 64
+    (more / "t64.jinja").write_text("")
+    with pytest.raises(CheckpointError, match="more than 64 chat templates"):
+        find_chat_template(CheckpointFolder.open(tmp_path), {})
+    (more / "t64.jinja").unlink()
+    (tmp_path / "chat_template.jinja").write_bytes(b" " * ((4 << 20) + 1))
+    with pytest.raises(CheckpointError, match="larger than the 4,194,304 bytes"):
+        find_chat_template(CheckpointFolder.open(tmp_path), {})
+    with pytest.raises(PromptError, match="at most 1,048,576 characters"):
+        show(" " * ((1 << 20) + 1))

@@ -33,6 +33,7 @@ _worker = WorkerProcess(
     ("jinja2", "markupsafe"),
     answer_bytes=MAX_ANSWER,
     work="the chat templates of checkpoints are run",
+    advice="let this program start processes, or use a built-in prompt format (format=)",
 )
 
 

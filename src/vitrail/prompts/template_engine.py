@@ -28,37 +28,11 @@ from vitrail.prompts.template_marking import MASK_TOKENS, OWN_TEXT, TAG, UNTAG, 
 from vitrail.prompts.template_request import TemplateRequest
 from vitrail.prompts.template_view import CONTINUE_HERE, View
 
-# Jinja's own filters that cannot make much out of little; the rest is missing or in `_own_filters`.
+# Jinja's own filters; the rest is in `_own_filters`, or missing: random, urlize, xmlattr.
 _FILTERS = frozenset(
-    {"abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "forceescape"}
-    | {
-        "groupby",
-        "int",
-        "items",
-        "last",
-        "length",
-        "list",
-        "lower",
-        "map",
-        "max",
-        "min",
-        "reject",
-        "rejectattr",
-    }
-    | {
-        "reverse",
-        "round",
-        "safe",
-        "select",
-        "selectattr",
-        "sort",
-        "string",
-        "sum",
-        "title",
-        "trim",
-        "truncate",
-    }
-    | {"unique", "upper", "wordcount"}
+    "abs attr batch capitalize center count d default dictsort e escape filesizeformat first float forceescape format "
+    "groupby int items last length list lower map max min pprint reject rejectattr reverse round safe select selectattr "
+    "slice sort string striptags sum title trim truncate unique upper urlencode wordcount wordwrap".split()
 )
 _TEMPLATE_FAULTS = (
     jinja2.TemplateError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ from vitrail.files.writing import write_text
 
 ChatTemplate: TypeAlias = str | dict[str, str]
 _TEMPLATE_LIMIT = 4 << 20  # bytes of a template file; template.py bounds the characters
+_MOST_TEMPLATES = 64  # of additional_chat_templates/
 
 
 def find_chat_template(folder: CheckpointFolder, config: Mapping[str, Any]) -> ChatTemplate | None:
@@ -23,7 +25,7 @@ def find_chat_template(folder: CheckpointFolder, config: Mapping[str, Any]) -> C
     in `config`, the folder's tokenizer_config.json. Raises CheckpointError for a file that holds none.
     """
     others = folder.path / "additional_chat_templates"
-    more = {file.stem: _read_text(file) for file in sorted(others.glob("*.jinja"))} if others.is_dir() else {}
+    more = {file.stem: _read_text(file) for file in _template_files(others)}
     if "chat_template.jinja" in folder.files:
         main = _read_text(folder.path / "chat_template.jinja")
         return {"default": main, **more} if more else main
@@ -55,6 +57,16 @@ def save_chat_template(folder: Path, template: ChatTemplate | None) -> list[Path
         file.parent.mkdir(exist_ok=True)
         written.append(write_text(file, text))
     return written
+
+
+def _template_files(folder: Path) -> list[Path]:
+    """The folder's templates in order; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    found = list(islice((file for file in folder.glob("*.jinja") if file.is_file()), _MOST_TEMPLATES + 1))
+    if len(found) > _MOST_TEMPLATES:
+        raise CheckpointError(f"{folder} has more than {_MOST_TEMPLATES} chat templates")
+    return sorted(found)
 
 
 def _read_text(file: Path) -> str:
