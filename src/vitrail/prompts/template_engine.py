@@ -28,12 +28,7 @@ from vitrail.prompts.template_marking import MASK_TOKENS, OWN_TEXT, TAG, UNTAG, 
 from vitrail.prompts.template_request import TemplateRequest
 from vitrail.prompts.template_view import CONTINUE_HERE, View
 
-# Jinja's own filters; the rest is in `_own_filters`, or missing: random, urlize, xmlattr.
-_FILTERS = frozenset(
-    "abs attr batch capitalize center count d default dictsort e escape filesizeformat first float forceescape format "
-    "groupby int items last length list lower map max min pprint reject rejectattr reverse round safe select selectattr "
-    "slice sort string striptags sum title trim truncate unique upper urlencode wordcount wordwrap".split()
-)
+_FILTERS = frozenset(filters.FILTERS) - {"random"}  # a prompt is always the same; `_own_filters` replaces others
 _TEMPLATE_FAULTS = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -164,6 +159,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.budget.get().reserve(lines * (width if isinstance(width, int) else len(str(width))))
             return filters.do_indent(str(text), width, first, blank)
 
+        def centered(text: Any, width: Any = 80) -> str:
+            return filters.do_center(str(text), indent_width(width))
+
         @jinja2.pass_context
         def tojson(_: Any, value: Any, **options: Any) -> Any:
             return self.budget.get().weigh(_to_json(value, **options))
@@ -179,6 +177,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         own: dict[str, Callable[..., Any]] = {
             OWN_TEXT: marked,
+            "center": centered,
             "join": joined,
             "replace": replaced,
             "indent": indented,
