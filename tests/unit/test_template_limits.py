@@ -10,6 +10,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from tests.tiny import DATA
@@ -142,12 +143,12 @@ def test_values_arrive_as_they_are() -> None:
         "texts": ["", "\x00\x01", "\ud800", "\U0010ffff", '"\\', "\u2028"],
         "keys": {1: "one", None: "none", 2.5: "x", "\0": "zero", (1, 2): "pair"},
         "tuple": (1, (2, "a")),
-        "day": date(2024, 2, 29),
+        "day": type("Day", (date,), {})(2024, 2, 29),
+        "array": numpy.float32(0.5),
         "moment": datetime(2024, 2, 29, 12, 30, 1, 5),
     }
-    source = (
-        "{{ numbers }}|{{ texts }}|{{ keys }}|{{ tuple }}|{{ day }} {{ day.strftime('%d %b') }}|{{ moment }}"
-    )
+    source = "{{ numbers }}|{{ texts }}|{{ keys }}|"
+    source += "{{ tuple }}|{{ day }} {{ day.strftime('%d %b') }}|{{ array }}|{{ moment }}"
     want = "|".join(
         str(value)
         for value in (
@@ -156,6 +157,7 @@ def test_values_arrive_as_they_are() -> None:
             values["keys"],
             [1, [2, "a"]],
             "2024-02-29 29 Feb",
+            0.5,
             values["moment"],
         )
     )
@@ -199,6 +201,13 @@ def test_too_deep_values_are_one_error() -> None:
             [{"role": "user", "content": "x", "deep": deep}],
             special_tokens={"bos_token": ""},
         )
+
+
+def test_values_that_cannot_be_shown_are_one_error() -> None:
+    with pytest.raises(PromptError, match="cannot be shown to a chat template"):
+        show("{{ number }}", variables={"number": 10**5000})
+    with pytest.raises(PromptError, match="expected dicts with 'title' and 'text', got int"):
+        show("{{ documents }}", documents=[1])  # type: ignore[list-item]
 
 
 def test_own_templates_need_no_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,9 @@ from vitrail.prompts.template_marking import MASK_TOKENS, OWN_TEXT, TAG, UNTAG, 
 from vitrail.prompts.template_request import TemplateRequest
 from vitrail.prompts.template_view import CONTINUE_HERE, View
 
-_FILTERS = frozenset(filters.FILTERS) - {"random"}  # a prompt is always the same; `_own_filters` replaces others
+_FILTERS = frozenset(filters.FILTERS) - {
+    "random"
+}  # a prompt is always the same; `_own_filters` replaces others
 _TEMPLATE_FAULTS = (
     jinja2.TemplateError,
     ArithmeticError,
