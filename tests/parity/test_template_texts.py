@@ -161,3 +161,20 @@ def test_typed_tokens_are_told_from_the_templates_own(body: str, text: str) -> N
     assert str(prompt) == plain(template, [{"role": "user", "content": text}])
     written = OWN[body] if text == "img" or ("replace" in body and "img" in text) else []
     assert prompt.controls() == ["<s>", "[INST]", *written, "[/INST]"]
+
+
+KEYS = {
+    "[{{ mood }}]": [],
+    "[{{ mood|upper }}]{{ '[IMG]' }}": ["[IMG]"],
+    "{% for k in messages[0].more %}[{{ k }}]{{ messages[0].more[k] }}{% endfor %}{{ mood }}": [],
+    "{% if mood == 'IMG' %}[IMG]{% endif %}": ["[IMG]"],
+}
+
+
+@pytest.mark.parametrize("body", KEYS)
+def test_keys_and_variables_make_no_token_with_their_neighbours(body: str) -> None:
+    message = {"role": "user", "content": "x", "more": {"IMG": "a", "s": "INST"}}
+    shown = "[INST]" + body + "[/INST]"
+    prompt = render(shown, normalize([message]), controls=CONTROLS, variables={"mood": "IMG"})
+    assert prompt.controls() == ["[INST]", *KEYS[body], "[/INST]"]
+    assert "[IMG]" in str(prompt)
