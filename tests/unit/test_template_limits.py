@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import threading
 from datetime import date, datetime
@@ -26,6 +25,7 @@ from vitrail.prompts.template_files import find_chat_template
 from vitrail.reader import embedded_path
 from vitrail.tokenizer.fast import FastTokenizer
 
+resource = pytest.importorskip("resource")
 GOLDEN = (DATA / "pixtral-0" / "chat_template.jinja").read_text()
 NEST = "{% set ns = namespace(a=()) %}{% for i in range(300000) %}{% set ns.a = (ns.a,) %}{% endfor %}"
 TWICE = (
