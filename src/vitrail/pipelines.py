@@ -5,6 +5,7 @@ Named after its counterpart in transformers; a module `vitrail.pipeline` would h
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ UNSET_LENGTH = 20  # the max_length of a GenerationConfig in which nobody set it
 Record = dict[str, Any]
 Messages = list[dict[str, Any]]
 
+READING_KEYWORDS = ("fix_mistral_regex", "tokenizer_mode")
 PROCESSOR_KEYWORDS = ("max_image_tokens", "padding", "truncation", "max_length")
 CALL_KEYWORDS = (
     "batch_size",
@@ -88,26 +90,40 @@ def pipeline(
         raise InputError("pipeline needs model=: a checkpoint's folder, its name or a loaded model.")
     if device is not None and device_map is not None:
         raise InputError("pipeline takes device= or device_map=, not both.")
-    hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
-    hub = {name: value for name, value in hub.items() if value is not None}
-    source, settings = _source_of(model), None
+    named = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+    settings: dict[str, Any] = dict(model_kwargs or {})
+    settings |= {name: value for name, value in named.items() if value is not None}
+    of_hub = [name for name in kwargs if name in HUB_KEYWORDS or name == "use_auth_token"]
+    settings |= {name: kwargs.pop(name) for name in of_hub}
+    hub = HubOptions.take(settings)
+    for_processor = {name: kwargs.pop(name) for name in READING_KEYWORDS if name in kwargs}
+    dtype = kwargs.pop("torch_dtype", dtype)
+    _known(kwargs)  # before anything is opened
+    source = _source_of(model)
     if isinstance(model, (str, os.PathLike)):
-        given = dict(model_kwargs or {})
-        settings = {"dtype": kwargs.pop("torch_dtype", dtype), **given, **hub}
-        hub = {**{name: given[name] for name in (*HUB_KEYWORDS, "format") if name in given}, **hub}
+        format = settings.pop("format", None)
+        source = CheckpointFolder.open(model, hub, format=format)
+        hub = replace(hub, subfolder="")  # it is the model's
+        settings = {"dtype": dtype, **settings, **hub.keywords()}
+        if format is not None:
+            for_processor["format"] = format
         if config is not None:
             settings["config"] = config
         if device is None:
             settings.setdefault("device_map", "auto" if device_map is None else device_map)
-        if not settings.get("trust_remote_code"):  # it is refused before anything is opened
-            source = CheckpointFolder.open(model, HubOptions.take(dict(hub)), format=given.get("format"))
-    elif "torch_dtype" in kwargs or config is not None or model_kwargs:
+    elif dtype != "auto" or config is not None or device_map is not None or model_kwargs:
         raise InputError(
-            "pipeline: the model is loaded already; torch_dtype, config and model_kwargs do not apply."
+            "pipeline: the model is loaded already; dtype (torch_dtype), device_map, config and model_kwargs do not apply."
         )
     if processor is None or isinstance(processor, (str, os.PathLike)):
-        processor = _load_processor(processor or source, hub)
-    if settings is not None:  # after the processor, whose tokenizer's file the model would parse too
+        processor = _load_processor(processor or source, {**hub.keywords(), **for_processor})
+    elif for_processor:
+        raise InputError(
+            f"pipeline: the processor is loaded already; {', '.join(for_processor)} does not apply."
+        )
+    if isinstance(
+        model, (str, os.PathLike)
+    ):  # after the processor, whose tokenizer's file the model would parse too
         from vitrail.auto import AutoModelForImageTextToText
 
         model = AutoModelForImageTextToText.from_pretrained(source, **settings)

@@ -20,6 +20,7 @@ from vitrail.configs.generation_options import (
 from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
+from vitrail.files.keywords import is_secret, without_secrets
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
 
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -86,7 +87,7 @@ class GenerationConfig:
     def _fill(self, values: Mapping[str, Any]) -> None:
         for name, default in KNOWN.items():
             setattr(self, name, copy.deepcopy(values.get(name, default)))
-        for name, value in values.items():
+        for name, value in without_secrets(values).items():
             setattr(self, name, copy.deepcopy(value))
         self.validate()
 
@@ -132,7 +133,14 @@ class GenerationConfig:
             CheckpointError: a file that was named is not there, or neither file is.
             ConfigError: a value out of its range.
         """
-        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        hub = HubOptions.take(
+            kwargs,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         folder = CheckpointFolder.open(pretrained_model_name, hub, format=kwargs.pop("format", None))
         path = folder.path / (config_file_name or GENERATION_CONFIG_NAME)
         if path.is_file():
@@ -166,7 +174,8 @@ class GenerationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All options, those that Vitrail does not do and unknown ones too."""
-        return {name: copy.deepcopy(value) for name, value in sorted(vars(self).items())}
+        held = {name: copy.deepcopy(value) for name, value in sorted(vars(self).items())}
+        return {name: value for name, value in held.items() if not is_secret(name)}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """The options that differ from the defaults, and every unknown key."""

@@ -126,7 +126,14 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
         for name, asked in refused.items():
             if asked:
                 raise UnsupportedError(f"from_pretrained does not support {name}.")
-        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        hub = HubOptions.take(
+            kwargs,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         return load_pretrained(cls, pretrained_model_name_or_path, config=config, hub=hub, options=kwargs)
 
     def save_pretrained(

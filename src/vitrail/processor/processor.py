@@ -101,7 +101,14 @@ class PixtralProcessor:
         """
         from vitrail.processor.load import read_processor
 
-        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        hub = HubOptions.take(
+            kwargs,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=kwargs.get("format"))
         return cls(**read_processor(folder, kwargs))
 

@@ -9,6 +9,7 @@ from typing import Any
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
+from vitrail.files.keywords import without_secrets
 from vitrail.files.writing import prepare_folder, write_json, write_text
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.prompts.builtin import BuiltPrompt, Format
@@ -28,6 +29,8 @@ from vitrail.tokenizer.base import BaseTokenizer
 from vitrail.tokenizer.config_file import read_tokenizer_config
 from vitrail.tokenizer.escaping import EscapingCopy, Row, encode_cut
 from vitrail.tokenizer.json_encoder import JsonEncoder, format_of_controls
+from vitrail.tokenizer.mistral_regex import repair_regex
+from vitrail.tokenizer.options import drop_secrets, take_options
 from vitrail.tokenizer.padding import VERY_LARGE, Lengths, check_side, limit_of
 from vitrail.tokenizer.special_tokens import NAMES, read_additional, read_named, setting
 from vitrail.tokenizer.vocabulary import Vocabulary, clean_up
@@ -48,6 +51,7 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         self._tokenizer.no_padding()
         self.init_kwargs: dict[str, Any] = config
         llama = config.get("tokenizer_class") in LLAMA_CLASSES
+        self.fix_mistral_regex = bool(config.get("fix_mistral_regex", False))
         self.chat_template = chat_template if chat_template is not None else config.get("chat_template")
         self.model_max_length = int(setting(config, "model_max_length", (int, float), VERY_LARGE))
         side = config.get("padding_side") or ("left" if llama else "right")
@@ -79,16 +83,29 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
     ) -> FastTokenizer:
         """The tokenizer of a folder or of a model on the hub; `config` overrides its tokenizer_config.json.
 
+        fix_mistral_regex: repair a file that cuts texts by a rule that is not Mistral's, which is warned of otherwise.
         format: of which of a repository's two formats the configuration beside it is fetched; see AutoConfig.
         """
-        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        hub = HubOptions.take(
+            config,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=format)
-        stored = read_tokenizer_config(folder)
+        stored = drop_secrets(read_tokenizer_config(folder))
+        config = take_options(config, stored, cls.__name__)
         template = config.pop("chat_template", None) or find_chat_template(folder, stored)
         stored.pop("chat_template", None)
         file = folder.path / "tokenizer.json"
         backend = read_backend(file)
         folder.keep_token_ids(token_ids_of(backend, file))
+        asked = config.pop("fix_mistral_regex", None)
+        fixed = repair_regex(backend, str(file), asked, stored.get("fix_mistral_regex"))
+        if asked is not None or fixed is not None:
+            config["fix_mistral_regex"] = asked if fixed is None else fixed
         return cls(backend, template, **{**stored, **config})
 
     def __call__(
@@ -257,7 +274,7 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
             **self.special_tokens_map,
         }
         dropped = {"added_tokens_decoder", "extra_special_tokens", "backend", "chat_template", *NAMES}
-        kept = {name: value for name, value in self.init_kwargs.items() if name not in dropped}
+        kept = without_secrets({n: value for n, value in self.init_kwargs.items() if n not in dropped})
         written = [
             write_text(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True)),
             write_json(folder / "tokenizer_config.json", {**kept, **state}),

@@ -101,8 +101,15 @@ class MistralCommonTokenizer(MistralRows):
         format="hf" or "mistral": of which of a repository's two formats the configuration beside it is fetched.
         """
         format = kwargs.pop("format", None)
+        hub = HubOptions.take(
+            kwargs,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         refuse_unknown("from_pretrained", {**kwargs, **({"init_inputs": init_inputs} if init_inputs else {})})
-        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
         folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=format)
         found = tokenizer_files(folder)
         if not found:
