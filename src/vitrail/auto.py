@@ -216,7 +216,7 @@ class _AutoModel(_Auto):
             for name in ("dtype", "torch_dtype", "attn_implementation")
             if name in kwargs
         }
-        refuse_unknown(f"{cls.__name__}.from_config", kwargs, ("dtype", "torch_dtype"))
+        refuse_unknown(f"{cls.__name__}.from_config", kwargs, ("dtype", "torch_dtype", "attn_implementation"))
         return cls._class_for(config)._from_config(config, **given)
 
 

@@ -23,7 +23,7 @@ from vitrail.cli.options import (
     take_pdf_limits,
 )
 from vitrail.cli.output import echo, echo_json
-from vitrail.cli.pictures import open_pages, split_words
+from vitrail.cli.pictures import open_parts, split_words
 from vitrail.cli.record import answer_record
 from vitrail.cli.screen import Printer, Waiting, waiting
 from vitrail.cli.source import Source, embedded, read_model
@@ -95,9 +95,9 @@ def ask(
             'the embedded reader needs a picture; write: vitrail ask PICTURE "What does it say?"'
         )
     with waiting() as line:
-        pictures = [page for name in names for page in open_pages(name, limits, line.say)]
+        parts = open_parts(names, limits, line.say)
     source = Source.open(embedded() if model is None else model, format_name, revision)
-    config = read_model(source, with_pictures=bool(pictures))
+    config = read_model(source, with_pictures=bool(parts))
     source.fetch_weights()
     printer = Printer()
     with waiting() as line:
@@ -120,9 +120,8 @@ def ask(
         )
         loaded = time.perf_counter()
         shown = _Shown(
-            line, None if as_json else printer, len(pictures), assistant.model, options["max_new_tokens"]
+            line, None if as_json else printer, len(parts), assistant.model, options["max_new_tokens"]
         )
-        parts: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
         with closing(printer):
             dialogue = assistant.chat(
                 history,

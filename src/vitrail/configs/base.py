@@ -11,13 +11,14 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from vitrail.configs.fields import check_dtype, check_field
+from vitrail.configs.fields import check_dtype, check_field, shown
 from vitrail.configs.overrides import SPELLINGS, merge_overrides, warn_replaced
 from vitrail.configs.published import read_config_file, read_config_folder
 from vitrail.errors import ConfigError, UnsupportedError
 from vitrail.files.hub_options import HubOptions
 from vitrail.files.keywords import is_secret, near, refuse_unknown
 from vitrail.files.layout import CONFIG_NAME
+from vitrail.files.writing import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +94,7 @@ class PretrainedConfig:
             kwargs.setdefault("dtype", legacy)
         for name, default in self.common_defaults.items():
             setattr(self, name, copy.copy(kwargs.pop(name, default)))
-        self._check_common()
+        PretrainedConfig.check(self)
         for name, value in kwargs.items():
             self._keep(name, value)
 
@@ -108,18 +109,21 @@ class PretrainedConfig:
         meant = () if _reading.get() else near(name, _known(type(self)), _SLIP)
         if meant:
             raise ConfigError(f"{owner} has no key {name!r}; did you mean {' or '.join(meant)}?")
+        if isinstance(value, int):
+            check_field(owner, name, value, (bool, int, float))  # what JSON cannot write
         setattr(self, name, value)
 
-    def _check_common(self) -> None:
+    def check(self) -> None:
+        """Raise ConfigError for the first value that has the wrong type or is out of its range; a model calls it too."""
         owner, absent = type(self).__name__, type(None)
         flags = (name for name, default in self.common_defaults.items() if isinstance(default, bool))
         for name in flags:
             check_field(owner, name, getattr(self, name), bool)
         for name in ("bos_token_id", "pad_token_id"):
-            check_field(owner, name, getattr(self, name), (int, absent))
-        check_field(owner, "eos_token_id", self.eos_token_id, (int, list, absent))
+            check_field(owner, name, getattr(self, name), (int, absent), minimum=-1)
+        check_field(owner, "eos_token_id", self.eos_token_id, (int, list, absent), minimum=-1)
         for number in self.eos_token_id if isinstance(self.eos_token_id, list) else []:
-            check_field(owner, "eos_token_id", number, int)
+            check_field(owner, "eos_token_id", number, int, minimum=-1)
         check_field(owner, "architectures", self.architectures, (list, absent))
 
     def __getattr__(self, name: str) -> Any:
@@ -200,7 +204,7 @@ class PretrainedConfig:
         declared = config_dict.get("model_type")
         if cls.model_type and declared is not None and declared != cls.model_type:
             raise ConfigError(
-                f"{cls.__name__} reads model_type {cls.model_type!r}, but the configuration says {declared!r}; "
+                f"{cls.__name__} reads model_type {cls.model_type!r}, but the configuration says {shown(declared)}; "
                 "use AutoConfig to choose the class by the file."
             )
         with_unused = kwargs.pop("return_unused_kwargs", False)
@@ -289,7 +293,7 @@ class PretrainedConfig:
 
     def to_json_file(self, json_file_path: "str | Path", use_diff: bool = True) -> None:
         """Write `to_json_string()` to a file."""
-        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
+        write_text(Path(json_file_path), self.to_json_string(use_diff))
 
     @classmethod
     def from_json_file(cls: type[Self], json_file: "str | Path") -> Self:

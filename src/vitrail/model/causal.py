@@ -20,6 +20,7 @@ from vitrail.model.outputs import CausalLMOutputWithPast
 from vitrail.model.packing import check_keep, check_labels, next_token_loss
 from vitrail.model.padded import PaddedModel, recorded, refuse_unknown, replace_rows, take_cache
 from vitrail.model.record import Record
+from vitrail.ops import threads
 from vitrail.ops.batch import ForwardBatch
 
 
@@ -111,7 +112,9 @@ class CausalModel(PaddedModel):
         """Embeddings (L, D) → logits (n, V) of batch.logits_indices; new keys go into the cache."""
         last = self.decoder.run(hidden, batch, cache, Record() if capture is None else capture)
         wanted = batch.logits_indices
-        logits: Tensor = self.lm_head(last if wanted is None else last[wanted])
+        rows = last if wanted is None else last[wanted]
+        with threads.fitting(len(rows), self.text_config.hidden_size * self.text_config.vocab_size):
+            logits: Tensor = self.lm_head(rows)
         return logits
 
     # --- (B, T) -------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
             raise InputError(
                 f"{type(self).__name__} is built from a {self.config_class.__name__}, got {type(config).__name__}."
             )
+        config.check()  # values may have been set since it was made
         self.config = config
         self.name_or_path = config.name_or_path
         self.is_gradient_checkpointing = False

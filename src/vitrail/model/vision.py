@@ -19,7 +19,7 @@ from vitrail.model.outputs import BaseModelOutput
 from vitrail.model.padded import refuse_unknown
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
-from vitrail.ops import rope
+from vitrail.ops import rope, threads
 from vitrail.ops.attention import AttentionPlan
 from vitrail.ops.backend import AttentionMetadata
 from vitrail.ops.linear import linear
@@ -189,7 +189,9 @@ class PixtralVisionModel(PreTrainedModel):
         parts, records = [], []
         for group in _groups(grids, ROWS.get(self.patch_conv.weight.device.type, OTHER_ROWS)):
             records.append(Record(record.hidden, record.weights))
-            parts.append(self._encode(pixel_values[group], grids[group], records[-1], depth))
+            rows = sum(h * w for h, w in grids[group])
+            with threads.fitting(rows, self.config.hidden_size * self.config.intermediate_size):
+                parts.append(self._encode(pixel_values[group], grids[group], records[-1], depth))
         record.join(records)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -244,7 +244,11 @@ class Trainer:
             self.root.mkdir(parents=True, exist_ok=True)
         before = checkpoint.read_note(self.loop.folder)
         if before:
-            if changed := differences(before.get("run", {}), self.identity):
+            with checkpoint.undamaged(self.loop.folder):
+                changed = differences(before["run"], self.identity)
+                self.best = math.inf if before["best"] is None else float(before["best"])
+                self.waited, self.loop.not_finite = int(before["waited"]), int(before["lost"])
+            if changed:
                 raise InputError(
                     f"{self.root} holds another run: {'; '.join(changed)}. Choose another folder, or go on with "
                     "the same settings."
@@ -254,8 +258,6 @@ class Trainer:
                     f"{self.root} holds a run that has taken {done} steps already; give more than these, not {self.steps}."
                 )
             self.loop.restore()
-            self.best = math.inf if before["best"] is None else float(before["best"])
-            self.waited, self.loop.not_finite = int(before["waited"]), int(before["lost"])
         self.begun = self.loop.step
         with writing(self.root):
             self.records = metrics.cut(self.root, self.loop.step)
