@@ -69,11 +69,16 @@ if TYPE_CHECKING:
     from vitrail.images.batch_feature import BatchFeature as BatchFeature
     from vitrail.images.fetch import FetchPolicy as FetchPolicy
     from vitrail.images.grid import Grid as Grid, image_grid as image_grid, image_tokens as image_tokens
-    from vitrail.images.load import ImageLimits as ImageLimits, load_image as load_image
-    from vitrail.images.pdf import PdfLimits as PdfLimits, load_pages as load_pages
+    from vitrail.images.limits import ImageLimits as ImageLimits, PdfLimits as PdfLimits
+    from vitrail.images.load import load_image as load_image
+    from vitrail.images.pdf import load_pages as load_pages
     from vitrail.images.processor import (
         PixtralImageProcessor as PixtralImageProcessor,
         PixtralImageProcessorFast as PixtralImageProcessorFast,
+    )
+    from vitrail.images.request import (
+        image_request as image_request,
+        set_image_defaults as set_image_defaults,
     )
     from vitrail.kv.cache import KVCache as KVCache
     from vitrail.kv.dynamic import DynamicCache as DynamicCache
@@ -203,9 +208,11 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "images.fetch": ("FetchPolicy",),
     "images.grid": ("Grid", "image_grid", "image_tokens"),
     "images.processor": ("PixtralImageProcessor", "PixtralImageProcessorFast"),
-    "images.load": ("ImageLimits", "load_image"),
+    "images.limits": ("ImageLimits", "PdfLimits"),
+    "images.load": ("load_image",),
     "tokenizer.mistral": ("MistralCommonBackend", "MistralCommonTokenizer"),
-    "images.pdf": ("PdfLimits", "load_pages"),
+    "images.pdf": ("load_pages",),
+    "images.request": ("image_request", "set_image_defaults"),
     "processor.processor": ("PixtralProcessor",),
     "responses.parser": ("ResponseParser",),
     "responses.events": (

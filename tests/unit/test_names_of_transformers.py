@@ -271,9 +271,9 @@ def test_importing_a_name_that_is_elsewhere_says_what_to_use(name: str) -> None:
 def test_names_that_are_elsewhere_are_transformers_and_point_at_what_is_here() -> None:
     import re
 
-    fifth = (  # of transformers 5, or of versions before 4.57
-        "TokenizersBackend PixtralImageProcessorPil Ministral3ForCausalLM Ministral3Model SinkCache HybridCache LogitsWarper"
-    ).split()
+    # Of transformers 5, or of versions before 4.57.
+    fifth = {"TokenizersBackend", "PixtralImageProcessorPil", "Ministral3ForCausalLM", "Ministral3Model"}
+    fifth |= {"SinkCache", "HybridCache", "LogitsWarper"}
     for name, advice in ELSEWHERE.items():
         assert name in fifth or hasattr(transformers, name), name
         for named in re.findall(r"vitrail\.(\w+)", advice):

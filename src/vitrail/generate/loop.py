@@ -9,7 +9,7 @@ from torch import Tensor
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.generate.decoding import AllowedIds, Decoding, Processor
-from vitrail.generate.options import fit_context, new_tokens, refuse_others, settle
+from vitrail.generate.options import fit_context, new_tokens, refuse_others, settle, take_newer_names
 from vitrail.generate.outputs import GenerateOutput
 from vitrail.generate.prompt import read_prompt
 from vitrail.generate.protocol import GeneratingModel
@@ -74,6 +74,7 @@ def generate(
                 "custom_generate": custom_generate,
             }
         )
+        take_newer_names(kwargs)
         config, rest = settle(
             model.generation_config, generation_config, kwargs, use_model_defaults=use_model_defaults
         )

@@ -27,6 +27,7 @@ from vitrail.model.padded import (
     take_repeated,
 )
 from vitrail.model.record import Record
+from vitrail.ops import threads
 from vitrail.ops.batch import ForwardBatch
 
 
@@ -118,7 +119,9 @@ class CausalModel(PaddedModel):
         """Embeddings (L, D) → logits (n, V) of batch.logits_indices; new keys go into the cache."""
         last = self.decoder.run(hidden, batch, cache, Record() if capture is None else capture)
         wanted = batch.logits_indices
-        logits: Tensor = self.lm_head(last if wanted is None else last[wanted])
+        rows = last if wanted is None else last[wanted]
+        with threads.fitting(len(rows), self.text_config.hidden_size * self.text_config.vocab_size):
+            logits: Tensor = self.lm_head(rows)
         return logits
 
     # --- (B, T) -------------------------------------------------------------------------------------------

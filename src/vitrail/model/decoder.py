@@ -17,6 +17,7 @@ from vitrail.model.outputs import BaseModelOutputWithPast
 from vitrail.model.padded import PaddedModel, refuse_unknown, take_cache, take_repeated
 from vitrail.model.record import Record
 from vitrail.model.rotation import Rotation, Rotations
+from vitrail.ops import threads
 from vitrail.ops.attention import AttentionPlan
 from vitrail.ops.batch import ForwardBatch
 from vitrail.ops.rows import rotate_pair
@@ -134,6 +135,11 @@ class MistralModel(PaddedModel):
                 "an adapter per row is not supported; leave out adapter_indices and choose adapters for all rows with "
                 "set_adapter()."
             )
+        widest = max(self.config.intermediate_size, self.config.num_attention_heads * self.config.head_dim)
+        with threads.fitting(len(hidden), widest * self.config.hidden_size):
+            return self._run(hidden, batch, cache, record)
+
+    def _run(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, record: Record) -> Tensor:
         turn = self._rotations.at(self.config, batch.positions, hidden.dtype)
         fused = None if record.wanted else self._fused.run(self.layers, hidden, turn, batch, cache)
         if fused is None:

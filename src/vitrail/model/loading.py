@@ -13,11 +13,12 @@ from vitrail.adapters.files import base_of, load_adapter, save_adapter
 from vitrail.adapters.model import configs
 from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
 from vitrail.configs.fields import check_dtype
-from vitrail.configs.generation import GENERATION_CONFIG_NAME, GenerationConfig
+from vitrail.configs.generation import GENERATION_CONFIG_NAME, GenerationConfig, as_generation_config
 from vitrail.configs.read import as_config
 from vitrail.errors import CheckpointError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
+from vitrail.files.keywords import refuse_unknown
 from vitrail.model.protocol import Pretrained
 from vitrail.ops.backends import check_backend
 from vitrail.tokenizer.load import check_tokenizer
@@ -25,6 +26,12 @@ from vitrail.weights.load import load_into
 from vitrail.weights.save import save
 
 Model = TypeVar("Model", bound=Pretrained)
+
+# What the models' from_pretrained reads beside the keys of the configuration, to name what may have been meant.
+_KEYWORDS = (
+    "attn_implementation", "cache_dir", "config", "device_map", "dtype", "force_download", "format", "local_files_only",
+    "quantization_config", "revision", "subfolder", "token", "torch_dtype", "vision",
+)  # fmt: skip
 
 # All names of one thing here: attention is exact in each. The others name programs of a GPU that make the same numbers.
 ATTENTION = (None, "sdpa", "eager")
@@ -36,6 +43,36 @@ OTHER_ATTENTION = (
     "eager_paged",
     "paged_attention",
 )
+
+
+# Other keywords of transformers' from_pretrained: taken where they ask for nothing, refused where they do.
+NOT_DONE = [
+    "adapter_kwargs",
+    "adapter_name",
+    "allow_all_kernels",
+    "device_mesh",
+    "disable_mmap",
+    "distributed_config",
+    "experts_implementation",
+    "fusion_config",
+    "gguf_file",
+    "kernel_config",
+    "key_mapping",
+    "max_memory",
+    "mirror",
+    "offload_buffers",
+    "offload_folder",
+    "offload_state_dict",
+    "output_loading_info",
+    "proxies",
+    "resume_download",
+    "state_dict",
+    "tp_plan",
+    "tp_size",
+    "tqdm_class",
+    "use_kernels",
+    "variant",
+]
 
 
 def load_pretrained(
@@ -50,6 +87,7 @@ def load_pretrained(
 
     A folder that holds an adapter stands for the model that it belongs to, with the adapter on it.
     """
+    name_or_path, hub = hub.entered(name_or_path)
     base = base_of(name_or_path)
     if base is not None:
         adapted = load_pretrained(cls, base, config=config, hub=hub, options=options)
@@ -67,6 +105,10 @@ def load_pretrained(
     for name in ("load_in_4bit", "load_in_8bit"):
         options.pop(name, None)
     options.pop("low_cpu_mem_usage", None)  # always so here: tensors are streamed one by one
+    generation = options.pop("generation_config", None)
+    for name in NOT_DONE:
+        if name in options and options[name] in (None, False, ""):
+            del options[name]
     check_backend()  # raise for an unusable VITRAIL_KERNELS before downloading
     folder = CheckpointFolder.open(name_or_path, hub, format=format)
     chosen = _overridden(_config_for(cls, folder, config), options)
@@ -85,7 +127,9 @@ def load_pretrained(
         quantization=quantization,
     )
     _set_dtype(chosen, loaded)
-    if GENERATION_CONFIG_NAME in folder.files:
+    if generation is not None:
+        model.generation_config = as_generation_config(generation)
+    elif GENERATION_CONFIG_NAME in folder.files:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return cast(Model, cast(nn.Module, model).eval())
 
@@ -161,9 +205,9 @@ def _set_dtype(config: PretrainedConfig, dtype: torch.dtype) -> None:
 
 def _overridden(config: PretrainedConfig, options: dict[str, Any]) -> PretrainedConfig:
     """The configuration with the keywords that are its keys over it; UnsupportedError for any other."""
-    unknown = [name for name in options if name.startswith("_") or not hasattr(config, name)]
-    if unknown:
-        raise UnsupportedError(f"from_pretrained does not know the argument {', '.join(sorted(unknown))}.")
+    names = [name for name in (*vars(config), *options) if not name.startswith("_")]
+    keys = [name for name in names if hasattr(config, name)]
+    refuse_unknown("from_pretrained", options, [*keys, *_KEYWORDS], error=UnsupportedError)
     return type(config).from_dict(config.to_dict(), **options) if options else config
 
 

@@ -18,6 +18,7 @@ from vitrail.model.padded import PaddedModel, refuse_unknown, replace_rows, take
 from vitrail.model.projector import LlavaMultiModalProjector, Mistral3MultiModalProjector
 from vitrail.model.record import Record
 from vitrail.model.vision import PixtralVisionModel
+from vitrail.ops import threads
 
 
 class VisionLanguageParts(PaddedModel):
@@ -100,7 +101,8 @@ class VisionLanguageParts(PaddedModel):
         record = Record(hidden=True) if wanted != [max(wanted)] else Record()
         last = tower.encode(pixel_values, grids, record, depth=max(wanted))
         features = [record.hidden_states[layer] for layer in wanted] if record.hidden else [last]
-        rows: Tensor = projector(features, grids)
+        with threads.fitting(sum(h * w for h, w in grids), self.config.text_config.hidden_size**2):
+            rows: Tensor = projector(features, grids)
         return list(torch.split(rows, [projector.tokens(grid) for grid in grids]))
 
     def _check_projector_width(self, layers: int) -> None:

@@ -36,6 +36,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
             raise InputError(
                 f"{type(self).__name__} is built from a {self.config_class.__name__}, got {type(config).__name__}."
             )
+        config.check()  # values may have been set since it was made
         self.config = config
         self.name_or_path = config.name_or_path
         self.is_gradient_checkpointing = False
@@ -126,7 +127,14 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
         for name, asked in refused.items():
             if asked:
                 raise UnsupportedError(f"from_pretrained does not support {name}.")
-        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        hub = HubOptions.take(
+            kwargs,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         return load_pretrained(cls, pretrained_model_name_or_path, config=config, hub=hub, options=kwargs)
 
     def save_pretrained(
@@ -157,6 +165,10 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
             "push_to_hub": push_to_hub,
             "safe_serialization=False": not safe_serialization,
             "variant": variant is not None,
+            "save_original_format=False": not kwargs.pop(
+                "save_original_format", True
+            ),  # transformers 5's name for "as published"
+            "distributed_checkpoint": bool(kwargs.pop("distributed_checkpoint", False)),
             **dict.fromkeys(kwargs, True),
         }
         for name, asked in refused.items():

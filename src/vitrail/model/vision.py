@@ -16,9 +16,10 @@ from vitrail.configs import PixtralVisionConfig
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.model.layers import GatedMLP, Linear, RMSNorm, project
 from vitrail.model.outputs import BaseModelOutput
+from vitrail.model.padded import refuse_unknown
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
-from vitrail.ops import rope
+from vitrail.ops import rope, threads
 from vitrail.ops.attention import AttentionPlan
 from vitrail.ops.backend import AttentionMetadata
 from vitrail.ops.linear import linear
@@ -126,10 +127,9 @@ class PixtralVisionModel(PreTrainedModel):
         Raises:
             InputError: shapes or sizes that do not fit.
         """
-        if args or kwargs:
-            raise UnsupportedError(
-                f"PixtralVisionModel.forward does not know {', '.join(kwargs) or 'further arguments'}."
-            )
+        if args:
+            raise UnsupportedError("PixtralVisionModel.forward does not know further arguments.")
+        refuse_unknown("PixtralVisionModel.forward", kwargs)
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         weights = self.config.output_attentions if output_attentions is None else output_attentions
         grids = self.grids(pixel_values, image_sizes)
@@ -189,7 +189,9 @@ class PixtralVisionModel(PreTrainedModel):
         parts, records = [], []
         for group in _groups(grids, ROWS.get(self.patch_conv.weight.device.type, OTHER_ROWS)):
             records.append(Record(record.hidden, record.weights))
-            parts.append(self._encode(pixel_values[group], grids[group], records[-1], depth))
+            rows = sum(h * w for h, w in grids[group])
+            with threads.fitting(rows, self.config.hidden_size * self.config.intermediate_size):
+                parts.append(self._encode(pixel_values[group], grids[group], records[-1], depth))
         record.join(records)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

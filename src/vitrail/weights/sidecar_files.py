@@ -9,6 +9,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from vitrail.configs import PretrainedConfig, VisionLanguageConfig
+from vitrail.files.links import refuse_outside
 from vitrail.weights.checkpoint import Checkpoint
 
 # Tokenizers, templates, settings and licences; nothing that is read as weights.
@@ -20,6 +21,7 @@ def copy_beside(source: Path, target: Path, *, leave_out: Container[str] = ()) -
     for path in sorted(source.iterdir()):
         index = path.name.endswith(".index.json")
         if path.is_file() and not index and _COPIED.fullmatch(path.name) and path.name not in leave_out:
+            refuse_outside(path, source)
             shutil.copyfile(path, target / path.name)
 
 
