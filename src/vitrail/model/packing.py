@@ -250,7 +250,10 @@ def _check_cache_position(cache_position: Tensor | None, past: int, new: int) ->
 
 def joined(position_ids: Tensor | None, batch: int, new: int) -> list[int]:
     """The lengths of the sequences that lie one after another in the rows; [] where each row is one."""
-    if position_ids is None or position_ids.shape not in ((1, new), (batch, new)) or position_ids.is_meta:
+    if not isinstance(position_ids, Tensor) or position_ids.is_meta:
+        return []
+    position_ids = position_ids[None] if position_ids.dim() == 1 else position_ids
+    if position_ids.shape not in ((1, new), (batch, new)):
         return []
     begins = torch.ones(batch, new, dtype=torch.bool)
     begins[:, 1:] = (position_ids.diff(dim=-1) != 1).cpu()

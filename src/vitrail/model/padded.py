@@ -53,6 +53,11 @@ class PaddedModel(PreTrainedModel):
             use_cache=self._wants_cache(use_cache),
             dtype=hidden.dtype,
         )
+        if use_cache and packed.cache is None and self._wants_cache(use_cache):
+            raise InputError(
+                "position_ids begin anew within a row, so that it holds several sequences, of which there is no cache; "
+                "leave use_cache out, or pass an attention_mask for rows of one sequence."
+            )
         config = self.config
         record = Record(
             hidden=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
@@ -155,7 +160,7 @@ def take_repeated(kwargs: dict[str, Any], position_ids: Tensor | None) -> None:
     given = {name: kwargs.pop(name) for name in _PACKED if kwargs.get(name) is not None}
     if not given:
         return
-    if position_ids is None or position_ids.shape[:-1] != (1,):
+    if not isinstance(position_ids, Tensor) or position_ids.shape[:-1] not in ((), (1,)):
         raise InputError(
             f"{', '.join(given)} need position_ids (1, positions) that begin anew with each sequence."
         )
@@ -166,7 +171,11 @@ def take_repeated(kwargs: dict[str, Any], position_ids: Tensor | None) -> None:
     expected |= {name: [int(lengths.max())] for name in ("max_length_q", "max_length_k")}
     expected["seq_idx"] = torch.arange(len(lengths)).repeat_interleave(lengths).tolist()
     for name, value in given.items():
-        if torch.as_tensor(value).flatten().tolist() != expected[name]:
+        try:
+            said = torch.as_tensor(value).flatten().tolist()
+        except (TypeError, ValueError, RuntimeError):
+            said = None
+        if said != expected[name]:
             raise InputError(
                 f"{name} and position_ids say different things of where the sequences of a row begin."
             )
