@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import CheckpointError
+from vitrail.tokenizer.padding import VERY_LARGE
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -106,6 +108,8 @@ def token_text(value: Any, name: str) -> str:
     text = value.get("content") if isinstance(value, Mapping) else getattr(value, "content", value)
     if not isinstance(text, str):
         raise CheckpointError(f"{name} must be a text or an object with 'content'; got {value!r}")
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise CheckpointError(f"{name} must be valid Unicode; got {text!r}")
     return text
 
 
@@ -120,7 +124,8 @@ def added_token(value: Any, *, special: bool) -> AddedToken:
     )
     if isinstance(value, Mapping) and "special" in value:
         special = bool(value["special"])
-    return AddedToken(token_text(value, "a special token"), special=special, **{"normalized": False, **flags})
+    text = token_text(value, "a special token")
+    return AddedToken(text, special=special, **{"normalized": False, **flags})
 
 
 def setting(config: Mapping[str, Any], name: str, kinds: tuple[type, ...], default: Any) -> Any:
@@ -146,4 +151,14 @@ def read_additional(config: Mapping[str, Any]) -> list[str]:
     )
     if isinstance(listed, Mapping):
         listed = listed.values()
+    elif isinstance(listed, str) or not isinstance(listed, Iterable):
+        raise CheckpointError(f"additional_special_tokens must be a list of tokens; got {listed!r}")
     return [token_text(token, "additional_special_tokens") for token in listed]
+
+
+def read_length(config: Mapping[str, Any]) -> int:
+    """`model_max_length`; VERY_LARGE, which transformers writes too, where it is not known. Raises CheckpointError."""
+    length = setting(config, "model_max_length", (int, float), VERY_LARGE)
+    if not length >= 1:  # nan neither
+        raise CheckpointError(f"tokenizer_config.json: model_max_length must be at least 1; got {length!r}")
+    return VERY_LARGE if length == math.inf else int(length)
