@@ -209,13 +209,15 @@ class _AutoModel(_Auto):
 
     @classmethod
     def from_config(cls, config: "PretrainedConfig", **kwargs: Any) -> Any:
-        """A model with random weights; `dtype` (or `torch_dtype`) chooses its numbers."""
+        """A model with random weights; `dtype` (or `torch_dtype`), else the configuration's, chooses its numbers."""
         ignore_remote_code(kwargs)
-        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
-        kwargs.pop("attn_implementation", None)  # every name of it is one here
-        refuse_unknown(f"{cls.__name__}.from_config", kwargs, ("dtype", "torch_dtype"))
-        model = cls._class_for(config)(config)
-        return model if dtype is None else model.to(dtype)
+        given = {
+            name: kwargs.pop(name)
+            for name in ("dtype", "torch_dtype", "attn_implementation")
+            if name in kwargs
+        }
+        refuse_unknown(f"{cls.__name__}.from_config", kwargs, ("dtype", "torch_dtype", "attn_implementation"))
+        return cls._class_for(config)._from_config(config, **given)
 
 
 class AutoModelForImageTextToText(_AutoModel):
@@ -249,6 +251,33 @@ class AutoModelForCausalLM(_AutoModel):
                 "Models that read pictures are loaded by AutoModelForImageTextToText."
             )
         return MistralForCausalLM
+
+
+class AutoModelForVision2Seq(AutoModelForImageTextToText):
+    """The older name of AutoModelForImageTextToText."""
+
+
+class AutoModelForMultimodalLM(AutoModelForImageTextToText):
+    """transformers 5's name of AutoModelForImageTextToText."""
+
+
+class AutoModel(_AutoModel):
+    """Chooses the model without its head: LlavaModel, Mistral3Model, MistralModel or PixtralVisionModel."""
+
+    @classmethod
+    def _class_for(cls, config: "PretrainedConfig") -> Any:
+        from vitrail.model.decoder import MistralModel
+        from vitrail.model.multimodal import LlavaModel, Mistral3Model
+        from vitrail.model.vision import PixtralVisionModel
+
+        kinds = {
+            "llava": LlavaModel,
+            "mistral3": Mistral3Model,
+            "mistral": MistralModel,
+            "ministral3": MistralModel,
+            "pixtral": PixtralVisionModel,
+        }
+        return kinds[type(config).model_type]
 
 
 def load(
@@ -286,4 +315,4 @@ def meta_model(config: "PretrainedConfig") -> Any:
     import torch
 
     with torch.device("meta"):
-        return auto_class(config).from_config(config)
+        return auto_class(config).from_config(config, dtype=torch.float32)

@@ -4,14 +4,15 @@ Named after its counterpart in transformers; a module `vitrail.pipeline` would h
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import KEYWORDS as HUB_KEYWORDS, HubOptions
+from vitrail.images.request import image_request
 
 if TYPE_CHECKING:
     import torch
@@ -220,16 +221,17 @@ class ImageTextToTextPipeline:
         continued = options.get("continue_final_message")
         if continued is None:
             continued = messages[-1]["role"] == "assistant"
-        inputs = self.processor.apply_chat_template(
-            messages,
-            add_generation_prompt=not continued,
-            continue_final_message=continued,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            **({} if options.get("tools") is None else {"tools": options["tools"]}),
-            **_processing(options),
-        )
+        with _fetching(options.get("timeout")):
+            inputs = self.processor.apply_chat_template(
+                messages,
+                add_generation_prompt=not continued,
+                continue_final_message=continued,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                **({} if options.get("tools") is None else {"tools": options["tools"]}),
+                **_processing(options),
+            )
         (record,) = self._generate(inputs, [messages], options)
         if _wants_full(options):
             told = {name: record[name] for name in ("reasoning", "tool_calls") if record.get(name)}
@@ -245,9 +247,8 @@ class ImageTextToTextPipeline:
         processing = _processing(options)
         if len(prompts) > 1:
             processing.setdefault("padding", True)
-        if images is not None:
-            images = _opened(images, options.get("timeout"))
-        inputs = self.processor(images=images, text=text, return_tensors="pt", **processing)
+        with _fetching(options.get("timeout")):
+            inputs = self.processor(images=images, text=text, return_tensors="pt", **processing)
         records = self._generate(inputs, prompts, options)
         if _wants_full(options):
             for record in records:
@@ -345,15 +346,11 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0
 
 
-def _opened(images: Any, timeout: float | None) -> Any:
-    """Pictures by path, URL or bytes become PIL pictures; nesting stays as it is."""
-    from vitrail.images.load import load_image
-
-    if isinstance(images, (list, tuple)):
-        return [_opened(image, timeout) for image in images]
-    if not isinstance(images, (str, Path, bytes)):
-        return images
-    return load_image(images) if timeout is None else load_image(images, timeout=timeout)
+@contextmanager
+def _fetching(timeout: float | None) -> Iterator[None]:
+    """A block in which each image is fetched within `timeout` seconds, instead of the policy's."""
+    with image_request() as around, image_request(policy=around.policy.within(timeout)):
+        yield
 
 
 def _with_pictures(chat: Sequence[Mapping[str, Any]], images: Any) -> Messages:

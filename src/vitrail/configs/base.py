@@ -11,13 +11,14 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from vitrail.configs.fields import check_field
+from vitrail.configs.fields import check_dtype, check_field, shown
 from vitrail.configs.overrides import SPELLINGS, merge_overrides, warn_replaced
 from vitrail.configs.published import read_config_file, read_config_folder
 from vitrail.errors import ConfigError, UnsupportedError
 from vitrail.files.hub_options import HubOptions
 from vitrail.files.keywords import is_secret, near, refuse_unknown
 from vitrail.files.layout import CONFIG_NAME
+from vitrail.files.writing import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,8 @@ class PretrainedConfig:
     attribute_map: ClassVar[dict[str, str]] = {}
     # What makes the nested configurations of these names, from an object of keys and the owner's name.
     part_makers: ClassVar[dict[str, Callable[..., "PretrainedConfig"]]] = {}
+    # The classes of the nested configurations, as transformers lists them.
+    sub_configs: ClassVar[dict[str, type["PretrainedConfig"]]] = {}
     # What transformers keeps on every configuration; written only where it differs from these.
     common_defaults: ClassVar[dict[str, Any]] = {
         "return_dict": True,
@@ -56,6 +59,19 @@ class PretrainedConfig:
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
+        "is_encoder_decoder": False,
+        "is_decoder": False,
+        "add_cross_attention": False,
+        "tie_encoder_decoder": False,
+        "chunk_size_feed_forward": 0,
+        "pruned_heads": {},
+        "sep_token_id": None,
+        "decoder_start_token_id": None,
+        "tokenizer_class": None,
+        "prefix": None,
+        "problem_type": None,
+        "finetuning_task": None,
+        "task_specific_params": None,
     }
 
     return_dict: bool
@@ -63,10 +79,10 @@ class PretrainedConfig:
     output_attentions: bool
     tie_word_embeddings: bool
     architectures: list[str] | None
-    dtype: "torch.dtype | str | None"
     bos_token_id: int | None
     eos_token_id: int | list[int] | None
     pad_token_id: int | None
+    is_encoder_decoder: bool
     name_or_path: str
 
     def __init__(self, **kwargs: Any) -> None:
@@ -78,7 +94,7 @@ class PretrainedConfig:
             kwargs.setdefault("dtype", legacy)
         for name, default in self.common_defaults.items():
             setattr(self, name, copy.copy(kwargs.pop(name, default)))
-        self._check_common()
+        PretrainedConfig.check(self)
         for name, value in kwargs.items():
             self._keep(name, value)
 
@@ -93,20 +109,22 @@ class PretrainedConfig:
         meant = () if _reading.get() else near(name, _known(type(self)), _SLIP)
         if meant:
             raise ConfigError(f"{owner} has no key {name!r}; did you mean {' or '.join(meant)}?")
+        if isinstance(value, int):
+            check_field(owner, name, value, (bool, int, float))  # what JSON cannot write
         setattr(self, name, value)
 
-    def _check_common(self) -> None:
+    def check(self) -> None:
+        """Raise ConfigError for the first value that has the wrong type or is out of its range; a model calls it too."""
         owner, absent = type(self).__name__, type(None)
-        for name in ("return_dict", "output_hidden_states", "output_attentions", "tie_word_embeddings"):
+        flags = (name for name, default in self.common_defaults.items() if isinstance(default, bool))
+        for name in flags:
             check_field(owner, name, getattr(self, name), bool)
         for name in ("bos_token_id", "pad_token_id"):
-            check_field(owner, name, getattr(self, name), (int, absent))
-        check_field(owner, "eos_token_id", self.eos_token_id, (int, list, absent))
+            check_field(owner, name, getattr(self, name), (int, absent), minimum=-1)
+        check_field(owner, "eos_token_id", self.eos_token_id, (int, list, absent), minimum=-1)
         for number in self.eos_token_id if isinstance(self.eos_token_id, list) else []:
-            check_field(owner, "eos_token_id", number, int)
+            check_field(owner, "eos_token_id", number, int, minimum=-1)
         check_field(owner, "architectures", self.architectures, (list, absent))
-        if type(self.dtype).__module__ != "torch":  # a torch.dtype, told without importing torch
-            check_field(owner, "dtype", self.dtype, (str, absent))
 
     def __getattr__(self, name: str) -> Any:
         # Only reached for names that are not set: aliases such as image_token_id.
@@ -119,7 +137,22 @@ class PretrainedConfig:
         super().__setattr__(type(self).attribute_map.get(name, name), value)
 
     @property
-    def torch_dtype(self) -> "torch.dtype | str | None":
+    def dtype(self) -> "torch.dtype | None":
+        """The type of the weights, as a torch.dtype; config.json holds its name."""
+        name = vars(self).get("dtype")
+        if name is None:
+            return None
+        import torch  # here, so that reading a configuration does not need it
+
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+
+    @dtype.setter
+    def dtype(self, value: "torch.dtype | str | None") -> None:
+        vars(self)["dtype"] = check_dtype(type(self).__name__, value)
+
+    @property
+    def torch_dtype(self) -> "torch.dtype | None":
         """The older name of `dtype`."""
         return self.dtype
 
@@ -171,7 +204,7 @@ class PretrainedConfig:
         declared = config_dict.get("model_type")
         if cls.model_type and declared is not None and declared != cls.model_type:
             raise ConfigError(
-                f"{cls.__name__} reads model_type {cls.model_type!r}, but the configuration says {declared!r}; "
+                f"{cls.__name__} reads model_type {cls.model_type!r}, but the configuration says {shown(declared)}; "
                 "use AutoConfig to choose the class by the file."
             )
         with_unused = kwargs.pop("return_unused_kwargs", False)
@@ -221,13 +254,46 @@ class PretrainedConfig:
             merged[name] = part if value is None else value
         return merged
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The keys that differ from those of a configuration of this class made without arguments, and model_type."""
+        usual = type(self)().to_dict()
+        written = {
+            name: getattr(self, name).to_diff_dict() if name in self.part_makers else value
+            for name, value in self.to_dict().items()
+            if name == "model_type" or name not in usual or value != usual[name]
+        }
+        return written
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Set the keys of `config_dict`, and those of its objects in the nested configurations; nothing if one is wrong."""
+        if not isinstance(config_dict, Mapping):
+            raise ConfigError(
+                f"{type(self).__name__}.update takes an object of keys, got {type(config_dict).__name__}."
+            )
+        parts = {name: value for name, value in config_dict.items() if name in self.part_makers}
+        whole = {
+            n: self.part_makers[n](v, type(self).__name__)
+            for n, v in parts.items()
+            if not isinstance(v, Mapping)
+        }
+        given = {name: value for name, value in config_dict.items() if name not in whole}
+        checked = vars(type(self).from_dict(self.to_dict(), **given))
+        for name in self.part_makers:  # the objects stay: the parts of a model hold them too
+            vars(getattr(self, name)).update(vars(checked.pop(name)))
+        name_or_path = self.name_or_path
+        vars(self).update({**checked, **whole})
+        self.name_or_path = str(config_dict.get("name_or_path", name_or_path))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(vars(self))
+
     def to_json_string(self, use_diff: bool = True) -> str:
         """The configuration as indented JSON with sorted keys (`use_diff` is accepted and changes nothing)."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     def to_json_file(self, json_file_path: "str | Path", use_diff: bool = True) -> None:
         """Write `to_json_string()` to a file."""
-        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
+        write_text(Path(json_file_path), self.to_json_string(use_diff))
 
     @classmethod
     def from_json_file(cls: type[Self], json_file: "str | Path") -> Self:
@@ -288,6 +354,15 @@ class PretrainedConfig:
         """What from_dict made, its configuration with the name of where it was read."""
         (made[0] if isinstance(made, tuple) else made).name_or_path = str(place)
         return made
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: "str | os.PathLike[str]", **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The keys of a config.json as they are read, and the keywords that do not say where it is."""
+        hub = HubOptions.take(kwargs)
+        read = read_config_folder(pretrained_model_name_or_path, hub, format=kwargs.pop("format", None))
+        return read, kwargs
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PretrainedConfig) and self.to_dict() == other.to_dict()

@@ -20,6 +20,8 @@ from vitrail.files.hub_cache import repository_of
 from vitrail.files.hub_options import HubOptions
 from vitrail.files.json import read_json
 from vitrail.files.layout import ADAPTER_CONFIG, CONFIGS, choose_among
+from vitrail.files.links import refuse_outside
+from vitrail.files.replacing import refuse_incomplete
 from vitrail.files.repository import COMMIT, Repository
 from vitrail.files.token_ids import TokenIds, choose_tokenizer_file, read_token_ids
 
@@ -88,12 +90,21 @@ class CheckpointFolder(os.PathLike[str]):
 
     @cached_property
     def files(self) -> frozenset[str]:
-        """The names of the files in the folder, without those of its subfolders."""
+        """The names of the files in the folder, without those of its subfolders.
+
+        CheckpointError where a save into it was cut off, or one of them is a link out of it.
+        """
         try:
             with os.scandir(self.path) as entries:
-                return frozenset(entry.name for entry in entries if entry.is_file())
+                found = [(entry.name, entry.is_symlink()) for entry in entries if entry.is_file()]
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+        for name, linked in found:
+            if linked:
+                refuse_outside(self.path / name, self.path)
+        names = frozenset(name for name, _ in found)
+        refuse_incomplete(self.path, names)
+        return names
 
     @cached_property
     def repository(self) -> Repository | None:

@@ -21,6 +21,7 @@ from vitrail.generate.sampling import Sampler, SamplingParameters, SamplingState
 from vitrail.generate.stopping import Stopper
 from vitrail.generate.uncached import UncachedRunner
 from vitrail.kv.foreign import is_foreign, update_foreign
+from vitrail.weights.mapped import refuse_cut
 
 Processor = Callable[..., Tensor]  # transformers' form: (input_ids (R, T), scores (R, V)) → scores
 AllowedIds = Callable[[int, Tensor], Sequence[int]]  # (row, its ids (T,)) → ids that may come next
@@ -49,6 +50,7 @@ class Decoding:
         allowed_ids: AllowedIds | None = None,
         progress: Progress | None = None,
     ) -> None:
+        refuse_cut(model)
         self.model, self.prompt, self.config, self.stopper = model, prompt, config, stopper
         self._processors, self._allowed_ids, self._progress = processors, allowed_ids, progress
         self._filler = self._choose_filler()

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from vitrail.errors import CheckpointError, UnsupportedError
 from vitrail.files.keywords import without_secrets
+from vitrail.files.writing import write_text
 from vitrail.images.arrays import FIRST
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.settings import INERT, ImageSettings, refuse_inert
@@ -169,7 +170,7 @@ class BaseImageProcessor:
 
     def to_json_file(self, json_file_path: str | Path) -> None:
         """Write `to_json_string` to a file."""
-        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+        write_text(Path(json_file_path), self.to_json_string())
 
     def save_pretrained(
         self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any

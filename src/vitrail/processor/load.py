@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vitrail.configs.fields import LIMITS, shown
 from vitrail.configs.params import config_dict_of
 from vitrail.errors import CheckpointError
 from vitrail.files.checkpoint_folder import CheckpointFolder
@@ -47,7 +48,9 @@ def read_processor(folder: str | os.PathLike[str], overrides: Mapping[str, Any])
     arguments: dict[str, Any] = {name: stored[name] for name in _TOKENS if stored.get(name) is not None}
     for name, token in arguments.items():
         if not isinstance(token, str):
-            raise CheckpointError(f"{folder}/processor_config.json: {name} must be a text; got {token!r}")
+            raise CheckpointError(
+                f"{folder}/processor_config.json: {name} must be a text; got {shown(token)}"
+            )
     arguments["patch_size"] = _side(stored.get("patch_size"), config, image_processor)
     merge = stored.get("spatial_merge_size")
     if merge is None and not config:
@@ -158,8 +161,8 @@ def _merge(stored: Any, config: Mapping[str, Any]) -> int:
 
 
 def _positive(value: Any, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LIMITS[name]:
         raise CheckpointError(
-            f"processor_config.json: {name} must be a whole number of at least 1; got {value!r}"
+            f"processor_config.json: {name} must be a whole number from 1 to {LIMITS[name]:,}; got {shown(value)}"
         )
     return value

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vitrail.errors import ConfigError, UnsupportedError
+from vitrail.files.writing import write_text
 
 _STORAGE = ("float16", "float32", "int8", "uint8", "float64", "bfloat16")
 _COMPUTE = ("float16", "bfloat16", "float32", "float64")
@@ -159,7 +160,7 @@ class BitsAndBytesConfig:
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Write every key to a JSON file."""
-        Path(json_file_path).write_text(self.to_json_string(use_diff=False), encoding="utf-8")
+        write_text(Path(json_file_path), self.to_json_string(use_diff=False))
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """Pairs of attribute and value, so that dict(config) works."""

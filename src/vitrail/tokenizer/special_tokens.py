@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import CheckpointError
-from vitrail.tokenizer.padding import VERY_LARGE
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -154,11 +152,3 @@ def read_additional(config: Mapping[str, Any]) -> list[str]:
     elif isinstance(listed, str) or not isinstance(listed, Iterable):
         raise CheckpointError(f"additional_special_tokens must be a list of tokens; got {listed!r}")
     return [token_text(token, "additional_special_tokens") for token in listed]
-
-
-def read_length(config: Mapping[str, Any]) -> int:
-    """`model_max_length`; VERY_LARGE, which transformers writes too, where it is not known. Raises CheckpointError."""
-    length = setting(config, "model_max_length", (int, float), VERY_LARGE)
-    if not length >= 1:  # nan neither
-        raise CheckpointError(f"tokenizer_config.json: model_max_length must be at least 1; got {length!r}")
-    return VERY_LARGE if length == math.inf else int(length)
