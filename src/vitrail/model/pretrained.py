@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from vitrail.configs import PretrainedConfig
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.model.adapted import AdapterMethods
+from vitrail.ops.in_use import changing
 
 if TYPE_CHECKING:
     from vitrail.configs.generation import GenerationConfig
@@ -191,7 +192,8 @@ class PreTrainedModel(AdapterMethods, nn.Module):
         """
         from vitrail.model.resize import resize_token_embeddings
 
-        return resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
+        with changing(self, "embeddings cannot be resized"):
+            return resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
 
     def prune_heads(self, heads_to_prune: Any) -> None:
         """Not supported."""
