@@ -1,216 +1,124 @@
-"""One model in several threads: each answer is what it is alone, and what would mix answers is refused."""
+"""Threads are chosen by the size of the products: small ones are the calling thread's alone, with the same bits."""
 
 from __future__ import annotations
 
-import gc
-import threading
-from collections.abc import Callable
-from pathlib import Path
+import ctypes
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-import vitrail
 from tests import tiny
-from vitrail.dialogue import Dialogue
-from vitrail.errors import InputError
-from vitrail.generate.loop import stream_text
-from vitrail.kv.cache import KVCache
-from vitrail.ops.in_use import alone, changing, running
+from tests.invariants.test_native_dense import weight_of
+from vitrail.model.causal import CausalModel
+from vitrail.ops import threads
+from vitrail.ops.cpu import attention as cpu_attention, dense as cpu_dense, library, rows as cpu_rows
+from vitrail.ops.linear import linear
+from vitrail.quant.formats.vitrail import quantize_own
+
+kernels = pytest.mark.skipif(not library.available(), reason="no kernels were built")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("threads") / "model", family="mistral3")
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
-@pytest.fixture
-def model(folder: Path) -> Any:
-    return vitrail.AutoModelForImageTextToText.from_pretrained(folder)
+def shared(call: Any, *arguments: Any) -> int:
+    """How many jobs of a call were given to several threads."""
+    opened: Any = library.library()
+    opened.vt_shared_jobs.restype = ctypes.c_int64
+    before = opened.vt_shared_jobs()
+    call(*arguments)
+    return int(opened.vt_shared_jobs() - before)
 
 
-@pytest.fixture(scope="module")
-def processor(folder: Path) -> Any:
-    return vitrail.AutoProcessor.from_pretrained(folder)
+def heads(rows: int, count: int) -> Tensor:
+    return torch.randn(rows, count, 32)
 
 
-def at_once(works: list[Callable[[], Any]]) -> list[Any]:
-    """What each call gives, or its error, where all begin together."""
-    results: list[Any] = [None] * len(works)
-    barrier = threading.Barrier(len(works))
-
-    def run(number: int) -> None:
-        barrier.wait()
-        try:
-            results[number] = works[number]()
-        except BaseException as error:  # told below
-            results[number] = error
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(works))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return results
+def attend(rows: int) -> tuple[Any, ...]:
+    q, k, offsets = heads(rows, 6), heads(rows, 2), torch.tensor([0, rows])
+    return cpu_attention.attention, q, k, k, offsets, torch.tensor([rows]), True, 1.0, None
 
 
-def question(processor: Any, number: int) -> dict[str, Any]:
-    parts: list[dict[str, Any]] = [{"type": "text", "text": f"question {number} " * (number + 1)}]
-    if number % 2:
-        parts.insert(0, {"type": "image", "image": tiny.picture(30 + 10 * number, 40, seed=number)})
-    chat = [{"role": "user", "content": parts}]
-    return dict(
-        processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
-    )
+@kernels
+@pytest.mark.parametrize("kind", ["plain", "nf4", "int8", "q4", "q8"])
+def test_a_small_product_is_the_calling_threads_alone_and_a_large_one_is_shared(kind: str) -> None:
+    """Matrices of the embedded reader, and of a model with a width of a thousand."""
+
+    def product(out: int, columns: int, rows: int) -> tuple[Any, ...]:
+        if kind in ("q4", "q8"):
+            return linear, torch.ones(rows, columns), quantize_own(torch.randn(out, columns), kind)
+        weight = weight_of(kind, out, columns, torch.bfloat16)
+        x = torch.ones(rows, columns, dtype=torch.bfloat16)
+        if isinstance(weight, Tensor):
+            return cpu_dense.plain_products, x, [weight], [None]
+        return linear, x, weight
+
+    with torch.inference_mode():
+        for rows in (1, 3):
+            assert shared(*product(448, 192, rows)) == 0
+        assert shared(*product(1024, 1024, 1)) > 0
+        assert shared(*product(448, 192, 2000)) > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("packed", [None, "q4"])
-def test_generate_in_several_threads_equals_alone(folder: Path, processor: Any, packed: str | None) -> None:
-    options = {} if packed is None else {"quantization_config": vitrail.QuantizeConfig()}
-    model = vitrail.AutoModelForImageTextToText.from_pretrained(folder, **options)
-    inputs = [question(processor, number) for number in range(4)]
-
-    def answer(number: int) -> torch.Tensor:
-        sampled = {"do_sample": True, "seed": 7, "temperature": 1.5} if number % 3 else {"do_sample": False}
-        return model.generate(**inputs[number], max_new_tokens=6, **sampled)
-
-    expected = [answer(number) for number in range(4)]
-    for _ in range(2):
-        for number, found in enumerate(at_once([lambda n=n: answer(n) for n in range(4)])):
-            assert isinstance(found, torch.Tensor), found
-            assert torch.equal(found, expected[number])
+@kernels
+def test_small_rows_and_attention_are_the_calling_threads_alone() -> None:
+    ones, wide = torch.ones(192), torch.ones(4096)
+    assert shared(cpu_rows.rms_norm, torch.ones(200, 192), ones, 1e-5) == 0
+    assert shared(cpu_rows.rms_norm, torch.ones(2000, 4096), wide, 1e-5) == 1
+    assert shared(cpu_rows.silu_gate, torch.ones(3, 448), torch.ones(3, 448)) == 0
+    assert shared(cpu_rows.silu_gate, torch.ones(2000, 448), torch.ones(2000, 448)) == 1
+    assert shared(*attend(20)) == 0
+    assert shared(*attend(1000)) == 1
 
 
-def test_dialogues_of_one_model_in_several_threads_equal_alone(model: Any, processor: Any) -> None:
-    def talk(number: int) -> list[Any]:
-        dialogue = Dialogue(model, processor)
-        for turn in range(2):
-            dialogue.ask(f"{number} says {turn}", max_new_tokens=6)
-        return dialogue.messages
-
-    expected = [talk(number) for number in range(4)]
-    assert at_once([lambda n=n: talk(n) for n in range(4)]) == expected
+@pytest.mark.parametrize(("rows", "weights", "alone"), [
+    (1, 192 * 448, True), (3, 192 * 448, True), (400, 192 * 448, True), (2000, 192 * 448, False),
+    (1, 1 << 20, True), (1, 1 << 21, False), (0, 1 << 21, False), (1, 5120 * 14336, False)])  # fmt: skip
+def test_pytorchs_threads_are_a_function_of_the_sizes(rows: int, weights: int, alone: bool) -> None:
+    with threads.fitting(rows, weights):
+        assert torch.get_num_threads() == (1 if alone else 2)
+    assert torch.get_num_threads() == 2
 
 
-def test_one_dialogue_in_several_threads_says_no_and_never_mixes(model: Any, processor: Any) -> None:
-    dialogue = Dialogue(model, processor)
-    found = at_once([lambda n=n: dialogue.ask(f"question {n}", max_new_tokens=30) for n in range(4)])
-    refused = [one for one in found if isinstance(one, Exception)]
-    assert len(refused) >= 1
-    assert all(isinstance(one, InputError) and "this Dialogue is in use" in str(one) for one in refused)
-    roles = [message["role"] for message in dialogue.messages]
-    assert roles == ["user", "assistant"] * (len(found) - len(refused))
-    dialogue.ask("and then?", max_new_tokens=3)  # free again
+def test_threads_are_given_back_after_an_error_and_nested_blocks_keep_the_kernels() -> None:
+    with threads.fitting(1, 1):
+        with threads.fitting(1, 1):
+            library.library()
+            assert getattr(library._HELD, "threads", 0) == 2
+        assert torch.get_num_threads() == 1
+    with pytest.raises(ZeroDivisionError), threads.fitting(1, 1):
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == 2
+    assert library._HELD.threads == 0
 
 
-def test_dialogue_used_from_its_own_callbacks_is_refused(model: Any, processor: Any) -> None:
-    dialogue = Dialogue(model, processor)
-    for use in (dialogue.clear, lambda: dialogue.ask("more"), lambda: dialogue.load([]), dialogue.retry):
-        with pytest.raises(InputError, match="this Dialogue is in use"):
-            dialogue.ask("hello", max_new_tokens=3, on_prompt=lambda _, use=use: use())
-    assert dialogue.messages == []
-
-
-def test_adapters_while_an_answer_is_made_are_refused(model: Any, processor: Any) -> None:
-    model.add_adapter(vitrail.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    changes: list[Callable[[], Any]] = [
-        lambda: model.set_adapter("default"),
-        model.disable_adapters,
-        model.enable_adapters,
-        lambda: model.delete_adapter("default"),
-        lambda: model.add_adapter(vitrail.LoraConfig(r=2, target_modules=["k_proj"]), "other"),
-        model.merge_and_unload,
-        lambda: model.resize_token_embeddings(500),
-    ]
-    inputs = question(processor, 0)
-    expected = model.generate(**inputs, max_new_tokens=6)
-    said: list[str] = []
-
-    def meddle(*_: Any) -> bool:
-        for found in at_once(changes):
-            assert isinstance(found, InputError), found
-            said.append(str(found))
-        return False
-
-    assert torch.equal(model.generate(**inputs, max_new_tokens=6, stopping_criteria=meddle), expected)
-    assert len(said) == 6 * len(changes)
-    assert all("while generate() runs on this model" in text for text in said)
-    model.disable_adapters()
-    assert model.active_adapters() == ["default"]
-
-
-def test_stream_abandoned_half_way_releases_model_and_cache(model: Any, processor: Any) -> None:
-    model.add_adapter(vitrail.LoraConfig(r=2, target_modules=["q_proj"]))
-    inputs = question(processor, 0)
-    stream = stream_text(model, processor, inputs, max_new_tokens=50)
-    next(stream)
-    with pytest.raises(InputError, match="a stream that is not closed"):
-        model.set_adapter("default")
-    stream.close()  # type: ignore[attr-defined]
-    model.set_adapter("default")
-    stream = stream_text(model, processor, inputs, max_new_tokens=50)
-    next(stream)
-    del stream
-    gc.collect()
-    model.set_adapter("default")
-    assistant = vitrail.Assistant(model, processor)
-    pieces = assistant.stream(None, "a long question", max_new_tokens=200)
-    next(pieces)
-    pieces.close()
-    model.set_adapter("default")
-    assert not [thread for thread in threading.enumerate() if "run" in thread.name.lower() and thread.daemon]
-
-
-def test_generate_that_fails_releases_the_model(model: Any, processor: Any) -> None:
-    model.add_adapter(vitrail.LoraConfig(r=2, target_modules=["q_proj"]))
-
-    def fails(*_: Any) -> bool:
-        raise RuntimeError("mine")
-
-    with pytest.raises(RuntimeError, match="mine"):
-        model.generate(**question(processor, 0), max_new_tokens=4, stopping_criteria=fails)
-    model.set_adapter("default")
-
-
-def test_one_cache_in_two_calls_is_refused(model: Any) -> None:
-    ids = torch.tensor([[1, 5, 6, 7]])
-    longer = torch.tensor([[1, 5, 6, 7, 8, 9, 10, 11, 12, 13]])
-    cache = KVCache.sized(model.kv_geometry, [64])
-
-    def again(*_: Any) -> bool:
-        with pytest.raises(InputError, match="this past_key_values is in use"):
-            model.generate(longer, past_key_values=cache, max_new_tokens=2)
-        return False
-
-    cache.open()
-    out = model.generate(ids, past_key_values=cache, max_new_tokens=2, stopping_criteria=again)
-    model.generate(out, past_key_values=cache, max_new_tokens=1)  # free again
-    assert torch.equal(out, model.generate(ids, max_new_tokens=2))
-
-
-def test_running_waits_for_a_change_in_another_thread() -> None:
-    class Thing:
-        pass
-
-    thing, order, begun, go_on = Thing(), list[str](), threading.Event(), threading.Event()
-
-    def change() -> None:
-        with changing(thing, "x"), changing(thing, "x"):  # changes may call changes
-            begun.set()
-            go_on.wait(10)
-            order.append("changed")
-
-    def answer() -> None:
-        begun.wait(10)
-        go_on.set()
-        with running(thing):
-            order.append("answered")
-
-    assert at_once([change, answer]) == [None, None]
-    assert order == ["changed", "answered"]
-    with running(thing), running(thing), pytest.raises(InputError, match=r"^x while"), changing(thing, "x"):
-        pass
-    with alone(thing, "it"), pytest.raises(InputError, match=r"^it is in use"), alone(thing, "it"):
-        pass
+@pytest.mark.parametrize("family", ["llava", "mistral3"])
+def test_a_small_model_runs_on_the_calling_thread_with_the_same_bits(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.model(family)
+    side = model.config.vision_config.patch_size * getattr(model.config, "spatial_merge_size", 1)
+    ids = torch.tensor([[model.image_token_id] * 6 + [7, 8]])
+    given = {
+        "pixel_values": torch.ones(1, 3, 2 * side, 3 * side),
+        "image_sizes": torch.tensor([(2 * side, 3 * side)]),
+    }
+    seen = set()
+    for module in model.modules():
+        if not list(module.children()) and not isinstance(module, torch.nn.Embedding):
+            module.register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
+    assert isinstance(model, CausalModel)
+    with torch.inference_mode():
+        logits = model(ids, **given).logits
+        assert seen == {1}
+        monkeypatch.setattr(threads, "LEAST", 0)
+        assert torch.equal(model(ids, **given).logits, logits)
+    assert seen == {1, 2}

@@ -127,20 +127,33 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = D
     return config
 
 
-def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str | None = None) -> None:
+def save_adapter(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write an adapter (default: the only one, or the active one) so that PEFT and Vitrail load it.
 
+    state: tensors by the model's own names to write in place of the adapter's, as accelerate gathers them.
     A folder that was left half-written does not load. CheckpointError for what the disk refuses.
     """
     chosen = which(model, name)
+    tensors = adapter_state(model, chosen, state)
     target = Path(folder)
     with replacing(target, last=CONFIG) as new:
-        write_safetensors(new / WEIGHTS, adapter_state(model, chosen))
+        write_safetensors(new / WEIGHTS, tensors)
         write_text(new / CONFIG, configs(model)[chosen].to_json())
 
 
-def adapter_state(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """PEFT's key → tensor, for one adapter."""
+def adapter_state(
+    model: nn.Module, name: str, given: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """PEFT's key → tensor, for one adapter; from `given`, by the model's own names, where there is one.
+
+    InputError where that lacks a tensor of the adapter.
+    """
     state: dict[str, Tensor] = {}
     for path, layer in adapted(model):
         if name not in layer.adapters:
@@ -149,7 +162,10 @@ def adapter_state(model: nn.Module, name: str) -> dict[str, Tensor]:
         matrices = isinstance(part, (Lora, LoraTable))
         for key, tensor in part.state_dict().items():
             suffix = f"{key}.weight" if matrices and key in ("lora_A", "lora_B") else key
-            state[f"{_PREFIX}{path}.{suffix}"] = tensor
+            own = f"{path}.adapters.{name}.{key}"
+            if given is not None and own not in given:
+                raise InputError(f"state_dict lacks {own}, a tensor of the adapter {name!r}.")
+            state[f"{_PREFIX}{path}.{suffix}"] = tensor if given is None else given[own]
     return state
 
 

@@ -1,4 +1,4 @@
-"""Check one field of a configuration: its type, finite, within its smallest and largest value."""
+"""Check one field of a configuration: its type, finite, within its smallest and largest value; a torch.dtype's name."""
 
 import math
 import reprlib
@@ -102,3 +102,22 @@ def check_cell(owner: str, patch_size: int, merge: int) -> None:
 def shown(value: Any) -> str:
     """A value in a message: short, whatever it is."""
     return _SHOWN.repr(value)
+
+
+# Names of torch's types, so that a configuration is checked without importing torch.
+_DTYPES = """
+    float32 float bfloat16 float16 half float64 double float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz
+    float8_e8m0fnu uint8 int8 int16 int32 int64
+"""
+
+
+def check_dtype(owner: str, value: Any) -> str | None:
+    """The name of a torch.dtype that is given as one or by name; None for None. ConfigError for anything else."""
+    name = str(value).removeprefix("torch.")
+    if value is None or (
+        name in _DTYPES.split() and (isinstance(value, str) or type(value).__module__ == "torch")
+    ):
+        return None if value is None else name
+    raise ConfigError(
+        f"{owner}: dtype must be a torch dtype or its name, such as 'bfloat16', got {value!r}; correct the configuration."
+    )

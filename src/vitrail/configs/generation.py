@@ -9,10 +9,18 @@ from typing import Any
 
 from vitrail.configs.base import PretrainedConfig
 from vitrail.configs.fields import LIST_LIMIT, check_field, shown
-from vitrail.configs.generation_options import CACHE_DTYPES, KNOWN, REFUSED, SAME_CACHES, refuse_unknown
+from vitrail.configs.generation_options import (
+    CACHE_DTYPES,
+    KNOWN,
+    REFUSED,
+    REFUSED_IN_FILES,
+    SAME_CACHES,
+    refuse_unknown,
+)
 from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
+from vitrail.files.keywords import is_secret, without_secrets
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
 from vitrail.files.writing import write_text
 
@@ -80,7 +88,7 @@ class GenerationConfig:
     def _fill(self, values: Mapping[str, Any]) -> None:
         for name, default in KNOWN.items():
             setattr(self, name, copy.deepcopy(values.get(name, default)))
-        for name, value in values.items():
+        for name, value in without_secrets(values).items():
             setattr(self, name, copy.deepcopy(value))
         self.validate()
 
@@ -126,7 +134,14 @@ class GenerationConfig:
             CheckpointError: a file that was named is not there, or neither file is.
             ConfigError: a value out of its range.
         """
-        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        hub = HubOptions.take(
+            kwargs,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         folder = CheckpointFolder.open(pretrained_model_name, hub, format=kwargs.pop("format", None))
         name = str(config_file_name or GENERATION_CONFIG_NAME)
         path = folder.path / name
@@ -161,7 +176,8 @@ class GenerationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All options, those that Vitrail does not do and unknown ones too."""
-        return {name: copy.deepcopy(value) for name, value in sorted(vars(self).items())}
+        held = {name: copy.deepcopy(value) for name, value in sorted(vars(self).items())}
+        return {name: value for name, value in held.items() if not is_secret(name)}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """The options that differ from the defaults, and every unknown key."""
@@ -174,6 +190,7 @@ class GenerationConfig:
         held = self.to_diff_dict() if use_diff else self.to_dict()
         if ignore_metadata:
             held = {n: v for n, v in held.items() if not n.startswith("_") and n != "transformers_version"}
+        held = {name: _with_text_keys(value) for name, value in held.items()}
         return json.dumps(held, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     def to_json_file(self, json_file_path: "str | Path", use_diff: bool = True) -> None:
@@ -193,11 +210,28 @@ class GenerationConfig:
         vars(self).update(vars(changed))
         return unused
 
+    def get_generation_mode(self, assistant_model: Any = None) -> str:
+        """ "greedy_search" or "sample"; any other of transformers' modes is refused by name."""
+        if assistant_model is not None:
+            raise UnsupportedError("assistant_model is not supported; leave it out.")
+        self.refuse_unsupported()
+        return "sample" if self.do_sample else "greedy_search"
+
     # --- checks -------------------------------------------------------------------------------------------
 
     def validate(self, strict: bool = False) -> None:
         """Raise ConfigError for a value of the wrong type or out of its range, naming it; always `strict`."""
         none = type(None)
+        for name in (
+            "do_sample",
+            "use_cache",
+            "return_dict_in_generate",
+            "output_scores",
+            "max_length",
+            "num_return_sequences",
+        ):
+            if getattr(self, name) is None:  # "not set" in transformers 5's files
+                setattr(self, name, KNOWN[name])
         for name in ("do_sample", "use_cache", "return_dict_in_generate", "output_scores"):
             self._check(name, bool)
         for name, minimum in (("max_length", 0), ("num_return_sequences", 1)):
@@ -260,6 +294,8 @@ class GenerationConfig:
         wrong = {
             name: getattr(self, name) for name, default in REFUSED.items() if getattr(self, name) != default
         }
+        held = vars(self)
+        wrong |= {name: held[name] for name in REFUSED_IN_FILES if held.get(name)}
         if self.cache_implementation in SAME_CACHES:
             wrong.pop("cache_implementation", None)
         if wrong:
@@ -293,6 +329,22 @@ class GenerationConfig:
 
     def __repr__(self) -> str:
         return f"GenerationConfig {self.to_json_string()}"
+
+
+def _with_text_keys(value: Any) -> Any:
+    """A value with the keys of its dicts as text: sequence_bias has tuples of ids."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def as_generation_config(value: Any) -> GenerationConfig:
+    """A GenerationConfig as it is, or made of transformers' own or of a dict."""
+    if isinstance(value, GenerationConfig):
+        return value
+    if not isinstance(value, Mapping) and not hasattr(value, "to_dict"):
+        raise ConfigError(
+            f"generation_config must be a GenerationConfig or a dict, got {type(value).__name__}."
+        )
+    return GenerationConfig.from_dict(value if isinstance(value, Mapping) else value.to_dict())
 
 
 def _many(value: Any) -> tuple[Any, ...]:

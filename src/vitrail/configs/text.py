@@ -94,6 +94,12 @@ class MistralConfig(PretrainedConfig):
         if self.head_dim % 2:
             raise ConfigError(f"{type(self).__name__}: head_dim must be even, got {self.head_dim}.")
 
+    @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """The rotary settings in transformers 5's form."""
+        scaling = self.rope_scaling or {"rope_type": "default"}
+        return {"rope_theta": self.rope_theta, **scaling}
+
     def _check_sizes(self) -> None:
         owner = type(self).__name__
         sizes = (
@@ -178,12 +184,6 @@ class Ministral3Config(MistralConfig):
             bos_token_id, eos_token_id, tie_word_embeddings, kwargs.pop("rope_theta", 1e6), sliding_window,
             attention_dropout, **kwargs,
         )  # fmt: skip
-
-    @property
-    def rope_parameters(self) -> dict[str, Any]:
-        """The rotary settings in transformers 5's form."""
-        scaling = self.rope_scaling or {"rope_type": "default"}
-        return {"rope_theta": self.rope_theta, **scaling}
 
     def to_dict(self) -> dict[str, Any]:
         written = super().to_dict()

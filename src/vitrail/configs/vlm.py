@@ -47,8 +47,12 @@ class VisionLanguageConfig(PretrainedConfig):
 
     attribute_map: ClassVar[dict[str, str]] = {"image_token_id": "image_token_index"}
     part_makers: ClassVar[dict[str, Callable[..., PretrainedConfig]]] = {
-        "text_config": text_config_from,
+        "text_config": text_config_from,  # first: of keys that both have, a call means the language model's
         "vision_config": vision_config_from,
+    }
+    sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {
+        "text_config": MistralConfig,
+        "vision_config": PixtralVisionConfig,
     }
     vision_config: PixtralVisionConfig
     text_config: MistralConfig

@@ -58,6 +58,8 @@ class CheckpointFolder(os.PathLike[str]):
         A CheckpointFolder is returned as it is, unless it is in another format than `format`. Raises CheckpointError
         for what is not there, InputError for an unknown format.
         """
+        if hub is not None and hub.subfolder:
+            name_or_path, hub = hub.entered(name_or_path)
         if isinstance(name_or_path, CheckpointFolder):
             if format in (None, name_or_path.format) or format == name_or_path.layout:
                 return name_or_path

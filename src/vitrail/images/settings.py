@@ -117,6 +117,11 @@ class ImageSettings:
         """Whether values become float32; else whole numbers stay as they are."""
         return self.do_rescale or self.do_normalize
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a value that comes of whole numbers."""
+        return 4 if self.changes_values or self.dialect == "mistral" else 1
+
     def table(self, fractions: bool) -> np.ndarray[Any, np.dtype[Any]]:
         """(3, 256): what each level 0…255 becomes in each channel; uint8 if nothing changes, else float32.
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.configs.fields import LIMITS, shown
 from vitrail.configs.params import config_dict_of
-from vitrail.errors import CheckpointError, InputError
+from vitrail.errors import CheckpointError
 from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.keywords import refuse_unknown
 from vitrail.files.layout import MISTRAL
 from vitrail.tokenizer.fast import FastTokenizer
 from vitrail.tokenizer.load import load_tokenizer
@@ -21,15 +22,21 @@ if TYPE_CHECKING:
 
 _TOKENS = ("image_token", "image_break_token", "image_end_token")
 _OWN = ("patch_size", "spatial_merge_size", "chat_template", *_TOKENS)
-_TOKENIZER_OPTIONS = ("padding_side", "truncation_side", "model_max_length", "model_input_names", *NAMES)
+_TOKENIZER_OPTIONS = (
+    "padding_side", "truncation_side", "model_max_length", "model_input_names", "fix_mistral_regex", *NAMES,
+)  # fmt: skip
+_SETTINGS_HINT = "give it to AutoImageProcessor.from_pretrained, or in the call"
 
 
 def read_processor(folder: str | os.PathLike[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `PixtralProcessor` for a folder. Raises CheckpointError, and InputError for unknown overrides."""
-    folder = CheckpointFolder.at(folder, format=overrides.get("format"))
     known = (*_OWN, *_TOKENIZER_OPTIONS, "use_fast", "format", "tokenizer_mode")
-    if unknown := sorted(set(overrides) - set(known)):
-        raise InputError(f"unknown arguments: {', '.join(unknown)}")
+    if not overrides.keys() <= set(known):
+        from vitrail.images.processor import PixtralImageProcessor
+
+        hints = dict.fromkeys(PixtralImageProcessor.option_names, _SETTINGS_HINT)
+        refuse_unknown("PixtralProcessor.from_pretrained", overrides, known, hints=hints)
+    folder = CheckpointFolder.at(folder, format=overrides.get("format"))
     stored = folder.json("processor_config.json")
     config = config_dict_of(folder)
     if stored.get("processor_class", "PixtralProcessor") != "PixtralProcessor":

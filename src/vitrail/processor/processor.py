@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from vitrail.files.replacing import replacing
 from vitrail.files.writing import prepare_folder, write_json
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid, image_grid
-from vitrail.prompts.render import Chat, refuse_assistant_mask
+from vitrail.images.request import image_request
+from vitrail.prompts.render import Chat, newer_chat_options, refuse_assistant_mask
 from vitrail.prompts.rendered_prompt import RenderedPrompt
 from vitrail.prompts.template_files import TEMPLATE_FILE, ChatTemplate, save_chat_template
 from vitrail.responses.ids import to_list
@@ -105,10 +107,18 @@ class PixtralProcessor:
         """
         from vitrail.processor.load import read_processor
 
-        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        hub = HubOptions.take(
+            kwargs,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=kwargs.get("format"))
         return cls(**read_processor(folder, kwargs))
 
+    @image_request()
     def __call__(
         self,
         images: Any = None,
@@ -127,6 +137,8 @@ class PixtralProcessor:
         """
         if audio is not None or videos is not None:
             raise UnsupportedError("PixtralProcessor reads text and images; it does not do audio or videos")
+        if kwargs.get("is_split_into_words"):
+            raise UnsupportedError("PixtralProcessor does not do is_split_into_words; its tokenizer does")
         if text is None and images is None:
             raise InputError("give text, images or both")
         text_options, image_options, tensors = self._sort_options(kwargs)
@@ -135,6 +147,7 @@ class PixtralProcessor:
         marked = self.image_ids if with_types else ()
         return self._encoder(texts, images, text_options, image_options, marked).convert_to_tensors(tensors)
 
+    @image_request()
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """One conversation or a list of them → the prompt (default), or ids with the pictures (`tokenize=True`).
 
@@ -145,6 +158,7 @@ class PixtralProcessor:
         Control tokens that stand in a message stay text. Raises PromptError with the place of a fault.
         """
         refuse_assistant_mask(kwargs.pop("return_assistant_tokens_mask", False))
+        kwargs = newer_chat_options(kwargs)
         tokenize, return_dict = kwargs.pop("tokenize", False), kwargs.pop("return_dict", False)
         known = self._call_names()
         call_options = {name: kwargs.pop(name) for name in list(kwargs) if name in known}
@@ -230,6 +244,14 @@ class PixtralProcessor:
             "image_break_token": self.image_break_token,
             "image_end_token": self.image_end_token,
         }
+
+    def to_json_string(self) -> str:
+        """The settings of `to_dict` as indented JSON with sorted keys."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Write `to_json_string` to a file."""
+        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
 
     def save_pretrained(
         self,

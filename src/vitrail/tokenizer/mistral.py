@@ -19,6 +19,7 @@ from vitrail.files.replacing import replacing
 from vitrail.files.token_ids import version_of
 from vitrail.files.writing import prepare_folder
 from vitrail.images.batch_feature import BatchFeature
+from vitrail.images.request import image_request
 from vitrail.prompts.builtin import BuiltPrompt, Format, build_prompt
 from vitrail.prompts.builtin.encode_chat import AUTO, build_chat, choose_format, encode_built, fit_text
 from vitrail.prompts.builtin.pieces import IMAGE
@@ -102,8 +103,15 @@ class MistralCommonTokenizer(MistralRows):
         format="hf" or "mistral": of which of a repository's two formats the configuration beside it is fetched.
         """
         format = kwargs.pop("format", None)
+        hub = HubOptions.take(
+            kwargs,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         refuse_unknown("from_pretrained", {**kwargs, **({"init_inputs": init_inputs} if init_inputs else {})})
-        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
         folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=format)
         found = tokenizer_files(folder)
         if not found:
@@ -235,6 +243,7 @@ class MistralCommonTokenizer(MistralRows):
         tokens: list[str] = self.convert_ids_to_tokens(self._ids(text, add_special_tokens=False))
         return tokens
 
+    @image_request()
     def apply_chat_template(
         self,
         conversation: Any,

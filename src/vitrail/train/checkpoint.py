@@ -169,8 +169,13 @@ def begin_from(run: Resumable, folder: Path) -> None:
 
 def finished(folder: Path, steps: int) -> bool:
     """Whether a run's newest checkpoint is at or beyond a number of steps."""
+    return steps_done(folder) >= steps
+
+
+def steps_done(folder: Path) -> int:
+    """The step of a run's newest checkpoint; 0 if there is none."""
     found = checkpoints(folder)
-    return bool(found) and int(found[-1].name.removeprefix(_NAME)) >= steps
+    return int(found[-1].name.removeprefix(_NAME)) if found else 0
 
 
 def read_note(folder: Path) -> dict[str, Any]:

@@ -171,6 +171,7 @@ def _fill(
         tensor = checkpoint.tensor(file_name)
         packed = choice.format.quantize(tensor, choice.group, name=name, dtype=target, device=where.of(name))
         replace(model, path, _layer(model.get_submodule(path), StoredWeight(choice.format, packed), compute))
+        memory.give_back()  # what quantising needed, so that loading takes what memory.py plans
     refuse_cut(checkpoint)
     if kept:
         keep_mapped(model, checkpoint)

@@ -51,7 +51,7 @@ def note_kind(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
     """Let the configuration say what published ones say and Mistral's own format leaves out: type of numbers, class."""
     if config.dtype is None:
         first = next(iter(checkpoint.names()), None)
-        config.dtype = None if first is None else str(checkpoint.spec(first).dtype).removeprefix("torch.")
+        config.dtype = None if first is None else checkpoint.spec(first).dtype
     if config.architectures is None:
         kinds = {"llava": "LlavaForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}
         kind = type(config).model_type
