@@ -12,11 +12,8 @@ from typing import Any
 
 from vitrail.errors import InputError, PromptError
 from vitrail.generate.reuse import Continuation, PromptMemory, PromptPicture
-<<<<<<< HEAD
-from vitrail.ops.in_use import alone
-=======
 from vitrail.images.request import image_request
->>>>>>> main
+from vitrail.ops.in_use import alone
 from vitrail.processor.prepared import PreparedPicture, lay_out
 from vitrail.processor.processor import PixtralProcessor
 from vitrail.prompts.messages import ImagePart, Message, Part, normalize

@@ -37,15 +37,10 @@ class AdapterMethods:
         from vitrail.files.keywords import refuse_unknown
 
         hub = HubOptions.take(kwargs)
-<<<<<<< HEAD
-        folder = resolve(str(peft_model_id), hub, **{**kwargs, "part": ADAPTER})
-        with changing(self, "an adapter cannot be loaded"):
-            load_adapter(self._module, folder, adapter_name or DEFAULT)
-=======
         refuse_unknown("load_adapter", kwargs, ("adapter_name", *KEYWORDS))
         folder = resolve(peft_model_id, hub, part=ADAPTER)
-        load_adapter(self._module, folder, adapter_name or DEFAULT)
->>>>>>> main
+        with changing(self, "an adapter cannot be loaded"):
+            load_adapter(self._module, folder, adapter_name or DEFAULT)
 
     def add_adapter(self, adapter_config: LoraConfig, adapter_name: str | None = None) -> list[str]:
         """Put a fresh adapter on the model, freeze everything else, and give the names of the adapted modules.
