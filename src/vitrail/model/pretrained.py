@@ -13,6 +13,7 @@ from vitrail.configs import PretrainedConfig
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.model.adapted import AdapterMethods
 from vitrail.model.module_methods import ModuleMethods
+from vitrail.model.room import refuse_if_too_large
 from vitrail.model.training import TrainerMethods, checkpoint_options
 from vitrail.ops.in_use import changing
 
@@ -38,6 +39,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
                 f"{type(self).__name__} is built from a {self.config_class.__name__}, got {type(config).__name__}."
             )
         config.check()  # values may have been set since it was made
+        refuse_if_too_large(config)
         self.config = config
         self.name_or_path = config.name_or_path
         self.is_gradient_checkpointing = False
