@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from tests.parity.pairs import IMAGE, TEXTS, VISION_LANGUAGE, Pair, Shape, build, close, inputs
 from vitrail import LoraConfig
-from vitrail.errors import CheckpointError, ConfigError
+from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
 from vitrail.train.packing import Pack, loss_sum
 
 PIXTRAL, SMALL = VISION_LANGUAGE[0], VISION_LANGUAGE[6]
@@ -243,6 +244,175 @@ def test_orthogonal_init_is_pefts_and_loads_from_either(tmp_path: Path) -> None:
         close(again(**given).logits, theirs(**given).logits, "loaded")
     with pytest.raises(ConfigError, match="even r, got 3"):
         build(TEXTS[0]).ours.add_adapter(LoraConfig(**{**options, "r": 3}))
+
+
+UNSLOTH = (
+    r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?(?:q_proj|k_proj|down_proj).*?)|"
+    r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)\.(?:(?:q_proj|k_proj|down_proj)))"
+)
+MAPPING = {
+    "base_model_class": "LlavaForConditionalGeneration",
+    "parent_library": "transformers",
+    "unsloth_fixed": True,
+}
+# What each tool sets, the fields and files that it adds, and the type of its tensors.
+WRITERS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], torch.dtype]] = {
+    "unsloth": ({"target_modules": UNSLOTH, "lora_alpha": 16}, {"auto_mapping": MAPPING}, {}, torch.float32),
+    "llama-factory": (
+        {"target_modules": r"^(?!.*vision_tower).*(?:q_proj|v_proj)", "task_type": "CAUSAL_LM"},
+        {"qalora_group_size": 16, "loftq_config": {}},
+        {"trainer_state.json": {"epoch": 1}},
+        torch.float32,
+    ),
+    "ms-swift": (
+        {
+            "target_modules": r"^(model\.language_model(?=\.).*\.(k_proj|up_proj))$",
+            "rank_pattern": {r"layers\.1(?=\.).*up_proj": 2},
+            "alpha_pattern": {r"layers\.1(?=\.).*up_proj": 3},
+        },
+        {"corda_config": None, "eva_config": None, "megatron_core": "megatron.core"},
+        {
+            "additional_config.json": {"lora_dtype": None, "lorap_lr_ratio": None, "lorap_emb_lr": 1e-6},
+            "args.json": {"model_type": "pixtral", "target_modules": ["all-linear"]},
+        },
+        torch.float32,
+    ),
+    "axolotl": (
+        {
+            "target_modules": ["q_proj", "down_proj"],
+            "use_rslora": True,
+            "modules_to_save": ["embed_tokens", "lm_head"],
+            "lora_dropout": 0.05,
+        },
+        {"layers_pattern": None, "revision": None},
+        {"tokenizer_config.json": {}},
+        torch.bfloat16,
+    ),
+    "trl": (
+        {
+            "target_modules": "all-linear",
+            "exclude_modules": r".*layers\.1\..*",
+            "use_dora": True,
+            "task_type": "CAUSAL_LM",
+        },
+        {"peft_version": "0.21.2", "inference_mode": True},
+        {"README.md": {}},
+        torch.float32,
+    ),
+    "biases-of-layers-without": (
+        {"target_modules": ["q_proj", "down_proj"], "bias": "lora_only"},
+        {},
+        {},
+        torch.float32,
+    ),
+    "eva": ({"target_modules": ["q_proj"]}, {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}}, {}, torch.float32),
+    "mica": ({"target_modules": ["q_proj"]}, {"init_lora_weights": "mica"}, {}, torch.float32),
+    "other-init's-settings": ({"target_modules": ["q_proj"]}, {"eva_config": {"rho": 2.0}}, {}, torch.float32),
+}  # fmt: skip
+
+
+def change_config(folder: Path, changes: dict[str, Any]) -> None:
+    """Write other values into an adapter_config.json."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("tool", WRITERS)
+def test_load_adapter_as_other_tools_write_it_gives_pefts_logits(tool: str, tmp_path: Path) -> None:
+    options, changes, files, dtype = WRITERS[tool]
+    pair, given = build(PIXTRAL, gain=0.7), inputs(PIXTRAL, None)
+    theirs = peft_adapter(pair.theirs, tmp_path, **options)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(parameter.to(dtype))
+    change_config(tmp_path, changes)
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({key: value.to(dtype) for key, value in load_file(file).items()}, file)
+    with torch.no_grad():
+        plain = pair.ours(**given).logits
+        pair.ours.load_adapter(tmp_path)
+        logits = pair.ours(**given).logits
+        close(logits, theirs(**given).logits, "logits")
+        assert float((logits - plain).abs().max()) > 0.01
+        pair.ours.save_adapter(tmp_path / "again")
+        again = build(PIXTRAL, gain=0.7).ours
+        again.load_adapter(tmp_path / "again")
+        assert torch.equal(again(**given).logits, logits)
+
+
+BASE = "takes a part out of the base weights, which the adapter's files do not hold"
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    **{how: ({"init_lora_weights": how}, BASE) for how in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga")},
+    "no-such-init": ({"init_lora_weights": "kaiming"}, "'kaiming' is no init that PEFT has"),
+    "lora_bias": ({"lora_bias": True}, "lora_bias=True .* is not supported"),
+    "tokens": ({"trainable_token_indices": {"embed_tokens": [3]}}, "trainable_token_indices=.* is not supported"),
+    "parameters": ({"target_parameters": ["q_proj.weight"]}, "target_parameters=.* is not supported"),
+    "replicated": ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication=.* is not supported"),
+    "qalora": ({"use_qalora": True}, "use_qalora=True .* is not supported"),
+    "alora": ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens=.* is not supported"),
+    "ia3": ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*REFUSED, "biases", "pickle"])
+def test_load_adapter_of_kinds_that_are_not_here_says_why_and_leaves_the_model(
+    kind: str, tmp_path: Path
+) -> None:
+    pair, given = build(PIXTRAL, gain=0.7), inputs(PIXTRAL, None)
+    bias = {"bias": "all"} if kind == "biases" else {}
+    peft_adapter(pair.theirs, tmp_path, target_modules=["q_proj"], **bias)
+    changes, said = REFUSED.get(kind, ({}, "adapters here train no biases"))
+    change_config(tmp_path, changes)
+    if kind == "pickle":
+        (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+        said = r"holds adapter_model\.bin, a pickle"
+    before = {name: (p.clone(), p.requires_grad) for name, p in pair.ours.named_parameters()}
+    with torch.no_grad():
+        plain = pair.ours(**given).logits
+        with pytest.raises(UnsupportedError, match=said):
+            pair.ours.load_adapter(tmp_path)
+        assert torch.equal(pair.ours(**given).logits, plain)
+    after = dict(pair.ours.named_parameters())
+    assert after.keys() == before.keys() and not pair.ours.active_adapters()
+    for name, (value, trained) in before.items():
+        assert torch.equal(after[name], value) and after[name].requires_grad is trained, name
+
+
+@pytest.mark.parametrize("how", ["eva", "mica", "pissa"])
+def test_add_adapter_with_an_init_that_is_not_here_is_refused(how: str) -> None:
+    import peft
+
+    for config in (
+        peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=how),
+        {"init_lora_weights": how},
+    ):
+        with pytest.raises(UnsupportedError, match=f"init_lora_weights='{how}' is not supported"):
+            build(TEXTS[0]).ours.add_adapter(config)
+
+
+def test_load_adapter_of_pefts_pissa_saved_as_lora_gives_its_logits(tmp_path: Path) -> None:
+    """What the refusal of "pissa" advises."""
+    import peft
+
+    pair, given = build(TEXTS[0], gain=0.7), inputs(TEXTS[0], None)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa")
+    theirs = peft.get_peft_model(pair.theirs, config).eval()
+    theirs.peft_config["default"].init_lora_weights = True
+    theirs.save_pretrained(tmp_path / "start")
+    theirs.peft_config["default"].init_lora_weights = "pissa"
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.3)
+    theirs.save_pretrained(
+        tmp_path / "lora", path_initial_model_for_weight_conversion=str(tmp_path / "start")
+    )
+    pair.ours.load_adapter(tmp_path / "lora")
+    with torch.no_grad():
+        close(pair.ours(**given).logits, theirs(**given).logits, "logits")
 
 
 @pytest.mark.parametrize(

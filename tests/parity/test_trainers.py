@@ -140,6 +140,42 @@ def test_position_ids_that_begin_anew_without_a_mask_are_sequences_of_their_own(
             close(one, other, "attentions")
         close(ours.logits[:1, 5:8], alone, "alone")
         assert ours.past_key_values is None
+        with torch.no_grad():  # one row of positions for all, with and without the batch's dimension
+            rows = pair.ours(input_ids=ids, position_ids=positions[0]).logits
+            assert torch.equal(rows, pair.ours(input_ids=ids, position_ids=positions[:1]).logits)
+            close(rows[:1, 5:8], alone, "one row for all")
+            with pytest.raises(InputError, match="begin anew within a row"):
+                pair.ours(input_ids=ids, position_ids=positions, use_cache=True)
+
+
+def test_calls_of_trainers_with_wrong_kinds_are_one_sentence(tmp_path: Path) -> None:
+    model = build(TEXT).ours
+    ids = torch.ones(1, 3, dtype=torch.int64)
+    calls: tuple[Any, ...] = (
+        lambda: model.add_model_tags(5),
+        lambda: model.add_model_tags([5]),
+        lambda: model.floating_point_ops(None),
+        lambda: model.gradient_checkpointing_enable(5),
+        lambda: model.save_pretrained(tmp_path, save_function=5),
+        lambda: model.prepare_inputs_for_generation([1, 2]),
+        lambda: model.prepare_inputs_for_generation(ids, past_key_values=5),
+        lambda: model.prepare_inputs_for_generation(ids, attention_mask=[1]),
+        lambda: model(ids, position_ids=torch.tensor([[0, 1, 0]]), cu_seq_lens_q="a"),
+        lambda: model(ids, position_ids=torch.tensor([[0, 1, 0]]), seq_idx=[[1], [2, 3]]),
+    )
+    for call in calls:
+        with pytest.raises(InputError):
+            call()
+
+
+def test_from_pretrained_with_a_device_map_says_where_modules_lie(tmp_path: Path) -> None:
+    ours = build(SMALL).ours
+    ours.save_pretrained(tmp_path)
+    load = type(ours).from_pretrained
+    assert not hasattr(load(tmp_path), "hf_device_map")
+    assert load(tmp_path, device_map="cpu").hf_device_map == {"": "cpu"}
+    parts = {"model": "cpu", "lm_head": "cpu"}
+    assert load(tmp_path, device_map=parts).hf_device_map == parts
 
 
 def test_gradient_checkpointing_kwargs_are_those_of_torch(tmp_path: Path) -> None:

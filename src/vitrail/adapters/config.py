@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -13,16 +13,20 @@ from vitrail.errors import ConfigError, UnsupportedError
 
 ALL_LINEAR = "all-linear"
 _INITS = (True, False, "gaussian", "orthogonal")
+# Inits of PEFT that take a part out of the base weights, so that the adapter alone is half of what was trained.
+_BASE_CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Inits that need data or the base weights' directions, and leave these as they are: what was saved is an adapter like any.
+_DRAWN_ELSEWHERE = ("eva", "mica")
 # What PEFT writes for functions that Vitrail does not have: harmless while it says nothing.
 _NOT_HERE = (
-    "alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config", "layer_replication",
-    "lora_bias", "lora_ga_config", "loftq_config", "monteclora_config", "target_parameters", "trainable_token_indices",
-    "use_bdlora", "use_qalora", "velora_config", "fan_in_fan_out",
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias", "monteclora_config",
+    "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora", "velora_config", "fan_in_fan_out",
 )  # fmt: skip
-# Notes that change nothing about the layers.
+# Notes that change nothing about the layers; settings of an init matter with that init alone, which is judged itself.
 _NOTES = (
-    "auto_mapping", "ensure_weight_tying", "inference_mode", "megatron_config", "megatron_core", "peft_version",
-    "qalora_group_size", "revision", "runtime_config", "task_type",
+    "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode", "loftq_config",
+    "lora_ga_config", "megatron_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
+    "runtime_config", "task_type", "unsloth_fixed",
 )  # fmt: skip
 
 
@@ -71,10 +75,7 @@ class LoraConfig:
         if self.bias != "none":
             raise UnsupportedError(f"bias={self.bias!r} is not supported; adapters here train no biases.")
         if self.init_lora_weights not in _INITS:
-            raise UnsupportedError(
-                f"init_lora_weights={self.init_lora_weights!r} is not supported: such an adapter belongs to changed base "
-                "weights; convert it with PEFT, or use True, False, 'gaussian' or 'orthogonal'."
-            )
+            raise UnsupportedError(_refused_init(self.init_lora_weights))
         for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
             setattr(self, name, _names(name, getattr(self, name), one=name != "modules_to_save"))
         for name, check in (("rank_pattern", _whole), ("alpha_pattern", _positive)):
@@ -148,6 +149,37 @@ class LoraConfig:
     def to_json(self) -> str:
         """The text of an adapter_config.json."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def saved_values(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """What an adapter_config.json says of the tensors that lie beside it, named `keys`.
+
+    How they were drawn counts no more where the base weights were left as they are, nor does a wish for biases where
+    the adapted layers had none.
+    """
+    found = dict(values)
+    if str(found.get("init_lora_weights")) in _DRAWN_ELSEWHERE:
+        found["init_lora_weights"] = True
+    if found.get("bias") in ("all", "lora_only") and not any(key.endswith(".bias") for key in keys):
+        found["bias"] = "none"
+    return found
+
+
+def _refused_init(how: Any) -> str:
+    known = "use True, False, 'gaussian' or 'orthogonal'"
+    if str(how).startswith(_BASE_CHANGED):
+        return (
+            f"init_lora_weights={how!r} is not supported: it takes a part out of the base weights, which the adapter's "
+            "files do not hold; save it with PEFT's path_initial_model_for_weight_conversion, or "
+            + known
+            + "."
+        )
+    if how in _DRAWN_ELSEWHERE:
+        return (
+            f"init_lora_weights={how!r} is not supported for a fresh adapter; begin it with PEFT and load what that "
+            f"saves, or {known}."
+        )
+    return f"init_lora_weights={how!r:.100} is no init that PEFT has; {known}."
 
 
 def as_lora_config(value: Any) -> LoraConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitrail.adapters.config import LoraConfig
+from vitrail.adapters.config import LoraConfig, saved_values
 from vitrail.adapters.layers import Lora, LoraTable
 from vitrail.adapters.model import (
     DEFAULT,
@@ -25,7 +25,7 @@ from vitrail.adapters.model import (
     retrain,
 )
 from vitrail.adapters.targets import is_saved, plain_modules, saved, takes_matrices, targeted
-from vitrail.errors import CheckpointError, ConfigError, InputError
+from vitrail.errors import CheckpointError, ConfigError, InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.formatting import listed
 from vitrail.files.json import read_json
@@ -36,6 +36,7 @@ from vitrail.weights.names import canonical, part as part_of, published
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
 _PREFIX = "base_model.model."
 _PARTS = {
     "lora_A.weight": "lora_A",
@@ -63,13 +64,16 @@ class _Contents:
     spelled: dict[str, str] = field(default_factory=dict)
 
 
-def read_config(folder: Path) -> LoraConfig:
-    """The adapter_config.json of a folder. CheckpointError, ConfigError or UnsupportedError, naming the file."""
+def read_config(folder: Path, keys: Iterable[str] = ()) -> LoraConfig:
+    """The adapter_config.json of a folder. CheckpointError, ConfigError or UnsupportedError, naming the file.
+
+    keys: the names of the tensors that it describes.
+    """
     if folder.is_dir():
         CheckpointFolder(folder).files  # noqa: B018 - an incomplete folder, and links out of it, are refused
     values = read_json(folder / CONFIG, limit=_LIMIT)
     try:
-        return LoraConfig.from_dict(values)
+        return LoraConfig.from_dict(saved_values(values, keys))
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{folder / CONFIG}: {error}") from error
 
@@ -113,9 +117,15 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = D
     Embeddings and head that PEFT saved with the adapter (save_embedding_layers, a new vocabulary) count while it does.
     """
     place = Path(folder)
-    config = read_config(place)
     check_name(model, name)
+    if (place / CONFIG).is_file() and not (place / WEIGHTS).exists() and (place / PICKLED).exists():
+        raise UnsupportedError(
+            f"{place} holds {PICKLED}, a pickle, and loading one can run anything; load it with PEFT and save it as "
+            "safetensors."
+        )
+    read_config(place)  # what it says is wrong is told before what the tensors lack
     source = SafetensorsFile(place / WEIGHTS)
+    config = read_config(place, source)
     contents = _sort(model, source)
     _check_pairs(model, contents, config, source.path)
     try:

@@ -107,7 +107,7 @@ def generate(
 
 def _refuse_replaced(model: GeneratingModel) -> None:
     """Raise UnsupportedError where another library put its own prepare_inputs_for_generation on the model."""
-    own = vars(model).get("prepare_inputs_for_generation")
+    own = getattr(model, "__dict__", {}).get("prepare_inputs_for_generation")
     if own is not None and getattr(own, "__self__", None) is not model:
         raise UnsupportedError(
             "generate() does not call prepare_inputs_for_generation, which was replaced on this model (PEFT's prompt and "

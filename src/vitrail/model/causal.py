@@ -18,7 +18,14 @@ from vitrail.model.decoder import MistralModel
 from vitrail.model.layers import Linear
 from vitrail.model.outputs import CausalLMOutputWithPast
 from vitrail.model.packing import check_keep, check_labels, next_token_loss
-from vitrail.model.padded import PaddedModel, recorded, refuse_unknown, replace_rows, take_cache
+from vitrail.model.padded import (
+    PaddedModel,
+    recorded,
+    refuse_unknown,
+    replace_rows,
+    take_cache,
+    take_repeated,
+)
 from vitrail.model.record import Record
 from vitrail.ops import threads
 from vitrail.ops.batch import ForwardBatch
@@ -208,6 +215,7 @@ class MistralForCausalLM(CausalModel):
         """Logits of every position, as transformers' forward of the same name; arguments as in vlm.py."""
         past_key_values = take_cache(kwargs, past_key_values)
         items = kwargs.pop("num_items_in_batch", None)
+        take_repeated(kwargs, position_ids)
         refuse_unknown("MistralForCausalLM.forward", kwargs)
         fields = self._run(
             self._embeddings(input_ids, inputs_embeds),

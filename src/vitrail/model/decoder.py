@@ -14,7 +14,7 @@ from vitrail.kv.cache import KVCache
 from vitrail.model.fused import FusedBlocks
 from vitrail.model.layers import Embedding, GatedMLP, Linear, RMSNorm, project
 from vitrail.model.outputs import BaseModelOutputWithPast
-from vitrail.model.padded import PaddedModel, refuse_unknown, take_cache
+from vitrail.model.padded import PaddedModel, refuse_unknown, take_cache, take_repeated
 from vitrail.model.record import Record
 from vitrail.model.rotation import Rotation, Rotations
 from vitrail.ops import threads
@@ -110,6 +110,7 @@ class MistralModel(PaddedModel):
     ) -> "BaseModelOutputWithPast | tuple[Any, ...]":
         """Hidden states of every position, as transformers' forward of the same name; arguments as in vlm.py."""
         past_key_values = take_cache(kwargs, past_key_values)
+        take_repeated(kwargs, position_ids)
         refuse_unknown("MistralModel.forward", kwargs)
         fields = self._last_hidden(
             self.run,

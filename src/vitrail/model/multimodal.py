@@ -14,7 +14,7 @@ from vitrail.errors import InputError
 from vitrail.kv.cache import KVCache
 from vitrail.model.decoder import MistralModel
 from vitrail.model.outputs import ImageFeatures, LlavaModelOutputWithPast, Mistral3ModelOutputWithPast
-from vitrail.model.padded import PaddedModel, refuse_unknown, replace_rows, take_cache
+from vitrail.model.padded import PaddedModel, refuse_unknown, replace_rows, take_cache, take_repeated
 from vitrail.model.projector import LlavaMultiModalProjector, Mistral3MultiModalProjector
 from vitrail.model.record import Record
 from vitrail.model.vision import PixtralVisionModel
@@ -162,6 +162,7 @@ class VisionLanguageParts(PaddedModel):
         """From ids and images to hidden states; arguments as in vlm.py."""
         past_key_values = take_cache(kwargs, past_key_values)
         features = take_features(kwargs, self.encode_images, **images)
+        take_repeated(kwargs, given.get("position_ids"))
         refuse_unknown(f"{type(self).__name__}.forward", kwargs)
         if features is None and past_key_values is None and input_ids is not None:
             self.check_no_images(input_ids)

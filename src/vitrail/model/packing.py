@@ -159,8 +159,8 @@ def pack(
         raise InputError("attention_mask leaves no position; give every conversation some text.")
     segments, index = Segments.from_mask(kept, past_lengths, device=device)
     lengths = [segments.query_length(row) for row in range(batch)]
-    if cache is None and attention_mask is None and (joined := _joined(position_ids, batch, new)):
-        segments, lengths, use_cache = Segments.new(joined, device=device), joined, False
+    if cache is None and attention_mask is None and (parts := joined(position_ids, batch, new)):
+        segments, lengths, use_cache = Segments.new(parts, device=device), parts, False
     longest = max(segments.kv_host, default=0)
     if longest > config.max_position_embeddings:
         raise ContextError(
@@ -248,9 +248,12 @@ def _check_cache_position(cache_position: Tensor | None, past: int, new: int) ->
         )
 
 
-def _joined(position_ids: Tensor | None, batch: int, new: int) -> list[int]:
+def joined(position_ids: Tensor | None, batch: int, new: int) -> list[int]:
     """The lengths of the sequences that lie one after another in the rows; [] where each row is one."""
-    if position_ids is None or position_ids.shape not in ((1, new), (batch, new)) or position_ids.is_meta:
+    if not isinstance(position_ids, Tensor) or position_ids.is_meta:
+        return []
+    position_ids = position_ids[None] if position_ids.dim() == 1 else position_ids
+    if position_ids.shape not in ((1, new), (batch, new)):
         return []
     begins = torch.ones(batch, new, dtype=torch.bool)
     begins[:, 1:] = (position_ids.diff(dim=-1) != 1).cpu()

@@ -6,14 +6,17 @@ Letters: B conversations · T new positions · D width.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vitrail.configs import MistralConfig
 from vitrail.errors import ContextError, InputError, UnsupportedError
 from vitrail.kv.cache import KVCache
-from vitrail.model.packing import Packed, pack
+from vitrail.model.packing import Packed, joined, pack
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
+
+_PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
 
 class PaddedModel(PreTrainedModel):
@@ -50,6 +53,11 @@ class PaddedModel(PreTrainedModel):
             use_cache=self._wants_cache(use_cache),
             dtype=hidden.dtype,
         )
+        if use_cache and packed.cache is None and self._wants_cache(use_cache):
+            raise InputError(
+                "position_ids begin anew within a row, so that it holds several sequences, of which there is no cache; "
+                "leave use_cache out, or pass an attention_mask for rows of one sequence."
+            )
         config = self.config
         record = Record(
             hidden=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
@@ -138,6 +146,39 @@ def replace_rows(rows: Tensor, where: Tensor, features: Tensor) -> Tensor:
             "pictures together, with the processor of this checkpoint."
         )
     return rows.masked_scatter(where[..., None], features.to(device=rows.device, dtype=rows.dtype))
+
+
+def take_repeated(kwargs: dict[str, Any], position_ids: Tensor | None) -> None:
+    """Take out of `kwargs` what trainers say twice: token types that are all 0, and where packed sequences begin.
+
+    Raises:
+        InputError: cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k or seq_idx that differ from position_ids.
+    """
+    types = kwargs.get("token_type_ids")
+    if isinstance(types, Tensor) and not types.any():
+        del kwargs["token_type_ids"]
+    given = {name: kwargs.pop(name) for name in _PACKED if kwargs.get(name) is not None}
+    if not given:
+        return
+    if not isinstance(position_ids, Tensor) or position_ids.shape[:-1] not in ((), (1,)):
+        raise InputError(
+            f"{', '.join(given)} need position_ids (1, positions) that begin anew with each sequence."
+        )
+    new = position_ids.shape[-1]
+    lengths = torch.tensor(joined(position_ids, 1, new) or [new])
+    ends = lengths.cumsum(0)
+    expected: dict[str, list[int]] = {name: [0, *ends.tolist()] for name in _PACKED}
+    expected |= {name: [int(lengths.max())] for name in ("max_length_q", "max_length_k")}
+    expected["seq_idx"] = torch.arange(len(lengths)).repeat_interleave(lengths).tolist()
+    for name, value in given.items():
+        try:
+            said = torch.as_tensor(value).flatten().tolist()
+        except (TypeError, ValueError, RuntimeError):
+            said = None
+        if said != expected[name]:
+            raise InputError(
+                f"{name} and position_ids say different things of where the sequences of a row begin."
+            )
 
 
 def take_cache(kwargs: dict[str, Any], past_key_values: Any) -> Any:

@@ -44,6 +44,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
         self.name_or_path = config.name_or_path
         self.is_gradient_checkpointing = False
         self._checkpoint_options: dict[str, Any] = {}
+        self.warnings_issued: dict[str, bool] = {}  # where trainers note which of their warnings were given
         self._generation_config: GenerationConfig | None = None
 
     # --- initialisation -----------------------------------------------------------------------------------
@@ -164,6 +165,8 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
         """
         from vitrail.model.loading import save_pretrained
 
+        if save_function is not None and not callable(save_function):
+            raise InputError(f"save_function must be a function, got {type(save_function).__name__}.")
         refused = {
             "push_to_hub": push_to_hub,
             "safe_serialization=False": not safe_serialization,

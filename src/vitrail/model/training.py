@@ -20,20 +20,19 @@ class TrainerMethods:
     _keys_to_ignore_on_save: ClassVar[tuple[str, ...] | None] = None
     model_tags: list[str] | None = None
 
-    @property
-    def warnings_issued(self) -> dict[str, bool]:
-        """Where trainers note which of their warnings were given."""
-        found: dict[str, bool] = self.__dict__.setdefault("_warnings_issued", {})
-        return found
-
     def add_model_tags(self, tags: str | Sequence[str]) -> None:
         """Add to `model_tags`, the words for a model card."""
-        for tag in [tags] if isinstance(tags, str) else tags:
+        given = [tags] if isinstance(tags, str) else tags
+        if not isinstance(given, Sequence) or not all(isinstance(tag, str) for tag in given):
+            raise InputError(f"tags must be a text or a list of texts, got {tags!r:.100}.")
+        for tag in given:
             if tag not in (self.model_tags or ()):
                 self.model_tags = [*(self.model_tags or ()), tag]
 
     def estimate_tokens(self, input_dict: Mapping[str, Any]) -> int:
-        """The number of positions of a batch."""
+        """The number of positions of a batch. InputError unless that is a mapping of names to tensors."""
+        if not isinstance(input_dict, Mapping):
+            raise InputError(f"a batch is a mapping of names to tensors, got {type(input_dict).__name__}.")
         given = input_dict.get(self.main_input_name)  # type: ignore[attr-defined]
         return int(given.numel()) if isinstance(given, Tensor) else 0
 
@@ -56,6 +55,7 @@ class TrainerMethods:
         input_ids are all ids so far: of them, and of the positions, those that the cache lacks are given on. Images
         (pixel_values) and inputs_embeds are given with the first step alone.
         """
+        _check_step(input_ids, past_key_values, attention_mask, inputs_embeds, cache_position)
         cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         if cache_position is not None and len(cache_position):
             cached = int(cache_position[0])
@@ -85,8 +85,22 @@ class TrainerMethods:
         }
 
 
+def _check_step(ids: Any, past: Any, *tensors: Any) -> None:
+    """Raise InputError for arguments of prepare_inputs_for_generation that are of another kind."""
+    if not isinstance(ids, Tensor) or ids.dim() != 2:
+        raise InputError("input_ids must be a tensor of the shape (batch, positions).")
+    if past is not None and not callable(getattr(past, "get_seq_length", None)):
+        raise InputError(
+            f"past_key_values must be the cache that forward() returned, got {type(past).__name__}; give None at first."
+        )
+    if any(tensor is not None and not isinstance(tensor, Tensor) for tensor in tensors):
+        raise InputError("attention_mask, inputs_embeds and cache_position must be tensors.")
+
+
 def checkpoint_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
     """gradient_checkpointing_kwargs → the options of torch.utils.checkpoint. UnsupportedError for what is not supported."""
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"gradient_checkpointing_kwargs must be a dict, got {type(given).__name__}.")
     options = dict(given or {})
     if options.pop("use_reentrant", False):
         raise UnsupportedError(

@@ -25,7 +25,7 @@ from vitrail.model.outputs import (
     LlavaCausalLMOutputWithPast,
     Mistral3CausalLMOutputWithPast,
 )
-from vitrail.model.padded import refuse_unknown, take_cache
+from vitrail.model.padded import refuse_unknown, take_cache, take_repeated
 from vitrail.model.projector import LlavaMultiModalProjector, Mistral3MultiModalProjector
 from vitrail.model.vision import PixtralVisionModel
 
@@ -149,6 +149,7 @@ class VisionLanguageModel(CausalModel):
             image_sizes=image_sizes,
             vision_feature_layer=vision_feature_layer,
         )
+        take_repeated(kwargs, position_ids)
         refuse_unknown(f"{type(self).__name__}.forward", kwargs)
         check_strategy(vision_feature_select_strategy)
         if features is None and past_key_values is None and input_ids is not None:

@@ -61,6 +61,12 @@ def load_into(
     half = bool(plan.to_quantise) and isinstance(asked, BitsAndBytesConfig)
     target = resolve_dtype(dtype, config, checkpoint, quantised=half)
     where = placement(model, device_map)
+    if device_map is not None:  # by this name trainers see that modules lie where they must stay
+        names = {
+            path: device.type if device.index is None else device.index
+            for path, device in where.devices.items()
+        }
+        model.hf_device_map = names  # type: ignore[assignment]
     form = Form(target, asked if stored is None else None)
     refuse_if_too_large(model, checkpoint, plan, form, where)
     fit_projector_bias(model, plan)
