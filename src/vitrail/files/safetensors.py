@@ -11,6 +11,7 @@ import mmap
 import os
 import platform
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,7 @@ class SafetensorsFile:
                 self.entries: Mapping[str, TensorSpec] = _check_entries(header, begin, size, self.path)
                 self._map = _map_privately(stream.fileno(), size)
                 self._stream = os.fdopen(os.dup(stream.fileno()), "rb", buffering=0)
+                weakref.finalize(self, self._stream.close)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}.") from error
 
