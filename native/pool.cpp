@@ -48,8 +48,8 @@ class Pool {
   public:
     explicit Pool(int64_t threads) : threads_(threads) {}
 
-    void run(int64_t chunks, int64_t work, void (*body)(void*, int64_t), void* context) {
-        Job job{body, context, chunks, std::min(threads(), work / kWorkEach)};
+    void run(int64_t chunks, double work, void (*body)(void*, int64_t), void* context) {
+        Job job{body, context, chunks, int64_t(std::min(double(threads()), work / kWorkEach))};
         // One job at a time: a second caller, or a chunk that calls back, does its work alone.
         if (chunks > 1 && !inside_job && job.most > 1 && busy_.try_lock()) {
             run_together(job);
@@ -180,7 +180,7 @@ Pool& pool() {
 
 }  // namespace
 
-void run_chunks(int64_t chunks, int64_t work, void (*body)(void*, int64_t), void* context) {
+void run_chunks(int64_t chunks, double work, void (*body)(void*, int64_t), void* context) {
     pool().run(chunks, work, body, context);
 }
 

@@ -13,12 +13,12 @@
 // `work` is about how many weights or elements all chunks read together, or as long. A thread takes part for every kWorkEach
 // of it, so a small job is the caller's alone: beside other processes, waiting for a thread that lost its core would take
 // longer than the work.
-void run_chunks(int64_t chunks, int64_t work, void (*body)(void* context, int64_t chunk), void* context);
+void run_chunks(int64_t chunks, double work, void (*body)(void* context, int64_t chunk), void* context);
 
-constexpr int64_t kWorkEach = 1 << 17;
+constexpr double kWorkEach = 1 << 17;
 
 template <typename Body>
-void parallel(int64_t chunks, int64_t work, Body&& body) {
+void parallel(int64_t chunks, double work, Body&& body) {
     using Plain = std::remove_reference_t<Body>;
     run_chunks(
         chunks, work, [](void* context, int64_t chunk) { (*static_cast<Plain*>(context))(chunk); },
@@ -28,7 +28,7 @@ void parallel(int64_t chunks, int64_t work, Body&& body) {
 // Of chunks that are each worth a thread.
 template <typename Body>
 void parallel(int64_t chunks, Body&& body) {
-    parallel(chunks, std::numeric_limits<int64_t>::max(), body);
+    parallel(chunks, std::numeric_limits<double>::infinity(), body);
 }
 
 // Threads that work on a job, the caller among them.

@@ -6,12 +6,14 @@ It joins processor and model as pipelines.py does, and keeps what a pipeline for
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vitrail.errors import InputError, PromptError
 from vitrail.generate.reuse import Continuation, PromptMemory, PromptPicture
 from vitrail.images.request import image_request
+from vitrail.ops.in_use import alone
 from vitrail.processor.prepared import PreparedPicture, lay_out
 from vitrail.processor.processor import PixtralProcessor
 from vitrail.prompts.messages import ImagePart, Message, Part, normalize
@@ -102,22 +104,21 @@ class Dialogue:
 
     @system.setter
     def system(self, text: str | None) -> None:
-        rest = (
-            self._entries[1:]
-            if self._entries and self._entries[0].raw.get("role") == "system"
-            else self._entries
-        )
-        first = [] if text is None else self._read([{"role": "system", "content": text}])
-        self._entries = [*first, *rest]
+        with self._alone():
+            held = bool(self._entries) and self._entries[0].raw.get("role") == "system"
+            first = [] if text is None else self._read([{"role": "system", "content": text}])
+            self._entries = [*first, *self._entries[held:]]
 
     def load(self, messages: Sequence[Raw]) -> None:
         """Go on from other messages. Raises PromptError or ImageError, and then has changed nothing."""
-        self._entries = self._read(messages)
+        with self._alone():
+            self._entries = self._read(messages)
 
     def clear(self) -> None:
         """Forget everything but the system prompt."""
-        self._entries = [entry for entry in self._entries[:1] if entry.raw.get("role") == "system"]
-        self._memory.forget()
+        with self._alone():
+            self._entries = [entry for entry in self._entries[:1] if entry.raw.get("role") == "system"]
+            self._memory.forget()
 
     def attach(self, part: Raw) -> Attachment:
         """Open a picture or a file for a coming message, in whose content it may stand. Errors as `load`."""
@@ -140,7 +141,8 @@ class Dialogue:
     ) -> Reply:
         """Append a user's message and the model's answer to it.
 
-        After an error or an empty answer the conversation is as it was before.
+        After an error or an empty answer the conversation is as it was before. One thread at a time: InputError while
+        another call on this conversation has not ended. Conversations of one model may run in several threads.
 
         Args:
             content: a text, or parts: texts, images and attachments. A PDF counts as its pages.
@@ -152,8 +154,9 @@ class Dialogue:
         """
         calls = _Callbacks(_renamed(on_event, options), on_prompt, stop, progress)
         began = time.perf_counter()
-        question = self._read([{"role": "user", "content": content}])
-        return self._answer([*self._entries, *question], began, calls, options)
+        with self._alone():
+            question = self._read([{"role": "user", "content": content}])
+            return self._answer([*self._entries, *question], began, calls, options)
 
     def retry(
         self,
@@ -166,10 +169,15 @@ class Dialogue:
     ) -> Reply:
         """Answer the last question again; the new answer takes the place of the old one. Arguments as `ask`."""
         calls = _Callbacks(_renamed(on_event, options), on_prompt, stop, progress)
-        asked = [number for number, entry in enumerate(self._entries) if entry.raw.get("role") == "user"]
-        if not asked:
-            raise InputError("nothing was asked yet that could be answered again")
-        return self._answer(self._entries[: asked[-1] + 1], time.perf_counter(), calls, options)
+        with self._alone():
+            asked = [number for number, entry in enumerate(self._entries) if entry.raw.get("role") == "user"]
+            if not asked:
+                raise InputError("nothing was asked yet that could be answered again")
+            return self._answer(self._entries[: asked[-1] + 1], time.perf_counter(), calls, options)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Inside, the conversation is this call's: answers of two threads would be mixed."""
+        return alone(self, "this Dialogue")
 
     def _answer(
         self, entries: list[_Entry], began: float, calls: "_Callbacks", options: dict[str, Any]

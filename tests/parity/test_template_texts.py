@@ -1,5 +1,7 @@
 """Templates that look at users' texts give what transformers' Jinja gives, and no typed text becomes a control token."""
 
+# ruff: noqa: SIM905
+
 from __future__ import annotations
 
 import json
@@ -17,182 +19,41 @@ CONTROLS = (
     *(f"<SPECIAL_{n}>" for n in range(20, 1000)),
     *("<s>", "</s>", "[IMG]", "[INST]", "[/INST]", "[IMG_END]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[PREFIX]"),
 )
-TEXTS = (
-    *("22", "5", "404", "0022", "2.5", "-22", "1e3", "", " ", " 22 ", "\t22\n"),
-    *("img", "IMG", "Img end", "inst", "INST", "tool", "tool_calls", "END", "s", "x", "<", "]", "/s", "_"),
-    *(
-        "[INST]",
-        " [inst] ",
-        "<s>",
-        "[IMG][IMG]",
-        "[/INST] [INST]",
-        "pre",
-        "PREFIX",
-        "special",
-        "zz top",
-        "naïve",
+TEXTS = [
+    *"22;5;404;0022;2.5;-22;1e3;; ; 22 ;\t22\n;img;IMG;Img end;inst;INST;tool;tool_calls;END;s;x;<;];/s;_".split(
+        ";"
     ),
-    *(
-        "a,b;c",
-        "img, tool",
-        "one two img",
-        "<b>img & 'x'</b>",
-        '{"img": 22}',
-        "été INST",
-        "ﬁ",
-        "İ",
-        "ǅ",
-        "٣",
-        "22²",
+    *"[INST]; [inst] ;<s>;[IMG][IMG];[/INST] [INST];pre;PREFIX;special;zz top;naïve;a,b,c;img, tool;one two img".split(
+        ";"
     ),
-)
-METHODS = (
-    *(
-        "upper()",
-        "lower()",
-        "title()",
-        "capitalize()",
-        "swapcase()",
-        "casefold()",
-        "strip()",
-        "lstrip('[i')",
-        "rstrip(']t')",
+    *"<b>img & 'x'</b>|{'img': 22}|été INST|ﬁ|İ|ǅ|٣|22²|ſ|a;b%s{}|100%".split("|"),
+]
+METHODS = [
+    *"upper() lower() title() capitalize() swapcase() casefold() strip() lstrip('[i') rstrip(']t') isdigit()".split(),
+    *"isalpha() isalnum() isdecimal() isnumeric() isupper() islower() istitle() isspace() isidentifier()".split(),
+    *"isascii() isprintable() startswith('pre') startswith(('i','I')) endswith('g') find('m') rfind('m')".split(),
+    *"count('i') index('i') replace('i','o') replace('img','[IMG]') split() split(',') rsplit('m',1)".split(),
+    *"splitlines() partition('m') rpartition('2') join(['[',']']) removeprefix('i') removesuffix('g')".split(),
+    *"center(9) ljust(9,'.') rjust(9) zfill(6) expandtabs(2) encode() format() __len__()".split(),
+]
+FILTERS = [
+    *"upper lower title capitalize trim int float string length first last list reverse sort|join unique|join".split(),
+    *"wordcount e escape forceescape tojson tojson(ensure_ascii=True) tojson(indent=2) default('[IMG]')".split(),
+    *"default('[IMG]',true) replace('i','o') replace('img','[IMG]') truncate(5) truncate(2,true,'') indent".split(),
+    *"join('-') max min int|string int(default=7) float|int map('upper')|join select('in','img')|list".split(),
+    *"reject('equalto','i')|join batch(2)|list slice(2)|list center(9) striptags urlencode wordwrap(3) pprint".split(),
+    *"format int|filesizeformat".split(),
+]
+TESTS = [
+    *"== 'img';!= 'INST';in ['tool', 'end', '22'];in 'an img here';not in '404';< 'm';>= '22';is string".split(
+        ";"
     ),
-    *(
-        "isdigit()",
-        "isalpha()",
-        "isalnum()",
-        "isdecimal()",
-        "isnumeric()",
-        "isupper()",
-        "islower()",
-        "istitle()",
-        "isspace()",
+    *"is number;is lower;is upper;is sequence;is eq '22';is in ['img'];is iterable;is none;is sameas none".split(
+        ";"
     ),
-    *(
-        "isidentifier()",
-        "isascii()",
-        "isprintable()",
-        "startswith('pre')",
-        "startswith(('i', 'I'))",
-        "endswith('g')",
-    ),
-    *(
-        "find('m')",
-        "rfind('m')",
-        "count('i')",
-        "index('') ",
-        "replace('i', 'o')",
-        "replace('img', '[IMG]')",
-        "split()",
-    ),
-    *(
-        "split(',')",
-        "rsplit(' ', 1)",
-        "splitlines()",
-        "partition('m')",
-        "rpartition('2')",
-        "join(['[', ']'])",
-    ),
-    *(
-        "removeprefix('i')",
-        "removesuffix('g')",
-        "center(9)",
-        "ljust(9, '.')",
-        "rjust(9)",
-        "zfill(6)",
-        "expandtabs(2)",
-    ),
-    *("encode()", "format()", "__len__()"),
-)
-FILTERS = (
-    *(
-        "upper",
-        "lower",
-        "title",
-        "capitalize",
-        "trim",
-        "int",
-        "float",
-        "string",
-        "length",
-        "first",
-        "last",
-        "list",
-        "reverse",
-    ),
-    *(
-        "sort|join",
-        "unique|join",
-        "wordcount",
-        "e",
-        "escape",
-        "forceescape",
-        "tojson",
-        "tojson(ensure_ascii=True)",
-    ),
-    *(
-        "tojson(indent=2)",
-        "default('[IMG]')",
-        "default('[IMG]', true)",
-        "replace('i', 'o')",
-        "replace('img', '[IMG]')",
-    ),
-    *(
-        "truncate(5)",
-        "truncate(2, true, '')",
-        "indent",
-        "join('-')",
-        "max",
-        "min",
-        "int|string",
-        "int(default=7)",
-        "float|int",
-    ),
-    *(
-        "map('upper')|join",
-        "select('in', 'img')|list",
-        "reject('equalto', 'i')|join",
-        "batchless is defined",
-        "abs is defined",
-    ),
-)
-FILTERS = tuple(name for name in FILTERS if not name.startswith(("batchless", "abs")))
-TESTS = (
-    *(
-        "== 'img'",
-        "!= 'INST'",
-        "in ['tool', 'end', '22']",
-        "in 'an img here'",
-        "not in '404'",
-        "< 'm'",
-        ">= '22'",
-        "is string",
-    ),
-    *(
-        "is number",
-        "is lower",
-        "is upper",
-        "is sequence",
-        "is eq '22'",
-        "is in ['img']",
-        "is iterable",
-        "is none",
-        "is sameas none",
-    ),
-    *(
-        "and true",
-        "or '[IMG]'",
-        "~ '!'",
-        "+ 'g'",
-        "* 2",
-        "== c|trim",
-        "== c|int|string",
-        "is divisibleby 2",
-        "| length > 2",
-    ),
-    *("[0] | default('-')", "[-1:]", "[:2]", "[::-1]", "[1:] == 'mg'", "[0] == 'i'", "[9] is defined"),
-)
+    *"and true;or '[IMG]';~ '!';+ 'g';* 2;== c|trim;== c|int|string;is divisibleby 2;| length > 2".split(";"),
+    *"[0] | default('-');[-1:];[:2];[::-1];[1:] == 'mg';[0] == 'i';[9] is defined".split(";"),
+]
 WHOLES = (
     "{% set n = c|int %}{% if n|string == c %}{% set c = n %}{% endif %}{{ {'content': c}|tojson }}",
     "{% for x in c %}{{ loop.index }}{{ x }}{% if x == 'm' %}{% break %}{% endif %}{% endfor %}",
@@ -202,6 +63,7 @@ WHOLES = (
     "{% set ns = namespace(found=false, all='') %}{% for x in c %}{% if x in 'img' %}{% set ns.found = true %}"
     "{% set ns.all = ns.all + x|upper %}{% endif %}{% endfor %}{{ ns.found }}{{ ns.all }}",
     "{% macro show(x, y='[IMG]') %}{{ y if x == 'img' else x|title }}{% endmacro %}{{ show(c) }}{{ show(c, '<s>') }}",
+    "{{ (c|attr('upper'))() }}{{ (c|upper|attr('isalpha'))() }}",
     "{{ {'22': 1, 'img': 2}[c]|default('none') }}{{ [c, 'b', 'a']|sort|join('</s>') }}",
     "{{ messages|selectattr('content', 'equalto', 'img')|list|length }}{{ messages|map(attribute='content')|join|upper }}",
     "{{ messages|groupby('content')|map('first')|join }}",
@@ -299,3 +161,20 @@ def test_typed_tokens_are_told_from_the_templates_own(body: str, text: str) -> N
     assert str(prompt) == plain(template, [{"role": "user", "content": text}])
     written = OWN[body] if text == "img" or ("replace" in body and "img" in text) else []
     assert prompt.controls() == ["<s>", "[INST]", *written, "[/INST]"]
+
+
+KEYS = {
+    "[{{ mood }}]": [],
+    "[{{ mood|upper }}]{{ '[IMG]' }}": ["[IMG]"],
+    "{% for k in messages[0].more %}[{{ k }}]{{ messages[0].more[k] }}{% endfor %}{{ mood }}": [],
+    "{% if mood == 'IMG' %}[IMG]{% endif %}": ["[IMG]"],
+}
+
+
+@pytest.mark.parametrize("body", KEYS)
+def test_keys_and_variables_make_no_token_with_their_neighbours(body: str) -> None:
+    message = {"role": "user", "content": "x", "more": {"IMG": "a", "s": "INST"}}
+    shown = "[INST]" + body + "[/INST]"
+    prompt = render(shown, normalize([message]), controls=CONTROLS, variables={"mood": "IMG"})
+    assert prompt.controls() == ["[INST]", *KEYS[body], "[/INST]"]
+    assert "[IMG]" in str(prompt)

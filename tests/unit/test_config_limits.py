@@ -22,6 +22,7 @@ from vitrail.configs.params import config_from_params
 from vitrail.configs.params_writer import params_from_config
 from vitrail.errors import VitrailError
 from vitrail.images.grid import image_grid
+from vitrail.model.room import parameters
 
 HUGE = [2**31, 2**63, 10**5000, -(2**63), -(10**5000), float("inf"), float("nan"), 1e300, 1.5, -7]
 ODD = ["9" * 100_000, [2**63] * 100_000, [[]], {"a": 10**5000}]
@@ -201,6 +202,22 @@ def test_processor_from_code_limits_hold() -> None:
             vitrail.PixtralProcessor(*parts, **changed)
     with pytest.raises(VitrailError, match=r"patch_size · merge is at most 2,048"):
         image_grid(20, 20, patch_size=1024, merge=3)
+
+
+@pytest.mark.parametrize("family", ["llava", "mistral3"])
+def test_model_from_code_larger_than_memory_is_refused_before_it_is_built(family: str) -> None:
+    """Random weights of a configuration within all limits: one sentence, not a process that the system ends."""
+    text = {"hidden_size": 1 << 17, "intermediate_size": 1 << 20, "num_hidden_layers": 1024}
+    config = tiny.config(family, text_config=text)
+    for make in (
+        lambda: vitrail.AutoModelForImageTextToText.from_config(config),
+        lambda: vitrail.MistralForCausalLM(config.text_config),
+    ):
+        with pytest.raises(VitrailError, match=r"needs .* of memory on cpu, and .* is free"):
+            make()
+    small = tiny.config(family)
+    model = tiny.model(family)
+    assert 0.7 * model.num_parameters() < parameters(small) <= model.num_parameters()
 
 
 def test_limits_published_geometries_far_below() -> None:

@@ -261,3 +261,53 @@ def test_a_stream_that_is_left_early_frees_its_cache():
 def test_stream_text_refuses_batches():
     with pytest.raises(InputError, match="one row, got 2"):
         list(stream_text(ToyModel(), Letters(), {"input_ids": torch.tensor([[1, 9], [1, 8]])}))
+
+
+class Counted:
+    """A decoder of bytes that counts the ids which it is given; ids from 256 on are control ids."""
+
+    all_special_ids = (256,)
+
+    def __init__(self, fallback: bool) -> None:
+        self.fallback, self.count = fallback, 0
+
+    def decode(self, ids: list[int], **kwargs: object) -> str:
+        self.count += len(ids)
+        return bytes(index for index in ids if index < 256).decode("utf-8", errors="replace")
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return f"<0x{token:02X}>" if self.fallback and token < 256 else "x"
+
+
+FLOODS = {
+    "continuation bytes": [0x80],
+    "beginnings": [0xE2, 0x82],
+    "characters": list("a€".encode()),
+    "control ids": [256],
+    "text and control ids": [0x61, 256, 256],
+    "the replacement character": list("\ufffd".encode()),
+}
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+@pytest.mark.parametrize("flood", FLOODS)
+def test_pieces_decode_ids_in_proportion(flood: str, fallback: bool) -> None:
+    """Four times the ids are decoded about four times as often; the pieces are the text of all ids."""
+    counts = []
+    for size in (2_000, 8_000):
+        tokenizer = Counted(fallback)
+        pieces = TextPieces(tokenizer, skip_special_tokens=True)
+        ids = FLOODS[flood] * (size // len(FLOODS[flood]))
+        text = "".join([pieces.add([index]) for index in ids]) + pieces.end()
+        counts.append(tokenizer.count)
+        assert text == tokenizer.decode(ids)
+    assert counts[1] < 5 * counts[0] + 1000
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_pieces_of_random_bytes_join_to_the_whole(clean: bool) -> None:
+    generator = random.Random(5)
+    for _ in range(30):
+        ids = [generator.choice([0x80, 0xE2, 0x82, 0xAC, 0x61, 0x20, 0xF0, 0x9F, 256]) for _ in range(400)]
+        pieces = TextPieces(Counted(False), skip_special_tokens=True, clean_up_tokenization_spaces=clean)
+        assert "".join([pieces.add([index]) for index in ids]) + pieces.end() == Counted(False).decode(ids)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import resource
+import os
 import sys
 import threading
 from datetime import date, datetime
+from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from tests.tiny import DATA
-from vitrail.errors import PromptError, UnsupportedError
+from vitrail.errors import CheckpointError, PromptError, UnsupportedError
+from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.prompts import template as templates
+from vitrail.prompts.control_pattern import control_pattern
 from vitrail.prompts.messages import ImagePart, Message, TextPart, normalize
 from vitrail.prompts.render import DEFAULT_TEMPLATE
 from vitrail.prompts.rendered_prompt import RenderedPrompt
 from vitrail.prompts.template import render
+from vitrail.prompts.template_files import find_chat_template
 from vitrail.reader import embedded_path
 from vitrail.tokenizer.fast import FastTokenizer
 
+resource = pytest.importorskip("resource")
 GOLDEN = (DATA / "pixtral-0" / "chat_template.jinja").read_text()
 NEST = "{% set ns = namespace(a=()) %}{% for i in range(300000) %}{% set ns.a = (ns.a,) %}{% endfor %}"
 TWICE = (
@@ -137,12 +143,12 @@ def test_values_arrive_as_they_are() -> None:
         "texts": ["", "\x00\x01", "\ud800", "\U0010ffff", '"\\', "\u2028"],
         "keys": {1: "one", None: "none", 2.5: "x", "\0": "zero", (1, 2): "pair"},
         "tuple": (1, (2, "a")),
-        "day": date(2024, 2, 29),
+        "day": type("Day", (date,), {})(2024, 2, 29),
+        "array": numpy.float32(0.5),
         "moment": datetime(2024, 2, 29, 12, 30, 1, 5),
     }
-    source = (
-        "{{ numbers }}|{{ texts }}|{{ keys }}|{{ tuple }}|{{ day }} {{ day.strftime('%d %b') }}|{{ moment }}"
-    )
+    source = "{{ numbers }}|{{ texts }}|{{ keys }}|"
+    source += "{{ tuple }}|{{ day }} {{ day.strftime('%d %b') }}|{{ array }}|{{ moment }}"
     want = "|".join(
         str(value)
         for value in (
@@ -151,6 +157,7 @@ def test_values_arrive_as_they_are() -> None:
             values["keys"],
             [1, [2, "a"]],
             "2024-02-29 29 Feb",
+            0.5,
             values["moment"],
         )
     )
@@ -194,6 +201,13 @@ def test_too_deep_values_are_one_error() -> None:
             [{"role": "user", "content": "x", "deep": deep}],
             special_tokens={"bos_token": ""},
         )
+
+
+def test_values_that_cannot_be_shown_are_one_error() -> None:
+    with pytest.raises(PromptError, match="cannot be shown to a chat template"):
+        show("{{ number }}", variables={"number": 10**5000})
+    with pytest.raises(PromptError, match="expected dicts with 'title' and 'text', got int"):
+        show("{{ documents }}", documents=[1])  # type: ignore[list-item]
 
 
 def test_own_templates_need_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,3 +277,34 @@ def test_a_strange_answer_is_refused(answer: bytes, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(templates._worker, "ask", lambda *_: answer)
     with pytest.raises(PromptError, match="does not answer as it should"):
         show(GOLDEN)
+
+
+def test_control_tokens_have_bounds() -> None:
+    assert (
+        render("[{{ messages[0]['content'] }}" + "x" * 199, normalize("a"), controls=("[" + "x" * 199,)) != ""
+    )
+    with pytest.raises(PromptError, match="200 characters is the most of one"):
+        render(GOLDEN, normalize("a"), controls=("x" * 5000,), special_tokens={"bos_token": ""})
+    with pytest.raises(PromptError, match="of all"):
+        control_pattern(tuple(f"{number:0100}" for number in range(30_000)))
+
+
+def test_a_folders_templates_have_bounds(tmp_path: Path) -> None:
+    more = tmp_path / "additional_chat_templates"
+    more.mkdir()
+    for number in range(64):
+        (more / f"t{number:02}.jinja").write_text(str(number))
+    (more / "folder.jinja").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(more / "pipe.jinja")  # one would wait for ever for its text
+    found = find_chat_template(CheckpointFolder.open(tmp_path), {})
+    assert isinstance(found, dict) and list(found)[:2] == ["t00", "t01"] and len(found) == 64
+    (more / "t64.jinja").write_text("")
+    with pytest.raises(CheckpointError, match="more than 64 chat templates"):
+        find_chat_template(CheckpointFolder.open(tmp_path), {})
+    (more / "t64.jinja").unlink()
+    (tmp_path / "chat_template.jinja").write_bytes(b" " * ((4 << 20) + 1))
+    with pytest.raises(CheckpointError, match="larger than the 4,194,304 bytes"):
+        find_chat_template(CheckpointFolder.open(tmp_path), {})
+    with pytest.raises(PromptError, match="at most 1,048,576 characters"):
+        show(" " * ((1 << 20) + 1))

@@ -55,7 +55,9 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPr
     (tmp_path / "toy_worker").mkdir()
     (tmp_path / "toy_worker" / "__init__.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    worker = WorkerProcess("toy_worker", ("toy_worker",), answer_bytes=1 << 20, work="toys are played with")
+    worker = WorkerProcess(
+        "toy_worker", ("toy_worker",), answer_bytes=1 << 20, work="toys are played with", advice="sleep"
+    )
     yield worker
     worker.stop()
 
@@ -127,7 +129,7 @@ def test_it_ends_with_its_parent(worker: WorkerProcess, tmp_path: Path, busy: bo
 import sys, threading
 sys.path[:0] = {[ROOT, str(tmp_path)]}
 from vitrail.files.worker_process import WorkerProcess
-worker = WorkerProcess("toy_worker", ("toy_worker",), answer_bytes=100, work="x")
+worker = WorkerProcess("toy_worker", ("toy_worker",), answer_bytes=100, work="x", advice="x")
 def start(): print(worker.ask(b"pid", 60).decode(), flush=True)
 thread = threading.Thread(target=start)
 thread.start()
@@ -178,8 +180,26 @@ def test_without_processes_it_is_said(worker: WorkerProcess, monkeypatch: pytest
         worker.ask(b"pid", 30)
 
 
+def test_stop_does_not_wait_for_an_answer(worker: WorkerProcess) -> None:
+    ends: list[WorkerEndedError] = []
+
+    def wait() -> None:
+        try:
+            worker.ask(b"hang", 60)
+        except WorkerEndedError as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=wait)
+    worker.ask(b"pid", 30)
+    thread.start()
+    time.sleep(0.1)
+    worker.stop()
+    thread.join(20)
+    assert len(ends) == 1 and not ends[0].timed_out
+
+
 def test_one_that_cannot_start_is_said() -> None:
-    worker = WorkerProcess("vitrail.no_such_module", (), answer_bytes=1, work="nothing is done")
+    worker = WorkerProcess("vitrail.no_such_module", (), answer_bytes=1, work="nothing is done", advice="try")
     with pytest.raises(UnsupportedError, match="could not be started"):
         worker.ask(b"", 30)
     assert worker in worker_process._all

@@ -47,12 +47,15 @@ class WorkerProcess:
     """A process that is started on first use, kept, and started again after it was stopped. Safe with threads and forks.
 
     module: its `main()` calls `serve`. packages: what the module imports from outside the standard library.
-    answer_bytes: a longer answer ends the process. work: what it is for, for messages.
+    answer_bytes: a longer answer ends the process. work, advice: for messages where no process can be started: what it
+    is for, and what to do.
     """
 
-    def __init__(self, module: str, packages: Sequence[str], *, answer_bytes: int, work: str) -> None:
-        self._module, self._packages = module, packages
-        self._answer_bytes, self._work = answer_bytes, work
+    def __init__(
+        self, module: str, packages: Sequence[str], *, answer_bytes: int, work: str, advice: str
+    ) -> None:
+        self._module, self._packages, self._answer_bytes = module, packages, answer_bytes
+        self._work, self._advice = work, advice
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         _all.add(self)
@@ -67,7 +70,10 @@ class WorkerProcess:
             return self._exchange(process, _REQUEST.pack(len(request), seconds) + request, seconds)
 
     def stop(self) -> None:
-        """End the process, if there is one."""
+        """End the process, if there is one, whatever it does."""
+        process = self._process
+        if process is not None:
+            process.kill()  # a thread that waits for its answer holds the lock until then
         with self._lock:
             self._stop()
 
@@ -132,8 +138,7 @@ class WorkerProcess:
 
     def _unsupported(self, why: object) -> UnsupportedError:
         return UnsupportedError(
-            f"{self._work} by a second Python process, and it could not be started ({why}); allow this program to "
-            "start processes"
+            f"{self._work} by a second Python process, and it could not be started ({why}); {self._advice}"
         )
 
     def _stop(self, kill: bool = True) -> int:
@@ -224,7 +229,7 @@ def _limit(memory: int) -> None:
         import resource
     except ImportError:  # Windows
         return
-    for name, most in (("RLIMIT_AS", memory), ("RLIMIT_CORE", 0), ("RLIMIT_FSIZE", 0)):
+    for name, most in (("RLIMIT_AS", memory), ("RLIMIT_CORE", 0), ("RLIMIT_FSIZE", 0), ("RLIMIT_NPROC", 0)):
         kind = getattr(resource, name, None)
         if kind is None:
             continue

@@ -5,6 +5,7 @@ Letters: B prompts · R rows (prompts × completions) · n running rows · T pos
 
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from vitrail.generate.sampling import Sampler, SamplingParameters, SamplingState
 from vitrail.generate.stopping import Stopper
 from vitrail.generate.uncached import UncachedRunner
 from vitrail.kv.foreign import is_foreign, update_foreign
+from vitrail.ops.in_use import alone, running
 from vitrail.weights.mapped import refuse_cut
 
 Processor = Callable[..., Tensor]  # transformers' form: (input_ids (R, T), scores (R, V)) → scores
@@ -50,7 +52,7 @@ class Decoding:
         allowed_ids: AllowedIds | None = None,
         progress: Progress | None = None,
     ) -> None:
-        refuse_cut(model)
+        refuse_cut(getattr(model, "shared", model))
         self.model, self.prompt, self.config, self.stopper = model, prompt, config, stopper
         self._processors, self._allowed_ids, self._progress = processors, allowed_ids, progress
         self._filler = self._choose_filler()
@@ -80,6 +82,13 @@ class Decoding:
         However it ends (also by an interrupt, or because nobody asks for more), no sequence stays open in the
         cache, unless the caller gave the cache or is to get it.
         """
+        with ExitStack() as uses:
+            uses.enter_context(running(getattr(self.model, "shared", self.model)))
+            if self.prompt.past.cache is not None:
+                uses.enter_context(alone(self.prompt.past.cache, "this past_key_values"))
+            yield from self._run()
+
+    def _run(self) -> Generator[Tensor, None, None]:
         requests = self._requests()
         self._states = self._begin()
         runner = self._runner(requests)

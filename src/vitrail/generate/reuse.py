@@ -183,6 +183,7 @@ class _RememberingModel:
 
     def __init__(self, model: GeneratingModel, most: int) -> None:
         self._model, self._most = model, most
+        self.shared = model  # that other calls may use at the same time
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
         self.encoded = 0
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vitrail.ops.in_use import changing
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -37,7 +39,8 @@ class AdapterMethods:
         hub = HubOptions.take(kwargs)
         refuse_unknown("load_adapter", kwargs, ("adapter_name", *KEYWORDS))
         folder = resolve(peft_model_id, hub, part=ADAPTER)
-        load_adapter(self._module, folder, adapter_name or DEFAULT)
+        with changing(self, "an adapter cannot be loaded"):
+            load_adapter(self._module, folder, adapter_name or DEFAULT)
 
     def add_adapter(self, adapter_config: LoraConfig, adapter_name: str | None = None) -> list[str]:
         """Put a fresh adapter on the model, freeze everything else, and give the names of the adapted modules.
@@ -47,13 +50,15 @@ class AdapterMethods:
         from vitrail.adapters.config import as_lora_config
         from vitrail.adapters.model import DEFAULT, add_adapter
 
-        return add_adapter(self._module, as_lora_config(adapter_config), adapter_name or DEFAULT)
+        with changing(self, "an adapter cannot be added"):
+            return add_adapter(self._module, as_lora_config(adapter_config), adapter_name or DEFAULT)
 
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
         """Choose which adapters count, and switch them on. InputError for a name that is not loaded."""
         from vitrail.adapters.model import set_adapter
 
-        set_adapter(self._module, adapter_name)
+        with changing(self, "adapters cannot be switched"):
+            set_adapter(self._module, adapter_name)
 
     def active_adapters(self) -> list[str]:
         """The names of the adapters that are set."""
@@ -65,19 +70,22 @@ class AdapterMethods:
         """Answer without adapters until `enable_adapters` or `set_adapter`."""
         from vitrail.adapters.model import switch
 
-        switch(self._module, False)
+        with changing(self, "adapters cannot be switched"):
+            switch(self._module, False)
 
     def enable_adapters(self) -> None:
         """Answer with the adapters that are set."""
         from vitrail.adapters.model import switch
 
-        switch(self._module, True)
+        with changing(self, "adapters cannot be switched"):
+            switch(self._module, True)
 
     def delete_adapter(self, adapter_names: str | Sequence[str]) -> None:
         """Take adapters away from the model."""
         from vitrail.adapters.model import delete_adapter
 
-        delete_adapter(self._module, adapter_names)
+        with changing(self, "an adapter cannot be deleted"):
+            delete_adapter(self._module, adapter_names)
 
     def get_adapter_state_dict(self, adapter_name: str | None = None) -> dict[str, Tensor]:
         """PEFT's key → tensor, of the adapter of that name or the only one."""
@@ -99,7 +107,8 @@ class AdapterMethods:
         from vitrail.adapters.model import merge
         from vitrail.model.layers import Linear
 
-        merge(self._module, adapter_names, Linear)
+        with changing(self, "adapters cannot be merged"):
+            merge(self._module, adapter_names, Linear)
         return self
 
     @property

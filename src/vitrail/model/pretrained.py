@@ -13,7 +13,9 @@ from vitrail.configs import PretrainedConfig
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.model.adapted import AdapterMethods
 from vitrail.model.module_methods import ModuleMethods
+from vitrail.model.room import refuse_if_too_large
 from vitrail.model.training import TrainerMethods, checkpoint_options
+from vitrail.ops.in_use import changing
 
 if TYPE_CHECKING:
     from vitrail.configs.generation import GenerationConfig
@@ -37,6 +39,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
                 f"{type(self).__name__} is built from a {self.config_class.__name__}, got {type(config).__name__}."
             )
         config.check()  # values may have been set since it was made
+        refuse_if_too_large(config)
         self.config = config
         self.name_or_path = config.name_or_path
         self.is_gradient_checkpointing = False
@@ -213,7 +216,8 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
         """
         from vitrail.model.resize import resize_token_embeddings
 
-        return resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
+        with changing(self, "embeddings cannot be resized"):
+            return resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
 
     def prune_heads(self, heads_to_prune: Any) -> None:
         """Not supported."""

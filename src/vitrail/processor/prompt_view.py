@@ -184,10 +184,11 @@ def _role(message: Any) -> Any:
 
 def _of_file(path: Path) -> PromptMaker:
     if path.suffix == ".json" and "tekken" not in path.name:
-        from vitrail.tokenizer.backend import read_backend
+        from vitrail.tokenizer.backend import read_backend, token_ids_of
         from vitrail.tokenizer.mistral_regex import repair_regex
 
         backend = read_backend(path)
+        token_ids_of(backend, path)  # refuses ids and tokens that cannot be
         repair_regex(backend, str(path), asked=None)
         return PromptMaker(FastTokenizer(backend))
     return _of_tokenizer(MistralCommonTokenizer(path))

@@ -4,6 +4,12 @@ import re
 from functools import lru_cache
 from typing import TypeAlias
 
+from vitrail.errors import PromptError
+
+_LONGEST, _MOST = (
+    200,
+    1 << 21,
+)  # characters of one control token, and of all; tokenizers have some ten thousand
 _Tree: TypeAlias = dict[str, "_Tree"]
 
 
@@ -13,6 +19,10 @@ def control_pattern(controls: tuple[str, ...], any_case: bool = False) -> re.Pat
 
     It branches letter by letter: a tokenizer has a thousand control tokens, and most begin with the same sign.
     """
+    if any(len(token) > _LONGEST for token in controls) or sum(map(len, controls)) > _MOST:
+        raise PromptError(
+            f"the tokenizer's control tokens are too long: {_LONGEST} characters is the most of one, {_MOST:,} of all"
+        )
     tree: _Tree = {}
     for token in controls:
         node = tree

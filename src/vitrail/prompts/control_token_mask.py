@@ -114,6 +114,10 @@ class ControlTokenMask:
         """The text as it was before any of its characters were masked."""
         return text.translate(self.originals)
 
+    def found(self, masked: str) -> list[tuple[int, str]]:
+        """Where control tokens stand in a masked text, and which."""
+        return [(match.start(), match.group()) for match in control_pattern(self.controls).finditer(masked)]
+
     def rendered(self, masked: str) -> RenderedPrompt:
         """The prompt that a template made of masked texts: masked characters are users', the rest is its own."""
         found = control_pattern(self.controls).finditer(masked)

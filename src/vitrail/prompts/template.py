@@ -22,6 +22,7 @@ from vitrail.prompts.template_request import TemplateRequest
 
 MAX_TEMPLATE = 1 << 20  # characters of a template's source; published ones have less than 20,000
 MAX_SECONDS = 15.0  # of one rendering, on the clock
+_BYTES_A_SECOND = 1e6  # of a long conversation, which may take longer by that
 MAX_ANSWER = 1 << 28  # bytes that come back; template_worker.py bounds the characters before
 # SHA-256 of Vitrail's own templates: they are no stranger's, and need no process.
 _OWN_TEMPLATES = {
@@ -33,6 +34,7 @@ _worker = WorkerProcess(
     ("jinja2", "markupsafe"),
     answer_bytes=MAX_ANSWER,
     work="the chat templates of checkpoints are run",
+    advice="let this program start processes, or use a built-in prompt format (format=)",
 )
 
 
@@ -66,7 +68,7 @@ def render(
         template,
         tuple(messages),
         None if tools is None else [_schema(tool) for tool in tools],
-        None if documents is None else [dict(document) for document in documents],
+        None if documents is None else [_document(document) for document in documents],
         bool(add_generation_prompt),
         bool(continue_final_message),
         tuple(controls),
@@ -89,12 +91,14 @@ def _run_here(request: TemplateRequest) -> tuple[str, int]:
 
 def _run_apart(request: TemplateRequest) -> tuple[str, int]:
     """As template_engine's `run`, in the process for strangers' templates."""
+    asked = request.to_bytes()
+    seconds = MAX_SECONDS + len(asked) / _BYTES_A_SECOND
     try:
-        written = _worker.ask(request.to_bytes(), MAX_SECONDS)
+        written = _worker.ask(asked, seconds)
     except WorkerEndedError as error:
         if error.timed_out:
             raise PromptError(
-                f"the chat template was stopped: it takes too long, more than {MAX_SECONDS:g} s"
+                f"the chat template was stopped: it takes too long, more than {seconds:.1f} s"
             ) from error
         raise PromptError(
             f"the chat template was stopped: it ended its process ({_name(error.status)}), as by values that are "
@@ -131,6 +135,12 @@ def _name(status: int) -> str:
 @lru_cache(maxsize=16)
 def _digest(template: str) -> str:
     return sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _document(document: Any) -> dict[str, Any]:
+    if isinstance(document, Mapping):
+        return dict(document)
+    raise PromptError(f"documents: expected dicts with 'title' and 'text', got {type(document).__name__}")
 
 
 def _schema(tool: Any) -> dict[str, Any]:

@@ -121,8 +121,10 @@ def check_format(pattern: str) -> None:
 
 
 def indent_width(width: Any) -> Any:
-    """The `indent` filter's width, if it is sane."""
+    """The width of the filters `indent` and `center`, if it is sane."""
     length = width if isinstance(width, int) else len(str(width))
     if length > _MAX_WIDTH:
-        raise PromptError(f"the chat template was stopped: it indents by more than {_MAX_WIDTH} characters")
+        raise PromptError(
+            f"the chat template was stopped: it indents or centers by more than {_MAX_WIDTH} characters"
+        )
     return width

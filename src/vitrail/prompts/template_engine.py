@@ -28,38 +28,9 @@ from vitrail.prompts.template_marking import MASK_TOKENS, OWN_TEXT, TAG, UNTAG, 
 from vitrail.prompts.template_request import TemplateRequest
 from vitrail.prompts.template_view import CONTINUE_HERE, View
 
-# Jinja's own filters that cannot make much out of little; the rest is missing or in `_own_filters`.
-_FILTERS = frozenset(
-    {"abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "forceescape"}
-    | {
-        "groupby",
-        "int",
-        "items",
-        "last",
-        "length",
-        "list",
-        "lower",
-        "map",
-        "max",
-        "min",
-        "reject",
-        "rejectattr",
-    }
-    | {
-        "reverse",
-        "round",
-        "safe",
-        "select",
-        "selectattr",
-        "sort",
-        "string",
-        "sum",
-        "title",
-        "trim",
-        "truncate",
-    }
-    | {"unique", "upper", "wordcount"}
-)
+_FILTERS = frozenset(filters.FILTERS) - {
+    "random"
+}  # a prompt is always the same; `_own_filters` replaces others
 _TEMPLATE_FAULTS = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -81,16 +52,21 @@ def run(request: TemplateRequest) -> tuple[str, int]:
     compiled = _compile(request.source)
     _check_variables(compiled, request)
     typed: set[str] = set()  # the characters of users' texts
+    keys: set[str] = set()  # what a template may look for, so that only whole control tokens of it are masked
 
     def seen(text: str) -> str:
         typed.update(text)
         return str.__str__(text)
 
-    plain = _once(compiled, request, seen, str.__str__)
+    def seen_key(text: str) -> str:
+        keys.add(text.casefold())
+        return str.__str__(text)
+
+    plain = _once(compiled, request, seen, seen_key)
     mask = ControlTokenMask.over(request.controls, request.source, plain)
     if not mask.controls:
         return plain, mask.base
-    for masked in _masked_texts(compiled, request, mask, typed):
+    for masked in _masked_texts(compiled, request, mask, typed, keys):
         if mask.unmask(masked) == plain:
             return masked, mask.base
     raise PromptError(
@@ -100,19 +76,31 @@ def run(request: TemplateRequest) -> tuple[str, int]:
 
 
 def _masked_texts(
-    compiled: _Compiled, request: TemplateRequest, mask: ControlTokenMask, typed: set[str]
+    compiled: _Compiled, request: TemplateRequest, mask: ControlTokenMask, typed: set[str], keys: set[str]
 ) -> Iterator[str]:
     """Renderings in which what users wrote is masked, or all but what the template wrote; the strictest first.
 
     Every visible character of the users is masked at first: from others than those of control tokens a template can
     make such ("img"|upper, "٣"|int).
     """
+
+    def own(early: bool) -> str:
+        return mask.swap(_once(compiled.marked(early), request, mask.keep, mask.keep, mask))
+
     every = mask.widened(typed)
     with suppress(PromptError):  # the template looks at the text itself, and refuses to go on without it
-        yield every.narrowed(_once(compiled, request, every.mask_all, mask.mask_tokens), mask)
+        masked = every.narrowed(_once(compiled, request, every.mask_all, mask.mask_tokens), mask)
+        found = mask.found(masked)
+        tokens = {token.casefold() for _, token in found}
+        if any(key in token for key in keys if key for token in tokens):  # as "IMG" in "[" ~ key ~ "]"
+            with suppress(PromptError):
+                marked = own(True)
+                if mask.found(marked) != found and mask.unmask(marked) == mask.unmask(masked):
+                    yield marked
+        yield masked
     for early in (True, False):
         with suppress(PromptError):
-            yield mask.swap(_once(compiled.marked(early), request, mask.keep, mask.keep, mask))
+            yield own(early)
     with suppress(PromptError):
         yield _once(compiled, request, mask.mask_user, mask.mask_tokens)
 
@@ -190,6 +178,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.budget.get().reserve(lines * (width if isinstance(width, int) else len(str(width))))
             return filters.do_indent(str(text), width, first, blank)
 
+        def centered(text: Any, width: Any = 80) -> str:
+            return filters.do_center(str(text), indent_width(width))
+
         @jinja2.pass_context
         def tojson(_: Any, value: Any, **options: Any) -> Any:
             return self.budget.get().weigh(_to_json(value, **options))
@@ -205,6 +196,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         own: dict[str, Callable[..., Any]] = {
             OWN_TEXT: marked,
+            "center": centered,
             "join": joined,
             "replace": replaced,
             "indent": indented,

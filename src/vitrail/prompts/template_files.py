@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from vitrail.files.writing import write_text
 ChatTemplate: TypeAlias = str | dict[str, str]
 TEMPLATE_FILE = "chat_template.jinja"
 _TEMPLATE_LIMIT = 4 << 20  # bytes of a template file; template.py bounds the characters
+_MOST_TEMPLATES = 64  # of additional_chat_templates/
 
 
 def find_chat_template(folder: CheckpointFolder, config: Mapping[str, Any]) -> ChatTemplate | None:
@@ -26,7 +28,7 @@ def find_chat_template(folder: CheckpointFolder, config: Mapping[str, Any]) -> C
     """
     others = folder.path / "additional_chat_templates"
     more = {}
-    for file in sorted(others.glob("*.jinja")) if others.is_dir() else []:
+    for file in _template_files(others):
         refuse_outside(file, folder.path)
         more[file.stem] = _read_text(file)
     if TEMPLATE_FILE in folder.files:
@@ -60,6 +62,16 @@ def save_chat_template(folder: Path, template: ChatTemplate | None) -> list[Path
         file.parent.mkdir(exist_ok=True)
         written.append(write_text(file, text))
     return written
+
+
+def _template_files(folder: Path) -> list[Path]:
+    """The folder's templates in order; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    found = list(islice((file for file in folder.glob("*.jinja") if file.is_file()), _MOST_TEMPLATES + 1))
+    if len(found) > _MOST_TEMPLATES:
+        raise CheckpointError(f"{folder} has more than {_MOST_TEMPLATES} chat templates")
+    return sorted(found)
 
 
 def _read_text(file: Path) -> str:

@@ -39,6 +39,10 @@ class TemplateRequest:
             written = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
         except RecursionError as error:
             raise PromptError(_TOO_DEEP) from error
+        except ValueError as error:  # Python writes no number of 5,000 digits
+            raise PromptError(
+                f"the messages, tools or variables cannot be shown to a chat template: {error}"
+            ) from error
         if len(written) > MAX_REQUEST:
             raise PromptError(
                 f"the conversation has {len(written):,} bytes; at most {MAX_REQUEST:,} are shown to a chat template"
@@ -94,7 +98,9 @@ def _plain(value: Any) -> Any:
             return {str.__str__(key): _plain(item) for key, item in value.items()}
         return {_TAG: ["dict", [[_plain(key), _plain(item)] for key, item in value.items()]]}
     if isinstance(value, (date, datetime)):
-        return {_TAG: [type(value).__name__, value.isoformat()]}
+        return {_TAG: ["datetime" if isinstance(value, datetime) else "date", value.isoformat()]}
+    if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
+        return _plain(value.item())  # a number of numpy's or PyTorch's
     dump = getattr(value, "model_dump", None)
     if callable(dump) and not isinstance(value, type):
         return _plain(dump())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vitrail.errors import PromptError
 from vitrail.prompts.rendered_prompt import RenderedPrompt
+from vitrail.tokenizer.safety import no_panic
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -57,7 +58,8 @@ class EscapingCopy:
         from tokenizers import AddedToken, Tokenizer
 
         self.mark = mark
-        self.copy = Tokenizer.from_str(backend.to_str())
+        with no_panic("this tokenizer cannot be copied"):
+            self.copy = Tokenizer.from_str(backend.to_str())
         self.copy.encode_special_tokens = True
         controls = {i: token for i, token in backend.get_added_tokens_decoder().items() if token.special}
         self.aliases = {token.content: f"{mark}{index}{mark}" for index, token in controls.items()}
@@ -111,7 +113,8 @@ class EscapingCopy:
 
     def _spelled(self, control: str) -> list[int]:
         """The ids of a typed control token letter by letter, for models that know the whole of it as a word."""
-        ids = [i for letter in control for i in self.copy.encode(letter, add_special_tokens=False).ids]
+        with no_panic("a text cannot be encoded"):
+            ids = [i for letter in control for i in self.copy.encode(letter, add_special_tokens=False).ids]
         return [index for index in ids if index not in self.controls or index in self.harmless]
 
 
@@ -124,6 +127,18 @@ def encode_cut(
     words: bool = False,
 ) -> list[Encoding]:
     """Encode a batch; rows longer than `limit` lose ids at `side`, but never those that the post-processor adds."""
+    with no_panic("a text cannot be encoded"):
+        return _encode_cut(backend, texts, add_special_tokens, limit, side, words)
+
+
+def _encode_cut(
+    backend: Tokenizer,
+    texts: Sequence[object],
+    add_special_tokens: bool,
+    limit: int | None,
+    side: str,
+    words: bool,
+) -> list[Encoding]:
     if limit is None:
         return list(backend.encode_batch(texts, is_pretokenized=words, add_special_tokens=add_special_tokens))
     encodings = backend.encode_batch(texts, is_pretokenized=words, add_special_tokens=False)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from vitrail.errors import InputError, UnsupportedError
+from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
 from vitrail.files.keywords import without_secrets
@@ -34,6 +34,7 @@ from vitrail.tokenizer.json_encoder import JsonEncoder, format_of_controls
 from vitrail.tokenizer.mistral_regex import repair_regex
 from vitrail.tokenizer.options import drop_secrets, take_options
 from vitrail.tokenizer.padding import VERY_LARGE, Lengths, check_side, limit_of, whole_length
+from vitrail.tokenizer.safety import no_panic
 from vitrail.tokenizer.special_tokens import NAMES, read_additional, read_named, setting
 from vitrail.tokenizer.vocabulary import Vocabulary, clean_up
 
@@ -60,6 +61,8 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         self.padding_side = check_side(side, "padding_side")
         self.truncation_side = check_side(config.get("truncation_side") or "right", "truncation_side")
         names = setting(config, "model_input_names", (list, tuple), ("input_ids", "attention_mask"))
+        if not all(isinstance(name, str) for name in names):
+            raise CheckpointError(f"tokenizer_config.json: model_input_names must be texts; got {names!r}")
         self.model_input_names = list(names)
         self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", False))
         self.named_tokens = read_named(config)
@@ -187,7 +190,8 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         """The text of one sequence of ids: a list, an array, a tensor or one id."""
         _refuse({}, kwargs)
         try:
-            text: str = self._tokenizer.decode(to_ids(token_ids), skip_special_tokens=skip_special_tokens)
+            with no_panic("these ids cannot be decoded"):
+                text: str = self._tokenizer.decode(to_ids(token_ids), skip_special_tokens=skip_special_tokens)
         except OverflowError as error:
             raise InputError(f"ids must be below 2**32: {error}") from error
         clean = clean_up_tokenization_spaces

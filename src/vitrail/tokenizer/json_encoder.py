@@ -9,6 +9,7 @@ from vitrail.errors import PromptError
 from vitrail.prompts.builtin.description import Format
 from vitrail.prompts.builtin.encode import CARRIER
 from vitrail.prompts.builtin.versions import find_format
+from vitrail.tokenizer.safety import no_panic
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,7 +28,8 @@ class JsonEncoder:
             name: self._controls[token] for name, token in (named or {}).items() if token in self._controls
         }
         self._words = {token.content: index for index, token in added.items() if not token.special}
-        self._copy = Backend.from_str(backend.to_str())
+        with no_panic("this tokenizer cannot be copied"):
+            self._copy = Backend.from_str(backend.to_str())
         self._copy.encode_special_tokens = True
         self._copy.no_truncation()
         self._copy.no_padding()
@@ -35,7 +37,8 @@ class JsonEncoder:
         self._forbidden = set(self._controls.values()) - {self._unknown}
         self._cut = _alternatives(self._words)
         self._carrier = len(self._raw(CARRIER))
-        first = self._copy.encode("a", add_special_tokens=False).tokens[:1]
+        with no_panic("a text cannot be encoded"):
+            first = self._copy.encode("a", add_special_tokens=False).tokens[:1]
         self.spaced = bool(first) and first[0].startswith(_SPACES)
 
     def find(self, name: str) -> int | None:
@@ -71,7 +74,8 @@ class JsonEncoder:
 
     def _raw(self, text: str) -> list[int]:
         try:
-            ids: list[int] = self._copy.encode(text, add_special_tokens=False).ids
+            with no_panic("a text cannot be encoded"):
+                ids: list[int] = self._copy.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeError) as error:  # a lone surrogate
             if getattr(self, "spaced", True):
                 raise PromptError(f"a text cannot be encoded: {error}") from error

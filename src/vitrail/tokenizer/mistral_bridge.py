@@ -16,6 +16,7 @@ from vitrail.files.formatting import first_line
 from vitrail.files.lfs import PREFIX_SIZE, refuse_pointer
 from vitrail.images.batch_feature import BatchFeature, check_tensor_type
 from vitrail.prompts.messages import ImagePart, Message, TextPart
+from vitrail.tokenizer.patterns import check_pattern
 
 
 def open_tokenizer(file: Path, mode: Any) -> Any:
@@ -30,7 +31,7 @@ def open_tokenizer(file: Path, mode: Any) -> Any:
     if not file.is_file():
         raise CheckpointError(f"there is no file {file}; expected tekken.json or *.model.v*")
     try:
-        return MistralTokenizer.from_file(str(file), mode=ValidationMode(mode))
+        opened = MistralTokenizer.from_file(str(file), mode=ValidationMode(mode))
     except ImportError as error:
         raise MissingPackageError(
             f"{file.name} needs sentencepiece: pip install 'vitrail[mistral]'"
@@ -41,6 +42,10 @@ def open_tokenizer(file: Path, mode: Any) -> Any:
         raise CheckpointError(
             f"{file} is no tokenizer that mistral-common reads: {first_line(error)}"
         ) from error
+    rule = getattr(getattr(opened.instruct_tokenizer.tokenizer, "_model", None), "_pat_str", None)
+    if isinstance(rule, str):  # Tekken's, which tiktoken runs
+        check_pattern(rule, str(file))
+    return opened
 
 
 def openai_message(message: Message) -> dict[str, Any]:

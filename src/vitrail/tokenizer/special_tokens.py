@@ -106,6 +106,8 @@ def token_text(value: Any, name: str) -> str:
     text = value.get("content") if isinstance(value, Mapping) else getattr(value, "content", value)
     if not isinstance(text, str):
         raise CheckpointError(f"{name} must be a text or an object with 'content'; got {value!r}")
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise CheckpointError(f"{name} must be valid Unicode; got {text!r}")
     return text
 
 
@@ -120,7 +122,8 @@ def added_token(value: Any, *, special: bool) -> AddedToken:
     )
     if isinstance(value, Mapping) and "special" in value:
         special = bool(value["special"])
-    return AddedToken(token_text(value, "a special token"), special=special, **{"normalized": False, **flags})
+    text = token_text(value, "a special token")
+    return AddedToken(text, special=special, **{"normalized": False, **flags})
 
 
 def setting(config: Mapping[str, Any], name: str, kinds: tuple[type, ...], default: Any) -> Any:
@@ -146,4 +149,6 @@ def read_additional(config: Mapping[str, Any]) -> list[str]:
     )
     if isinstance(listed, Mapping):
         listed = listed.values()
+    elif isinstance(listed, str) or not isinstance(listed, Iterable):
+        raise CheckpointError(f"additional_special_tokens must be a list of tokens; got {listed!r}")
     return [token_text(token, "additional_special_tokens") for token in listed]

@@ -7,6 +7,7 @@ from typing import Any
 
 from vitrail.errors import InputError
 from vitrail.responses.ids import to_ids
+from vitrail.tokenizer.safety import no_panic
 from vitrail.tokenizer.special_tokens import NAMES, SpecialTokens, added_token, read_additional
 
 _CLEANUPS = (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're")
@@ -35,7 +36,8 @@ class Vocabulary(SpecialTokens):
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text that a list of tokens stands for."""
         decoder = self._tokenizer.decoder
-        return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
+        with no_panic("these tokens cannot be decoded"):
+            return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
 
     def get_vocab(self) -> dict[str, int]:
         """Token → id of the whole vocabulary."""

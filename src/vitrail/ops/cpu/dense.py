@@ -191,6 +191,8 @@ def matrix_of(weight: Weight, dtype: torch.dtype) -> Matrix | None:
 def _run(x: Tensor, matrices: Sequence[Matrix], biases: Sequence[Tensor | None]) -> list[Tensor]:
     """The kernel on contiguous x (rows, in); biases are None or contiguous, of x's dtype."""
     rows, columns = x.shape
+    if not rows:  # nothing to arrange, however wide
+        return [x.new_empty(0, matrix.out) for matrix in matrices]
     padded = max(1, -(-columns // _STEP)) * _STEP
     together = max(1, min(rows, max(_ROOM // padded, 96)))
     room = torch.empty(together * padded, dtype=torch.float32)

@@ -180,12 +180,14 @@ def _check_error(matrix: Tensor, packed: PackedWeight) -> None:
 
 
 def _own_fake(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tuple[Tensor, Tensor]:
+    _check_own(matrix, kind, levels, group)
     codes, scales = reference_encode.panel_shapes(matrix, kind, group)
     code_type = torch.int8 if kind == Layout.PANELS8 else torch.uint8
     return matrix.new_empty(codes, dtype=code_type), matrix.new_empty(scales, dtype=torch.bfloat16)
 
 
 def _map4_fake(values: Tensor, quant_map: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    _check_map4(values, quant_map, group)
     count = values.shape[0]
     codes = values.new_empty((count + 1) // 2, dtype=torch.uint8)
     return codes, values.new_empty((count + group - 1) // group, dtype=torch.float32)

@@ -84,7 +84,7 @@ def encode_fit(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
     wanted = (scale * weights)[:, None] * ratio
     along = torch.bincount(codes, wanted.double().view(-1), 16)
     square = torch.bincount(codes, scale.double().square().repeat_interleave(ratio.shape[1]), 16)
-    return torch.stack([along, square])
+    return torch.stack([along, square]).double()  # of no groups PyTorch counts in whole numbers
 
 
 def map_bounds(quant_map: Tensor) -> tuple[Tensor, Tensor]:
