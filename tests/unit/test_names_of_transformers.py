@@ -290,3 +290,25 @@ def test_hooks_of_input_gradients_are_no_part_of_a_saved_model(tmp_path: Path) -
     with torch.no_grad():
         assert torch.equal(again(**inputs(TEXT, None)).logits, model(**inputs(TEXT, None)).logits)
     assert isinstance(again, nn.Module)
+
+
+@pytest.mark.parametrize("name", ["id2label", "num_labels", "num_beams", "torchscript", "base_model_tp_plan"])
+def test_attributes_of_configurations_that_the_family_has_no_use_for_are_absent(name: str) -> None:
+    assert hasattr(transformers.MistralConfig(), name)
+    assert not hasattr(vitrail.MistralConfig(), name)
+    assert not hasattr(vitrail.MistralConfig(), "nonsense")
+
+
+@pytest.mark.parametrize("name", ["dequantize", "init_weights", "get_extended_attention_mask", "tp_plan"])
+def test_methods_of_models_that_vitrail_does_not_have_are_absent(model: Any, name: str) -> None:
+    assert hasattr(transformers.MistralForCausalLM, name)
+    assert not hasattr(model, name)
+
+
+def test_outputs_are_read_by_key_and_changed_by_attribute() -> None:
+    output = vitrail.ModelOutput()
+    with pytest.raises(TypeError):
+        output["loss"] = 1  # type: ignore[index]
+    made = vitrail.CausalLMOutputWithPast(logits=torch.zeros(1))
+    made.loss = torch.ones(1)
+    assert list(made) == ["loss", "logits"]
