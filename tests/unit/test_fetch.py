@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import picture
-from vitrail import ImageError, load_image
+from vitrail import ImageError, ImageLimits, load_image
 from vitrail.images.fetch import FetchPolicy, fetch, is_global
 
 FILE = io.BytesIO()
@@ -381,3 +381,9 @@ def test_nothing_is_fetched_for_strangers_but_from_named_hosts() -> None:
 def test_a_url_is_not_endless() -> None:
     with pytest.raises(ImageError, match="at most 8,192 characters; this one has 1,000,019"):
         fetch("https://a.example/?" + "a" * 1_000_000, QUICK)
+
+
+def test_a_url_is_fetched_up_to_the_limit_of_an_image(url: str) -> None:
+    """The smaller of the policy's bytes and the image's."""
+    with pytest.raises(ImageError, match=r"larger than 0\.0625 MiB, the most that is fetched"):
+        load_image(f"{url}/endless", limits=ImageLimits(max_bytes=1 << 16))

@@ -11,6 +11,7 @@ import ssl
 import threading
 import time
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Final
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
@@ -51,9 +52,13 @@ class FetchPolicy:
         """For messages of strangers: no files, and no URLs but, as `strict`, those of `hosts`."""
         return cls.strict(hosts) if hosts else replace(cls.strict(()), schemes=())
 
-    def within(self, timeout: float | None) -> "FetchPolicy":
-        """The same with another timeout in seconds; None keeps this one."""
-        return self if timeout is None else replace(self, timeout=timeout)
+    def within(
+        self, timeout: float | None, *, seconds: float = inf, max_bytes: int | None = None
+    ) -> "FetchPolicy":
+        """The same with another timeout (None keeps this one), but not beyond `seconds` and `max_bytes`."""
+        wait = self.timeout if timeout is None else timeout
+        most = self.max_bytes if max_bytes is None else min(self.max_bytes, max_bytes)
+        return replace(self, timeout=min(wait, seconds), max_bytes=most)
 
 
 def is_url(source: object) -> bool:

@@ -20,7 +20,7 @@ from vitrail.images.arrays import Pixels, is_array, to_levels
 from vitrail.images.fetch import FetchPolicy, fetch, is_url
 from vitrail.images.isolated import decode_apart
 from vitrail.images.limits import LIMITS as LIMITS, ImageLimits as ImageLimits
-from vitrail.images.preflight import check_file, check_size as check_size, exif_is_sound
+from vitrail.images.preflight import check_file, check_size as check_size
 from vitrail.images.request import ImageRequest, image_request
 from vitrail.images.sources import (
     check_bytes,
@@ -32,6 +32,7 @@ from vitrail.images.sources import (
     read_binary,
     shown_path,
 )
+from vitrail.images.tiff_tags import exif_is_sound
 
 PilImage: TypeAlias = Image.Image
 
@@ -89,8 +90,7 @@ def _open(source: Any, timeout: float | None, request: ImageRequest, left: float
         return _open_file(Path(source), request)
     if isinstance(source, str):
         if is_url(source):
-            wait = policy.timeout if timeout is None else timeout
-            encoded = fetch(source, policy.within(min(wait, left)))
+            encoded = fetch(source, policy.within(timeout, seconds=left, max_bytes=limits.max_bytes))
             return _decode(encoded, "What this URL answers is", request)
         if source[:5].lower() == "data:":
             return _decode(data_url(source, limits), "This data URL holds", request)

@@ -97,8 +97,8 @@ def load_pages(
             return [load_image(source)]
         most = max(given.max_bytes, request.limits.max_bytes)
         with request.timed() as left:
-            wait = request.policy.timeout if timeout is None else timeout
-            data, name = read_source(source, min(wait, left), max_bytes=most, policy=request.policy)
+            policy = request.policy.within(timeout, seconds=left, max_bytes=most)
+            data, name = read_source(source, max_bytes=most, policy=policy)
         if not holds_pdf(data):
             if names_pdf(source):
                 refuse_pointer(data, name, ImageError)

@@ -22,9 +22,7 @@ _PIECE: Final = 1 << 16
 _SPACES: Final = b" \t\n\r\v\f"
 
 
-def read_source(
-    source: Any, timeout: float | None = None, *, max_bytes: int, policy: FetchPolicy
-) -> tuple[bytes, str]:
+def read_source(source: Any, *, max_bytes: int, policy: FetchPolicy) -> tuple[bytes, str]:
     """The bytes of a file of at most `max_bytes` in any form that `load_image` takes, and how errors call it.
 
     Raises ImageError where there is no such file, it is empty or too large, or the policy excludes it.
@@ -35,7 +33,7 @@ def read_source(
     elif callable(getattr(source, "read", None)):
         data, name = read_binary(source, limits), "this file"
     elif is_url(source):
-        data, name = fetch(source, policy.within(timeout)), "the file of this URL"
+        data, name = fetch(source, policy), "the file of this URL"
     elif isinstance(source, str) and source[:5].lower() == "data:":
         data, name = (
             data_url(source, limits, ("image/", "application/pdf", "application/x-pdf")),
