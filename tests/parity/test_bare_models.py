@@ -207,3 +207,44 @@ def test_a_loss_of_recorded_tensors_reaches_the_parameters(start: str) -> None:
     assert found[0].keys() == found[1].keys() != set()
     for name, expected in found[1].items():
         close(found[0][name], expected, name, bound=3e-5)
+
+
+# --- padding and caches, where the reference differs ------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [LLAVA, TEXT], ids=str)
+def test_what_is_padding_is_zero(shape: Shape) -> None:
+    model, given = build(shape).ours, inputs(shape, "left")
+    mask = given["attention_mask"].bool()
+    with torch.no_grad():
+        output = model(**given, output_hidden_states=True, output_attentions=True)
+        bare = model.model(**given)
+    assert not mask.all()
+    for rows in (output.logits, *output.hidden_states, bare.last_hidden_state):
+        assert not rows[~mask].any() and rows[mask].any()
+    for weights in output.attentions:
+        assert not weights.transpose(1, 2)[~mask].any()
+
+
+def test_a_label_behind_padding_does_not_count() -> None:
+    pair, given = build(TEXT), inputs(TEXT, "left")
+    first = given["attention_mask"].argmax(dim=1)
+    row = int(first.argmax())
+    labels = torch.full_like(given["input_ids"], -100)
+    labels[row, first[row] + 1 :] = given["input_ids"][row, first[row] + 1 :]
+    with torch.no_grad():
+        without = pair.ours(**given, labels=labels).loss
+        labels[row, first[row]] = given["input_ids"][row, first[row]]
+        assert first[row] > 0 and torch.equal(pair.ours(**given, labels=labels).loss, without)
+        assert not torch.isclose(pair.theirs(**given, labels=labels).loss, without, rtol=1e-6)
+
+
+def test_cached_positions_carry_no_gradient() -> None:
+    model, given = build(TEXT).ours, inputs(TEXT, None)
+    ids = given["input_ids"]
+    table = model.get_input_embeddings()
+    rows = table(ids).detach().requires_grad_(True)
+    first = model(inputs_embeds=rows[:, :-2])
+    model(inputs_embeds=rows[:, -2:], past_key_values=first.past_key_values).logits.sum().backward()
+    assert rows.grad is not None
+    assert not rows.grad[:, :-2].any() and rows.grad[:, -2:].any()

@@ -360,9 +360,8 @@ class PretrainedConfig:
         cls, pretrained_model_name_or_path: "str | os.PathLike[str]", **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The keys of a config.json as they are read, and the keywords that do not say where it is."""
-        hub = HubOptions.take(kwargs)
-        read = read_config_folder(pretrained_model_name_or_path, hub, format=kwargs.pop("format", None))
-        return read, kwargs
+        place, hub = HubOptions.take(kwargs).entered(pretrained_model_name_or_path)
+        return read_config_folder(place, hub, format=kwargs.pop("format", None)), kwargs
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PretrainedConfig) and self.to_dict() == other.to_dict()

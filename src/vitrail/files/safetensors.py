@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -95,7 +96,8 @@ class SafetensorsFile:
                 self.metadata = _metadata(header.pop("__metadata__", {}), self.path)
                 self.entries: Mapping[str, TensorSpec] = _check_entries(header, begin, size, self.path)
                 self._map = _map_privately(stream.fileno(), size)
-                self._stream = os.fdopen(os.dup(stream.fileno()), "rb", buffering=0)
+                self._descriptor = os.dup(stream.fileno())
+                finalize(self, os.close, self._descriptor)  # a stream left to the collector would warn
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}.") from error
 
@@ -149,7 +151,7 @@ class SafetensorsFile:
         rest = memoryview(buffer).cast("B")
         try:
             while rest:
-                count = os.preadv(self._stream.fileno(), [rest[:_MOST]], start)
+                count = os.preadv(self._descriptor, [rest[:_MOST]], start)
                 if not count:
                     self.refuse_cut()
                     raise OSError(f"nothing could be read at byte {start:,}")

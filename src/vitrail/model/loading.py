@@ -105,7 +105,8 @@ def load_pretrained(
     for name in ("load_in_4bit", "load_in_8bit"):
         options.pop(name, None)
     options.pop("low_cpu_mem_usage", None)  # always so here: tensors are streamed one by one
-    generation = options.pop("generation_config", None)
+    given = options.pop("generation_config", None)
+    generation = None if given is None else as_generation_config(given)
     for name in NOT_DONE:
         if name in options and options[name] in (None, False, ""):
             del options[name]
@@ -128,7 +129,7 @@ def load_pretrained(
     )
     _set_dtype(chosen, loaded)
     if generation is not None:
-        model.generation_config = as_generation_config(generation)
+        model.generation_config = generation
     elif GENERATION_CONFIG_NAME in folder.files:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return cast(Model, cast(nn.Module, model).eval())
