@@ -112,6 +112,52 @@ def test_trainer_of_a_peft_model_trains_and_saves_its_adapter(tmp_path: Path) ->
         close(loss, wrapped.eval()(**given).loss, "the adapter that transformers' model trained")
 
 
+@pytest.mark.slow
+def test_trainer_resumes_and_predicts_as_around_transformers_model(tmp_path: Path) -> None:
+    """A tied head is two names of one tensor, which Trainer's own safetensors refuse: save_safetensors=False."""
+    import transformers
+
+    found = []
+    for which in ("ours", "theirs"):
+        folder, metrics = tmp_path / which, []
+        options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 2, "save_safetensors": False}
+        whole = fit(getattr(build(TIED, gain=0.7), which), folder, **options)
+        model = getattr(build(TIED, gain=0.7), which)
+        arguments = transformers.TrainingArguments(
+            str(folder), per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True, seed=1,
+            logging_steps=1, learning_rate=1e-3, **options,
+        )  # fmt: skip
+        trainer = transformers.Trainer(
+            model=model.train(), args=arguments, train_dataset=rows(), data_collator=collate,
+            compute_metrics=lambda given, seen=metrics: seen.append(given.predictions) or {},
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+        assert trainer.state.log_history[2]["loss"] == whole[4], "the third step, after resuming"
+        loss = trainer.evaluate(rows(3))["eval_loss"]
+        found.append((loss, trainer.predict(rows(3)).predictions))
+        assert len(metrics) == 2 and metrics[0].shape == (3, 11, 96)
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    kept = torch.tensor(collate(rows(3))["attention_mask"]).bool()
+    close(*(torch.tensor(logits)[kept] for _, logits in found), "predictions")
+
+
+def test_outputs_are_dicts_that_accelerate_copies_in_float32() -> None:
+    from accelerate.utils.operations import convert_to_fp32  # what mixed_precision="bf16" wraps forward() in
+
+    pair, given = build(SMALL, gain=0.7), labelled(SMALL)
+    expected = pair.ours.to(torch.bfloat16)(**given)
+    output = convert_to_fp32(expected)
+    assert type(output) is type(expected) and isinstance(output, dict)
+    assert output.logits.dtype == torch.float32 and expected.logits.dtype == torch.bfloat16
+    assert torch.equal(output.logits, expected.logits.float()) and output["loss"] is output.loss
+    assert list(output) == list(expected) and dict(**output).keys() == set(expected.keys())
+    assert output.past_key_values is not None
+    output.loss = None
+    assert "loss" not in output and output[0] is output.logits and len(output) == len(expected) - 1
+    with pytest.raises(UnsupportedError, match="cannot be taken away"):
+        output.pop("logits")
+
+
 def test_forward_with_num_items_in_batch_divides_the_summed_loss() -> None:
     for shape in (TEXT, SMALL):
         pair, given = build(shape, gain=0.7), labelled(shape)

@@ -1,27 +1,61 @@
 """ModelOutput: attribute, key and index access for what forward() and generate() return."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vitrail.errors import UnsupportedError
+
 
 @dataclass
-class ModelOutput:
-    """Base of outputs. Fields that are None do not count for index access, keys() and to_tuple()."""
+class ModelOutput(dict[str, Any]):
+    """Base of outputs. Fields that are None do not count for index access, keys() and to_tuple().
+
+    It is a dict, as in transformers, for trainers that ask: its items are the fields.
+    """
+
+    def __post_init__(self) -> None:
+        """Take the fields out of one mapping or iterator of pairs: accelerate makes its float32 copies so."""
+        first, *others = (getattr(self, field.name) for field in fields(self))
+        if isinstance(first, (Mapping, Iterator)) and all(value is None for value in others):
+            setattr(self, fields(self)[0].name, None)
+            for name, value in dict(first).items():
+                self[name] = value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name not in self.__dataclass_fields__:
+            return
+        if value is None:
+            super().pop(name, None)
+        else:
+            super().__setitem__(name, value)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key not in self.__dataclass_fields__:
+            raise KeyError(key)
+        setattr(self, key, value)
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise UnsupportedError(
+            f"the fields of {type(self).__name__} cannot be taken away; dict(output) makes a dict."
+        )
+
+    __delitem__ = pop = popitem = clear = update = setdefault = _refuse
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are not None, in order."""
         return tuple(self[name] for name in self.keys())
 
-    def keys(self) -> tuple[str, ...]:
+    def keys(self) -> tuple[str, ...]:  # type: ignore[override]
         """Names of the fields that are not None."""
         return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
 
-    def values(self) -> tuple[Any, ...]:
+    def values(self) -> tuple[Any, ...]:  # type: ignore[override]
         """The fields that are not None."""
         return self.to_tuple()
 
-    def items(self) -> tuple[tuple[str, Any], ...]:
+    def items(self) -> tuple[tuple[str, Any], ...]:  # type: ignore[override]
         """Pairs of name and value of the fields that are not None."""
         return tuple(zip(self.keys(), self.to_tuple(), strict=True))
 

@@ -93,6 +93,10 @@ class PaddedView(ABC):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return (self[layer] for layer in range(len(self)))
 
+    def float(self) -> "PaddedView":
+        """The cache itself: accelerate asks what an output holds for float32 copies, and a cache keeps its type."""
+        return self
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions of the padded batch, the longest sequence's if no padding is known."""
         if self.mask is not None:
