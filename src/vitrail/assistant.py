@@ -9,6 +9,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from vitrail.arguments import checked, checked_except
 from vitrail.auto import load as open_model
 from vitrail.dialogue import Dialogue, Raw
 from vitrail.errors import InputError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vitrail.reader.files import FileReading
 
 
+@checked
 def load(
     model: str | PathLike[str] | None = None,
     *,
@@ -57,6 +59,7 @@ def load(
     return Assistant(network, processor)
 
 
+@checked_except("ask", "stream")
 class Assistant:
     """A model that answers questions about images.
 

@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING, Any
 
+from vitrail.arguments import check, checked
 from vitrail.errors import CheckpointError, ConfigError, InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import KEYWORDS, HubOptions
@@ -35,6 +36,7 @@ def _refuse_unknown(owner: str, kwargs: dict[str, Any]) -> None:
         raise InputError(f"{owner} does not know {', '.join(sorted(kwargs))}; remove it.")
 
 
+@checked
 class _Auto:
     """What the Auto classes share: they choose a class and are never instantiated."""
 
@@ -45,6 +47,7 @@ class _Auto:
         )
 
 
+@checked
 class AutoConfig(_Auto):
     """Chooses the configuration class by the `model_type` of config.json."""
 
@@ -79,6 +82,7 @@ class AutoConfig(_Auto):
         return config_class(model_type, f"{cls.__name__}.for_model")(*args, **kwargs)
 
 
+@checked
 class AutoTokenizer(_Auto):
     """Loads the tokenizer that lies in a checkpoint's folder."""
 
@@ -103,6 +107,7 @@ class AutoTokenizer(_Auto):
         return load_tokenizer(folder, mode, config=config_dict_of(folder), **kwargs)
 
 
+@checked
 class AutoImageProcessor(_Auto):
     """Chooses between PixtralImageProcessor (PIL) and PixtralImageProcessorFast (tensors)."""
 
@@ -162,6 +167,7 @@ def _image_processor_type(folder: CheckpointFolder) -> str:
     )
 
 
+@checked
 class AutoProcessor(_Auto):
     """Loads the processor of a checkpoint: tokenizer and image processor together."""
 
@@ -181,6 +187,7 @@ class AutoProcessor(_Auto):
         return load_processor(folder, **kwargs)
 
 
+@checked
 class _AutoModel(_Auto):
     """What the two Auto classes of models share: the class is chosen by model_type."""
 
@@ -204,6 +211,7 @@ class _AutoModel(_Auto):
                 raise InputError(f"{cls.__name__}.from_pretrained needs a checkpoint's folder or name.")
             name, *rest = model_args
             model_args = tuple(rest)
+        check(f"{cls.__name__}.from_pretrained", "pretrained_model_name_or_path", name, str | os.PathLike)
         config = kwargs.pop("config", None)
         if isinstance(config, (str, os.PathLike)):
             given = {key: kwargs[key] for key in (*KEYWORDS, "format") if key in kwargs}
@@ -227,6 +235,9 @@ class _AutoModel(_Auto):
     @classmethod
     def from_config(cls, config: "PretrainedConfig", **kwargs: Any) -> Any:
         """A model with random weights; `dtype` (or `torch_dtype`) chooses its numbers."""
+        from vitrail.configs.read import as_config
+
+        config = as_config(config)
         _refuse_remote_code(cls.__name__, kwargs)
         dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
         _refuse_unknown(f"{cls.__name__}.from_config", kwargs)

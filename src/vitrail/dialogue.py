@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vitrail.arguments import checked
 from vitrail.errors import InputError, PromptError
 from vitrail.generate.reuse import Continuation, PromptMemory, PromptPicture
 from vitrail.processor.prepared import PreparedPicture, lay_out
@@ -44,6 +45,7 @@ class _Entry:
     message: Message
 
 
+@checked
 class Dialogue:
     """A conversation that grows turn by turn.
 
@@ -275,7 +277,7 @@ class _Callbacks:
 def _renamed(on_event: Callable[[Piece], None] | None, options: dict[str, Any]) -> Callable[[Piece], None]:
     """`on_event`, or what came under its name of 0.1.0."""
     if "hear" in options:
-        warnings.warn("hear= is called on_event= now.", DeprecationWarning, stacklevel=3)
+        warnings.warn("hear= is called on_event= now.", DeprecationWarning, stacklevel=4)
         on_event = options.pop("hear") or on_event
     return on_event or (lambda _: None)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vitrail.adapters.pattern import PatternTable
+from vitrail.arguments import checked_except
 from vitrail.errors import ConfigError, UnsupportedError
 
 ALL_LINEAR = "all-linear"
@@ -26,6 +27,7 @@ _NOTES = (
 )  # fmt: skip
 
 
+@checked_except("__init__", "from_dict")
 @dataclass
 class LoraConfig:
     """An adapter of low rank: W + s·B·A with A (r, in), B (out, r), s = lora_alpha / r (arXiv 2106.09685).

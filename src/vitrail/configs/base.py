@@ -1,19 +1,21 @@
 """PretrainedConfig: what every configuration can do (dict, JSON, folder). No geometry of any model lives here."""
 
 import copy
-import json
 import os
 from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from vitrail.arguments import checked_except
 from vitrail.configs.fields import check_field
 from vitrail.configs.overrides import merge_overrides, warn_replaced
 from vitrail.configs.published import read_config_file, read_config_folder
 from vitrail.errors import ConfigError, UnsupportedError
 from vitrail.files.hub_options import HubOptions
+from vitrail.files.json import json_text, shown_json
 from vitrail.files.layout import CONFIG_NAME
+from vitrail.files.writing import prepare_folder, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="PretrainedConfig")
 
 
+@checked_except("from_dict")
 class PretrainedConfig:
     """Base of all configurations: keeps unknown keys, round-trips through dict, JSON and folder.
 
@@ -171,11 +174,11 @@ class PretrainedConfig:
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """The configuration as indented JSON with sorted keys (`use_diff` is accepted and changes nothing)."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        return json_text(self.to_dict(), f"the {type(self).__name__}")
 
     def to_json_file(self, json_file_path: "str | Path", use_diff: bool = True) -> None:
         """Write `to_json_string()` to a file."""
-        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
+        write_text(Path(json_file_path), self.to_json_string(use_diff))
 
     @classmethod
     def from_json_file(cls: type[Self], json_file: "str | Path") -> Self:
@@ -192,10 +195,9 @@ class PretrainedConfig:
             raise ConfigError(
                 f"save_pretrained of a configuration does not know {', '.join(sorted(kwargs))}."
             )
-        folder = Path(save_directory)
-        if folder.is_file():
-            raise ConfigError(f"{folder} is a file; save_pretrained needs a folder.")
-        folder.mkdir(parents=True, exist_ok=True)
+        if Path(save_directory).is_file():
+            raise ConfigError(f"{save_directory} is a file; save_pretrained needs a folder.")
+        folder = prepare_folder(save_directory)
         self.to_json_file(folder / CONFIG_NAME)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
@@ -234,7 +236,7 @@ class PretrainedConfig:
     __hash__ = None  # type: ignore[assignment]  # mutable: equality is by content
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {self.to_json_string()}"
+        return f"{type(self).__name__} {shown_json(self.to_dict())}"
 
     def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
         clone = type(self).__new__(type(self))

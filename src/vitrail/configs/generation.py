@@ -1,23 +1,26 @@
 """GenerationConfig: how text is drawn, and its generation_config.json. The drawing itself is in generate/."""
 
 import copy
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitrail.arguments import checked_except
 from vitrail.configs.base import PretrainedConfig
 from vitrail.configs.fields import check_field
 from vitrail.configs.generation_options import CACHE_DTYPES, KNOWN, REFUSED, SAME_CACHES, refuse_unknown
 from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
+from vitrail.files.json import json_text, read_json, shown_json
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
+from vitrail.files.writing import prepare_folder, write_text
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
 
+@checked_except("from_dict")
 class GenerationConfig:
     """How text is drawn: lengths, sampling, stops, special ids. Names and defaults follow transformers 4.57.
 
@@ -129,8 +132,6 @@ class GenerationConfig:
         folder = CheckpointFolder.open(pretrained_model_name, hub, format=kwargs.pop("format", None))
         path = folder.path / (config_file_name or GENERATION_CONFIG_NAME)
         if path.is_file():
-            from vitrail.files.json import read_json
-
             return cls.from_dict(read_json(path), **kwargs)
         if config_file_name is not None or not {CONFIG_NAME, PARAMS_NAME} & folder.files:
             raise CheckpointError(
@@ -151,10 +152,9 @@ class GenerationConfig:
         if push_to_hub or kwargs:
             names = ", ".join([*(["push_to_hub"] if push_to_hub else []), *sorted(kwargs)])
             raise UnsupportedError(f"save_pretrained of a GenerationConfig does not support {names}.")
-        folder = Path(save_directory)
-        if folder.is_file():
-            raise ConfigError(f"{folder} is a file; save_pretrained needs a folder.")
-        folder.mkdir(parents=True, exist_ok=True)
+        if Path(save_directory).is_file():
+            raise ConfigError(f"{save_directory} is a file; save_pretrained needs a folder.")
+        folder = prepare_folder(save_directory)
         self.to_json_file(folder / (config_file_name or GENERATION_CONFIG_NAME))
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,11 +172,11 @@ class GenerationConfig:
         held = self.to_diff_dict() if use_diff else self.to_dict()
         if ignore_metadata:
             held = {n: v for n, v in held.items() if not n.startswith("_") and n != "transformers_version"}
-        return json.dumps(held, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        return json_text(held, "the GenerationConfig")
 
     def to_json_file(self, json_file_path: "str | Path", use_diff: bool = True) -> None:
         """Write `to_json_string()` to a file."""
-        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
+        write_text(Path(json_file_path), self.to_json_string(use_diff))
 
     def update(self, **kwargs: Any) -> dict[str, Any]:
         """Set the options that exist (none if a value is wrong); returns the keywords that do not exist."""
@@ -284,10 +284,12 @@ class GenerationConfig:
     __hash__ = None  # type: ignore[assignment]  # mutable: equality is by content
 
     def __repr__(self) -> str:
-        return f"GenerationConfig {self.to_json_string()}"
+        return f"GenerationConfig {shown_json(self.to_diff_dict())}"
 
 
 def _many(value: Any) -> tuple[Any, ...]:
     if value is None:
         return ()
+    if hasattr(value, "tolist"):  # ids in a tensor or an array, as transformers keeps them
+        value = value.tolist()
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ def write_json(file: Path, value: Mapping[str, Any]) -> Path:
 
 def write_text(file: Path, text: str) -> Path:
     """Write `text` whole or not at all; returns `file`. Raises CheckpointError if it cannot be written."""
+    if not file.name:
+        raise CheckpointError(f"{str(file)!r} names no file; give the file's own name too.")
     scratch = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         scratch.write_text(text, encoding="utf-8")
         scratch.replace(file)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise CheckpointError(f"{file} cannot be written: {error.strerror or error}") from error
+    except (OSError, UnicodeError) as error:
+        with suppress(OSError):  # a name that is too long cannot be taken away either
+            scratch.unlink()
+        raise CheckpointError(f"{file} cannot be written: {getattr(error, 'strerror', error)}") from error
     return file
 
 
@@ -53,6 +56,10 @@ def prepare_folder(save_directory: str | os.PathLike[str]) -> Path:
     folder = Path(save_directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise CheckpointError(
+            f"{folder} is a file; the name of a folder to save into was expected."
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be made: {error.strerror or error}") from error
     return folder

@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from vitrail.arguments import check_methods, checked
 from vitrail.errors import InputError
 from vitrail.responses.text_pieces import Detokenizer, TextPieces
 
 
+@checked
 class TextStreamer:
     """Writes text to the standard output as generate() makes it; hand it over as `streamer=`.
 
@@ -22,6 +24,7 @@ class TextStreamer:
     """
 
     def __init__(self, tokenizer: Detokenizer, skip_prompt: bool = False, **decode_kwargs: Any) -> None:
+        check_methods("tokenizer", tokenizer, "decode")
         self.tokenizer = tokenizer
         self.skip_prompt = skip_prompt
         self.decode_kwargs = decode_kwargs
@@ -52,6 +55,7 @@ class TextStreamer:
         sys.stdout.flush()
 
 
+@checked
 class TextIteratorStreamer(TextStreamer):
     """An iterator of text pieces, for a thread beside the one that runs generate().
 

@@ -38,6 +38,10 @@ class Pixels:
         Raises ImageError for other shapes, InputError for another layout.
         """
         layout = check_layout(layout)
+        if getattr(values, "is_meta", False) or getattr(values, "is_sparse", False):
+            raise ImageError(
+                "A picture's tensor must hold its numbers; this one is sparse or on the meta device."
+            )
         shape = tuple(int(side) for side in values.shape)
         if len(shape) == 2 and layout in (None, "none"):
             return cls(values, None)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitrail.arguments import checked
 from vitrail.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from vitrail.images.grid import Grid
 
 
+@checked
 class BatchFeature(dict[str, Any]):
     """A dict whose keys are attributes too, with `to` for its tensors.
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
+from vitrail.arguments import checked
 from vitrail.errors import ImageError
 
 _CHUNK: Final = 1 << 16
@@ -24,6 +25,7 @@ _DEFAULT_PORT: Final = {"http": 80, "https": 443}
 _CARRIES_IPV4: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96"))
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class FetchPolicy:
     """What may be opened by name. The default is for a person's own program; `strict` is for a server.

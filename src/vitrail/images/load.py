@@ -20,6 +20,7 @@ from urllib.request import url2pathname
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vitrail.arguments import checked
 from vitrail.errors import ImageError
 from vitrail.files.lfs import PREFIX_SIZE, refuse_pointer
 from vitrail.images.arrays import Pixels, is_array, to_levels
@@ -42,6 +43,7 @@ _WIDE_GREYS: Final = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _BASE64_STARTS: Final = ("iVBORw0K", "/9j/", "R0lGOD", "UklGR", "Qk")  # PNG, JPEG, GIF, WebP, BMP
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
     """What a picture may be. Checked from the file's header, before a pixel is decoded.
@@ -60,6 +62,7 @@ LIMITS: Final = ImageLimits()
 POLICY: Final = FetchPolicy()
 
 
+@checked
 def load_image(
     source: Any, timeout: float | None = None, *, limits: ImageLimits = LIMITS, policy: FetchPolicy = POLICY
 ) -> Image.Image:

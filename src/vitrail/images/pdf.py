@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from typing import IO, TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from vitrail.arguments import checked
 from vitrail.errors import ImageError, MissingPackageError, UnsupportedError
 from vitrail.files.lfs import refuse_pointer
 from vitrail.images.fetch import FetchPolicy, is_url
@@ -32,6 +33,7 @@ _START: Final = "import sys; sys.path[:] = sys.argv[1:]; from vitrail.images.pdf
 Progress = Callable[[int, int], None]
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class PdfLimits:
     """What a PDF may be, and how its pages are rendered.
@@ -76,6 +78,7 @@ def holds_pdf(data: bytes | bytearray) -> bool:
     return bytes(data[:1024]).lstrip(b"\xef\xbb\xbf\0\t\n\f\r ").startswith(_SIGN)
 
 
+@checked
 def load_pages(
     source: Any,
     timeout: float | None = None,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vitrail.arguments import checked_except
 from vitrail.errors import ImageError
 from vitrail.images.arrays import FIRST, LAST, Array, Pixels, to_levels
 from vitrail.images.batch_feature import BatchFeature
@@ -32,6 +33,7 @@ from vitrail.images.settings import (
 __all__ = ["PixtralImageProcessor", "PixtralImageProcessorFast"]
 
 
+@checked_except("__init__", "preprocess", "from_dict")
 class PixtralImageProcessor(BaseImageProcessor):
     """Pictures → pixel_values (N,3,H,W) float32 and image_sizes (N,2), with PIL's resizing.
 

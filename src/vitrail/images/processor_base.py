@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
+from vitrail.arguments import checked_except
 from vitrail.errors import CheckpointError, UnsupportedError
+from vitrail.files.json import json_text
+from vitrail.files.writing import prepare_folder, write_text
 from vitrail.images.arrays import FIRST
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.settings import INERT, ImageSettings, refuse_inert
@@ -31,6 +33,7 @@ _SHARED: Final[dict[str, tuple[Any, ...]]] = {
 }
 
 
+@checked_except("__init__", "preprocess", "from_dict")
 class BaseImageProcessor:
     """Options, saving and loading of an image processor.
 
@@ -158,11 +161,11 @@ class BaseImageProcessor:
         data = self.to_dict()
         if self._processor_class is not None:
             data["processor_class"] = self._processor_class
-        return json.dumps(data, indent=2, sort_keys=True) + "\n"
+        return json_text(data, f"the {type(self).__name__}")
 
     def to_json_file(self, json_file_path: str | Path) -> None:
         """Write `to_json_string` to a file."""
-        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+        write_text(Path(json_file_path), self.to_json_string())
 
     def save_pretrained(
         self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any
@@ -171,10 +174,7 @@ class BaseImageProcessor:
         if push_to_hub or kwargs:
             names = ", ".join(sorted({*kwargs, *(["push_to_hub"] if push_to_hub else [])}))
             raise UnsupportedError(f"save_pretrained does not do {names}; it writes to a local folder.")
-        folder = Path(save_directory)
-        if folder.is_file():
-            raise CheckpointError(f"{folder} is a file; the folder to save to was expected.")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = prepare_folder(save_directory)
         self.to_json_file(folder / CONFIG_NAME)
         return [str(folder / CONFIG_NAME)]
 

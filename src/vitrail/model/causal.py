@@ -6,8 +6,10 @@ Letters: B conversations · T new positions · S cached + new · L packed rows �
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from vitrail.arguments import checked
 from vitrail.configs import MistralConfig
 from vitrail.errors import ContextError, InputError, UnsupportedError
 from vitrail.generate.loop import generate as draw
@@ -21,6 +23,7 @@ from vitrail.model.packing import Packed, check_keep, check_labels, next_token_l
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
 from vitrail.ops.batch import ForwardBatch
+from vitrail.ops.inputs import as_tensor, as_tensors, replace_rows
 
 
 class CausalModel(PreTrainedModel):
@@ -65,6 +68,7 @@ class CausalModel(PreTrainedModel):
         """The table of token embeddings."""
         return self.decoder.get_input_embeddings()
 
+    @checked
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the table of token embeddings."""
         self.decoder.set_input_embeddings(value)
@@ -73,6 +77,7 @@ class CausalModel(PreTrainedModel):
         """The head: text width → vocabulary."""
         return self.lm_head
 
+    @checked
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the head."""
         self.lm_head = new_embeddings
@@ -131,6 +136,15 @@ class CausalModel(PreTrainedModel):
         logits_to_keep: "int | Tensor",
     ) -> dict[str, Any]:
         """Embeddings (B, T, D) → the fields of an output."""
+        attention_mask, position_ids, labels, cache_position = as_tensors(
+            hidden.device,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            labels=labels,
+            cache_position=cache_position,
+        )
+        if not isinstance(logits_to_keep, int):
+            logits_to_keep = as_tensor("logits_to_keep", logits_to_keep)
         if hidden.dim() != 3:
             raise InputError(
                 f"inputs_embeds must have the shape (batch, positions, width), got {tuple(hidden.shape)}."
@@ -192,7 +206,8 @@ class CausalModel(PreTrainedModel):
         """(B, T, D) of ids (B, T), or as given; exactly one of the two."""
         if input_ids is not None and inputs_embeds is None:
             self._check_ids(input_ids)
-            rows: Tensor = self.get_input_embeddings()(input_ids)
+            wide = input_ids if input_ids.dtype in (torch.int64, torch.int32) else input_ids.long()
+            rows: Tensor = self.get_input_embeddings()(wide)
             return rows
         if inputs_embeds is not None and input_ids is None:
             return inputs_embeds
@@ -203,7 +218,7 @@ class CausalModel(PreTrainedModel):
             raise InputError(
                 f"input_ids must have the shape (batch, positions), got {tuple(input_ids.shape)}."
             )
-        if input_ids.is_floating_point():
+        if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
             raise InputError(f"input_ids must be integers, got {input_ids.dtype}.")
         table: Any = self.get_input_embeddings()
         vocabulary = int(table.weight.shape[0])
@@ -214,17 +229,6 @@ class CausalModel(PreTrainedModel):
                 raise ContextError(
                     f"id {wrong} is outside the model's vocabulary of {vocabulary}; the tokenizer belongs to another model."
                 )
-
-
-def replace_rows(rows: Tensor, where: Tensor, features: Tensor) -> Tensor:
-    """`rows` (…, D) with the rows at `where` (…) replaced by `features` (n, D), in order."""
-    wanted = int(where.sum())
-    if wanted != len(features):
-        raise InputError(
-            f"the prompt has {wanted} image tokens, the pictures have {len(features)} features; process text and "
-            "pictures together, with the processor of this checkpoint."
-        )
-    return rows.masked_scatter(where[..., None], features.to(device=rows.device, dtype=rows.dtype))
 
 
 def refuse_unknown(name: str, kwargs: dict[str, Any]) -> None:
@@ -273,6 +277,7 @@ class MistralForCausalLM(CausalModel):
     ) -> "CausalLMOutputWithPast | tuple[Any, ...]":
         """Logits of every position, as transformers' forward of the same name; arguments as in vlm.py."""
         refuse_unknown("MistralForCausalLM.forward", kwargs)
+        input_ids, inputs_embeds = as_tensors(self.device, input_ids=input_ids, inputs_embeds=inputs_embeds)
         fields = self._run(
             self._embeddings(input_ids, inputs_embeds),
             input_ids=input_ids,

@@ -255,6 +255,8 @@ def check_labels(labels: Tensor, shape: tuple[int, int], vocabulary: int) -> Non
     """Raise InputError or ContextError unless labels have the shape (B, T) and are ids or −100."""
     if tuple(labels.shape) != shape:
         raise InputError(f"labels have the shape {tuple(labels.shape)}, expected {shape}.")
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InputError(f"labels must be integers, got {labels.dtype}.")
     asked = labels[labels != IGNORED]
     if len(asked) and not (int(asked.min()) >= 0 and int(asked.max()) < vocabulary):
         raise ContextError(
@@ -268,5 +270,5 @@ def next_token_loss(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
     Args:
         logits: (B, T, V). labels: (B, T), −100 where nothing is asked. kept: bool (B, T), no padding.
     """
-    targets = labels[:, 1:].to(logits.device).masked_fill(~kept[:, :-1], IGNORED)
+    targets = labels[:, 1:].to(logits.device, torch.long).masked_fill(~kept[:, :-1], IGNORED)
     return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)

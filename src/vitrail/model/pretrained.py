@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitrail.arguments import checked
 from vitrail.configs import PretrainedConfig
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.model.adapted import AdapterMethods
@@ -78,6 +79,7 @@ class PreTrainedModel(AdapterMethods, nn.Module):
     # --- files --------------------------------------------------------------------------------------------
 
     @classmethod
+    @checked
     def from_pretrained(
         cls: type[Self],
         pretrained_model_name_or_path: "str | os.PathLike[str]",
@@ -123,6 +125,7 @@ class PreTrainedModel(AdapterMethods, nn.Module):
         hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
         return load_pretrained(cls, pretrained_model_name_or_path, config=config, hub=hub, options=kwargs)
 
+    @checked
     def save_pretrained(
         self,
         save_directory: "str | Path",
@@ -169,6 +172,7 @@ class PreTrainedModel(AdapterMethods, nn.Module):
         """The table of input embeddings."""
         raise NotImplementedError
 
+    @checked
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the table of input embeddings."""
         raise UnsupportedError(f"{type(self).__name__} has no input embeddings that could be replaced.")
@@ -177,6 +181,7 @@ class PreTrainedModel(AdapterMethods, nn.Module):
         """The head, or None."""
         return None
 
+    @checked
     def resize_token_embeddings(
         self,
         new_num_tokens: int | None = None,
@@ -224,6 +229,7 @@ class PreTrainedModel(AdapterMethods, nn.Module):
                 return parameter.dtype
         return torch.float32
 
+    @checked
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Number of parameters; a tied head counts once."""
         left_out = set()
@@ -238,6 +244,7 @@ class PreTrainedModel(AdapterMethods, nn.Module):
 
     # --- training -----------------------------------------------------------------------------------------
 
+    @checked
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: "dict[str, Any] | None" = None
     ) -> None:

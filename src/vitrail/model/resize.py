@@ -10,6 +10,8 @@ from vitrail.model.layers import Embedding, Linear
 from vitrail.model.protocol import Pretrained
 from vitrail.quant.replace import Quantized
 
+MOST_ROWS = 2**24  # ids of the largest vocabulary of the field, many times
+
 
 def resize_token_embeddings(
     model: Pretrained, new_num_tokens: int | None, pad_to_multiple_of: int | None, mean_resizing: bool
@@ -33,6 +35,8 @@ def resize_token_embeddings(
     text = model.config.get_text_config()
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is table.weight
+    if rows > MOST_ROWS:
+        raise InputError(f"new_num_tokens must be at most {MOST_ROWS:,}, got {rows:,}.")
     larger = Embedding(rows, table.embedding_dim).to(device=table.weight.device, dtype=table.weight.dtype)
     _fill(larger.weight, table.weight, text.initializer_range, mean_resizing)
     larger.weight.requires_grad_(table.weight.requires_grad)

@@ -20,6 +20,7 @@ from vitrail.model.record import Record
 from vitrail.ops import rope
 from vitrail.ops.attention import AttentionPlan
 from vitrail.ops.backend import AttentionMetadata
+from vitrail.ops.inputs import as_pixels
 from vitrail.ops.linear import linear
 from vitrail.ops.rows import rotate_pair
 from vitrail.ops.segments import Segments
@@ -134,6 +135,7 @@ class PixtralVisionModel(PreTrainedModel):
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         weights = self.config.output_attentions if output_attentions is None else output_attentions
         record = Record(hidden=hidden, weights=weights)
+        pixel_values, image_sizes = as_pixels(pixel_values, image_sizes)
         grids = self.grids(pixel_values, image_sizes)
         last = self.encode(pixel_values, grids, record)
         output = BaseModelOutput(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitrail.configs import LlavaConfig, Mistral3Config, VisionLanguageConfig
 from vitrail.errors import InputError
 from vitrail.kv.cache import KVCache
-from vitrail.model.causal import CausalModel, refuse_unknown, replace_rows
+from vitrail.model.causal import CausalModel, refuse_unknown
 from vitrail.model.decoder import MistralModel
 from vitrail.model.layers import Linear
 from vitrail.model.outputs import LlavaCausalLMOutputWithPast, Mistral3CausalLMOutputWithPast
@@ -20,6 +20,7 @@ from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.projector import LlavaMultiModalProjector, Mistral3MultiModalProjector
 from vitrail.model.record import Record
 from vitrail.model.vision import PixtralVisionModel
+from vitrail.ops.inputs import as_pixels, as_tensors, chosen_layers, replace_rows
 
 
 class VisionLanguageParts(PreTrainedModel):
@@ -143,11 +144,9 @@ class VisionLanguageModel(CausalModel):
             )
         tower, projector = self.vision_tower, self.multi_modal_projector
         chosen = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
-        layers = [chosen] if isinstance(chosen, int) else list(chosen)
         depth = self.config.vision_config.num_hidden_layers
-        for layer in layers:
-            if not -depth - 1 <= layer <= depth:
-                raise InputError(f"vision_feature_layer {layer} is outside the tower's {depth} layers.")
+        layers = chosen_layers(chosen, depth)
+        pixel_values, image_sizes = as_pixels(pixel_values, image_sizes)
         self._check_projector_width(len(layers))
         wanted = [layer if layer >= 0 else depth + 1 + layer for layer in layers]
         grids = tower.grids(pixel_values, image_sizes)
@@ -213,6 +212,7 @@ class VisionLanguageModel(CausalModel):
         """
         refuse_unknown(f"{type(self).__name__}.forward", kwargs)
         _check_strategy(vision_feature_select_strategy)
+        input_ids, inputs_embeds = as_tensors(self.device, input_ids=input_ids, inputs_embeds=inputs_embeds)
         rows = self._embeddings(input_ids, inputs_embeds)
         features = None
         if pixel_values is not None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vitrail.arguments import checked
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
@@ -33,6 +34,7 @@ _DECIDED = frozenset(
 _GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
 
 
+@checked
 class PixtralProcessor:
     """A tokenizer and an image processor as one, for Pixtral and Mistral 3 checkpoints.
 
@@ -106,9 +108,9 @@ class PixtralProcessor:
     def __call__(
         self,
         images: Any = None,
-        text: str | RenderedPrompt | Sequence[str | RenderedPrompt] | None = None,
-        audio: None = None,
-        videos: None = None,
+        text: Any = None,
+        audio: Any = None,
+        videos: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Texts and their pictures → input_ids, attention_mask (B, T), pixel_values (N, 3, H, W), image_sizes (N, 2).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,10 @@ from typing import Any
 
 import torch
 
+from vitrail.arguments import checked_except
 from vitrail.errors import ConfigError, UnsupportedError
+from vitrail.files.json import json_text, shown_json
+from vitrail.files.writing import write_text
 
 _STORAGE = ("float16", "float32", "int8", "uint8", "float64", "bfloat16")
 _COMPUTE = ("float16", "bfloat16", "float32", "float64")
@@ -19,6 +21,7 @@ _COMPUTE = ("float16", "bfloat16", "float32", "float64")
 _ECHOES = ("quant_method", "_load_in_8bit", "_load_in_4bit")
 
 
+@checked_except("__init__", "from_dict")
 class BitsAndBytesConfig:
     """How to quantise while loading: 4 bits (NF4 or FP4) or 8 bits, as bitsandbytes stores them.
 
@@ -155,11 +158,11 @@ class BitsAndBytesConfig:
     def to_json_string(self, use_diff: bool = True) -> str:
         """Indented JSON with sorted keys: the difference from the defaults, or everything."""
         values = self.to_diff_dict() if use_diff else self.to_dict()
-        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+        return json_text(values, "the BitsAndBytesConfig")
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Write every key to a JSON file."""
-        Path(json_file_path).write_text(self.to_json_string(use_diff=False), encoding="utf-8")
+        write_text(Path(json_file_path), self.to_json_string(use_diff=False))
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """Pairs of attribute and value, so that dict(config) works."""
@@ -171,7 +174,7 @@ class BitsAndBytesConfig:
     __hash__ = None  # type: ignore[assignment]  # mutable: equality is by content
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {json.dumps(self.to_dict(), indent=2, sort_keys=True)}\n"
+        return f"{type(self).__name__} {shown_json(self.to_dict())}"
 
 
 def _dtype(

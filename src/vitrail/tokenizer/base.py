@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vitrail.arguments import checked
 from vitrail.errors import InputError
 from vitrail.images.batch_feature import BatchFeature, check_tensor_type
 from vitrail.prompts.builtin import Encoder, Format
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _CHAT_OPTIONS = ("add_generation_prompt", "continue_final_message", "tools", "documents")
 
 
+@checked
 class BaseTokenizer:
     """The methods that do not depend on how a text is encoded."""
 

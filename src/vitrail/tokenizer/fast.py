@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from vitrail.arguments import checked
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
@@ -33,6 +34,7 @@ from vitrail.tokenizer.special_tokens import NAMES, read_additional, read_named,
 from vitrail.tokenizer.vocabulary import Vocabulary, clean_up
 
 
+@checked
 class FastTokenizer(Vocabulary, BaseTokenizer):
     """A tokenizer.json with the methods of transformers' fast tokenizers.
 

@@ -146,4 +146,6 @@ def read_additional(config: Mapping[str, Any]) -> list[str]:
     )
     if isinstance(listed, Mapping):
         listed = listed.values()
+    if isinstance(listed, str) or not isinstance(listed, Iterable):
+        raise CheckpointError(f"additional_special_tokens must be a list of tokens; got {listed!r:.100}")
     return [token_text(token, "additional_special_tokens") for token in listed]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vitrail.arguments import check, checked
 from vitrail.errors import InputError
 from vitrail.responses.ids import to_ids
 from vitrail.tokenizer.special_tokens import NAMES, SpecialTokens, added_token, read_additional
@@ -12,6 +13,7 @@ from vitrail.tokenizer.special_tokens import NAMES, SpecialTokens, added_token, 
 _CLEANUPS = (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're")
 
 
+@checked
 class Vocabulary(SpecialTokens):
     """The vocabulary of a `tokenizers.Tokenizer`, with the methods that transformers' fast tokenizers have."""
 
@@ -23,6 +25,7 @@ class Vocabulary(SpecialTokens):
             found = self._tokenizer.token_to_id(tokens)
             unknown = self.named_tokens.get("unk_token")
             return self._tokenizer.token_to_id(unknown) if found is None and unknown is not None else found
+        check("convert_tokens_to_ids", "tokens", tokens, str | list[str])
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:

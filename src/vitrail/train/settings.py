@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from vitrail.arguments import checked_except
 from vitrail.errors import InputError
 from vitrail.train.lr_schedule import Kind
 
@@ -14,6 +15,7 @@ Chosen = Literal["adamw", "muon"]
 Precision = Literal["float32", "bf16"]
 
 
+@checked_except("__init__")
 @dataclass(frozen=True)
 class Settings:
     """How a model is trained.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vitrail.arguments import checked
 from vitrail.configs import PretrainedConfig, read_config
 from vitrail.configs.params_writer import params_from_config, params_text
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
@@ -55,6 +56,7 @@ class _Job:
     heads: Heads
 
 
+@checked
 def convert(
     source: str | os.PathLike[str], out: str | os.PathLike[str], to: str, *, progress: Progress | None = None
 ) -> Converted:
