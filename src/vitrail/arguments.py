@@ -8,6 +8,7 @@ import math
 import numbers
 import operator
 import os
+import re
 import sys
 import types
 import typing
@@ -17,6 +18,23 @@ from typing import Any, Literal, TypeVar, Union
 from vitrail.errors import ArgumentError
 
 Target = TypeVar("Target")
+
+# Keywords that go on to other calls, and parameters of any kind, by name: what an array may be given as …
+_ARRAYS = re.compile(
+    "ids?$|mask|embeds|sizes|values?$|position|mean$|std$|labels|image|inputs|seed|prompt|source|sequences|outputs|data|"
+    "content|tensor$|state_dict|features|beam_idx|batch|past|weight"
+)
+# … and what has one kind wherever it is given.
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(
+        ("revision", "subfolder", "tokenizer_mode", "attn_implementation", "variant"), str | None
+    ),
+    **dict.fromkeys(("trust_remote_code", "use_fast", "local_files_only", "force_download", "vision"), bool),
+    **dict.fromkeys(("on_event", "on_prompt", "stop", "progress", "pages"), Callable | None),
+    **dict.fromkeys(("max_image_tokens",), int | None),
+    "cache_dir": str | os.PathLike | None,
+    "token": str | bool | None,
+}
 
 _COLLECTIONS: dict[Any, tuple[Any, str]] = {
     list: ((list, tuple), "a list"),
@@ -41,7 +59,10 @@ def checked(target: Target) -> Target:
 
 
 def checked_except(*methods: str) -> Callable[[Target], Target]:
-    """The same for a class of which these methods check the kinds of their values themselves: only names are checked."""
+    """The same for a class of which these methods check the kinds of their values themselves: only names are checked.
+
+    "method.parameter" leaves out one parameter.
+    """
     return lambda target: _checked(target, methods)
 
 
@@ -49,13 +70,14 @@ def _checked(target: Target, names_only: tuple[str, ...]) -> Target:
     if not isinstance(target, type):
         return typing.cast(Target, _wrapped(typing.cast(Any, target)))
     for name, member in list(vars(target).items()):
+        own = tuple(entry for entry in names_only if entry.startswith(f"{name}."))
         kinds = name not in names_only
         if name.startswith("_") and name not in ("__init__", "__call__"):
             continue
         if isinstance(member, (classmethod, staticmethod)):
-            setattr(target, name, type(member)(_wrapped(member.__func__, kinds)))
+            setattr(target, name, type(member)(_wrapped(member.__func__, kinds, own)))
         elif inspect.isfunction(member):
-            setattr(target, name, _wrapped(member, kinds))
+            setattr(target, name, _wrapped(member, kinds, own))
         elif isinstance(member, property) and member.fset is not None:
             setattr(target, name, member.setter(_wrapped(member.fset)))
     return target
@@ -68,10 +90,8 @@ def check(owner: str, name: str, value: Any, hint: Any) -> None:
 
 
 def check_methods(name: str, value: Any, *methods: str) -> None:
-    """Raise ArgumentError unless `value` is None or has these methods, where no class says what is taken."""
-    lacking = [
-        method for method in methods if value is not None and not callable(getattr(value, method, None))
-    ]
+    """Raise ArgumentError unless `value` has these methods, where no class says what is taken."""
+    lacking = [method for method in methods if not callable(getattr(value, method, None))]
     if lacking or isinstance(value, type):
         raise ArgumentError(f"{name} must be an object with {'() and '.join(methods)}(); got {shown(value)}.")
 
@@ -89,39 +109,58 @@ def shown(value: Any) -> str:
     return f"a value of type {kind}" + (f" and shape {tuple(shape)}" if isinstance(shape, tuple) else "")
 
 
-def _wrapped(function: Callable[..., Any], with_kinds: bool = True) -> Callable[..., Any]:
+def _wrapped(
+    function: Callable[..., Any], with_kinds: bool = True, unchecked: tuple[str, ...] = ()
+) -> Callable[..., Any]:
     @functools.cache  # on the first call: annotations name things that come later in a module
-    def plan() -> tuple[inspect.Signature, dict[str, Any]]:
+    def plan() -> tuple[inspect.Signature, dict[str, Any], str | None]:
         signature = inspect.signature(function)
         kinds = _hints(function) if with_kinds else {}
-        variable = {
-            name
-            for name, found in signature.parameters.items()
-            if found.kind in (found.VAR_POSITIONAL, found.VAR_KEYWORD)
+        parameters = signature.parameters.values()
+        further = next((found.name for found in parameters if found.kind == found.VAR_KEYWORD), None)
+        plain = {
+            found.name for found in parameters if found.kind not in (found.VAR_POSITIONAL, found.VAR_KEYWORD)
         }
-        return signature, {
-            name: hint
-            for name, hint in kinds.items()
-            if name not in {*variable, "return"} and not _is_open(hint)
-        }
+        kept = plain - {method.partition(".")[2] for method in unchecked}
+        return (
+            signature,
+            {name: hint for name, hint in kinds.items() if name in kept and not _is_open(hint)},
+            further,
+        )
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        signature, kinds = plan()
+        signature, kinds, further = plan()
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             raise ArgumentError(_misbound(_owner(function, args), str(error), kwargs, signature)) from None
         for name, value in given.items():
-            if (
-                name in kinds
-                and value is not signature.parameters[name].default
-                and not _fits(value, kinds[name])
-            ):
-                check(_owner(function, args), name, value, kinds[name])
+            if name == further:
+                for key, option in value.items():
+                    if key in _KINDS:
+                        check(_owner(function, args), key, option, _KINDS[key])
+                    _refuse_array(function, args, key, option)
+            elif value is not signature.parameters[name].default:
+                if name not in kinds:
+                    _refuse_array(function, args, name, value)
+                elif not _fits(value, kinds[name]):
+                    check(_owner(function, args), name, value, kinds[name])
         return function(*args, **kwargs)
 
     return call
+
+
+def _refuse_array(function: Callable[..., Any], args: tuple[Any, ...], name: str, value: Any) -> None:
+    """Raise ArgumentError for an array or tensor of several numbers as an option: nothing can be decided by it."""
+    if getattr(value, "ndim", 0) and hasattr(value, "__array__") and not _ARRAYS.search(name):
+        raise ArgumentError(f"{_owner(function, args)}: {name} cannot be an array; got {shown(value)}.")
+
+
+def short(value: Any) -> str:
+    """The repr of a value on one line, cut where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 120 else f"{text[:117]}…"
 
 
 def _owner(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
@@ -247,7 +286,12 @@ def _is_file_name(value: "str | os.PathLike[Any]") -> bool:
     """Whether the system can name a file so."""
     try:
         name = os.fspath(value)
-        return isinstance(name, str) and b"\0" not in os.fsencode(name)
+        written = os.fsencode(name) if isinstance(name, str) else b"\0"
+        return (
+            b"\0" not in written
+            and len(written) < 4096
+            and all(len(part) < 256 for part in written.split(b"/"))
+        )
     except (TypeError, UnicodeError):
         return False
 

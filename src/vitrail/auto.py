@@ -241,8 +241,7 @@ class _AutoModel(_Auto):
         _refuse_remote_code(cls.__name__, kwargs)
         dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
         _refuse_unknown(f"{cls.__name__}.from_config", kwargs)
-        model = cls._class_for(config)(config)
-        return model if dtype is None else model.to(dtype)
+        return cls._class_for(config)._from_config(config, **({} if dtype is None else {"dtype": dtype}))
 
 
 class AutoModelForImageTextToText(_AutoModel):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vitrail.arguments import checked
+from vitrail.arguments import check, check_methods, checked_except
 from vitrail.errors import InputError, PromptError
 from vitrail.generate.reuse import Continuation, PromptMemory, PromptPicture
 from vitrail.processor.prepared import PreparedPicture, lay_out
@@ -45,7 +45,7 @@ class _Entry:
     message: Message
 
 
-@checked
+@checked_except("__init__.messages", "load.messages")
 class Dialogue:
     """A conversation that grows turn by turn.
 
@@ -72,6 +72,8 @@ class Dialogue:
         pages: Callable[[Any], list[Any]] | None = None,
         **prompt_options: Any,
     ) -> None:
+        check_methods("model", model, "generate")
+        check_methods("processor", processor, "apply_chat_template", "decode")
         self.model, self.processor = model, processor
         self._options, self._pages = prompt_options, pages
         self._image_options = {} if max_image_tokens is None else {"max_image_tokens": max_image_tokens}
@@ -209,6 +211,7 @@ class Dialogue:
 
     def _longest(self, prompt: int, wanted: int | None) -> int:
         """How many ids to draw at most: what was asked for, cut to what the context has left."""
+        check("ask", "max_new_tokens", wanted, int | None)
         if wanted is not None and wanted < 1:
             raise InputError(f"max_new_tokens is at least 1; got {wanted}.")
         longest = int(wanted or self.model.generation_config.max_new_tokens or LONGEST)

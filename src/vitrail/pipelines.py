@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrail.arguments import check, checked
+from vitrail.arguments import check, check_methods, checked, short
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import KEYWORDS as HUB_KEYWORDS, HubOptions
@@ -153,8 +153,9 @@ class ImageTextToTextPipeline:
                 f"{TASK} needs a processor of pictures and text, got {type(processor).__name__}; "
                 "this checkpoint may read text only."
             )
+        check_methods("model", model, "generate", "to", "eval")
         if device is not None:
-            model = model.to(device if not isinstance(device, int) or device >= 0 else "cpu")
+            model = _moved(model, device)
         self.model = model.eval()
         self.processor = processor
         self.tokenizer = processor.tokenizer
@@ -303,6 +304,21 @@ class ImageTextToTextPipeline:
         if getattr(config, "pad_token_id", None) is None and self.tokenizer.pad_token_id is not None:
             given.setdefault("pad_token_id", self.tokenizer.pad_token_id)
         return given
+
+
+def _moved(model: Any, device: Any) -> Any:
+    """The model on a device given by name, by number (below 0 is the CPU) or as a torch.device."""
+    import torch
+
+    check("pipeline", "device", device, str | int | torch.device)
+    try:
+        place = torch.device("cpu" if isinstance(device, int) and device < 0 else device)
+        if place.type != "meta":
+            return model.to(place)
+        reason = "it holds no values"
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+    raise InputError(f"pipeline: device {short(device)} cannot be used here ({reason}).")
 
 
 def _known(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -154,7 +154,11 @@ class PretrainedConfig:
         given = cls._overridden(config_dict, kwargs) if kwargs else dict(config_dict)
         if "self" in given:
             raise ConfigError(f"{cls.__name__}: 'self' cannot be a key of a configuration; remove it.")
-        return cls(**copy.deepcopy(given))
+        try:
+            given = copy.deepcopy(given)
+        except (TypeError, RecursionError) as error:  # a file, a generator
+            raise ConfigError(f"{cls.__name__}: a key holds what cannot be copied ({error}).") from None
+        return cls(**given)
 
     @classmethod
     def _overridden(cls, config_dict: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from vitrail.arguments import short
 from vitrail.errors import ConfigError
 
 
@@ -14,10 +15,10 @@ def check_field(
     wrong_bool = isinstance(value, bool) and bool not in kinds
     if wrong_bool or not isinstance(value, kinds):
         names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise ConfigError(f"{owner}: {name} must be {names}, got {value!r}; correct the configuration.")
+        raise ConfigError(f"{owner}: {name} must be {names}, got {short(value)}; correct the configuration.")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{owner}: {name} must be finite, got {value!r}; correct the configuration.")
+        raise ConfigError(f"{owner}: {name} must be finite, got {short(value)}; correct the configuration.")
     if minimum is not None and isinstance(value, (int, float)) and value < minimum:
         raise ConfigError(
-            f"{owner}: {name} must be at least {minimum}, got {value!r}; correct the configuration."
+            f"{owner}: {name} must be at least {minimum}, got {short(value)}; correct the configuration."
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitrail.arguments import checked_except
+from vitrail.arguments import checked_except, short
 from vitrail.configs.base import PretrainedConfig
 from vitrail.configs.fields import check_field
 from vitrail.configs.generation_options import CACHE_DTYPES, KNOWN, REFUSED, SAME_CACHES, refuse_unknown
@@ -18,6 +18,7 @@ from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
 from vitrail.files.writing import prepare_folder, write_text
 
 GENERATION_CONFIG_NAME = "generation_config.json"
+MOST_COMPLETIONS = 65536  # of one prompt
 
 
 @checked_except("from_dict")
@@ -80,10 +81,8 @@ class GenerationConfig:
         self._fill(kwargs)
 
     def _fill(self, values: Mapping[str, Any]) -> None:
-        for name, default in KNOWN.items():
-            setattr(self, name, copy.deepcopy(values.get(name, default)))
-        for name, value in values.items():
-            setattr(self, name, copy.deepcopy(value))
+        for name, value in {**KNOWN, **values}.items():
+            setattr(self, name, _plain(name, value))
         self.validate()
 
     @classmethod
@@ -184,7 +183,7 @@ class GenerationConfig:
         unused = {}
         for name, value in kwargs.items():
             if hasattr(self, name):
-                setattr(changed, name, value)
+                setattr(changed, name, _plain(name, value))
             else:
                 unused[name] = value
         changed.validate()
@@ -200,6 +199,10 @@ class GenerationConfig:
             self._check(name, bool)
         for name, minimum in (("max_length", 0), ("num_return_sequences", 1)):
             self._check(name, int, minimum)
+        if self.num_return_sequences > MOST_COMPLETIONS:
+            raise ConfigError(
+                f"num_return_sequences must be at most {MOST_COMPLETIONS}, got {short(self.num_return_sequences)}."
+            )
         for name, minimum in (
             ("max_new_tokens", 1),
             ("min_length", 0),
@@ -218,16 +221,16 @@ class GenerationConfig:
             self._check(name, (int, float, none), 0)
             value = getattr(self, name)
             if value is not None and value > 1:
-                raise ConfigError(f"{name} is a probability between 0 and 1, got {value!r}.")
+                raise ConfigError(f"{name} is a probability between 0 and 1, got {short(value)}.")
         if self.repetition_penalty is not None and self.repetition_penalty <= 0:
             raise ConfigError(
-                f"repetition_penalty must be above 0 (1.0 is none), got {self.repetition_penalty!r}."
+                f"repetition_penalty must be above 0 (1.0 is none), got {short(self.repetition_penalty)}."
             )
         if self.cache_dtype is not None:
             self.cache_dtype = str(self.cache_dtype).removeprefix("torch.")
             if self.cache_dtype not in CACHE_DTYPES:
                 raise ConfigError(
-                    f"cache_dtype must be one of {', '.join(CACHE_DTYPES)}, got {self.cache_dtype!r}."
+                    f"cache_dtype must be one of {', '.join(CACHE_DTYPES)}, got {short(self.cache_dtype)}."
                 )
         self._check_lists()
 
@@ -238,13 +241,13 @@ class GenerationConfig:
         for ids, name in ((self.eos_token_ids, "eos_token_id"), (self.seeds, "seed")):
             if not all(isinstance(item, int) and not isinstance(item, bool) for item in ids):
                 raise ConfigError(
-                    f"{name} must be a whole number or a list of them, got {getattr(self, name)!r}."
+                    f"{name} must be a whole number or a list of them, got {short(getattr(self, name))}."
                 )
         if any(not 0 <= item < 2**64 for item in self.seeds):
-            raise ConfigError(f"seed must be at least 0 and below 2**64, got {self.seed!r}.")
+            raise ConfigError(f"seed must be at least 0 and below 2**64, got {short(self.seed)}.")
         if not all(isinstance(text, str) and text for text in self.stop_texts):
             raise ConfigError(
-                f"stop_strings must be a text or a list of texts, none empty; got {self.stop_strings!r}."
+                f"stop_strings must be a text or a list of texts, none empty; got {short(self.stop_strings)}."
             )
 
     def refuse_unsupported(self) -> None:
@@ -287,9 +290,20 @@ class GenerationConfig:
         return f"GenerationConfig {shown_json(self.to_diff_dict())}"
 
 
+def _plain(name: str, value: Any) -> Any:
+    """A copy of an option; numbers in a tensor or an array, as transformers takes ids, as plain ones."""
+    try:
+        return value.tolist() if hasattr(value, "tolist") else copy.deepcopy(value)
+    except (
+        TypeError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:  # files, generators, tensors without values
+        reason = str(error).splitlines()[0][:100]
+        raise ConfigError(f"{name} cannot be kept as an option ({reason}).") from None
+
+
 def _many(value: Any) -> tuple[Any, ...]:
     if value is None:
         return ()
-    if hasattr(value, "tolist"):  # ids in a tensor or an array, as transformers keeps them
-        value = value.tolist()
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)

@@ -65,7 +65,8 @@ def generate(
         InputError: inputs or keywords that cannot be used. ContextError: an id beyond the vocabulary, or more
         positions than the model has. UnsupportedError: options that Vitrail does not do.
     """
-    check_methods("streamer", streamer, "put", "end")
+    if streamer is not None:
+        check_methods("streamer", streamer, "put", "end")
     try:
         refuse_others(
             {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitrail.arguments import checked
+from vitrail.arguments import checked, short
 from vitrail.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -101,11 +101,15 @@ def check_tensor_type(tensor_type: Any) -> str | None:
     Raises UnsupportedError for the frameworks that Vitrail does not serve, InputError for other names.
     """
     kind = getattr(tensor_type, "value", tensor_type)
-    if kind is None or kind in ("pt", "np"):
-        return None if kind is None else str(kind)
+    if kind is None:
+        return None
+    if not isinstance(kind, str):
+        raise InputError(f"return_tensors is 'pt', 'np' or None; got {short(tensor_type)}.")
+    if kind in ("pt", "np"):
+        return kind
     if kind in ("tf", "jax", "mlx"):
         raise UnsupportedError(f"return_tensors={kind!r} is not supported; use 'pt' or 'np'.")
-    raise InputError(f"return_tensors is 'pt', 'np' or None; got {tensor_type!r}.")
+    raise InputError(f"return_tensors is 'pt', 'np' or None; got {short(tensor_type)}.")
 
 
 def _as_tensor(value: Any) -> torch.Tensor:

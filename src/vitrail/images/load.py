@@ -189,7 +189,10 @@ def shown_path(path: Path) -> str:
 
 
 def _read_binary(file: Any, limits: ImageLimits) -> bytes:
-    content = file.read(limits.max_bytes + 1)
+    try:
+        content = file.read(limits.max_bytes + 1)
+    except (OSError, ValueError) as error:  # closed, or not open for reading
+        raise ImageError(f"This file object cannot be read: {error}.") from error
     if not isinstance(content, bytes):
         raise ImageError("A file object of a picture is opened in binary mode, as by open(path, 'rb').")
     return content

@@ -23,7 +23,7 @@ from vitrail.model.packing import Packed, check_keep, check_labels, next_token_l
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
 from vitrail.ops.batch import ForwardBatch
-from vitrail.ops.inputs import as_tensor, as_tensors, replace_rows
+from vitrail.ops.inputs import as_tensor, as_tensors, check_flags, replace_rows
 
 
 class CausalModel(PreTrainedModel):
@@ -277,6 +277,8 @@ class MistralForCausalLM(CausalModel):
     ) -> "CausalLMOutputWithPast | tuple[Any, ...]":
         """Logits of every position, as transformers' forward of the same name; arguments as in vlm.py."""
         refuse_unknown("MistralForCausalLM.forward", kwargs)
+        check_flags(use_cache=use_cache, output_attentions=output_attentions, return_dict=return_dict)
+        check_flags(output_hidden_states=output_hidden_states)
         input_ids, inputs_embeds = as_tensors(self.device, input_ids=input_ids, inputs_embeds=inputs_embeds)
         fields = self._run(
             self._embeddings(input_ids, inputs_embeds),

@@ -160,7 +160,7 @@ def _open_cache(
 ) -> KVCache | None:
     if is_foreign(past):
         past = read_foreign(past)
-    if past is None or (not isinstance(past, KVCache) and len(past) == 0):
+    if past is None or (isinstance(past, Sequence) and len(past) == 0):
         return None
     if not isinstance(past, KVCache):
         try:

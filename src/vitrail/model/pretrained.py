@@ -73,8 +73,11 @@ class PreTrainedModel(AdapterMethods, nn.Module):
         dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
         if kwargs:
             raise UnsupportedError(f"{cls.__name__}._from_config does not know {', '.join(kwargs)}.")
+        from vitrail.weights.load import named_dtype
+
+        chosen = None if dtype is None else named_dtype(dtype)
         model = cls(config)
-        return model if dtype is None else model.to(dtype)
+        return model if chosen is None else model.to(chosen)
 
     # --- files --------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from vitrail.model.record import Record
 from vitrail.ops import rope
 from vitrail.ops.attention import AttentionPlan
 from vitrail.ops.backend import AttentionMetadata
-from vitrail.ops.inputs import as_pixels
+from vitrail.ops.inputs import as_pixels, check_flags
 from vitrail.ops.linear import linear
 from vitrail.ops.rows import rotate_pair
 from vitrail.ops.segments import Segments
@@ -132,6 +132,8 @@ class PixtralVisionModel(PreTrainedModel):
             raise UnsupportedError(
                 f"PixtralVisionModel.forward does not know {', '.join(kwargs) or 'further arguments'}."
             )
+        check_flags(output_attentions=output_attentions, return_dict=return_dict)
+        check_flags(output_hidden_states=output_hidden_states)
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         weights = self.config.output_attentions if output_attentions is None else output_attentions
         record = Record(hidden=hidden, weights=weights)

@@ -20,7 +20,7 @@ from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.projector import LlavaMultiModalProjector, Mistral3MultiModalProjector
 from vitrail.model.record import Record
 from vitrail.model.vision import PixtralVisionModel
-from vitrail.ops.inputs import as_pixels, as_tensors, chosen_layers, replace_rows
+from vitrail.ops.inputs import as_pixels, as_tensors, check_flags, chosen_layers, replace_rows
 
 
 class VisionLanguageParts(PreTrainedModel):
@@ -212,6 +212,8 @@ class VisionLanguageModel(CausalModel):
         """
         refuse_unknown(f"{type(self).__name__}.forward", kwargs)
         _check_strategy(vision_feature_select_strategy)
+        check_flags(use_cache=use_cache, output_attentions=output_attentions, return_dict=return_dict)
+        check_flags(output_hidden_states=output_hidden_states)
         input_ids, inputs_embeds = as_tensors(self.device, input_ids=input_ids, inputs_embeds=inputs_embeds)
         rows = self._embeddings(input_ids, inputs_embeds)
         features = None

@@ -31,6 +31,8 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Any:
             reason = str(error).splitlines()[0]
             raise InputError(f"{name} cannot become a tensor ({reason}); give rows of one length.") from None
         value = value if device is None else value.to(device)
+    if value is not None and value.is_meta and device is not None and device.type != "meta":
+        raise InputError(f"{name} is on the meta device and holds no values; the model is on {device}.")
     if value is not None and (value.is_complex() or value.layout != torch.strided or value.is_nested):
         raise InputError(
             f"{name} must be a plain tensor of real numbers, got {value.dtype} as {value.layout}."
@@ -41,6 +43,13 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Any:
 def as_tensors(device: torch.device, **values: Any) -> list[Any]:
     """Several inputs by their names, each as `as_tensor` gives it."""
     return [as_tensor(name, value, device) for name, value in values.items()]
+
+
+def check_flags(**flags: Any) -> None:
+    """Raise InputError unless each is None, True or False (or 1 or 0)."""
+    for name, value in flags.items():
+        if value is not None and not isinstance(value, (bool, int)):
+            raise InputError(f"{name} must be True, False or None; got {shown(value)}.")
 
 
 def as_pixels(pixel_values: Any, image_sizes: Any) -> tuple[Any, Any]:

@@ -127,6 +127,8 @@ class BitsAndBytesConfig:
 
         With `return_unused_kwargs` the pair (config, other keywords) is returned.
         """
+        if not isinstance(config_dict, Mapping):
+            raise ConfigError(f"a BitsAndBytesConfig is made of a dict, got {type(config_dict).__name__}.")
         config = cls(**copy.deepcopy(dict(config_dict)))
         unused = config.update(**kwargs)
         if return_unused_kwargs:

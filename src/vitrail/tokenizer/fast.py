@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from vitrail.arguments import checked
+from vitrail.arguments import check_methods, checked
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
@@ -45,6 +45,7 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
 
     def __init__(self, tokenizer_object: Any, chat_template: Any = None, **config: Any) -> None:
         """`tokenizer_object`: a `tokenizers.Tokenizer`; `config`: the entries of a tokenizer_config.json."""
+        check_methods("tokenizer_object", tokenizer_object, "encode_batch", "no_padding")
         self._tokenizer = tokenizer_object
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -170,7 +171,9 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         """The text of one sequence of ids: a list, an array, a tensor or one id."""
         _refuse({}, kwargs)
         try:
-            text: str = self._tokenizer.decode(to_ids(token_ids), skip_special_tokens=skip_special_tokens)
+            text: str = self._tokenizer.decode(
+                to_ids(token_ids), skip_special_tokens=bool(skip_special_tokens)
+            )
         except OverflowError as error:
             raise InputError(f"ids must be below 2**32: {error}") from error
         clean = clean_up_tokenization_spaces

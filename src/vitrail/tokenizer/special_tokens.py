@@ -105,7 +105,11 @@ def token_text(value: Any, name: str) -> str:
     """The text of a token that is given as text, as JSON object or as `AddedToken`. Raises CheckpointError."""
     text = value.get("content") if isinstance(value, Mapping) else getattr(value, "content", value)
     if not isinstance(text, str):
-        raise CheckpointError(f"{name} must be a text or an object with 'content'; got {value!r}")
+        raise CheckpointError(f"{name} must be a text or an object with 'content'; got {value!r:.100}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{name} holds half of a character, {text!a:.100}; correct the text") from None
     return text
 
 

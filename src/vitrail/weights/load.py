@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitrail.arguments import short
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.ops import memory
 from vitrail.quant.config import BitsAndBytesConfig, Quantization, read_quantization
@@ -112,10 +113,15 @@ def resolve_dtype(
     if dtype == "auto":
         named = getattr(config, "dtype", None) or getattr(getattr(config, "text_config", None), "dtype", None)
         dtype = named or next(_plain_floats(checkpoint), torch.float32)
+    return named_dtype(dtype)
+
+
+def named_dtype(dtype: Any) -> torch.dtype:
+    """A float type, given as such or by its name. InputError for anything else."""
     value = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(value, torch.dtype) or value not in FLOATS:
         names = ", ".join(str(known).removeprefix("torch.") for known in FLOATS)
-        raise InputError(f"dtype must be 'auto' or one of {names}, got {dtype!r}.")
+        raise InputError(f"dtype must be 'auto' or one of {names}, got {short(dtype)}.")
     return value
 
 
