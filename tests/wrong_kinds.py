@@ -287,8 +287,10 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
     "Processor.__call__": _TEXTS,
     "ImageProcessorFast.__call__": _TEXTS,
     ".apply_chat_template": _CHATS,
-    "Pipeline.__call__": ("max_new_tokens", "generate_kwargs", "return_full_text", "return_tensors", "stop_sequence",
-                          "tools",                          "continue_final_message", "skip_special_tokens", "timeout", "max_image_tokens", "batch_size"),
+    "Pipeline.__call__": (
+        "max_new_tokens", "generate_kwargs", "return_full_text", "return_tensors", "stop_sequence", "tools",
+        "continue_final_message", "skip_special_tokens", "timeout", "max_image_tokens", "batch_size",
+    ),
     "load": ("format", "revision", "token", "cache_dir", "local_files_only", "tokenizer_mode"),
     "GenerationConfig.__init__": tuple(KNOWN),
     "GenerationConfig.update": tuple(KNOWN),

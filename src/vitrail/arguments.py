@@ -22,7 +22,7 @@ Target = TypeVar("Target")
 # Keywords that go on to other calls, and parameters of any kind, by name: what an array may be given as …
 _ARRAYS = re.compile(
     "ids?$|mask|embeds|sizes|values?$|position|mean$|std$|labels|image|inputs|seed|prompt|source|sequences|outputs|data|"
-    "content|tensor$|state_dict|features|beam_idx|batch|past|weight"
+    "content|tensor$|state_dict|features|beam_idx|batch$|past|weights?$"
 )
 # … and what has one kind wherever it is given.
 _KINDS: dict[str, Any] = {
@@ -102,7 +102,7 @@ def shown(value: Any) -> str:
     if value is None:
         return "None"
     if type(value) in (bool, int, float):
-        return f"{kind} {value!r}" if abs(value) < 10**30 else f"a huge {kind}"
+        return f"a huge {kind}" if isinstance(value, int) and abs(value) > 10**30 else f"{kind} {value!r}"
     if isinstance(value, str):
         return f"the string {value[:40]!a}"
     shape = getattr(value, "shape", None)

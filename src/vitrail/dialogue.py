@@ -181,6 +181,8 @@ class Dialogue:
         costs = tuple(picture.tokens for picture in pictures)
         if calls.on_prompt is not None:
             calls.on_prompt(PromptSize(len(ids), costs, tuple(picture.size for picture in pictures)))
+        if "streamer" in options:
+            raise InputError("ask() takes no streamer=; on_event= is called with each piece of the answer.")
         stream = ResponseStream(self.processor, calls.on_event)
         prepared = time.perf_counter()
         if (stop := calls.stop) is not None:

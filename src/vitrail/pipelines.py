@@ -198,6 +198,8 @@ class ImageTextToTextPipeline:
             return self._answer_prompts(text.get("images"), text.get("text"), options)
         if text is None:
             raise InputError("the pipeline needs text beside the pictures.")
+        if hasattr(text, "read"):
+            raise InputError("pipeline: text is a prompt or messages, not a file.")
         check("pipeline", "text", text, str | Iterable[Any])
         if images is None and not isinstance(text, str):
             return [self._answer_prompts(None, prompt, options) for prompt in text]
@@ -232,6 +234,7 @@ class ImageTextToTextPipeline:
             raise InputError("the pipeline needs text beside the pictures.")
         if options.get("tools") is not None:
             raise InputError("tools belong to messages; a prompt has its tools written in it already.")
+        check("pipeline", "text", text, str | Sequence[str])
         prompts = [text] if isinstance(text, str) else list(text)
         processing = _processing(options)
         if len(prompts) > 1:

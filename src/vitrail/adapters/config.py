@@ -119,6 +119,10 @@ class LoraConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LoraConfig:
         """From the content of an adapter_config.json. Errors as the class."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"an adapter is described by a LoraConfig or a dict, got {type(values).__name__}."
+            )
         kind = str(
             getattr(values.get("peft_type"), "value", values.get("peft_type", "LORA"))
         )  # PEFT has an enum

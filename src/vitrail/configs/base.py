@@ -67,7 +67,10 @@ class PretrainedConfig:
             legacy = kwargs.pop("torch_dtype")
             kwargs.setdefault("dtype", legacy)
         for name, default in self.common_defaults.items():
-            setattr(self, name, copy.copy(kwargs.pop(name, default)))
+            try:
+                setattr(self, name, copy.copy(kwargs.pop(name, default)))
+            except TypeError as error:  # a file, a generator
+                raise ConfigError(f"{type(self).__name__}: {name} cannot be kept ({error}).") from None
         self._check_common()
         for name, value in kwargs.items():
             if hasattr(type(self), name):
@@ -199,10 +202,11 @@ class PretrainedConfig:
             raise ConfigError(
                 f"save_pretrained of a configuration does not know {', '.join(sorted(kwargs))}."
             )
+        text = self.to_json_string()
         if Path(save_directory).is_file():
             raise ConfigError(f"{save_directory} is a file; save_pretrained needs a folder.")
         folder = prepare_folder(save_directory)
-        self.to_json_file(folder / CONFIG_NAME)
+        write_text(folder / CONFIG_NAME, text)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
         """Not supported: nothing here uploads."""

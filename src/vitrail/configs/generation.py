@@ -151,10 +151,13 @@ class GenerationConfig:
         if push_to_hub or kwargs:
             names = ", ".join([*(["push_to_hub"] if push_to_hub else []), *sorted(kwargs)])
             raise UnsupportedError(f"save_pretrained of a GenerationConfig does not support {names}.")
+        name, text = str(config_file_name or GENERATION_CONFIG_NAME), self.to_json_string()
+        if Path(name).name != name:
+            raise ConfigError(f"config_file_name is the name of a file, without a folder; got {name!r:.100}.")
         if Path(save_directory).is_file():
             raise ConfigError(f"{save_directory} is a file; save_pretrained needs a folder.")
         folder = prepare_folder(save_directory)
-        self.to_json_file(folder / (config_file_name or GENERATION_CONFIG_NAME))
+        write_text(folder / name, text)
 
     def to_dict(self) -> dict[str, Any]:
         """All options, those that Vitrail does not do and unknown ones too."""
@@ -245,7 +248,7 @@ class GenerationConfig:
                 )
         if any(not 0 <= item < 2**64 for item in self.seeds):
             raise ConfigError(f"seed must be at least 0 and below 2**64, got {short(self.seed)}.")
-        if not all(isinstance(text, str) and text for text in self.stop_texts):
+        if not all(isinstance(text, str) and text and _is_whole(text) for text in self.stop_texts):
             raise ConfigError(
                 f"stop_strings must be a text or a list of texts, none empty; got {short(self.stop_strings)}."
             )
@@ -288,6 +291,11 @@ class GenerationConfig:
 
     def __repr__(self) -> str:
         return f"GenerationConfig {shown_json(self.to_diff_dict())}"
+
+
+def _is_whole(text: str) -> bool:
+    """Whether no character of a text is half of one."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _plain(name: str, value: Any) -> Any:

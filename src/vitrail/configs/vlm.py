@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from vitrail.arguments import short
 from vitrail.configs.base import PretrainedConfig
 from vitrail.configs.fields import check_field
 from vitrail.configs.text import Ministral3Config, MistralConfig
@@ -18,7 +19,7 @@ def text_config_from(value: "dict[str, Any] | MistralConfig", owner: str) -> Mis
         return value
     if not isinstance(value, dict):
         raise ConfigError(
-            f"{owner}: text_config must be a configuration or an object of keys, got {value!r}."
+            f"{owner}: text_config must be a configuration or an object of keys, got {short(value)}."
         )
     kind = value.get("model_type", "mistral")
     if not isinstance(kind, str) or kind not in TEXT_TYPES:
@@ -34,7 +35,7 @@ def vision_config_from(value: "dict[str, Any] | PixtralVisionConfig", owner: str
         return value
     if not isinstance(value, dict):
         raise ConfigError(
-            f"{owner}: vision_config must be a configuration or an object of keys, got {value!r}."
+            f"{owner}: vision_config must be a configuration or an object of keys, got {short(value)}."
         )
     kind = value.get("model_type", "pixtral")
     if kind != "pixtral":
@@ -130,7 +131,7 @@ class LlavaConfig(VisionLanguageConfig):
         if vision_feature_select_strategy not in ("default", "full"):
             raise ConfigError(
                 "LlavaConfig: vision_feature_select_strategy must be 'default' or 'full', "
-                f"got {vision_feature_select_strategy!r}."
+                f"got {short(vision_feature_select_strategy)}."
             )
         self.vision_feature_select_strategy = vision_feature_select_strategy
         self.vision_feature_layer = vision_feature_layer

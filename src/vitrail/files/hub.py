@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitrail.arguments import short
+from vitrail.arguments import check, short
 from vitrail.errors import CheckpointError, InputError
 from vitrail.files import hub_client
 from vitrail.files.download import Download, free_bytes, listener, told
@@ -48,6 +48,7 @@ def resolve(
         raise CheckpointError("the checkpoint's name is empty; give a folder or a name like 'owner/model'.")
     if format is not None and (not isinstance(format, str) or format not in NAMES):
         raise InputError(f"format must be 'hf' or 'mistral', got {short(format)}.")
+    check("from_pretrained", "the checkpoint's name", name, str | os.PathLike)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder

@@ -128,6 +128,8 @@ def stream_text(
     Raises:
         InputError: more than one row.
     """
+    check_methods("model", model, "step", "embed")
+    check_methods("tokenizer", tokenizer, "decode")
     kwargs = {**inputs, "tokenizer": tokenizer, **kwargs}
     config, rest = settle(model.generation_config, generation_config, kwargs)
     decoding = _prepare(

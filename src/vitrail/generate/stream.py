@@ -4,6 +4,7 @@ import queue
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vitrail.arguments import check_methods, checked
@@ -39,6 +40,8 @@ class TextStreamer:
         """
         if (value.dim() > 1 and value.shape[0] > 1) or value.dim() > 2:
             raise InputError(f"a text streamer shows one row, got ids of the shape {tuple(value.shape)}.")
+        if value.is_meta or value.layout != torch.strided:
+            raise InputError("a text streamer shows ids; this tensor has no values.")
         prompt, self.next_tokens_are_prompt = self.next_tokens_are_prompt, False
         if prompt and self.skip_prompt:
             return

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vitrail.arguments import short
 from vitrail.errors import ImageError, InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -83,7 +84,7 @@ def check_layout(layout: Any) -> str | None:
     name = getattr(layout, "value", layout)
     if name in (None, FIRST, LAST, "none"):
         return None if name is None else str(name)
-    raise InputError(f"A data format is {FIRST!r}, {LAST!r} or None; got {layout!r}.")
+    raise InputError(f"A data format is {FIRST!r}, {LAST!r} or None; got {short(layout)}.")
 
 
 def to_levels(values: Array, *, fractions: bool = False) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], bool]:

@@ -157,8 +157,10 @@ def _destination(
     for name, value in given:
         if value is None:
             continue
-        if name in found or not isinstance(
-            value, torch.dtype if name == "dtype" else (str, int, torch.device)
+        if (
+            name in found
+            or isinstance(value, bool)
+            or not isinstance(value, torch.dtype if name == "dtype" else (str, int, torch.device))
         ):
             raise InputError(f"BatchFeature.to takes one device and one dtype; got {value!r} as {name}.")
         found[name] = value

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar, get_args
 
-from vitrail.arguments import checked
+from vitrail.arguments import checked, short
 from vitrail.errors import ImageError, InputError
 
 Dialect = Literal["hf", "hf-ceil", "mistral"]
@@ -147,7 +147,7 @@ def image_tokens(
 def check_dialect(dialect: str) -> Dialect:
     """`dialect` itself if it is one of the three names; else InputError."""
     if dialect not in DIALECTS:
-        raise InputError(f"dialect is one of {', '.join(DIALECTS)}; got {dialect!r}.")
+        raise InputError(f"dialect is one of {', '.join(DIALECTS)}; got {short(dialect)}.")
     return dialect
 
 
@@ -172,7 +172,7 @@ def _grid_in_box(
 def _sides(value: Sides, name: str) -> tuple[int, int]:
     if isinstance(value, tuple):
         if len(value) != 2:
-            raise InputError(f"{name} is a number of pixels or (height, width); got {value!r}.")
+            raise InputError(f"{name} is a number of pixels or (height, width); got {short(value)}.")
         return _positive(value[0], name), _positive(value[1], name)
     side = _positive(value, name)
     return side, side
@@ -180,5 +180,5 @@ def _sides(value: Sides, name: str) -> tuple[int, int]:
 
 def _positive(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} is a whole number of at least 1; got {value!r}.")
+        raise InputError(f"{name} is a whole number of at least 1; got {short(value)}.")
     return value

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vitrail.arguments import checked_except
-from vitrail.errors import ImageError
+from vitrail.errors import ImageError, OutOfMemory
 from vitrail.images.arrays import FIRST, LAST, Array, Pixels, to_levels
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid
@@ -214,7 +214,12 @@ def _batch(sources: list[_Source], grids: list[Grid], settings: ImageSettings) -
     height, width = max(grid.height for grid in grids), max(grid.width for grid in grids)
     untouched = not settings.changes_values and settings.dialect != "mistral"
     dtype = np.uint8 if untouched and all(source.whole for source in sources) else np.float32
-    batch = np.zeros((len(sources), 3, height, width), dtype)
+    try:
+        batch = np.zeros((len(sources), 3, height, width), dtype)
+    except (MemoryError, ValueError) as error:  # numpy's for more than can be addressed
+        raise OutOfMemory(
+            f"{len(sources)} pictures of {height}×{width} pixels need more memory than there is; make them smaller."
+        ) from error
     tables = {fractions: settings.table(fractions).astype(dtype) for fractions in (False, True)}
     for room, source, grid in zip(batch, sources, grids, strict=True):
         levels, fractions = source.levels(grid)

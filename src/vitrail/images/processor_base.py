@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 from vitrail.arguments import checked_except
-from vitrail.errors import CheckpointError, UnsupportedError
+from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.files.json import json_text
 from vitrail.files.writing import prepare_folder, write_text
 from vitrail.images.arrays import FIRST
@@ -130,6 +130,8 @@ class BaseImageProcessor:
         Unknown keys are kept, with a warning if they hold something. With return_unused_kwargs=True the
         result is (processor, unknown keywords); without, unknown keywords raise UnsupportedError.
         """
+        if not isinstance(image_processor_dict, Mapping):
+            raise InputError(f"{cls.__name__} is made of a dict, got {type(image_processor_dict).__name__}.")
         with_unused = kwargs.pop("return_unused_kwargs", False)
         known = {*cls.option_names, *cls.own_options, *_SHARED, *_SERVICE, "processor_class"}
         unused = {name: kwargs.pop(name) for name in list(kwargs) if name not in known}

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from vitrail.arguments import short
 from vitrail.errors import ImageError, InputError, UnsupportedError
 from vitrail.images.arrays import check_layout
 from vitrail.images.batch_feature import check_tensor_type
@@ -180,12 +181,12 @@ def _as_dict(value: Any, name: str, from_number: Any) -> dict[str, int]:
     elif isinstance(value, (list, tuple)) and len(value) == 2:
         value = {"height": value[0], "width": value[1]}
     if not isinstance(value, Mapping):
-        raise InputError(f"{name} is a number of pixels or a dict of them; got {value!r}.")
+        raise InputError(f"{name} is a number of pixels or a dict of them; got {short(value)}.")
     # Reference code keeps unused names of a size in the same object, as None.
     given = {str(key): side for key, side in value.items() if side is not None}
     for key, side in given.items():
         if isinstance(side, bool) or not isinstance(side, int) or side < 1:
-            raise InputError(f"{name}[{key!r}] is a whole number of at least 1; got {side!r}.")
+            raise InputError(f"{name}[{key!r}] is a whole number of at least 1; got {short(side)}.")
     return given
 
 
@@ -196,7 +197,7 @@ def _height_width(sides: Mapping[str, int]) -> tuple[int, int]:
 def _flag(options: Mapping[str, Any], name: str) -> bool:
     value = options[name]
     if not isinstance(value, (bool, int)):
-        raise InputError(f"{name} is True or False; got {value!r}.")
+        raise InputError(f"{name} is True or False; got {short(value)}.")
     return bool(value)
 
 
@@ -209,9 +210,11 @@ def _numbers(
     try:
         numbers = tuple(float(number) for number in values)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name} is {'a number' if one else 'a number or three'}; got {value!r}.") from error
+        raise InputError(
+            f"{name} is {'a number' if one else 'a number or three'}; got {short(value)}."
+        ) from error
     if len(numbers) != (1 if one else 3) or (nonzero and 0.0 in numbers):
         raise InputError(
-            f"{name} is {'one number' if one else 'three numbers, none of them 0'}; got {value!r}."
+            f"{name} is {'one number' if one else 'three numbers, none of them 0'}; got {short(value)}."
         )
     return numbers

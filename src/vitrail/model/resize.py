@@ -22,6 +22,7 @@ def resize_token_embeddings(
         raise UnsupportedError(f"{type(model).__name__} has no table of token embeddings to resize.")
     rows = table.num_embeddings if new_num_tokens is None else int(new_num_tokens)
     if pad_to_multiple_of is not None:
+        pad_to_multiple_of = int(pad_to_multiple_of)
         if pad_to_multiple_of < 1:
             raise InputError(f"pad_to_multiple_of must be positive, got {pad_to_multiple_of}.")
         rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of

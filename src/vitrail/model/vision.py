@@ -138,6 +138,8 @@ class PixtralVisionModel(PreTrainedModel):
         weights = self.config.output_attentions if output_attentions is None else output_attentions
         record = Record(hidden=hidden, weights=weights)
         pixel_values, image_sizes = as_pixels(pixel_values, image_sizes)
+        if pixel_values is None:
+            raise InputError("the vision tower needs pixel_values; got None.")
         grids = self.grids(pixel_values, image_sizes)
         last = self.encode(pixel_values, grids, record)
         output = BaseModelOutput(

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vitrail.arguments import short
 from vitrail.configs import LlavaConfig, Mistral3Config, VisionLanguageConfig
 from vitrail.errors import InputError
 from vitrail.kv.cache import KVCache
@@ -147,6 +148,8 @@ class VisionLanguageModel(CausalModel):
         depth = self.config.vision_config.num_hidden_layers
         layers = chosen_layers(chosen, depth)
         pixel_values, image_sizes = as_pixels(pixel_values, image_sizes)
+        if pixel_values is None:
+            raise InputError("encoding images needs pixel_values; got None.")
         self._check_projector_width(len(layers))
         wanted = [layer if layer >= 0 else depth + 1 + layer for layer in layers]
         grids = tower.grids(pixel_values, image_sizes)
@@ -256,8 +259,10 @@ class VisionLanguageModel(CausalModel):
 
 
 def _check_strategy(strategy: str | None) -> None:
-    if strategy not in (None, "default", "full"):
-        raise InputError(f"vision_feature_select_strategy must be 'default' or 'full', got {strategy!r}.")
+    if strategy is not None and (not isinstance(strategy, str) or strategy not in ("default", "full")):
+        raise InputError(
+            f"vision_feature_select_strategy must be 'default' or 'full', got {short(strategy)}."
+        )
 
 
 class LlavaForConditionalGeneration(VisionLanguageModel):

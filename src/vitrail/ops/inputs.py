@@ -57,8 +57,10 @@ def as_pixels(pixel_values: Any, image_sizes: Any) -> tuple[Any, Any]:
 
     Pictures of different sizes are padded at the right and the bottom, which is what image_sizes says then.
     """
-    if isinstance(image_sizes, (list, tuple)) or hasattr(image_sizes, "__array__"):
-        image_sizes = as_tensor("image_sizes", image_sizes)
+    if image_sizes is not None:
+        image_sizes = as_tensor("image_sizes", image_sizes, torch.device("cpu"))
+        if image_sizes.is_floating_point() or image_sizes.dtype == torch.bool:
+            raise InputError(f"image_sizes must be integers, got {image_sizes.dtype}.")
     if pixel_values is None or isinstance(pixel_values, Tensor):
         return as_tensor("pixel_values", pixel_values), image_sizes
     if hasattr(pixel_values, "__array__") and getattr(pixel_values, "ndim", 0) == 4:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitrail.arguments import checked
+from vitrail.arguments import check, checked
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
@@ -277,6 +277,7 @@ class PixtralProcessor:
         """Keywords of a call → the tokenizer's, the image processor's, and return_tensors."""
         flat = {name: value for name, value in given.items() if name not in _GROUPS}
         for group in _GROUPS:
+            check("PixtralProcessor", group, given.get(group), Mapping[str, Any] | None)
             for name, value in (given.get(group) or {}).items():
                 if name in flat:
                     raise InputError(f"{name} is given twice: in {group} and beside it")

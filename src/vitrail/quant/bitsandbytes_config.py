@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vitrail.arguments import checked_except
+from vitrail.arguments import checked_except, short
 from vitrail.errors import ConfigError, UnsupportedError
 from vitrail.files.json import json_text, shown_json
 from vitrail.files.writing import write_text
@@ -87,17 +87,17 @@ class BitsAndBytesConfig:
             "bnb_4bit_use_double_quant",
         ):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}.")
+                raise ConfigError(f"{name} must be true or false, got {short(getattr(self, name))}.")
         if self.load_in_4bit and self.load_in_8bit:
             raise ConfigError("load_in_4bit and load_in_8bit are both true; choose one.")
         if isinstance(self.llm_int8_threshold, bool) or not isinstance(self.llm_int8_threshold, (int, float)):
-            raise ConfigError(f"llm_int8_threshold must be a number, got {self.llm_int8_threshold!r}.")
+            raise ConfigError(f"llm_int8_threshold must be a number, got {short(self.llm_int8_threshold)}.")
         skip = self.llm_int8_skip_modules
         if skip is not None and not (isinstance(skip, list) and all(isinstance(name, str) for name in skip)):
-            raise ConfigError(f"llm_int8_skip_modules must be a list of names, got {skip!r}.")
+            raise ConfigError(f"llm_int8_skip_modules must be a list of names, got {short(skip)}.")
         if self.bnb_4bit_quant_type not in ("fp4", "nf4"):
             raise ConfigError(
-                f"bnb_4bit_quant_type must be 'fp4' or 'nf4', got {self.bnb_4bit_quant_type!r}."
+                f"bnb_4bit_quant_type must be 'fp4' or 'nf4', got {short(self.bnb_4bit_quant_type)}."
             )
         if self.llm_int8_has_fp16_weight:
             raise UnsupportedError(
@@ -186,6 +186,6 @@ def _dtype(
         return default
     word = str(value).removeprefix("torch.") if isinstance(value, (str, torch.dtype)) else None
     if word not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {short(value)}.")
     dtype: torch.dtype = getattr(torch, word)
     return dtype

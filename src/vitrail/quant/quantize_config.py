@@ -66,6 +66,8 @@ class QuantizeConfig:
 
         CheckpointError for a layout that this version does not know, ConfigError for an unknown key or value.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a QuantizeConfig is made of a dict, got {type(values).__name__}.")
         given = dict(values)
         given.pop("quant_method", None)
         version = given.pop("version", None)

@@ -93,7 +93,7 @@ def pad_rows(
     if plan.multiple:
         target = -(-target // plan.multiple) * plan.multiple
     if target > LONGEST_ROW:
-        raise InputError(f"rows would be padded to {target:,} ids; at most {LONGEST_ROW:,} are made")
+        raise InputError(f"rows would be padded to {int(target):,} ids; at most {LONGEST_ROW:,} are made")
     for name, value in pads.items():
         for row in rows.get(name, ()):
             filler = [value] * (target - len(row))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import CheckpointError
@@ -132,7 +133,11 @@ def setting(config: Mapping[str, Any], name: str, kinds: tuple[type, ...], defau
     value = config.get(name)
     if value is None:
         return default
-    if not isinstance(value, kinds) or isinstance(value, bool):
+    if (
+        not isinstance(value, kinds)
+        or isinstance(value, bool)
+        or (isinstance(value, float) and not isfinite(value))
+    ):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise CheckpointError(f"tokenizer_config.json: {name} must be {wanted}; got {value!r}")
     return value
@@ -150,6 +155,6 @@ def read_additional(config: Mapping[str, Any]) -> list[str]:
     )
     if isinstance(listed, Mapping):
         listed = listed.values()
-    if isinstance(listed, str) or not isinstance(listed, Iterable):
+    if isinstance(listed, (str, bytes)) or not isinstance(listed, Collection):
         raise CheckpointError(f"additional_special_tokens must be a list of tokens; got {listed!r:.100}")
     return [token_text(token, "additional_special_tokens") for token in listed]

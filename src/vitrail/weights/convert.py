@@ -72,6 +72,8 @@ def convert(
     cannot be written, UnsupportedError for what the other format does not hold (quantised weights).
     """
     target = Path(out)
+    if not target.name:
+        raise InputError(f"{str(out)!r} names no folder to write into.")
     check_new(target)
     job = _prepare(source, to)
     size = sum(entry.nbytes for file in job.checkpoint.files.values() for entry in file.entries.values())
