@@ -261,7 +261,7 @@ class GenerationConfig:
         if self.cache_implementation in SAME_CACHES:
             wrong.pop("cache_implementation", None)
         if wrong:
-            listed = ", ".join(f"{name}={value!r}" for name, value in sorted(wrong.items()))
+            listed = ", ".join(f"{name}={short(value)}" for name, value in sorted(wrong.items()))
             hint = "; cache_dtype='int8' makes a cache of 8 bits" if "cache_implementation" in wrong else ""
             raise UnsupportedError(
                 f"generate() does not support {listed}; leave out what you do not need{hint}."
