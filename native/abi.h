@@ -13,7 +13,7 @@
 #endif
 
 // Raised whenever a signature changes, so that Python never calls a library that was built from other sources.
-constexpr int64_t kAbiVersion = 5;
+constexpr int64_t kAbiVersion = 6;
 
 // Element types of activations, as Python passes them.
 enum DataType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };

@@ -71,12 +71,21 @@ std::vector<AttentionPart> divide(const AttentionCall& c) {
     return split;
 }
 
+// Keys that are read, or as long as products with them and exponentials take.
+int64_t work_of(const AttentionCall& c) {
+    int64_t pairs = 0;
+    for (int64_t n = 0; n < c.segments; n++) {
+        pairs += int64_t(c.q_offsets[n + 1] - c.q_offsets[n]) * std::max<int64_t>(1, c.kv_lengths[n]);
+    }
+    return pairs * c.heads * (4 + c.width / 4);
+}
+
 AttentionResult run(const AttentionCall& c) {
     if (c.rows == 0 || c.width == 0) return kDone;
     const AttentionKernels& kernels = choose(table);
     const std::vector<AttentionPart> parts = divide(c);
     std::atomic<int32_t> result{kDone};
-    parallel(int64_t(parts.size()), [&](int64_t chunk) {
+    parallel(int64_t(parts.size()), work_of(c), [&](int64_t chunk) {
         thread_local Scratch scratch;
         const AttentionPart& part = parts[size_t(chunk)];
         const int64_t rows = (part.last - part.first) * (c.heads / c.groups);
@@ -130,7 +139,7 @@ void write_checked(const CacheWrite& c) {
     const AttentionKernels& kernels = choose(table);
     constexpr int64_t kGrain = 16384;  // elements that are worth waking another thread for
     const int64_t together = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, c.groups * c.width));
-    parallel((c.rows + together - 1) / together, [&](int64_t chunk) {
+    parallel((c.rows + together - 1) / together, c.rows * c.groups * c.width, [&](int64_t chunk) {
         const int64_t last = std::min(c.rows, (chunk + 1) * together);
         for (int64_t row = chunk * together; row < last; row++) kernels.write(c, row);
     });

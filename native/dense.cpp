@@ -82,7 +82,7 @@ void piece_of(const DenseKernels& kernels, const DenseMatrix& m, const Activatio
 
 void arrange_all(const DenseKernels& kernels, const void* x, const DenseMatrix& like, const Activations& to, float* room) {
     const int64_t together = std::max<int64_t>(1, kGrain / to.stride);
-    parallel((to.rows + together - 1) / together, [&](int64_t chunk) {
+    parallel((to.rows + together - 1) / together, to.rows * to.stride, [&](int64_t chunk) {
         for (int64_t row = chunk * together; row < std::min(to.rows, (chunk + 1) * together); row++) {
             const char* from = static_cast<const char*>(x) + (to.first + row) * like.in * bytes_of(to.type);
             kernels.arrange(from, to.type, like, room + row * to.stride);
@@ -95,13 +95,13 @@ void arrange_all(const DenseKernels& kernels, const void* x, const DenseMatrix& 
 void vt_dense_linear(const void* x, int32_t x_type, int64_t rows, const DenseMatrix* matrices, int64_t count, float* room,
                      int64_t room_rows) {
     const DenseKernels& kernels = choose(table);
-    int64_t pieces = 0;
-    for (int64_t i = 0; i < count; i++) pieces += pieces_of(matrices[i]);
+    int64_t pieces = 0, outs = 0;
+    for (int64_t i = 0; i < count; i++) pieces += pieces_of(matrices[i]), outs += matrices[i].out;
     const int64_t stride = std::max(kStep, padded(matrices[0].in));
     for (int64_t first = 0; first < rows; first += room_rows) {
         const Activations part = {room, stride, first, std::min(room_rows, rows - first), x_type};
         arrange_all(kernels, x, matrices[0], part, room);
-        parallel(pieces, [&](int64_t piece) {
+        parallel(pieces, outs * stride * (1 + part.rows / 8), [&](int64_t piece) {
             const DenseMatrix* matrix = matrices;
             for (; piece >= pieces_of(*matrix); matrix++) piece -= pieces_of(*matrix);
             piece_of(kernels, *matrix, part, piece);
@@ -112,7 +112,7 @@ void vt_dense_linear(const void* x, int32_t x_type, int64_t rows, const DenseMat
 void vt_dense_decode(const DenseMatrix* matrix, int64_t first, int64_t last, void* to, int32_t to_type) {
     const DenseKernels& kernels = choose(table);
     const int64_t in = matrix->in, together = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, in));
-    parallel((last - first + together - 1) / together, [&](int64_t chunk) {
+    parallel((last - first + together - 1) / together, (last - first) * in, [&](int64_t chunk) {
         float arranged[kStep], natural[kStep];
         for (int64_t row = first + chunk * together; row < std::min(last, first + (chunk + 1) * together); row++) {
             for (int64_t column = 0; column < in; column += kStep) {

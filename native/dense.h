@@ -23,8 +23,11 @@ struct DenseMatrix {
     void* y;           // (rows, out) of the activations' type
     int64_t out, in, group;
     int32_t format;
-    int32_t type;  // rows: the stored type; others: what decoded values are rounded to
+    int32_t type;  // rows: the stored type; others: a DataType or a Rounding, to which decoded values are rounded
 };
+
+// Two roundings, one after the other: a weight of one 16-bit type that meets activations of the other. Beside DataType.
+enum Rounding : int32_t { kFloat16ThenBFloat16 = 4, kBFloat16ThenFloat16 = 5 };
 
 constexpr int64_t kStep = 64;         // columns are taken in steps; activations are padded to whole ones with zeros
 constexpr int64_t kBlock = 512;       // columns whose lanes are added before the next ones

@@ -167,8 +167,8 @@ void tile(const float* x, int64_t x_stride, int64_t rows, const float* weights, 
     }
 }
 
-// Each output's columns one after another, without lanes.
-template <int64_t kRowCount>
+// Each output's columns one after another, without lanes. Stored values are of bfloat16: rounding to it leaves them.
+template <int32_t kType, int64_t kRowCount>
 void panel_rows(const uint16_t* pairs, int64_t steps, const float* x, int64_t x_stride, float* totals) {
     Vec sums[kRowCount][kVectorsOfPanel];
     for (auto& row : sums) {
@@ -177,9 +177,11 @@ void panel_rows(const uint16_t* pairs, int64_t steps, const float* x, int64_t x_
     for (int64_t s = 0; s < steps; s++) {
         for (int64_t n = 0; n < kVectorsOfPanel; n++) {
             const Pair pair = load_pairs(pairs + (s * kPanelRows + n * Vec::kWidth) * 2);
+            const Vec even = kType == kBFloat16 ? pair.even : rounded<kType>(pair.even);
+            const Vec odd = kType == kBFloat16 ? pair.odd : rounded<kType>(pair.odd);
             for (int64_t r = 0; r < kRowCount; r++) {
-                sums[r][n] = fma(pair.even, Vec::all(x[r * x_stride + 2 * s]), sums[r][n]);
-                sums[r][n] = fma(pair.odd, Vec::all(x[r * x_stride + 2 * s + 1]), sums[r][n]);
+                sums[r][n] = fma(even, Vec::all(x[r * x_stride + 2 * s]), sums[r][n]);
+                sums[r][n] = fma(odd, Vec::all(x[r * x_stride + 2 * s + 1]), sums[r][n]);
             }
         }
     }
@@ -188,16 +190,19 @@ void panel_rows(const uint16_t* pairs, int64_t steps, const float* x, int64_t x_
     }
 }
 
-template <int64_t kMost>
+template <int32_t kType, int64_t kMost>
 void panels(const uint16_t* pairs, int64_t steps, const float* x, int64_t x_stride, int64_t rows, float* totals) {
-    if (rows == kMost) return panel_rows<kMost>(pairs, steps, x, x_stride, totals);
-    if constexpr (kMost > 1) panels<kMost - 1>(pairs, steps, x, x_stride, rows, totals);
+    if (rows == kMost) return panel_rows<kType, kMost>(pairs, steps, x, x_stride, totals);
+    if constexpr (kMost > 1) panels<kType, kMost - 1>(pairs, steps, x, x_stride, rows, totals);
 }
 
 void panel(const DenseMatrix& matrix, int64_t index, const float* x, int64_t x_stride, int64_t rows, float* totals) {
     const int64_t steps = (matrix.in + 1) / 2;
     const uint16_t* const pairs = static_cast<const uint16_t*>(matrix.codes) + index * steps * kPanelRows * 2;
-    panels<kPanelTile>(pairs, steps, x, x_stride, rows, totals);
+    const auto run = matrix.type == kBFloat16  ? panels<kBFloat16, kPanelTile>
+                     : matrix.type == kFloat16 ? panels<kFloat16, kPanelTile>
+                                               : panels<kFloat16ThenBFloat16, kPanelTile>;
+    run(pairs, steps, x, x_stride, rows, totals);
 }
 
 constexpr DenseKernels kDenseKernels = {kTileRows, kPanelTile, arrange, decode, natural, dots, tile, panel};

@@ -181,12 +181,20 @@ void with_type(int32_t type, Work&& work) {
     work.template run<Source<kFloat32>>();
 }
 
+// The same of a format whose decoded values are rounded.
+template <template <int32_t> class Source, typename Work>
+void with_rounding(int32_t type, Work&& work) {
+    if (type == kFloat16ThenBFloat16) return work.template run<Source<kFloat16ThenBFloat16>>();
+    if (type == kBFloat16ThenFloat16) return work.template run<Source<kBFloat16ThenFloat16>>();
+    with_type<Source>(type, work);
+}
+
 template <typename Work>
 void with_source(const DenseMatrix& like, Work&& work) {
     if (like.format == kRows) return with_type<RowSource>(like.type, work);
-    if (like.format == kInt8Rows) return with_type<Int8Source>(like.type, work);
+    if (like.format == kInt8Rows) return with_rounding<Int8Source>(like.type, work);
     if (like.format != kMap4) return;
-    whole_steps(like) ? with_type<Map4Source>(like.type, work) : with_type<RaggedMap4Source>(like.type, work);
+    whole_steps(like) ? with_rounding<Map4Source>(like.type, work) : with_rounding<RaggedMap4Source>(like.type, work);
 }
 
 }  // namespace

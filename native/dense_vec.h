@@ -1,6 +1,7 @@
 // What products with a matrix of floats need of a vector beyond vec.h: sums of lanes, pairs of bfloat16, rounding.
 #pragma once
 
+#include "dense.h"
 #include "vec.h"
 
 namespace {
@@ -129,11 +130,13 @@ inline Vec to_f16(Vec x) {
 
 #endif
 
-// Values as a number of `kType` holds them.
+// Values as a number of `kType`, a DataType or a Rounding, holds them.
 template <int32_t kType>
 inline Vec rounded(Vec x) {
     if constexpr (kType == kBFloat16) return to_bf16(x);
     if constexpr (kType == kFloat16) return to_f16(x);
+    if constexpr (kType == kFloat16ThenBFloat16) return to_bf16(to_f16(x));
+    if constexpr (kType == kBFloat16ThenFloat16) return to_f16(to_bf16(x));
     return x;
 }
 
@@ -141,6 +144,8 @@ template <int32_t kType>
 inline float rounded(float x) {
     if constexpr (kType == kBFloat16) return widen_bf16(round_bf16(x));
     if constexpr (kType == kFloat16) return widen_f16(round_f16(x));
+    if constexpr (kType == kFloat16ThenBFloat16) return rounded<kBFloat16>(rounded<kFloat16>(x));
+    if constexpr (kType == kBFloat16ThenFloat16) return rounded<kFloat16>(rounded<kBFloat16>(x));
     return x;
 }
 

@@ -65,7 +65,7 @@ void vt_encode_own(int32_t bits, const void* matrix, int32_t type, int64_t rows,
                    const float* levels, void* codes, void* scales) {
     const EncodeKernels& kernels = choose(table);
     const EncodeLevels prepared = bits == 4 ? prepare(levels) : EncodeLevels{};
-    parallel(pieces_of(pieces_of(rows, kRows), panels_together(columns)), [&](int64_t piece) {
+    parallel(pieces_of(pieces_of(rows, kRows), panels_together(columns)), 8 * rows * columns, [&](int64_t piece) {
         by_panels(piece, rows, columns, [&](int64_t panel, int64_t count) {
             const char* from = element(matrix, type, panel * kRows * stride);
             uint8_t* to = static_cast<uint8_t*>(codes) + panel * columns * 2 * bits;
@@ -85,7 +85,7 @@ void vt_encode_fit(const float* ratio, const float* weights, int64_t count, int6
     const EncodeLevels prepared = prepare(levels);
     uint8_t* const all = static_cast<uint8_t*>(codes);
     const int64_t together = std::max<int64_t>(1, kGrain / 64 / group) * 8;
-    parallel(pieces_of(count, together), [&](int64_t piece) {
+    parallel(pieces_of(count, together), 8 * count * group, [&](int64_t piece) {
         const int64_t first = piece * together, here = std::min(together, count - first);
         kernels.fit(ratio + first * group, here, group, prepared, all + first * group, scales + first);
     });
@@ -114,7 +114,7 @@ void vt_encode_map4(const void* values, int32_t type, int64_t count, int64_t gro
     std::memcpy(map.bounds, bounds, sizeof map.bounds);
     std::memcpy(map.codes, order, sizeof map.codes);
     const int64_t together = values_together(group);
-    parallel(pieces_of(count, together), [&](int64_t piece) {
+    parallel(pieces_of(count, together), 8 * count, [&](int64_t piece) {
         const int64_t first = piece * together, here = std::min(together, count - first);
         uint8_t* const to = static_cast<uint8_t*>(codes) + first / 2;
         kernel(element(values, type, first), here, group, map, to, absmax + first / group);
@@ -133,7 +133,7 @@ void vt_encode_error(int32_t bits, const void* values, int32_t type, int64_t row
     EncodeTable prepared = {{}, rounded};
     if (bits != 8) std::memcpy(prepared.values, decoded, sizeof prepared.values);
     const uint8_t* const all = static_cast<const uint8_t*>(codes);
-    parallel(vt_encode_pieces(bits, rows, columns, group), [&](int64_t piece) {
+    parallel(vt_encode_pieces(bits, rows, columns, group), 8 * rows * columns, [&](int64_t piece) {
         double* const into = sums + 2 * piece;
         into[0] = into[1] = 0;
         if (bits == 0) {

@@ -1,6 +1,7 @@
 // The threads that kernels run on: chunks of one job, claimed through one counter.
 #include "pool.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -33,7 +34,7 @@ void pause_briefly() {
 struct Job {
     void (*body)(void*, int64_t);
     void* context;
-    int64_t chunks;
+    int64_t chunks, most;  // most: threads that may take part
     std::atomic<int64_t> next{0};
 
     void work() {
@@ -47,10 +48,10 @@ class Pool {
   public:
     explicit Pool(int64_t threads) : threads_(threads) {}
 
-    void run(int64_t chunks, void (*body)(void*, int64_t), void* context) {
-        Job job{body, context, chunks};
+    void run(int64_t chunks, int64_t work, void (*body)(void*, int64_t), void* context) {
+        Job job{body, context, chunks, std::min(threads(), work / kWorkEach)};
         // One job at a time: a second caller, or a chunk that calls back, does its work alone.
-        if (chunks > 1 && !inside_job && threads() > 1 && busy_.try_lock()) {
+        if (chunks > 1 && !inside_job && job.most > 1 && busy_.try_lock()) {
             run_together(job);
             busy_.unlock();
         } else {
@@ -60,6 +61,8 @@ class Pool {
             inside_job = outer;
         }
     }
+
+    int64_t shared_jobs() const { return shared_jobs_.load(std::memory_order_relaxed); }
 
     int64_t threads() const { return threads_.load(std::memory_order_relaxed); }
 
@@ -79,6 +82,7 @@ class Pool {
 
   private:
     void run_together(Job& job) {
+        shared_jobs_.fetch_add(1, std::memory_order_relaxed);
         start_missing_workers();
         job_.store(&job);
         epoch_.fetch_add(1);
@@ -120,7 +124,8 @@ class Pool {
             seen = epoch_.load();
             inside_.fetch_add(1);
             if (index < threads()) {
-                if (Job* job = job_.load()) job->work();
+                Job* const job = job_.load();
+                if (job && index < job->most) job->work();
             }
             inside_.fetch_sub(1);
         }
@@ -150,6 +155,7 @@ class Pool {
     alignas(64) std::atomic<int> sleeping_{0};
     alignas(64) std::mutex busy_;
     std::atomic<int64_t> threads_;
+    std::atomic<int64_t> shared_jobs_{0};
     int64_t workers_ = 0;
     std::mutex sleep_;
     std::condition_variable wake_, spare_;
@@ -174,7 +180,11 @@ Pool& pool() {
 
 }  // namespace
 
-void run_chunks(int64_t chunks, void (*body)(void*, int64_t), void* context) { pool().run(chunks, body, context); }
+void run_chunks(int64_t chunks, int64_t work, void (*body)(void*, int64_t), void* context) {
+    pool().run(chunks, work, body, context);
+}
+
+int64_t vt_shared_jobs() { return pool().shared_jobs(); }
 
 int64_t pool_threads() { return pool().threads(); }
 

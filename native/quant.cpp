@@ -91,14 +91,16 @@ void vt_quant_linear(int32_t kind, const void* x, int32_t type, int64_t rows, in
     const Rounded rounded = {reinterpret_cast<int8_t*>(room), reinterpret_cast<float*>(room + codes_bytes),
                              reinterpret_cast<int32_t*>(room + codes_bytes + scales_bytes), rows, columns, group};
     const int64_t together = std::max<int64_t>(1, kRoundGrain / std::max<int64_t>(1, columns));
-    parallel(divide_up(rows, together), [&](int64_t chunk) {
+    parallel(divide_up(rows, together), rows * columns, [&](int64_t chunk) {
         const int64_t last = std::min(rows, (chunk + 1) * together);
         for (int64_t row = chunk * together; row < last; row++) kernels.round(x, type, row, kind, rounded);
     });
 
     const Cut cut(kind, rows, columns, weights, count);
     // Rows are the outer loop: neighbouring chunks read the same activations.
-    parallel(divide_up(rows, cut.rows) * cut.pieces, [&](int64_t chunk) {
+    int64_t outs = 0;
+    for (int64_t i = 0; i < count; i++) outs += weights[i].out;
+    parallel(divide_up(rows, cut.rows) * cut.pieces, outs * columns * (1 + rows / 32), [&](int64_t chunk) {
         const int64_t begin = chunk / cut.pieces * cut.rows;
         int64_t piece = chunk % cut.pieces;
         const QuantWeight* weight = weights;
@@ -115,7 +117,7 @@ int32_t vt_quant_rows(int32_t kind, const QuantWeight* weight, int64_t columns, 
         if (ids[i] < 0 || ids[i] >= weight->out) return 1;
     }
     const int64_t together = std::max<int64_t>(1, kRoundGrain / std::max<int64_t>(1, columns));
-    parallel(divide_up(count, together), [&](int64_t chunk) {
+    parallel(divide_up(count, together), count * columns, [&](int64_t chunk) {
         float part[kUnpackColumns];
         for (int64_t i = chunk * together; i < std::min(count, (chunk + 1) * together); i++) {
             for (int64_t first = 0; first < columns; first += kUnpackColumns) {

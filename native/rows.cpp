@@ -21,7 +21,7 @@ constexpr int64_t kGrain = 16384;
 template <typename Body>
 void by_rows(int64_t rows, int64_t width, Body body) {
     const int64_t together = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width));
-    parallel((rows + together - 1) / together, [&](int64_t chunk) {
+    parallel((rows + together - 1) / together, rows * width, [&](int64_t chunk) {
         const int64_t last = std::min(rows, (chunk + 1) * together);
         for (int64_t row = chunk * together; row < last; row++) body(row);
     });
@@ -43,7 +43,7 @@ void vt_rms_norm(const void* x, const void* weight, void* y, int32_t type, int64
 void vt_silu_gate(const void* gate, const void* up, void* y, int32_t type, int64_t count) {
     const auto kernel = choose(table).silu_gate[type];
     constexpr int64_t kPart = 4096;  // an exponential and a division each: worth less than kGrain
-    parallel((count + kPart - 1) / kPart, [&](int64_t part) {
+    parallel((count + kPart - 1) / kPart, 4 * count, [&](int64_t part) {
         const int64_t offset = part * kPart * bytes_of(type), width = std::min(kPart, count - part * kPart);
         kernel(at(gate, offset), at(up, offset), at(y, offset), width);
     });

@@ -7,6 +7,7 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vitrail._elsewhere import ELSEWHERE, NotInVitrail
 from vitrail._moved import install as _install
 from vitrail._version import __version__
 
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     from vitrail.auto import (
         AutoConfig as AutoConfig,
         AutoImageProcessor as AutoImageProcessor,
+        AutoModel as AutoModel,
         AutoModelForCausalLM as AutoModelForCausalLM,
         AutoModelForImageTextToText as AutoModelForImageTextToText,
+        AutoModelForMultimodalLM as AutoModelForMultimodalLM,
+        AutoModelForVision2Seq as AutoModelForVision2Seq,
         AutoProcessor as AutoProcessor,
         AutoTokenizer as AutoTokenizer,
     )
@@ -46,8 +50,19 @@ if TYPE_CHECKING:
         VitrailError as VitrailError,
     )
     from vitrail.files.download import Download as Download, watch_downloads as watch_downloads
+    from vitrail.generate.criteria import (
+        EosTokenCriteria as EosTokenCriteria,
+        LogitsProcessor as LogitsProcessor,
+        LogitsProcessorList as LogitsProcessorList,
+        MaxLengthCriteria as MaxLengthCriteria,
+        MaxTimeCriteria as MaxTimeCriteria,
+        StoppingCriteria as StoppingCriteria,
+        StoppingCriteriaList as StoppingCriteriaList,
+        StopStringCriteria as StopStringCriteria,
+    )
     from vitrail.generate.loop import stream_text as stream_text
     from vitrail.generate.outputs import GenerateOutput as GenerateOutput
+    from vitrail.generate.seed import set_seed as set_seed
     from vitrail.generate.stream import (
         TextIteratorStreamer as TextIteratorStreamer,
         TextStreamer as TextStreamer,
@@ -55,27 +70,37 @@ if TYPE_CHECKING:
     from vitrail.images.batch_feature import BatchFeature as BatchFeature
     from vitrail.images.fetch import FetchPolicy as FetchPolicy
     from vitrail.images.grid import Grid as Grid, image_grid as image_grid, image_tokens as image_tokens
-    from vitrail.images.load import ImageLimits as ImageLimits, load_image as load_image
-    from vitrail.images.pdf import PdfLimits as PdfLimits, load_pages as load_pages
+    from vitrail.images.limits import ImageLimits as ImageLimits, PdfLimits as PdfLimits
+    from vitrail.images.load import load_image as load_image
+    from vitrail.images.pdf import load_pages as load_pages
     from vitrail.images.processor import (
         PixtralImageProcessor as PixtralImageProcessor,
         PixtralImageProcessorFast as PixtralImageProcessorFast,
     )
+    from vitrail.images.request import (
+        image_request as image_request,
+        set_image_defaults as set_image_defaults,
+    )
     from vitrail.kv.cache import KVCache as KVCache
+    from vitrail.kv.dynamic import DynamicCache as DynamicCache
     from vitrail.model.causal import MistralForCausalLM as MistralForCausalLM
     from vitrail.model.decoder import MistralModel as MistralModel
+    from vitrail.model.multimodal import LlavaModel as LlavaModel, Mistral3Model as Mistral3Model
     from vitrail.model.outputs import (
+        BaseModelOutput as BaseModelOutput,
+        BaseModelOutputWithPast as BaseModelOutputWithPast,
+        CausalLMOutputWithPast as CausalLMOutputWithPast,
         LlavaCausalLMOutputWithPast as LlavaCausalLMOutputWithPast,
+        LlavaModelOutputWithPast as LlavaModelOutputWithPast,
         Mistral3CausalLMOutputWithPast as Mistral3CausalLMOutputWithPast,
+        Mistral3ModelOutputWithPast as Mistral3ModelOutputWithPast,
         ModelOutput as ModelOutput,
     )
     from vitrail.model.pretrained import PreTrainedModel as PreTrainedModel
     from vitrail.model.vision import PixtralVisionModel as PixtralVisionModel
     from vitrail.model.vlm import (
         LlavaForConditionalGeneration as LlavaForConditionalGeneration,
-        LlavaModel as LlavaModel,
         Mistral3ForConditionalGeneration as Mistral3ForConditionalGeneration,
-        Mistral3Model as Mistral3Model,
     )
     from vitrail.ops.cpu.library import (
         available_kernels as available_kernels,
@@ -109,6 +134,7 @@ if TYPE_CHECKING:
     from vitrail.train.job import TrainingJob as TrainingJob
     from vitrail.train.settings import TrainingSettings as TrainingSettings
     from vitrail.weights.convert import convert as convert
+    from vitrail.weights.devices import infer_device as infer_device
 
 
 _install()
@@ -133,8 +159,11 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "auto": (
         "AutoConfig",
         "AutoImageProcessor",
+        "AutoModel",
         "AutoModelForCausalLM",
         "AutoModelForImageTextToText",
+        "AutoModelForMultimodalLM",
+        "AutoModelForVision2Seq",
         "AutoProcessor",
         "AutoTokenizer",
     ),
@@ -163,14 +192,29 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "VitrailError",
     ),
     "kv.cache": ("KVCache",),
+    "kv.dynamic": ("DynamicCache",),
+    "generate.criteria": (
+        "EosTokenCriteria",
+        "LogitsProcessor",
+        "LogitsProcessorList",
+        "MaxLengthCriteria",
+        "MaxTimeCriteria",
+        "StopStringCriteria",
+        "StoppingCriteria",
+        "StoppingCriteriaList",
+    ),
+    "generate.seed": ("set_seed",),
+    "weights.devices": ("infer_device",),
     "generate.stream": ("TextIteratorStreamer", "TextStreamer"),
     "images.batch_feature": ("BatchFeature",),
     "images.fetch": ("FetchPolicy",),
     "images.grid": ("Grid", "image_grid", "image_tokens"),
     "images.processor": ("PixtralImageProcessor", "PixtralImageProcessorFast"),
-    "images.load": ("ImageLimits", "load_image"),
+    "images.limits": ("ImageLimits", "PdfLimits"),
+    "images.load": ("load_image",),
     "tokenizer.mistral": ("MistralCommonBackend", "MistralCommonTokenizer"),
-    "images.pdf": ("PdfLimits", "load_pages"),
+    "images.pdf": ("load_pages",),
+    "images.request": ("image_request", "set_image_defaults"),
     "processor.processor": ("PixtralProcessor",),
     "responses.parser": ("ResponseParser",),
     "responses.events": (
@@ -185,15 +229,20 @@ _HOMES: dict[str, tuple[str, ...]] = {
     ),
     "model.causal": ("MistralForCausalLM",),
     "model.decoder": ("MistralModel",),
-    "model.outputs": ("LlavaCausalLMOutputWithPast", "Mistral3CausalLMOutputWithPast", "ModelOutput"),
+    "model.multimodal": ("LlavaModel", "Mistral3Model"),
+    "model.outputs": (
+        "BaseModelOutput",
+        "BaseModelOutputWithPast",
+        "CausalLMOutputWithPast",
+        "LlavaCausalLMOutputWithPast",
+        "LlavaModelOutputWithPast",
+        "Mistral3CausalLMOutputWithPast",
+        "Mistral3ModelOutputWithPast",
+        "ModelOutput",
+    ),
     "model.pretrained": ("PreTrainedModel",),
     "model.vision": ("PixtralVisionModel",),
-    "model.vlm": (
-        "LlavaForConditionalGeneration",
-        "LlavaModel",
-        "Mistral3ForConditionalGeneration",
-        "Mistral3Model",
-    ),
+    "model.vlm": ("LlavaForConditionalGeneration", "Mistral3ForConditionalGeneration"),
     "pipelines": ("ImageTextToTextPipeline", "pipeline"),
     "quant.bitsandbytes_config": ("BitsAndBytesConfig",),
     "quant.quantize_config": ("QuantizeConfig",),
@@ -211,6 +260,8 @@ def __getattr__(name: str) -> Any:
     new = _RENAMED.get(name, name)
     home = _HOME_OF.get(new)
     if home is None:
+        if name in ELSEWHERE:  # not an AttributeError, whose message `from vitrail import …` drops
+            raise NotInVitrail(f"vitrail has no {name}: {ELSEWHERE[name]}.", name="vitrail")
         raise AttributeError(f"module 'vitrail' has no attribute {name!r}")
     if new != name:
         warnings.warn(

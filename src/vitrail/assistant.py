@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from vitrail.arguments import check_methods, checked, checked_except
 from vitrail.auto import load as open_model
 from vitrail.dialogue import Dialogue, Raw
-from vitrail.errors import InputError
+from vitrail.errors import ImageError, InputError
 from vitrail.images.fetch import is_url
-from vitrail.images.pdf import holds_pdf, names_pdf
+from vitrail.images.pdf import file_holds_pdf
+from vitrail.images.request import image_request
 from vitrail.reader import embedded_path
 from vitrail.responses.events import Piece, TextDelta
 from vitrail.responses.reply import Reply
@@ -148,9 +149,12 @@ class Assistant:
         Raises:
             InputError: a name that stands for nothing. A file that cannot be read has an `error` instead.
         """
-        from vitrail.reader.files import find_images, read_files
+        from vitrail.reader.files import find_images, open_file, read_files
         from vitrail.reader.reading import BatchReader
 
+        with image_request() as request:
+            if not request.policy.allow_files:
+                raise ImageError("Local files are not opened here; ask() takes images.")
         if not hasattr(self.processor, "image_processor"):
             raise InputError("this checkpoint reads text only; it cannot read files of images")
         given = [files] if isinstance(files, (str, PathLike)) else files
@@ -159,7 +163,11 @@ class Assistant:
                 f"files are names: a path, a URL or a list of them; got {type(files).__name__}. ask() takes images."
             )
         names = find_images([str(name) for name in given])
-        return zip(names, read_files(BatchReader.of(self.model, self.processor), names), strict=True)
+        context = copy_context()  # files are opened later, as the caller may open them
+        readings = read_files(
+            BatchReader.of(self.model, self.processor), names, lambda name: context.run(open_file, name)
+        )
+        return zip(names, readings, strict=True)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__} of {self.model.config.name_or_path!r})"
@@ -180,7 +188,8 @@ class ReplyStream(Iterator[str]):
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.reply: Reply | None = None
-        self._pieces = self._run(ask, on_event, stop, progress)
+        context = copy_context()  # of the caller; the first step may be taken elsewhere
+        self._pieces = self._run(partial(context.run, ask), on_event, stop, progress)
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -214,7 +223,7 @@ class ReplyStream(Iterator[str]):
             except BaseException as error:  # raised where the pieces are taken
                 events.put(error)
 
-        thread = threading.Thread(target=copy_context().run, args=(work,), daemon=True)
+        thread = threading.Thread(target=work, daemon=True)
         thread.start()
         try:
             while not isinstance(event := events.get(), (Reply, BaseException)):
@@ -245,12 +254,7 @@ def file_part(name: "str | PathLike[str]") -> Raw:
     if is_url(name) or name[:5].lower() == "data:":
         return {"type": "file", "url": name}  # whether it is a PDF is known once it was fetched
     path = Path(name).expanduser()
-    try:
-        with path.open("rb") as file:
-            is_pdf = holds_pdf(file.read(1024))
-    except (OSError, ValueError):  # reading the message raises it, with the name
-        is_pdf = names_pdf(name)
-    return {"type": "file" if is_pdf else "image", "path": str(path.absolute())}
+    return {"type": "file" if file_holds_pdf(path) else "image", "path": str(path.absolute())}
 
 
 def _image_parts(images: Any) -> list[Raw]:

@@ -4,9 +4,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from vitrail.arguments import check, checked
-from vitrail.errors import CheckpointError, ConfigError, InputError, UnsupportedError
+from vitrail.errors import CheckpointError, ConfigError, InputError
 from vitrail.files.checkpoint_folder import CheckpointFolder
-from vitrail.files.hub_options import KEYWORDS, HubOptions
+from vitrail.files.hub_options import HubOptions, ignore_remote_code
+from vitrail.files.keywords import refuse_unknown
 from vitrail.files.layout import MISTRAL
 
 if TYPE_CHECKING:
@@ -16,24 +17,10 @@ if TYPE_CHECKING:
 _IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
 
 
-def _refuse_remote_code(owner: str, kwargs: dict[str, Any]) -> None:
-    """Vitrail runs no code that comes with a checkpoint; so asking for it is an error."""
-    for name in ("trust_remote_code", "code_revision"):
-        if kwargs.pop(name, None):
-            raise UnsupportedError(
-                f"{owner}: {name} is not supported; Vitrail runs no code of a checkpoint. Leave it out."
-            )
-
-
 def _open(name_or_path: "str | os.PathLike[str]", keywords: dict[str, Any]) -> CheckpointFolder:
     """A checkpoint, given as a folder or by hub name; takes the hub's keywords and `format` out of `keywords`."""
     hub = HubOptions.take(keywords)
     return CheckpointFolder.open(name_or_path, hub, format=keywords.pop("format", None))
-
-
-def _refuse_unknown(owner: str, kwargs: dict[str, Any]) -> None:
-    if kwargs:
-        raise InputError(f"{owner} does not know {', '.join(sorted(kwargs))}; remove it.")
 
 
 @checked
@@ -57,6 +44,7 @@ class AutoConfig(_Auto):
     ) -> "PretrainedConfig":
         """The configuration of a folder, file or hub name; further keywords override its keys.
 
+        With return_unused_kwargs=True, a tuple of it and of the keywords that are no keys of it; without, those raise.
         `format` "hf" or "mistral" chooses where a folder holds both; without it Hugging Face's comes first.
 
         Raises ConfigError for a model_type that is missing or unknown, CheckpointError for a missing file.
@@ -64,15 +52,10 @@ class AutoConfig(_Auto):
         from vitrail.configs.published import read_config_folder
         from vitrail.configs.read import config_class
 
-        _refuse_remote_code(cls.__name__, kwargs)
-        hub = HubOptions.take(kwargs)
-        config_dict = read_config_folder(
-            pretrained_model_name_or_path, hub, format=kwargs.pop("format", None)
-        )
-        kind = config_class(config_dict.get("model_type"), str(pretrained_model_name_or_path))
-        config = kind.from_dict(config_dict, **kwargs)
-        config.name_or_path = str(pretrained_model_name_or_path)
-        return config
+        place, hub = HubOptions.take(kwargs).entered(pretrained_model_name_or_path)
+        config_dict = read_config_folder(place, hub, format=kwargs.pop("format", None))
+        kind = config_class(config_dict.get("model_type"), str(place))
+        return kind.named(kind.from_dict(config_dict, **kwargs), place)
 
     @classmethod
     def for_model(cls, model_type: str, *args: Any, **kwargs: Any) -> "PretrainedConfig":
@@ -93,18 +76,18 @@ class AutoTokenizer(_Auto):
         """The tokenizer of a folder or hub name; keywords such as `padding_side` override the files.
 
         tekken.json and *.model.v* come before tokenizer.json; `tokenizer_mode="hf"` turns that round.
+        `fix_mistral_regex=True` repairs a tokenizer.json that cuts texts by a rule that is not Mistral's.
         """
         from vitrail.configs.params import config_dict_of
+        from vitrail.configs.read import as_config
         from vitrail.tokenizer.load import load_tokenizer
 
-        _refuse_remote_code(cls.__name__, kwargs)
         if inputs:
             raise InputError(f"{cls.__name__}.from_pretrained takes one positional argument, the checkpoint.")
-        if kwargs.pop("use_fast", True) is False:
-            raise UnsupportedError(f"{cls.__name__}: use_fast=False is not supported; leave it out.")
         folder = _open(pretrained_model_name_or_path, kwargs)
-        mode = kwargs.pop("tokenizer_mode", "auto")
-        return load_tokenizer(folder, mode, config=config_dict_of(folder), **kwargs)
+        mode, config = kwargs.pop("tokenizer_mode", "auto"), kwargs.pop("config", None)
+        config = config_dict_of(folder) if config is None else as_config(config).to_dict()
+        return load_tokenizer(folder, mode, config=config, **kwargs)
 
 
 @checked
@@ -121,7 +104,6 @@ class AutoImageProcessor(_Auto):
         """
         from vitrail.images.processor import PixtralImageProcessor, PixtralImageProcessorFast
 
-        _refuse_remote_code(cls.__name__, kwargs)
         if inputs:
             raise InputError(f"{cls.__name__}.from_pretrained takes one positional argument, the checkpoint.")
         folder = _open(pretrained_model_name_or_path, kwargs)
@@ -180,7 +162,6 @@ class AutoProcessor(_Auto):
         from vitrail.configs.params import config_dict_of
         from vitrail.processor.processor import load_processor
 
-        _refuse_remote_code(cls.__name__, kwargs)
         folder = _open(pretrained_model_name_or_path, kwargs)
         if "vision_config" not in config_dict_of(folder) and not folder.files & {*_IMAGE_SETTINGS}:
             return AutoTokenizer.from_pretrained(folder, **kwargs)
@@ -204,7 +185,7 @@ class _AutoModel(_Auto):
 
         Keywords are those of the model's own from_pretrained (dtype, device_map, quantization_config, …).
         """
-        _refuse_remote_code(cls.__name__, kwargs)
+        hub = HubOptions.take(kwargs)
         name = kwargs.pop("pretrained_model_name_or_path", None)
         if name is None:
             if not model_args:
@@ -212,10 +193,10 @@ class _AutoModel(_Auto):
             name, *rest = model_args
             model_args = tuple(rest)
         check(f"{cls.__name__}.from_pretrained", "pretrained_model_name_or_path", name, str | os.PathLike)
+        name, hub = hub.entered(name)
         config = kwargs.pop("config", None)
         if isinstance(config, (str, os.PathLike)):
-            given = {key: kwargs[key] for key in (*KEYWORDS, "format") if key in kwargs}
-            config = AutoConfig.from_pretrained(config, **given)
+            config = AutoConfig.from_pretrained(config, format=kwargs.get("format"), **hub.keywords())
         elif config is not None:
             from vitrail.configs.read import as_config
 
@@ -224,24 +205,30 @@ class _AutoModel(_Auto):
             from vitrail.adapters.files import base_of
 
             base = base_of(name)
-            folder = _open(name if base is None else base, kwargs)
+            format = kwargs.pop("format", None)
+            folder = CheckpointFolder.open(name if base is None else base, hub, format=format)
             config = AutoConfig.from_pretrained(folder)
             model = cls._class_for(config).from_pretrained(folder, *model_args, config=config, **kwargs)
             if base is not None:
                 model.load_adapter(name)
             return model
-        return cls._class_for(config).from_pretrained(name, *model_args, config=config, **kwargs)
+        given = {**hub.keywords(), **kwargs}
+        return cls._class_for(config).from_pretrained(name, *model_args, config=config, **given)
 
     @classmethod
     def from_config(cls, config: "PretrainedConfig", **kwargs: Any) -> Any:
-        """A model with random weights; `dtype` (or `torch_dtype`) chooses its numbers."""
+        """A model with random weights; `dtype` (or `torch_dtype`), else the configuration's, chooses its numbers."""
         from vitrail.configs.read import as_config
 
         config = as_config(config)
-        _refuse_remote_code(cls.__name__, kwargs)
-        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
-        _refuse_unknown(f"{cls.__name__}.from_config", kwargs)
-        return cls._class_for(config)._from_config(config, **({} if dtype is None else {"dtype": dtype}))
+        ignore_remote_code(kwargs)
+        given = {
+            name: kwargs.pop(name)
+            for name in ("dtype", "torch_dtype", "attn_implementation")
+            if name in kwargs
+        }
+        refuse_unknown(f"{cls.__name__}.from_config", kwargs, ("dtype", "torch_dtype", "attn_implementation"))
+        return cls._class_for(config)._from_config(config, **given)
 
 
 class AutoModelForImageTextToText(_AutoModel):
@@ -277,20 +264,51 @@ class AutoModelForCausalLM(_AutoModel):
         return MistralForCausalLM
 
 
+class AutoModelForVision2Seq(AutoModelForImageTextToText):
+    """The older name of AutoModelForImageTextToText."""
+
+
+class AutoModelForMultimodalLM(AutoModelForImageTextToText):
+    """transformers 5's name of AutoModelForImageTextToText."""
+
+
+class AutoModel(_AutoModel):
+    """Chooses the model without its head: LlavaModel, Mistral3Model, MistralModel or PixtralVisionModel."""
+
+    @classmethod
+    def _class_for(cls, config: "PretrainedConfig") -> Any:
+        from vitrail.model.decoder import MistralModel
+        from vitrail.model.multimodal import LlavaModel, Mistral3Model
+        from vitrail.model.vision import PixtralVisionModel
+
+        kinds = {
+            "llava": LlavaModel,
+            "mistral3": Mistral3Model,
+            "mistral": MistralModel,
+            "ministral3": MistralModel,
+            "pixtral": PixtralVisionModel,
+        }
+        return kinds[type(config).model_type]
+
+
 def load(
     name_or_path: "str | os.PathLike[str]", *, config: "PretrainedConfig | None" = None, **options: Any
 ) -> tuple[Any, Any]:
     """The processor and the model of a folder or hub name, which is opened once: each of its files is read once.
 
     A model that reads text only has its tokenizer in the processor's place. `options` are those of the models'
-    from_pretrained, with the hub's keywords, `format`, and `tokenizer_mode` as in AutoTokenizer; a configuration that was
-    read already is given as `config`. A folder that holds an adapter stands for its model, with the adapter on it.
+    from_pretrained, with the hub's keywords, `format`, and AutoTokenizer's `tokenizer_mode` and `fix_mistral_regex`; a
+    configuration that was read already is given as `config`. A folder that holds an adapter stands for its model, with
+    the adapter on it.
     """
     from vitrail.adapters.files import base_of
 
+    name_or_path, hub = HubOptions.take(options).entered(name_or_path)
     base = base_of(name_or_path)
-    folder = _open(name_or_path if base is None else base, options)
-    processor = AutoProcessor.from_pretrained(folder, tokenizer_mode=options.pop("tokenizer_mode", "auto"))
+    format = options.pop("format", None)
+    folder = CheckpointFolder.open(name_or_path if base is None else base, hub, format=format)
+    given = {name: options.pop(name) for name in ("tokenizer_mode", "fix_mistral_regex") if name in options}
+    processor = AutoProcessor.from_pretrained(folder, **given)
     config = AutoConfig.from_pretrained(folder) if config is None else config
     model = auto_class(config).from_pretrained(folder, config=config, **options)
     if base is not None:
@@ -308,4 +326,4 @@ def meta_model(config: "PretrainedConfig") -> Any:
     import torch
 
     with torch.device("meta"):
-        return auto_class(config).from_config(config)
+        return auto_class(config).from_config(config, dtype=torch.float32)

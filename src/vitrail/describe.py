@@ -17,7 +17,7 @@ from vitrail.files.layout import complete_formats, weight_files
 from vitrail.files.safetensors import TensorSpec
 from vitrail.images.grid import Dialect, image_grid
 from vitrail.model.architecture import Part, architecture
-from vitrail.model.cost import kv_bytes
+from vitrail.model.cost import kv_bytes, prefill_cost, vision_cost
 from vitrail.processor.load import picture_settings
 from vitrail.quant.config import Quantization, read_quantization
 from vitrail.quant.formats import FORMATS
@@ -33,6 +33,7 @@ from vitrail.weights.plan import Plan, make_plan
 
 # height × width of what people ask about: an icon, a screen's thumbnail, a small photograph, a screen, a scanned page.
 SIZES = ((224, 224), (512, 512), (768, 1024), (1080, 1920), (3508, 2480))
+IMAGE, QUESTION = (768, 1024), 32  # the image and the ids of text of a typical question
 HALF = torch.bfloat16  # float16 takes the same
 FORMS: Mapping[str, Form] = {
     "float32": Form(torch.float32),
@@ -53,22 +54,23 @@ _PARTS = {"model.vision_tower.": "vision_tower", "model.multi_modal_projector.":
 
 @dataclass
 class ModelInfo:
-    """Everything that `vitrail info` prints; sizes in bytes. None and {} where the checkpoint has nothing of the kind."""
+    """Everything that `vitrail info` prints but speeds; sizes in bytes. None and {} where there is nothing of the kind."""
 
     model: str
     folder: str
     architecture: Part
     model_type: str
-    format: str
+    format: str  # "" where there are no files
     formats: list[str]
     weights: dict[str, Any]  # files, bytes, dtypes (name → bytes), quantized, bits_per_weight, here
     geometry: dict[str, dict[str, Any]]
     parameters: dict[str, int]
     tied: bool
-    memory: dict[str, dict[str, int]]  # precision → weights, mapped (of these), while_loading
+    memory: dict[str, dict[str, int]]  # precision → weights, mapped (of these), while_loading, read_per_token
     free: dict[str, Any]  # device, bytes
     cache: dict[str, int]  # precision → bytes per 1,000 positions
     positions: int
+    question: dict[str, int]  # a text of QUESTION ids with an image where the model reads them: ids, flop
     pictures: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
 
@@ -90,29 +92,83 @@ def describe(folder: str | os.PathLike[str], name: str, format: str | None = Non
     names = _names(folder)
     here = bool(weight_files(folder.files, chosen))
     network, headers, plan = _open(folder, config) if here else _describe(config)
-    text = config if isinstance(config, MistralConfig) else config.text_config
-    tied, parameters = plan.tied is not None, _parameters(network)
+    parameters = _parameters(network)
     weights = _weights(folder, names, chosen, headers, plan, stored, here)
     stored_bytes = sum(weights["dtypes"].values())
     weights["bits_per_weight"] = round(stored_bytes * 8 / parameters["total"], 4) if here else None
     return ModelInfo(
         model=name,
         folder=str(folder),
-        architecture=architecture(network),
-        model_type=config.model_type,
         format=chosen,
         formats=complete_formats(names) or [chosen],
         weights=weights,
-        geometry=_geometry(config, text),
-        parameters=parameters,
-        tied=tied,
-        memory=_memory(network, headers, plan, stored),
-        free=_free(),
-        cache=_cache(text),
-        positions=text.max_position_embeddings,
-        pictures=_pictures(folder) if config.has_vision else {},
         tokenizer=_tokenizer(folder),
+        **_model(config, network, headers, plan, stored),
+        **_images(network, picture_settings(folder) if config.has_vision else {}),
     )
+
+
+def describe_config(config: PretrainedConfig, name: str) -> ModelInfo:
+    """What a model of this configuration is and will cost, its files unseen; images are counted as mistral-common does."""
+    network, headers, plan = _describe(config)
+    settings: dict[str, Any] = {}
+    if config.has_vision:
+        vision: Any = config.vision_config
+        merge = getattr(config, "spatial_merge_size", 1)
+        longest = (vision.image_size, vision.image_size)
+        settings = {
+            "patch_size": vision.patch_size,
+            "merge": merge,
+            "longest_edge": longest,
+            "dialect": "mistral",
+        }
+    weights = {
+        "files": [],
+        "bytes": 0,
+        "dtypes": {},
+        "quantized": None,
+        "here": False,
+        "bits_per_weight": None,
+    }
+    return ModelInfo(
+        model=name,
+        folder="",
+        format="",
+        formats=[],
+        weights=weights,
+        **_model(config, network, headers, plan, None),
+        **_images(network, settings),
+    )
+
+
+def _model(
+    config: PretrainedConfig, network: Any, headers: Headers, plan: Plan, stored: Quantization | None
+) -> dict[str, Any]:
+    """The fields that a configuration and headers decide."""
+    text: Any = config.get_text_config()
+    return {
+        "architecture": architecture(network),
+        "model_type": config.model_type,
+        "geometry": _geometry(config, text),
+        "parameters": _parameters(network),
+        "tied": plan.tied is not None,
+        "memory": _memory(network, headers, plan, stored),
+        "free": _free(),
+        "cache": _cache(text),
+        "positions": text.max_position_embeddings,
+    }
+
+
+def _images(network: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """What images of common sizes cost, and a question with one: the work until its answer begins."""
+    ids, flop = QUESTION, 0
+    if settings:
+        grid = image_grid(*IMAGE, **settings)
+        side = network.config.vision_config.patch_size
+        flop = vision_cost(network, [(grid.height // side, grid.width // side)]).flop
+        ids += grid.tokens
+    question = {"ids": ids, "flop": flop + prefill_cost(network, ids).flop}
+    return {"pictures": _pictures(settings) if settings else {}, "question": question}
 
 
 def _names(folder: CheckpointFolder) -> list[str]:
@@ -227,12 +283,19 @@ def _memory(
             if form.quantization is not None:
                 continue
             form = Form(form.dtype, None if plan.packed else stored)  # files that are not here are packed too
-        weights = sum(kept_bytes(network, headers, plan, form).values())
+        kept = kept_bytes(network, headers, plan, form)
+        weights = sum(kept.values())
         peak = sum(peak_bytes(network, headers, plan, form, where).values())
         mapped = _mapped(network, headers, plan, form, stored)
         loading = peak if stored is None else weights - mapped
-        found[name] = {"weights": weights, "mapped": mapped, "while_loading": loading}
+        read = sum(size for path, size in kept.items() if _is_read(canonical(path), plan))
+        found[name] = {"weights": weights, "mapped": mapped, "while_loading": loading, "read_per_token": read}
     return found
+
+
+def _is_read(path: str, plan: Plan) -> bool:
+    """Whether a tensor is read for every id of an answer: layers and head, and an embedding that is the head."""
+    return not path.startswith(tuple(_PARTS)) and (path != EMBEDDING or plan.tied is not None)
 
 
 def _mapped(network: Any, headers: Headers, plan: Plan, form: Form, stored: Quantization | None) -> int:
@@ -254,8 +317,7 @@ def _cache(text: MistralConfig) -> dict[str, int]:
     return {name: 1000 * kv_bytes(text, dtype) for name, dtype in names.items()}
 
 
-def _pictures(folder: CheckpointFolder) -> dict[str, Any]:
-    settings = picture_settings(folder)
+def _pictures(settings: dict[str, Any]) -> dict[str, Any]:
     dialects: tuple[Dialect, ...] = ("hf", "mistral")
     used: Dialect = settings["dialect"]
     rows = []

@@ -12,6 +12,7 @@ from typing import Any
 from vitrail.arguments import check, check_methods, checked_except
 from vitrail.errors import InputError, PromptError
 from vitrail.generate.reuse import Continuation, PromptMemory, PromptPicture
+from vitrail.images.request import image_request
 from vitrail.processor.prepared import PreparedPicture, lay_out
 from vitrail.processor.processor import PixtralProcessor
 from vitrail.prompts.messages import ImagePart, Message, Part, normalize
@@ -221,6 +222,7 @@ class Dialogue:
         # Where not even one fits, generate() says so with both numbers.
         return longest if limit is None else max(1, min(longest, limit - prompt + 1))
 
+    @image_request()
     def _read(self, messages: Sequence[Raw]) -> list[_Entry]:
         """Messages with their pictures opened and prepared."""
         if not isinstance(messages, Sequence) or not all(

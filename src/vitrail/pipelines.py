@@ -4,14 +4,16 @@ Named after its counterpart in transformers; a module `vitrail.pipeline` would h
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vitrail.arguments import check, check_methods, checked, short
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import KEYWORDS as HUB_KEYWORDS, HubOptions
+from vitrail.images.request import image_request
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +26,7 @@ UNSET_LENGTH = 20  # the max_length of a GenerationConfig in which nobody set it
 Record = dict[str, Any]
 Messages = list[dict[str, Any]]
 
+READING_KEYWORDS = ("fix_mistral_regex", "tokenizer_mode")
 PROCESSOR_KEYWORDS = ("max_image_tokens", "padding", "truncation", "max_length")
 CALL_KEYWORDS = (
     "batch_size",
@@ -90,26 +93,40 @@ def pipeline(
         raise InputError("pipeline needs model=: a checkpoint's folder, its name or a loaded model.")
     if device is not None and device_map is not None:
         raise InputError("pipeline takes device= or device_map=, not both.")
-    hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
-    hub = {name: value for name, value in hub.items() if value is not None}
-    source, settings = _source_of(model), None
+    named = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+    settings: dict[str, Any] = dict(model_kwargs or {})
+    settings |= {name: value for name, value in named.items() if value is not None}
+    of_hub = [name for name in kwargs if name in HUB_KEYWORDS or name == "use_auth_token"]
+    settings |= {name: kwargs.pop(name) for name in of_hub}
+    hub = HubOptions.take(settings)
+    for_processor = {name: kwargs.pop(name) for name in READING_KEYWORDS if name in kwargs}
+    dtype = kwargs.pop("torch_dtype", dtype)
+    _known(kwargs)  # before anything is opened
+    source = _source_of(model)
     if isinstance(model, (str, os.PathLike)):
-        given = dict(model_kwargs or {})
-        settings = {"dtype": kwargs.pop("torch_dtype", dtype), **given, **hub}
-        hub = {**{name: given[name] for name in (*HUB_KEYWORDS, "format") if name in given}, **hub}
+        format = settings.pop("format", None)
+        source = CheckpointFolder.open(model, hub, format=format)
+        hub = replace(hub, subfolder="")  # it is the model's
+        settings = {"dtype": dtype, **settings, **hub.keywords()}
+        if format is not None:
+            for_processor["format"] = format
         if config is not None:
             settings["config"] = config
         if device is None:
             settings.setdefault("device_map", "auto" if device_map is None else device_map)
-        if not settings.get("trust_remote_code"):  # it is refused before anything is opened
-            source = CheckpointFolder.open(model, HubOptions.take(dict(hub)), format=given.get("format"))
-    elif "torch_dtype" in kwargs or config is not None or model_kwargs:
+    elif dtype != "auto" or config is not None or device_map is not None or model_kwargs:
         raise InputError(
-            "pipeline: the model is loaded already; torch_dtype, config and model_kwargs do not apply."
+            "pipeline: the model is loaded already; dtype (torch_dtype), device_map, config and model_kwargs do not apply."
         )
     if processor is None or isinstance(processor, (str, os.PathLike)):
-        processor = _load_processor(processor or source, hub)
-    if settings is not None:  # after the processor, whose tokenizer's file the model would parse too
+        processor = _load_processor(processor or source, {**hub.keywords(), **for_processor})
+    elif for_processor:
+        raise InputError(
+            f"pipeline: the processor is loaded already; {', '.join(for_processor)} does not apply."
+        )
+    if isinstance(
+        model, (str, os.PathLike)
+    ):  # after the processor, whose tokenizer's file the model would parse too
         from vitrail.auto import AutoModelForImageTextToText
 
         model = AutoModelForImageTextToText.from_pretrained(source, **settings)
@@ -212,16 +229,17 @@ class ImageTextToTextPipeline:
         continued = options.get("continue_final_message")
         if continued is None:
             continued = messages[-1]["role"] == "assistant"
-        inputs = self.processor.apply_chat_template(
-            messages,
-            add_generation_prompt=not continued,
-            continue_final_message=continued,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            **({} if options.get("tools") is None else {"tools": options["tools"]}),
-            **_processing(options),
-        )
+        with _fetching(options.get("timeout")):
+            inputs = self.processor.apply_chat_template(
+                messages,
+                add_generation_prompt=not continued,
+                continue_final_message=continued,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                **({} if options.get("tools") is None else {"tools": options["tools"]}),
+                **_processing(options),
+            )
         records = self._generate(inputs, [messages], options)
         if _wants_full(options):
             for record in records:
@@ -239,9 +257,8 @@ class ImageTextToTextPipeline:
         processing = _processing(options)
         if len(prompts) > 1:
             processing.setdefault("padding", True)
-        if images is not None:
-            images = _opened(images, options.get("timeout"))
-        inputs = self.processor(images=images, text=text, return_tensors="pt", **processing)
+        with _fetching(options.get("timeout")):
+            inputs = self.processor(images=images, text=text, return_tensors="pt", **processing)
         records = self._generate(inputs, prompts, options)
         if _wants_full(options):
             for record in records:
@@ -360,15 +377,11 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0
 
 
-def _opened(images: Any, timeout: float | None) -> Any:
-    """Pictures by path, URL or bytes become PIL pictures; nesting stays as it is."""
-    from vitrail.images.load import load_image
-
-    if isinstance(images, (list, tuple)):
-        return [_opened(image, timeout) for image in images]
-    if not isinstance(images, (str, Path, bytes)):
-        return images
-    return load_image(images) if timeout is None else load_image(images, timeout=timeout)
+@contextmanager
+def _fetching(timeout: float | None) -> Iterator[None]:
+    """A block in which each image is fetched within `timeout` seconds, instead of the policy's."""
+    with image_request() as around, image_request(policy=around.policy.within(timeout)):
+        yield
 
 
 def _with_pictures(chat: Sequence[Mapping[str, Any]], images: Any) -> Messages:

@@ -105,3 +105,16 @@ def test_rows_that_are_no_numbers_are_a_mistake(rows: str, capsys: pytest.Captur
 def test_the_command_knows_the_geometries_and_formats_without_importing_them() -> None:
     assert set(command.GEOMETRIES) == set(NAMES)
     assert command.FORMATS == FORMATS
+
+
+@pytest.mark.parametrize("what", ["decode", "prefill", "vision", "load", "e2e"])
+def test_bench_tells_what_it_does_from_the_start(
+    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("vitrail.cli.screen.Waiting.say", lambda self, text: said.append(text))
+    monkeypatch.setattr("vitrail.bench.load._turn", lambda place, threads: {"load_seconds": 1.0})
+    assert main(["bench", what, *QUICK[:-1], "2"]) == 0
+    assert said[0] == "starting"
+    assert "making weights" in said[1] or "writing the checkpoint" in said[1]
+    assert [text.rpartition(": ")[2] for text in said[-2:]] == ["turn 1 of 2", "turn 2 of 2"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,56 @@ def test_measuring_is_short_and_its_result_is_of_this_world(packed: bool, tmp_pa
     assert time.process_time() - began < 4 * module.BUDGET
     assert 1e-14 < many < 1e-6
     assert 1e-14 < one < 1e-6
+
+
+class Busy:
+    """A machine whose products take a millisecond, and whose clock runs on while other processes have it."""
+
+    def __init__(self, away: Callable[[int], float]) -> None:
+        self.away, self.products, self.wall, self.worked = away, 0, 0.0, 0.0
+
+    def perf_counter(self) -> float:
+        return self.wall
+
+    def process_time(self) -> float:
+        return self.worked
+
+    def product(self, *_: Any) -> None:
+        self.products += 1
+        self.worked += 1e-3
+        self.wall += 1e-3 + self.away(self.products)
+
+
+AWAY: dict[str, Callable[[int], float]] = {
+    "idle": lambda n: 0.0,
+    "always busy": lambda n: 0.1,
+    "two of three": lambda n: 0.1 if n % 3 else 0.0,
+    "at first": lambda n: 0.0 if n > 4 else 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("away", "coarse"),
+    [("idle", False), ("idle", True), ("always busy", False), ("two of three", False), ("two of three", True),
+     ("at first", False), ("at first", True)],
+)  # fmt: skip
+def test_other_processes_do_not_make_the_estimate_longer(
+    away: str, coarse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the processor's time, and where a system counts that coarsely by the probes that nothing disturbed."""
+    machine = Busy(AWAY[away])
+    monkeypatch.setattr(module, "time", machine)
+    if coarse:
+        monkeypatch.setattr(machine, "process_time", lambda: 0.0)
+    model = wide()
+    for layer in model.modules():
+        if hasattr(layer, "in_features"):
+            layer.forward = machine.product
+    many, one = measure(model, 512)
+    largest = 384 * 1024
+    assert one == pytest.approx(1e-3 / largest)
+    assert 1e-3 / largest / 512 <= many <= 1e-3 / largest / 16 * 1.001
+    assert machine.products < 600
 
 
 def test_in_words() -> None:

@@ -15,13 +15,14 @@ from tests import geometries, tiny
 from tests.hub_server import HubServer
 from tests.unit.test_memory_plan import FORMS, held
 from tests.unit.test_parameter_counts import MODELS
+from vitrail.cli import bench
 from vitrail.cli.main import main
 from vitrail.files.formatting import in_words
 from vitrail.images.grid import image_tokens
 
 KEYS = {
     "model", "folder", "architecture", "model_type", "format", "formats", "weights", "geometry", "parameters", "tied",
-    "memory", "free", "cache", "positions", "pictures", "tokenizer",
+    "memory", "free", "cache", "positions", "pictures", "tokenizer", "question", "speed",
 }  # fmt: skip
 
 
@@ -324,3 +325,65 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ):
         assert main(arguments) == 2
         assert said in capsys.readouterr().err
+
+
+# --- published geometries, without files ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every attempt to connect, or to look for a file on the hub, fails the test."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a connection was attempted")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("vitrail.files.checkpoint_folder.CheckpointFolder.open", refuse)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("pixtral-12b", 12_682_739_712), ("ministral-3-3b", 3_849_090_048)],
+)  # fmt: skip
+def test_info_geometry_counts_the_published_parameters_without_a_network(
+    told: Any, offline: None, name: str, parameters: int
+) -> None:
+    found = told(name)
+    assert found["parameters"]["total"] == parameters
+    assert found["memory"]["bfloat16"]["weights"] == 2 * parameters
+    assert (found["format"], found["weights"]["files"], found["folder"]) == ("", [], "")
+    read = found["memory"]["q4"]["read_per_token"]
+    assert read < found["memory"]["q4"]["weights"]
+    assert found["speed"]["tokens_per_second"]["q4"] == pytest.approx(
+        found["speed"]["bytes_per_second"] / read, abs=1e-3
+    )
+    assert found["question"]["ids"] == found["pictures"]["sizes"][2]["tokens"] + 32
+    assert found["speed"]["question_seconds"] == pytest.approx(
+        found["question"]["flop"] / found["speed"]["flop_per_second"], abs=1e-3
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", bench.GEOMETRIES)
+def test_info_every_geometry_says_whether_it_fits_and_how_fast(shown: Any, offline: None, name: str) -> None:
+    text = shown(name)
+    assert "fits now tokens/s at most" in text
+    assert "a published geometry; no files were looked at" in text
+
+
+def test_info_small_model_has_no_limit_by_memory(told: Any) -> None:
+    """Caches may hold its weights."""
+    assert set(told()["speed"]["tokens_per_second"].values()) == {None}
+
+
+def test_info_folder_of_a_geometrys_name_is_that_folder(
+    told: Any, tiny_mistral3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_mistral3, tmp_path / "pixtral-12b")
+    monkeypatch.chdir(tmp_path)
+    assert told("pixtral-12b")["format"] == "hf"
+
+
+def test_info_geometry_with_a_format_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "pixtral-12b", "--format", "hf"]) == 2
+    assert "pixtral-12b is a geometry without files" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,17 @@ def test_progress_of_files_is_kept_in_order() -> None:
     found = _in_order([(n, files[n]) for n in (2, 0, 3, 1)], seen.append)
     assert list(found) == list(enumerate(files))
     assert len(seen) == 4
+
+
+def test_read_several_files_on_a_terminal_shows_one_bar_from_the_start(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["read", str(folder)]) == 0
+    shown = capsys.readouterr().err
+    assert "0/2" in shown and "2/2" in shown
+    assert "starting" not in shown  # two displays at once would overwrite each other
 
 
 @pytest.mark.slow

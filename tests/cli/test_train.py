@@ -18,6 +18,7 @@ import torch
 import vitrail
 from tests import tiny
 from vitrail.cli.main import main
+from vitrail.cli.train import _Bar
 from vitrail.train import metrics
 
 
@@ -153,6 +154,52 @@ def test_over_a_packed_base_with_a_bar(
         and "2/2" in shown
         and "0:00:00" in shown
     )
+
+
+def test_train_stopped_run_can_be_asked_lengthened_and_says_where_it_goes_on(
+    talks: Path,
+    tiny_llava: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    words = ["train", str(talks), "--model", str(tiny_llava), "--rank", "2", "--out", str(out)]
+    step = _Bar.step
+
+    def stop(self: _Bar, record: dict[str, Any]) -> None:
+        step(self, record)
+        if record["step"] == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Bar, "step", stop)
+        assert main([*words, "--steps", "3"]) == 130
+    assert f"stopped after step 1; {out} has the adapter so far" in capsys.readouterr().err
+    ask = ["ask", str(talks.parent / "a.png"), "What?", "--max-new-tokens", "2", "--model", str(tiny_llava)]
+    assert main([*ask, "--adapter", str(out)]) == 0
+    capsys.readouterr()
+    assert main([*words, "--steps", "3"]) == 0
+    assert "vitrail: going on from step 1 of 3" in capsys.readouterr().err
+    assert main([*words, "--steps", "4"]) == 0
+    assert "vitrail: going on from step 3 of 4" in capsys.readouterr().err
+    assert len(losses(out)) == 4
+    assert main([*words, "--steps", "2"]) == 2
+    assert "has taken 4 steps already" in capsys.readouterr().err
+
+
+def test_train_without_a_terminal_tells_a_step_now_and_then(
+    talks: Path,
+    tiny_llava: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vitrail.cli.train._TELL_EVERY", 0)
+    words = ["train", str(talks), "--model", str(tiny_llava), "--rank", "2", "--out", str(tmp_path / "out")]
+    assert main([*words, "--steps", "2"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "of 2" in line]
+    assert [line.split(",")[0] for line in told] == ["vitrail: step 1 of 2", "vitrail: step 2 of 2"]
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ EXAMPLES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "example
 # Commands that install, test or train: other tests and .ci/run do that.
 NOT_RUN = (
     "pip install '.[test]' && pytest",
+    'eval "$(_VITRAIL_COMPLETE=bash_source vitrail)"',  # tests/cli/test_completion.py does
     "pip install -e '.[test]'",
     ".ci/run",
     "python -m vitrail.reader",

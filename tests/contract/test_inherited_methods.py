@@ -237,7 +237,7 @@ def test_unsupported_methods_name_themselves(model: Any, tmp_path: Path) -> None
     [
         ({"safe_serialization": False}, "safe_serialization"),
         ({"variant": "fp16"}, "variant"),
-        ({"save_function": torch.save}, "save_function"),
+        ({"save_function": torch.save, "safe_serialization": False}, "safe_serialization"),
         ({"repo_id": "name"}, "repo_id"),
     ],
     ids=lambda given: (
@@ -256,7 +256,9 @@ def test_unsupported_arguments_of_save_pretrained(
     ("options", "word"),
     [
         ({"load_in_4bits": True}, "load_in_4bits"),
-        ({"attn_implementation": "flash_attention_2"}, "flash_attention_2"),
+        ({"attn_implementation": "flash_attention_9"}, "flash_attention_9"),
+        ({"load_in_4bit": True}, r"BitsAndBytesConfig\(load_in_4bit=True\)"),
+        ({"load_in_8bit": True}, r"BitsAndBytesConfig\(load_in_8bit=True\)"),
         ({"ignore_mismatched_sizes": True}, "ignore_mismatched_sizes"),
         ({"use_safetensors": False}, "use_safetensors"),
     ],
@@ -268,6 +270,27 @@ def test_unsupported_arguments_of_from_pretrained(
     model.save_pretrained(tmp_path)
     with pytest.raises(vitrail.UnsupportedError, match=word):
         type(model).from_pretrained(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flash_attention_2",
+        "flash_attention_3",
+        "flex_attention",
+        {"text_config": "flash_attention_2", "": "sdpa"},
+    ],
+    ids=str,
+)
+def test_attention_of_another_name_is_ours_with_one_warning(
+    model: Any, shape: Shape, tmp_path: Path, name: Any
+) -> None:
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="attn_implementation=.* is Vitrail's own exact attention") as seen:
+        named = type(model).from_pretrained(tmp_path, attn_implementation=name, load_in_4bit=False)
+    assert len(seen) == 1
+    given = inputs(shape, None)
+    assert torch.equal(logits(named, given), logits(model, given))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
+import vitrail
+from tests import tiny
 from tests.invariants.test_native_quant import same, threads
+from vitrail.model.fused import FusedBlocks
 from vitrail.ops import packing_layout
 from vitrail.ops.cpu import dense as cpu_dense, library
 from vitrail.ops.linear import linear, linear_group, linear_input_grad
@@ -108,9 +116,6 @@ def test_a_row_is_the_same_in_any_company(
     rows: int,
     count: int,
 ) -> None:
-    # bfloat16 panels over float16 rows need two roundings: no kernel does that, and PyTorch's own product, which does,
-    # may add in another order for another number of rows (it does where the processor multiplies bfloat16).
-    assume(not (kind == "bf16" and dtype == torch.float16))
     weight = weight_of(kind, out, columns, dtype, group=group, seed=seed)
     x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(dtype)
     row = seed % rows
@@ -121,6 +126,111 @@ def test_a_row_is_the_same_in_any_company(
             together, again = products(x, [weight, weight], [None, None])
     assert torch.equal(together[row], alone)
     assert torch.equal(together, again)
+
+
+@settings(max_examples=60)
+@given(**shapes, used=st.sampled_from(DTYPES), rows=st.sampled_from([1, 2, 9, 100]))
+def test_activations_of_another_type_meet_the_weight_as_that_type_holds_it(
+    isa: str,
+    kind: str,
+    dtype: torch.dtype,
+    out: int,
+    columns: int,
+    group: int,
+    seed: int,
+    used: torch.dtype,
+    rows: int,
+) -> None:
+    """A float16 weight under bfloat16 activations is rounded twice, by the kernel as by the definition."""
+    weight = weight_of(kind, out, columns, dtype, group=group, seed=seed)
+    if isinstance(weight, Tensor):
+        return
+    weight = weight.with_tensors(weight.tensors, dtype)
+    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(used)
+    with library.using(isa), no_decoding():
+        (got,) = cpu_dense.products(x, [weight], [None])
+        (alone,) = cpu_dense.products(x[-1:], [weight], [None])
+    plain = dequantize(weight, used)
+    wanted = x.double() @ plain.double().T
+    assert bool(((got.double() - wanted).abs() <= bound(x, plain, None, wanted)).all())
+    assert torch.equal(got[-1:], alone)
+
+
+@contextmanager
+def no_decoding() -> Iterator[list[int]]:
+    """Within the block decoding a whole matrix is an error; yields the rows of every packed matrix's product."""
+    calls: list[int] = []
+    run = cpu_dense._run
+
+    def counted(x: Tensor, matrices: list[Any], biases: list[Any]) -> list[Tensor]:
+        calls.extend(x.shape[0] for matrix in matrices if matrix.format)
+        return run(x, matrices, biases)
+
+    def refused(*_: Any, **__: Any) -> Tensor:
+        raise AssertionError("a whole matrix was decoded")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_dense, "_run", counted)
+        patch.setattr(cpu_dense, "dequantize", refused)
+        patch.setattr(cpu_dense, "_decode", refused)
+        yield calls
+
+
+COMPUTE = (torch.float32, torch.bfloat16, torch.float16, None)
+BITSANDBYTES: dict[str, dict[str, Any]] = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "nested": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "int8": {"load_in_8bit": True},
+}
+
+
+@pytest.mark.parametrize("compute", COMPUTE)
+@pytest.mark.parametrize("form", BITSANDBYTES)
+def test_every_model_dtype_and_compute_dtype_meets_the_kernels(
+    form: str, compute: torch.dtype | None, plain_folder: Path
+) -> None:
+    """The products of all fourteen layers, in a prompt and in a step of one id: none decodes its matrix."""
+    config = vitrail.BitsAndBytesConfig(**BITSANDBYTES[form], bnb_4bit_compute_dtype=compute)
+    ids = torch.arange(20)[None]
+    for dtype in (None, "auto", *DTYPES):
+        model = vitrail.MistralForCausalLM.from_pretrained(
+            plain_folder, quantization_config=config, **({} if dtype is None else {"dtype": dtype})
+        )
+        with torch.inference_mode(), no_decoding() as calls, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FusedBlocks, "run", lambda *_: None)  # one call for all products, which counts none
+            prompt = model(ids, use_cache=True)
+            step = model(torch.tensor([[3]]), past_key_values=prompt.past_key_values)
+        assert calls == [20] * 14 + [1] * 14
+        with torch.inference_mode(), library.using("off"):
+            wanted = model(torch.cat([ids, torch.tensor([[3]])], 1)).logits
+        got = torch.cat([prompt.logits, step.logits], 1)
+        # Products are in the compute type, but float32 rows are never rounded.
+        used = compute if compute is not None and model.dtype != torch.float32 else model.dtype
+        eps = max(torch.finfo(model.dtype).eps, torch.finfo(used).eps)
+        assert (got - wanted).abs().max() <= 40 * eps * wanted.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["nf4", "nested", "int8"])
+def test_float64_rows_meet_a_matrix_that_the_kernel_decodes(kind: str) -> None:
+    weight, x = weight_of(kind, 40, 96, torch.bfloat16), torch.randn(3, 96, dtype=torch.float64)
+    assert isinstance(weight, PackedWeight)
+    wanted = x @ dequantize(weight, torch.float64).T
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_dense, "dequantize", None)
+        assert torch.equal(cpu_dense.products(x, [weight], [None])[0], wanted)
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text model of two layers, stored in bfloat16."""
+    folder = tmp_path_factory.mktemp("plain")
+    config = vitrail.MistralConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, dtype="bfloat16",
+    )  # fmt: skip
+    tiny.randomize(vitrail.MistralForCausalLM(config)).to(torch.bfloat16).save_pretrained(folder)
+    return folder
 
 
 @settings(max_examples=60)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.parity.pairs import IMAGE, TEXTS, VISION_LANGUAGE, Pair, Shape, build, close, inputs
 from vitrail import LoraConfig
-from vitrail.errors import CheckpointError
+from vitrail.errors import CheckpointError, ConfigError
 from vitrail.train.packing import Pack, loss_sum
 
 PIXTRAL, SMALL = VISION_LANGUAGE[0], VISION_LANGUAGE[6]
@@ -218,6 +218,31 @@ def test_load_adapter_with_keys_without_prefix_gives_pefts_logits(whole: Any, tm
     pair.ours.load_adapter(tmp_path)
     with torch.no_grad():
         close(pair.ours(**given).logits, theirs(**given).logits, "logits")
+
+
+def test_orthogonal_init_is_pefts_and_loads_from_either(tmp_path: Path) -> None:
+    import peft
+
+    pair, given = build(TEXTS[0], gain=0.7), inputs(TEXTS[0], None)
+    options: dict[str, Any] = {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": "orthogonal"}
+    with torch.no_grad():
+        plain = pair.ours(**given).logits
+        torch.manual_seed(1)  # PEFT draws other numbers first: values differ, their kind does not
+        theirs = peft.get_peft_model(pair.theirs, peft.LoraConfig(**options))
+        pair.ours.add_adapter(LoraConfig(**options))
+        close(pair.ours(**given).logits, plain, "it begins as nothing")
+    for model in (pair.ours, theirs):
+        parts = [p.detach() for name, p in model.named_parameters() if "lora_" in name]
+        for a, b in zip(parts[0::2], parts[1::2], strict=True):
+            assert a.any() and b.any() and float((b @ a).abs().max()) < 1e-7
+            assert 0.02 < float(a.std()) < 0.1
+    theirs.save_pretrained(tmp_path)
+    again = build(TEXTS[0], gain=0.7).ours
+    again.load_adapter(tmp_path)
+    with torch.no_grad():
+        close(again(**given).logits, theirs(**given).logits, "loaded")
+    with pytest.raises(ConfigError, match="even r, got 3"):
+        build(TEXTS[0]).ours.add_adapter(LoraConfig(**{**options, "r": 3}))
 
 
 @pytest.mark.parametrize(

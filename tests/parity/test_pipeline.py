@@ -187,7 +187,8 @@ def test_mistakes_are_named(pipes: tuple[Any, Any], call: Any, error: type[Excep
         ({"task": "image-text-to-text"}, vitrail.InputError, "model="),
         ({"model": "x", "feature_extractor": "y"}, vitrail.UnsupportedError, "feature_extractor"),
         ({"model": "x", "framework": "tf"}, vitrail.UnsupportedError, "tf"),
-        ({"model": "x", "trust_remote_code": True}, vitrail.UnsupportedError, "trust_remote_code"),
+        ({"model": "x", "colour": True}, vitrail.InputError, "colour"),
+        ({"model": "x", "model_kwargs": {"proxies": {"http": "x"}}}, vitrail.UnsupportedError, "HTTPS_PROXY"),
         ({"model": "x", "device": "cpu", "device_map": "auto"}, vitrail.InputError, "not both"),
     ],
 )

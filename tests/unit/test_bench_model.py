@@ -73,7 +73,7 @@ def test_turns_alternate() -> None:
     def work(name: str) -> Any:
         return lambda: seen.append(name)
 
-    turns = by_turns([work("a"), work("b")], [limit, limit], 2)
+    turns = by_turns([work("a"), work("b")], [limit, limit], range(2))
     order = [name for at, name in enumerate(seen) if not at or seen[at - 1] != name]
     assert order == ["a", "b", "limit", "a", "limit", "b", "limit", "a", "limit", "b", "limit"]
     assert [len(turn.times) for turn in turns] == [2, 2]

@@ -146,10 +146,12 @@ def test_image_token_id_is_image_token_index(tmp_path: Path) -> None:
 def test_both_names_of_the_type(key: str, tmp_path: Path) -> None:
     data = {k: v for k, v in SMALL_3.items() if k != "torch_dtype"}
     config = read(tmp_path, {**data, key: "bfloat16"})
-    assert config.dtype == config.torch_dtype == "bfloat16"
+    assert config.dtype is config.torch_dtype is torch.bfloat16
     config.torch_dtype = torch.float16
     assert config.dtype is torch.float16
-    assert config.to_dict()["dtype"] == "float16"
+    config.dtype = "torch.float32"
+    assert config.torch_dtype is torch.float32
+    assert config.to_dict()["dtype"] == "float32"
 
 
 @pytest.mark.parametrize(
@@ -341,3 +343,60 @@ def test_a_configuration_is_not_shared_with_what_it_was_made_from() -> None:
     assert config.get_text_config() is config.text_config
     with pytest.raises(AttributeError, match="LlavaConfig has no attribute 'nonsense'"):
         _ = config.nonsense
+
+
+@pytest.mark.parametrize("wrong", ["auto", "torch", "float31", 32, ["bfloat16"], "nn"])
+def test_dtype_that_names_no_type_is_refused(wrong: Any) -> None:
+    with pytest.raises(vitrail.ConfigError, match="dtype must be a torch dtype or its name"):
+        vitrail.MistralConfig(dtype=wrong)
+    config = vitrail.MistralConfig()
+    with pytest.raises(vitrail.ConfigError, match="dtype must be"):
+        config.torch_dtype = wrong
+
+
+def test_update_sets_keys_and_those_of_the_parts(tmp_path: Path) -> None:
+    config = read(tmp_path, SMALL_3)
+    text, vision, name = config.text_config, config.vision_config, config.name_or_path
+    config.update({"spatial_merge_size": 3, "text_config": {"rms_norm_eps": 0.5}, "torch_dtype": "float16"})
+    assert (config.spatial_merge_size, config.text_config.rms_norm_eps) == (3, 0.5)
+    assert config.dtype is torch.float16 and config.name_or_path == name
+    assert config.text_config is text and config.vision_config is vision  # the model's parts hold them
+    before = config.to_dict()
+    with pytest.raises(vitrail.ConfigError, match="spatial_merge_size"):
+        config.update({"projector_hidden_act": "relu", "spatial_merge_size": 0})
+    with pytest.raises(vitrail.ConfigError, match="object of keys"):
+        config.update([("spatial_merge_size", 2)])  # type: ignore[arg-type]
+    assert config.to_dict() == before
+    other = vitrail.MistralConfig(vocab_size=7)
+    config.update({"text_config": other})
+    assert config.text_config is other and text.vocab_size != 7
+
+
+@pytest.mark.parametrize("data", [SMALL_3, PIXTRAL_12B], ids=["small-3", "pixtral"])
+def test_to_diff_dict_makes_the_same_configuration(data: dict[str, Any], tmp_path: Path) -> None:
+    config = read(tmp_path, data)
+    different = config.to_diff_dict()
+    assert different["model_type"] == data["model_type"]
+    assert len(different) < len(config.to_dict())
+    changed = vitrail.MistralConfig(hidden_size=64, head_dim=16, another_key=1)
+    assert changed.to_diff_dict() == {
+        "model_type": "mistral",
+        "hidden_size": 64,
+        "head_dim": 16,
+        "another_key": 1,
+    }
+    assert vitrail.MistralConfig.from_dict(changed.to_diff_dict()) == changed
+
+
+def test_small_names_of_transformers(tmp_path: Path) -> None:
+    """Iteration, sub_configs, get_config_dict and the common flags, as code around a model reads them."""
+    config = read(tmp_path, SMALL_3)
+    assert {"text_config", "vision_config", "spatial_merge_size"} <= set(config)
+    assert set(config.sub_configs) == {"text_config", "vision_config"}
+    assert config.is_encoder_decoder is config.is_decoder is config.add_cross_attention is False
+    assert config.text_config.rope_parameters["rope_type"] == "default"
+    assert "is_encoder_decoder" not in config.to_dict()
+    keys, unused = vitrail.Mistral3Config.get_config_dict(tmp_path, revision="main", colour="red")
+    assert keys["model_type"] == "mistral3" and unused == {"colour": "red"}
+    with pytest.raises(vitrail.ConfigError, match="is_encoder_decoder"):
+        vitrail.MistralConfig(is_encoder_decoder="no")

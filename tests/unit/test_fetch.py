@@ -269,3 +269,115 @@ def test_private_addresses_are_refused_after_a_redirect_too(url: str) -> None:
 )
 def test_which_addresses_are_public(address: str, public: bool) -> None:
     assert is_global(address) is public
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "192.0.0.9",  # protocol assignments; the rest of the block is not public either
+        "192.0.2.1",
+        "192.88.99.1",
+        "192.168.1.1",
+        "172.31.255.255",
+        "198.18.0.1",
+        "198.19.255.255",
+        "198.51.100.7",
+        "203.0.113.7",
+        "100.127.255.255",
+        "239.255.255.255",
+        "240.0.0.1",
+        "255.255.255.255",
+        "0.1.2.3",
+        "::ffff:8.8.8.8",  # a public address, but nobody has to write it like that
+        "::8.8.8.8",
+        "::ffff:0:8.8.8.8",
+        "64:ff9b::192.168.0.1",
+        "64:ff9b::6440:1",
+        "64:ff9b:1::808:808",
+        "100::1",
+        "2001::1",
+        "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+        "2001:2::1",
+        "2001:10::1",
+        "2001:20::1",
+        "2001:db8::1",
+        "2002:808:808::1",
+        "3fff::1",
+        "5f00::1",
+        "4000::1",
+        "fec0::1",
+        "fd12:3456::1",
+        "febf::1",
+        "ff02::1",
+        "2606:4700::1111%eth0",
+    ],
+)
+def test_special_addresses_are_not_public(address: str) -> None:
+    """Whatever Python's own table says: it changes with the version."""
+    assert not is_global(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["1.1.1.1", "172.32.0.1", "192.0.1.1", "223.255.255.254", "100.128.0.1", "2a00::1", "2001:200::1"],
+)
+def test_neighbours_of_special_addresses_are_public(address: str) -> None:
+    assert is_global(address)
+
+
+@pytest.mark.parametrize(
+    "notation",
+    ["0x7f.1", "0x7f000001", "2130706433", "017700000001", "0177.0.0.1", "127.1", "8.8.8.8.", "8.8.8", "08.8.8.8", "[::1]",
+     "８.8.8.8", " 8.8.8.8", "8.8.8.8 ", "8.8.8.8/32", "localhost", ""],
+)  # fmt: skip
+def test_other_notations_are_no_addresses(notation: str) -> None:
+    """What a resolver makes of them is checked; the text itself passes nowhere."""
+    assert not is_global(notation)
+
+
+@pytest.mark.parametrize(
+    "host", ["0x7f.1", "0x7f000001", "2130706433", "127.1", "127.0.0.1.", "localhost.", "[::ffff:127.0.0.1]"]
+)
+def test_loopback_in_other_notations_is_refused(host: str) -> None:
+    """Resolvers read them, or say that there is no such host."""
+    with pytest.raises(ImageError, match=r"not public|no host"):
+        fetch(f"http://{host}:1/a.png", FetchPolicy(allow_private=False, timeout=2))
+
+
+def test_the_address_that_was_checked_is_the_one_that_is_connected_to(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name is looked up once: a second answer (DNS rebinding) changes nothing."""
+    asked: list[str] = []
+
+    def look_up(host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        address = "127.0.0.1" if len(asked) == 1 else "127.0.0.2"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, server.server_port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    assert fetch("http://pictures.example/good", QUICK) == PNG
+    assert asked == ["pictures.example"]
+
+
+def test_one_private_address_among_public_ones_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443)) for address in ("8.8.8.8", "192.0.2.1")
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
+    with pytest.raises(ImageError, match="not public"):
+        fetch("https://pictures.example/a.png", FetchPolicy.strict(None))
+
+
+def test_nothing_is_fetched_for_strangers_but_from_named_hosts() -> None:
+    with pytest.raises(ImageError, match="URLs are not fetched here; send the image as a data URL"):
+        fetch("https://pictures.example/a.png", FetchPolicy.untrusted())
+    policy = FetchPolicy.untrusted(("pictures.example",))
+    assert policy == FetchPolicy.strict(("pictures.example",)) and not policy.allow_files
+    with pytest.raises(ImageError, match="not on the list"):
+        fetch("https://elsewhere.example/a.png", policy)
+
+
+def test_a_url_is_not_endless() -> None:
+    with pytest.raises(ImageError, match="at most 8,192 characters; this one has 1,000,019"):
+        fetch("https://a.example/?" + "a" * 1_000_000, QUICK)

@@ -121,3 +121,29 @@ def test_the_precision_of_the_cache_is_kept_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cache_dtype must be one of float32.*int8, got 'int4'"):
         config.update(cache_dtype="int4")
     assert config.cache_dtype == "bfloat16"
+
+
+def test_keys_of_transformers_5_in_a_file(tmp_path):
+    """null means "not set"; what would change the text is refused when it is used, and all are written back."""
+    data = {
+        "do_sample": None,
+        "max_length": None,
+        "use_cache": None,
+        "top_h": 0.4,
+        "compile_config": {"a": 1},
+    }
+    (tmp_path / "generation_config.json").write_text(json.dumps(data))
+    config = GenerationConfig.from_pretrained(tmp_path)
+    assert (config.do_sample, config.max_length, config.use_cache) == (False, 20, True)
+    with pytest.raises(UnsupportedError, match=r"top_h=0\.4"):
+        config.refuse_unsupported()
+    assert config.to_diff_dict() == {"top_h": 0.4, "compile_config": {"a": 1}}
+    config.top_h = None
+    config.refuse_unsupported()
+
+
+def test_options_with_tuples_as_keys_are_shown(tmp_path):
+    config = GenerationConfig(sequence_bias={(1, 2): 2.0})
+    assert "(1, 2)" in repr(config) and "(1, 2)" in config.to_json_string()
+    with pytest.raises(UnsupportedError, match="sequence_bias"):
+        config.refuse_unsupported()

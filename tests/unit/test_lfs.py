@@ -16,7 +16,7 @@ from vitrail.images.load import load_image
 from vitrail.images.pdf import load_pages
 from vitrail.prompts.conversation_file import read_conversations
 from vitrail.tokenizer.mistral import MistralCommonTokenizer
-from vitrail.train.conversations import find_lines
+from vitrail.train.data_files import find_lines
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1364664\n"
 READERS: dict[str, Callable[[Path], Any]] = {

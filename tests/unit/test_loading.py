@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +18,11 @@ import vitrail
 from tests import tiny
 from vitrail.errors import CheckpointError, InputError
 from vitrail.files.safetensors import write_safetensors
+from vitrail.weights import load as loading
 from vitrail.weights.load import load_into
+from vitrail.weights.mapped import keep_mapped
 from vitrail.weights.names import canonical, saved_names
+from vitrail.weights.safetensors_checkpoint import SafetensorsCheckpoint
 
 Change = Callable[[dict[str, Tensor]], None]
 
@@ -338,3 +343,29 @@ def test_a_text_model_s_own_folder_may_hold_nothing_else(tmp_path: Path) -> None
     )
     with pytest.raises(CheckpointError, match=r"1 unexpected \(vision_tower\.ln_pre\.weight\)"):
         vitrail.MistralForCausalLM.from_pretrained(folder)
+
+
+def test_generate_a_mapped_file_that_was_cut_is_an_error(tmp_path: Path) -> None:
+    folder = tiny.write_checkpoint(tmp_path / "a")
+    model = vitrail.AutoModelForImageTextToText.from_pretrained(folder)
+    ids = torch.tensor([[1, 5, 6]])
+    keep_mapped(model, SafetensorsCheckpoint(folder))  # as for weights that are used where they are mapped
+    model.generate(ids, max_new_tokens=2)
+    os.truncate(folder / "model.safetensors", 5000)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors was cut while in use"):
+        model.generate(ids, max_new_tokens=2)
+
+
+def test_load_a_file_that_is_cut_meanwhile_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.write_checkpoint(tmp_path / "a")
+    real = loading._put
+
+    def cut(*arguments: Any) -> None:
+        os.truncate(folder / "model.safetensors", 20_000)
+        real(*arguments)
+
+    monkeypatch.setattr(loading, "_put", cut)
+    with pytest.raises(CheckpointError, match="was cut while in use"):
+        vitrail.AutoModelForImageTextToText.from_pretrained(folder)

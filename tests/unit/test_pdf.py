@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -16,8 +19,11 @@ from PIL import Image
 from tests import pdfs, tiny
 from tests.pdfs import BLUE, GREEN, RED
 from vitrail.errors import ImageError, MissingPackageError, PromptError
+from vitrail.images.fetch import FetchPolicy
 from vitrail.images.load import load_image
-from vitrail.images.pdf import PDF_LIMITS, load_pages, names_pdf
+from vitrail.images.pdf import PDF_LIMITS, file_holds_pdf, load_pages, names_pdf
+from vitrail.images.pdf_worker import COUNT, HEAD, PAGE
+from vitrail.images.request import image_request
 from vitrail.prompts.messages import normalize, pictures
 
 THREE = pdfs.pdf((72, 144, RED), (144, 72, GREEN), (72, 72, BLUE))
@@ -204,3 +210,102 @@ def test_where_one_picture_is_wanted_a_pdf_says_what_to_do(three: Path) -> None:
     for source in (three, THREE, str(three)):
         with pytest.raises(ImageError, match="load_pages"):
             load_image(source)
+
+
+def test_fifty_pages_share_the_pixels_of_sixteen() -> None:
+    """50 sheets of A4 at 150 dots per inch fit; 50 pages of 8 million pixels each took 1.6 GB."""
+    assert PDF_LIMITS.page_pixels(1) == PDF_LIMITS.page_pixels(16) == PDF_LIMITS.max_pixels
+    assert 1240 * 1755 < PDF_LIMITS.page_pixels(50) < 2_700_000
+
+
+class Answers:
+    """A rendering process that answers what it is told to."""
+
+    expired = False
+
+    def __init__(self, frames: list[bytes]) -> None:
+        self.frames = frames
+
+    def __call__(self, *_: Any, **__: Any) -> Answers:
+        return self
+
+    @contextmanager
+    def until(self, seconds: float) -> Iterator[None]:
+        yield
+
+    def send(self, frame: bytes) -> None: ...
+
+    def receive(self, most: int) -> bytes:
+        if not self.frames or len(self.frames[0]) > most:
+            raise EOFError
+        return self.frames.pop(0)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [],
+        [b"{}"],
+        [HEAD.pack(b"????", 1, 0, 0)],
+        [HEAD.pack(COUNT, 0, 0, 0)],
+        [HEAD.pack(COUNT, 1, 0, 0), HEAD.pack(PAGE, 2, 4, 4), bytes(48)],
+        [HEAD.pack(COUNT, 1, 0, 0), HEAD.pack(PAGE, 1, 4, 4), bytes(47)],
+        [HEAD.pack(COUNT, 1, 0, 0), HEAD.pack(PAGE, 1, 1e300, 1e300)],
+        [HEAD.pack(COUNT, 1, 0, 0), HEAD.pack(PAGE, 1, float("nan"), 4)],
+        [HEAD.pack(COUNT, 1, 0, 0), HEAD.pack(PAGE, 1, -4, -4)],
+        [HEAD.pack(COUNT, 1, 0, 0), HEAD.pack(PAGE, 1, 4000, 4000)],
+    ],
+)
+def test_an_answer_that_is_not_what_was_asked_is_refused(
+    frames: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes are checked before there is room for the pixels."""
+    monkeypatch.setattr("vitrail.images.pdf.WorkerProcess", Answers(frames))
+    with pytest.raises(ImageError, match="PDFium ended at page 1"):
+        load_pages(THREE)
+
+
+def test_more_pages_than_were_asked_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitrail.images.pdf.WorkerProcess", Answers([HEAD.pack(COUNT, 51, 0, 0)]))
+    with pytest.raises(ImageError, match="51 pages; at most 50"):
+        load_pages(THREE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_process_that_renders_dies_with_its_parent(tmp_path: Path) -> None:
+    """PDFium is busy in one call, and nobody is left to count its seconds."""
+    path = tmp_path / "bomb.pdf"
+    path.write_bytes(pdfs.endless())
+    asking = subprocess.Popen(
+        [sys.executable, "-c", f"from vitrail import load_pages; load_pages({str(path)!r})"],
+        stderr=subprocess.DEVNULL,
+    )
+    children = Path(f"/proc/{asking.pid}/task/{asking.pid}/children")
+    deadline = time.monotonic() + 20
+    while not (workers := children.read_text().split()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    asking.kill()
+    asking.wait()
+    assert workers
+    while any(_runs(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(_runs(pid) for pid in workers)
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_a_file_is_not_looked_into_where_files_may_not_be_opened(tmp_path: Path) -> None:
+    path = tmp_path / "scan"
+    path.write_bytes(THREE)
+    assert file_holds_pdf(path)
+    with image_request(policy=FetchPolicy.untrusted()):
+        assert not file_holds_pdf(path)
+        assert file_holds_pdf(tmp_path / "a.pdf")

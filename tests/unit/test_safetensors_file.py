@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
 from vitrail.errors import CheckpointError
+from vitrail.files import safetensors as module
 from vitrail.files.safetensors import SafetensorsFile, write_safetensors
 
 GOOD = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
@@ -181,3 +183,40 @@ def test_any_damaged_byte_either_opens_or_is_refused(
     except CheckpointError:
         return
     assert all(file.tensor(name).nbytes <= 24 for name in file)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float64])
+def test_copied_equals_the_mapped_tensor_to_the_bit(
+    tmp_path: Path, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PIECE", 100)
+    monkeypatch.setattr(module, "_MOST", 30)
+    tensors = {
+        "a": torch.randn(7, 11),
+        "b": torch.randn(33).bfloat16(),
+        "c": torch.tensor(3.5),
+        "d": torch.ones(0, 2),
+    }
+    write_safetensors(tmp_path / "x", tensors)
+    file = SafetensorsFile(tmp_path / "x")
+    for name, tensor in tensors.items():
+        made = file.copied(name, dtype=dtype)
+        assert torch.equal(made, tensor.to(dtype or tensor.dtype)), name
+        assert made.shape == tensor.shape
+
+
+def test_file_cut_after_it_was_opened_is_an_error(tmp_path: Path) -> None:
+    """Neither signal: a copy reads to the end that is left, a mapping is asked for its size first."""
+    path = tmp_path / "x"
+    write_safetensors(path, {"a": torch.ones(4096), "b": torch.ones(1 << 16)})
+    file = SafetensorsFile(path)
+    assert file.copied("b").sum() == 1 << 16
+    os.truncate(path, 10_000)
+    for read in (file.tensor, file.copied):
+        with pytest.raises(CheckpointError, match="was cut while in use: 10,000 of its"):
+            read("b")
+    path.unlink()
+    write_safetensors(path, {"a": torch.zeros(2)})  # another file of that name leaves the open one alone
+    again = SafetensorsFile(path)
+    path.replace(tmp_path / "y")
+    assert again.copied("a").tolist() == again.tensor("a").tolist() == [0, 0]

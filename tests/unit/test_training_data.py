@@ -13,7 +13,8 @@ import vitrail
 from tests import tiny
 from vitrail.errors import InputError, PromptError
 from vitrail.prompts.messages import ImagePart
-from vitrail.train.conversations import find_lines, read_line, read_talk
+from vitrail.train.conversations import read_talk
+from vitrail.train.data_files import find_lines, read_line
 from vitrail.train.dataset import open_dataset, refuse_faults
 from vitrail.train.packing import Order, Room, in_groups, pack
 from vitrail.train.setup import Inputs, fingerprint, longest_of, open_inputs

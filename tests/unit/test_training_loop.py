@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
@@ -78,6 +79,69 @@ def test_old_checkpoints_go_and_half_written_ones_are_never_seen(tmp_path: Path)
         "checkpoint-00000008",
         "checkpoint-00000012",
     ]
+
+
+def test_save_half_removed_checkpoints_are_never_seen(tmp_path: Path) -> None:
+    """What is removed is hidden first; what a kill left is gone after the next save, and the user's folders stay."""
+    run = _run(tmp_path, 12)
+    (tmp_path / "checkpoint-best").mkdir(parents=True)
+    (tmp_path / ".checkpoint-notes").mkdir()
+    for name in (".checkpoint-00000099.part", ".checkpoint-00000004.old"):
+        (tmp_path / name).mkdir()
+    run.run()
+    again = _run(tmp_path, 12)
+    assert again.restore()
+    checkpoint.save(again, {})  # the same step once more
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
+        ".checkpoint-notes",
+        "checkpoint-00000008",
+        "checkpoint-00000012",
+        "checkpoint-best",
+    ]
+
+
+DAMAGED: list[tuple[str, object]] = [
+    ("step", 7),
+    ("step", "8"),
+    ("step", None),
+    ("optimizers", {}),
+    ("optimizers", [{"state": {}, "groups": []}] * 2),
+    ("optimizers", [{"state": {"x": {}}, "groups": [{"lr": 1}]}] * 2),
+    ("optimizers", [5, 5]),
+    ("optimizers", None),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), DAMAGED)
+def test_restore_damaged_state_is_one_sentence(tmp_path: Path, key: str, value: object) -> None:
+    run = _run(tmp_path, 8)
+    run.run()
+    state = checkpoint.checkpoints(tmp_path)[-1] / "state.json"
+    told = json.loads(state.read_text())
+    state.write_text(json.dumps({**told, key: value}))
+    with pytest.raises(CheckpointError, match=r"checkpoint-00000008") as caught:
+        _run(tmp_path, 12).restore()
+    assert "\n" not in str(caught.value)
+    state.write_text(json.dumps({name: told[name] for name in told if name != key}))
+    with pytest.raises(CheckpointError, match=r"checkpoint-00000008 is damaged"):
+        _run(tmp_path, 12).restore()
+
+
+def test_restore_state_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    _run(tmp_path, 4).run()
+    file = checkpoint.checkpoints(tmp_path)[-1] / "optimizers.safetensors"
+    tensors = load_file(file)
+    for name in tensors:
+        if name.endswith("exp_avg"):
+            save_file({**tensors, name: torch.zeros(3, 3, 3)}, file)
+            with pytest.raises(CheckpointError, match=r"is damaged .*exp_avg of parameter"):
+                _run(tmp_path, 8).restore()
+    save_file({name: tensor for name, tensor in tensors.items() if name != "random"}, file)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        _run(tmp_path, 8).restore()
+    assert all(
+        name in {path.name for path in file.parent.iterdir()} for name in ("state.json", "model.safetensors")
+    )
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

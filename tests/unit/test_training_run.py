@@ -158,6 +158,29 @@ def test_asking_to_stop_saves_first(data: Dataset, prepare: Any, tmp_path: Path)
         assert curves.size == (960, 640)
 
 
+def test_run_with_more_steps_goes_on_from_the_last_and_fewer_are_refused(
+    data: Dataset, prepare: Any, tmp_path: Path
+) -> None:
+    def trainer(steps: int) -> Trainer:
+        settings = Settings(steps=steps, batch=2, lr=1e-2, warmup=0, decay=0.0)
+        return Trainer(network(), data, tmp_path, settings, prepare=prepare)
+
+    trainer(2).run()
+    before = losses(tmp_path)
+    longer = trainer(4)
+    outcome = longer.run()
+    assert (outcome.step, outcome.reason, longer.begun) == (4, "finished", 2)
+    assert losses(tmp_path)[:2] == before and len(losses(tmp_path)) == 4
+    whole = Trainer(
+        network(), data, tmp_path / "whole", longer.settings, prepare=prepare
+    )  # the rate is constant, so that it is the same run
+    whole.run()
+    assert losses(tmp_path / "whole") == losses(tmp_path)
+    with pytest.raises(InputError, match=r"has taken 4 steps already; give more than these, not 3"):
+        trainer(3).run()
+    assert len(losses(tmp_path)) == 4
+
+
 def test_another_run_in_the_folder_is_told(data: Dataset, prepare: Any, tmp_path: Path) -> None:
     settings = Settings(steps=1, batch=1)
     Trainer(network(), data, tmp_path, settings, prepare=prepare).run()

@@ -13,7 +13,7 @@ from vitrail.arguments import checked_except
 from vitrail.errors import ConfigError, UnsupportedError
 
 ALL_LINEAR = "all-linear"
-_INITS = (True, False, "gaussian")
+_INITS = (True, False, "gaussian", "orthogonal")
 # What PEFT writes for functions that Vitrail does not have: harmless while it says nothing.
 _NOT_HERE = (
     "alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config", "layer_replication",
@@ -42,7 +42,8 @@ class LoraConfig:
     lora_dropout         share of the input that the adapter does not see while training.
     use_dora             train each row's length too (arXiv 2402.09353).
     modules_to_save      modules that are trained and saved whole.
-    init_lora_weights    True: the adapter begins as nothing; "gaussian": the same with a normal A; False: B is random.
+    init_lora_weights    True: the adapter begins as nothing; "gaussian": the same with a normal A; "orthogonal": the same
+                         with a random B too, B·A = 0; False: B is random.
     bias                 "none" is what there is.
 
     Raises ConfigError for values that mean nothing, UnsupportedError for what PEFT has and Vitrail has not.
@@ -74,7 +75,7 @@ class LoraConfig:
         if self.init_lora_weights not in _INITS:
             raise UnsupportedError(
                 f"init_lora_weights={self.init_lora_weights!r} is not supported: such an adapter belongs to changed base "
-                "weights; convert it with PEFT, or use True, False or 'gaussian'."
+                "weights; convert it with PEFT, or use True, False, 'gaussian' or 'orthogonal'."
             )
         for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
             setattr(self, name, _names(name, getattr(self, name), one=name != "modules_to_save"))

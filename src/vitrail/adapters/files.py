@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +26,12 @@ from vitrail.adapters.model import (
 )
 from vitrail.adapters.targets import is_saved, plain_modules, saved, takes_matrices, targeted
 from vitrail.errors import CheckpointError, ConfigError, InputError
+from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.formatting import listed
 from vitrail.files.json import read_json
+from vitrail.files.replacing import replacing
 from vitrail.files.safetensors import SafetensorsFile, write_safetensors
+from vitrail.files.writing import write_text
 from vitrail.weights.names import canonical, part as part_of, published
 
 CONFIG = "adapter_config.json"
@@ -63,6 +65,8 @@ class _Contents:
 
 def read_config(folder: Path) -> LoraConfig:
     """The adapter_config.json of a folder. CheckpointError, ConfigError or UnsupportedError, naming the file."""
+    if folder.is_dir():
+        CheckpointFolder(folder).files  # noqa: B018 - an incomplete folder, and links out of it, are refused
     values = read_json(folder / CONFIG, limit=_LIMIT)
     try:
         return LoraConfig.from_dict(values)
@@ -74,10 +78,10 @@ def base_of(name: str | os.PathLike[str]) -> str | None:
     """The model that the adapter in a folder belongs to; None where the folder holds a model, or is none.
 
     A relative path is taken from the folder if there is something, else from where the program runs. CheckpointError
-    when the adapter does not say.
+    when the adapter does not say, or names an adapter.
     """
     folder = Path(name).expanduser()
-    if not (folder / CONFIG).is_file() or any((folder / file).is_file() for file in _MODEL_FILES):
+    if not _holds_adapter(folder):
         return None
     base = read_config(folder).base_model_name_or_path
     if not base:
@@ -85,7 +89,20 @@ def base_of(name: str | os.PathLike[str]) -> str | None:
             f"{folder} holds an adapter that does not name its base model; load that model, and then this with "
             "load_adapter."
         )
-    return str(folder / base) if (folder / base).is_dir() else base
+    found = folder / base
+    place = found if found.is_dir() else Path(base).expanduser()
+    if _holds_adapter(place):
+        same = " (itself)" if place.samefile(folder) else ""
+        raise CheckpointError(
+            f"{folder} names {base}{same} as its base model, and that is an adapter too; correct base_model_name_or_path in "
+            f"its {CONFIG}, or load the model, and then this with load_adapter."
+        )
+    return str(found) if found.is_dir() else base
+
+
+def _holds_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and no model."""
+    return (folder / CONFIG).is_file() and not any((folder / file).is_file() for file in _MODEL_FILES)
 
 
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = DEFAULT) -> LoraConfig:
@@ -110,28 +127,33 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = D
     return config
 
 
-def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str | None = None) -> None:
+def save_adapter(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write an adapter (default: the only one, or the active one) so that PEFT and Vitrail load it.
 
-    The configuration is written last and an older one is removed first: a folder that was left half-written does
-    not load. CheckpointError for what the disk refuses.
+    state: tensors by the model's own names to write in place of the adapter's, as accelerate gathers them.
+    A folder that was left half-written does not load. CheckpointError for what the disk refuses.
     """
     chosen = which(model, name)
+    tensors = adapter_state(model, chosen, state)
     target = Path(folder)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as scratch:
-            write_safetensors(Path(scratch) / WEIGHTS, adapter_state(model, chosen))
-            (Path(scratch) / CONFIG).write_text(configs(model)[chosen].to_json(), encoding="utf-8")
-            (target / CONFIG).unlink(missing_ok=True)
-            os.replace(Path(scratch) / WEIGHTS, target / WEIGHTS)
-            os.replace(Path(scratch) / CONFIG, target / CONFIG)
-    except OSError as error:
-        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}.") from error
+    with replacing(target, last=CONFIG) as new:
+        write_safetensors(new / WEIGHTS, tensors)
+        write_text(new / CONFIG, configs(model)[chosen].to_json())
 
 
-def adapter_state(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """PEFT's key → tensor, for one adapter."""
+def adapter_state(
+    model: nn.Module, name: str, given: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """PEFT's key → tensor, for one adapter; from `given`, by the model's own names, where there is one.
+
+    InputError where that lacks a tensor of the adapter.
+    """
     state: dict[str, Tensor] = {}
     for path, layer in adapted(model):
         if name not in layer.adapters:
@@ -140,7 +162,10 @@ def adapter_state(model: nn.Module, name: str) -> dict[str, Tensor]:
         matrices = isinstance(part, (Lora, LoraTable))
         for key, tensor in part.state_dict().items():
             suffix = f"{key}.weight" if matrices and key in ("lora_A", "lora_B") else key
-            state[f"{_PREFIX}{path}.{suffix}"] = tensor
+            own = f"{path}.adapters.{name}.{key}"
+            if given is not None and own not in given:
+                raise InputError(f"state_dict lacks {own}, a tensor of the adapter {name!r}.")
+            state[f"{_PREFIX}{path}.{suffix}"] = tensor if given is None else given[own]
     return state
 
 

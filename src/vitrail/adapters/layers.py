@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitrail.errors import ConfigError
 from vitrail.ops.linear import embedding, linear
 from vitrail.ops.weight import dequantize
 
@@ -77,13 +78,25 @@ class Lora(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def draw(self, how: bool | str) -> None:
-        """Fresh values: A random and B zero; B random too for False."""
+        """Fresh values: A random and B zero; B random too for False; both, with B·A = 0, for "orthogonal" (as PEFT)."""
+        if how == "orthogonal":
+            self._draw_orthogonal()
+            return
         if how == "gaussian":
             nn.init.normal_(self.lora_A, std=1 / self.lora_A.shape[0])
         else:
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         if how is False:
             nn.init.kaiming_uniform_(self.lora_B, a=math.sqrt(5))
+
+    @torch.no_grad()
+    def _draw_orthogonal(self) -> None:
+        (rank, width), height = self.lora_A.shape, self.lora_B.shape[0]
+        if rank % 2:
+            raise ConfigError(f"init_lora_weights='orthogonal' needs an even r, got {rank}.")
+        rows, _ = torch.linalg.qr(torch.randn(rank, rank))
+        self.lora_A.copy_((torch.randn(width, rank // 2) @ rows[0::2]).T / 10)
+        self.lora_B.copy_((torch.randn(rank // 2, height).T @ rows[1::2]) / 10)
 
     def learn_lengths(self, weight: Tensor) -> None:
         """Begin DoRA: the length of each row of the adapted weight is trained too."""

@@ -43,11 +43,13 @@ class DecodeStep:
 
 def bench_decode(setting: Setting, rows: Sequence[int]) -> Report:
     """Each number of rows in `rows` beside the streaming read."""
+    setting.progress("making weights")
     model = random_model(params_of(setting.geometry, setting.layers), setting.format)
+    setting.progress("warming up")
     context = setting.context or 0
     steps = [DecodeStep(model, count, context) for count in rows]
     read = StreamingRead(setting.geometry)
-    turns = by_turns(steps, [read.bandwidth] * len(steps), setting.repeat)
+    turns = by_turns(steps, [read.bandwidth] * len(steps), setting.turns())
     measured = []
     for count, step, turn in zip(rows, steps, turns, strict=True):
         more = {} if count == rows[0] else {"times_the_first": turn.seconds / turns[0].seconds}

@@ -73,7 +73,9 @@ class Conversation:
 
 def bench_e2e(setting: Setting) -> Report:
     """Every stage beside its limit, and the seconds to the first token."""
+    setting.progress("making weights")
     model = random_model(params_of(setting.geometry, setting.layers), setting.format)
+    setting.progress("warming up")
     work = Conversation(model, setting.side or 512)
     read = StreamingRead(setting.geometry)
     tower = MatrixRate(tower_shapes(model, work.patches[0] * work.patches[1]))
@@ -81,7 +83,7 @@ def bench_e2e(setting: Setting) -> Report:
     limits = [read.bandwidth, tower.rate, decoder.rate, read.bandwidth]
     turns = [Turn() for _ in STAGES]
     work.run()
-    for _ in range(setting.repeat):
+    for _ in setting.turns():
         before = [limit() for limit in limits]
         for turn, spent, first, limit in zip(turns, work.run(), before, limits, strict=True):
             turn.times.append(spent)

@@ -29,12 +29,11 @@ def bench_load(setting: Setting, folder: str | None = None) -> Report:
     """
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(dir=folder, prefix="vitrail-bench-") as place:
+        setting.progress("writing the checkpoint")
         size = _write(setting, place)
-        found: list[dict[str, float]] = []
-        for turn in range(setting.repeat + 1):
-            one = _turn(place, threads)
-            if turn:  # the first one warms the system's cache of files
-                found.append(one)
+        setting.progress("a first turn, which fills the system's cache of files")
+        _turn(place, threads)
+        found = [_turn(place, threads) for _ in setting.turns()]
     more: dict[str, Any] = {"file_bytes": size, "positions": POSITIONS}
     for name in found[0]:
         more[name] = statistics.median(one[name] for one in found)

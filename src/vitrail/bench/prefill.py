@@ -32,10 +32,12 @@ class Prefill:
 
 def bench_prefill(setting: Setting, rows: Sequence[int]) -> Report:
     """Prompts of each of these numbers of positions."""
+    setting.progress("making weights")
     model = random_model(params_of(setting.geometry, setting.layers), setting.format)
+    setting.progress("warming up")
     works = [Prefill(model, count) for count in rows]
     limits = [MatrixRate(decoder_shapes(model, count)) for count in rows]
-    turns = by_turns(works, [limit.rate for limit in limits], setting.repeat)
+    turns = by_turns(works, [limit.rate for limit in limits], setting.turns())
     measured = [
         Measured(f"a prompt of {count} positions", count, work.cost, turn, MULTIPLY)
         for count, work, turn in zip(rows, works, turns, strict=True)

@@ -1,6 +1,6 @@
 """What a benchmark found, as an object for JSON and as lines for a person. Measures nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ class Setting:
     """What is measured: names and numbers as they were given.
 
     layers: of the decoder, or of the tower where only that is measured; context: positions that are cached before;
-    side: of a square picture, in pixels; repeat: turns.
+    side: of a square picture, in pixels; repeat: turns. progress: called with what is being done.
     """
 
     geometry: str
@@ -26,6 +26,13 @@ class Setting:
     context: int | None = None
     side: int | None = None
     repeat: int = 5
+    progress: Callable[[str], None] = field(default=lambda text: None, repr=False, compare=False)
+
+    def turns(self) -> Iterator[int]:
+        """The numbers of the turns, each told to `progress`."""
+        for turn in range(self.repeat):
+            self.progress(f"turn {turn + 1} of {self.repeat}")
+            yield turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +89,8 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: sizes in bytes, times in seconds."""
-        setting = {
-            name: value for name in Setting.__slots__ if (value := getattr(self.setting, name)) is not None
-        }
+        given = {name: getattr(self.setting, name) for name in Setting.__slots__ if name != "progress"}
+        setting = {name: value for name, value in given.items() if value is not None}
         return {
             "benchmark": self.benchmark,
             **setting,

@@ -6,7 +6,7 @@ by side, never the ratio of two figures.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 LEAST = 0.3  # seconds that a turn of short work should take
@@ -59,11 +59,11 @@ def calls_per_turn(work: Work, least: float = LEAST) -> int:
     return max(1, min(1000, round(least / max(once, 1e-6))))
 
 
-def by_turns(works: Sequence[Work], limits: Sequence[Limit], repeat: int) -> list[Turn]:
-    """Each work with its own limit, all in turn, `repeat` times; the limit is measured before and after each."""
+def by_turns(works: Sequence[Work], limits: Sequence[Limit], repeat: Iterable[int]) -> list[Turn]:
+    """Each work with its own limit, all in turn, for each of `repeat`; the limit is measured before and after each."""
     calls = [calls_per_turn(work) for work in works]
     turns = [Turn() for _ in works]
-    for _ in range(repeat):
+    for _ in repeat:
         for work, limit, times, turn in zip(works, limits, calls, turns, strict=True):
             before = limit()
             turn.times.append(seconds(work, times))

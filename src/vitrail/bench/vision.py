@@ -45,10 +45,12 @@ def bench_vision(setting: Setting, counts: Sequence[int]) -> Report:
     """Each of these numbers of pictures in one call; layers are the tower's, and the decoder has one."""
     params = params_of(setting.geometry, 1)
     params["vision_encoder"]["num_hidden_layers"] = setting.layers
+    setting.progress("making weights")
     model = random_model(params, setting.format)
+    setting.progress("warming up")
     works = [Pictures(model, count, setting.side or 1024) for count in counts]
     limit = MatrixRate(tower_shapes(model, works[0].patches))
-    turns = by_turns(works, [limit.rate] * len(works), setting.repeat)
+    turns = by_turns(works, [limit.rate] * len(works), setting.turns())
     measured = []
     for count, work, turn in zip(counts, works, turns, strict=True):
         more = {"of_as_many_first_ones": turn.seconds / turns[0].seconds * counts[0] / count}

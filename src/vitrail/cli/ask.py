@@ -14,6 +14,7 @@ import click
 from vitrail.cli.files import read_tools
 from vitrail.cli.options import (
     answer_options,
+    complete_files,
     model_option,
     pdf_options,
     refuse_idle,
@@ -22,7 +23,7 @@ from vitrail.cli.options import (
     take_pdf_limits,
 )
 from vitrail.cli.output import echo, echo_json
-from vitrail.cli.pictures import open_pages, split_words
+from vitrail.cli.pictures import open_parts, split_words
 from vitrail.cli.record import answer_record
 from vitrail.cli.screen import Printer, Waiting, waiting
 from vitrail.cli.source import Source, embedded, read_model
@@ -47,15 +48,21 @@ Exit status: 0 answered, 2 something was wrong with the question, a picture or t
 
 
 @click.command("ask", epilog=EXAMPLES)
-@click.argument("words", nargs=-1, metavar="PICTURE… QUESTION")
+@click.argument("words", nargs=-1, metavar="PICTURE… QUESTION", shell_complete=complete_files)
 @model_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: text, token counts, timings.")
 @click.option("--system", metavar="TEXT", help="A system prompt.")
 @click.option(
-    "--conversation", metavar="FILE", help="Ask at the end of a conversation that `vitrail chat` saved."
+    "--conversation",
+    metavar="FILE",
+    shell_complete=complete_files,
+    help="Ask at the end of a conversation that `vitrail chat` saved.",
 )
 @click.option(
-    "--tools", metavar="FILE", help="A JSON list of tools that the model may call; none is run here."
+    "--tools",
+    metavar="FILE",
+    shell_complete=complete_files,
+    help="A JSON list of tools that the model may call; none is run here.",
 )
 @answer_options
 @source_options
@@ -88,9 +95,9 @@ def ask(
             'the embedded reader needs a picture; write: vitrail ask PICTURE "What does it say?"'
         )
     with waiting() as line:
-        pictures = [page for name in names for page in open_pages(name, limits, line.say)]
+        parts = open_parts(names, limits, line.say)
     source = Source.open(embedded() if model is None else model, format_name, revision)
-    config = read_model(source, with_pictures=bool(pictures))
+    config = read_model(source, with_pictures=bool(parts))
     source.fetch_weights()
     printer = Printer()
     with waiting() as line:
@@ -113,9 +120,8 @@ def ask(
         )
         loaded = time.perf_counter()
         shown = _Shown(
-            line, None if as_json else printer, len(pictures), assistant.model, options["max_new_tokens"]
+            line, None if as_json else printer, len(parts), assistant.model, options["max_new_tokens"]
         )
-        parts: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
         with closing(printer):
             dialogue = assistant.chat(
                 history,

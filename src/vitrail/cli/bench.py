@@ -92,13 +92,16 @@ def _shared(format: str, part: str = "Decoder") -> Callable[[Command], Command]:
     return add
 
 
-@click.group("bench", epilog=EXAMPLES)
-def bench() -> None:
+@click.group("bench", epilog=EXAMPLES, invoke_without_command=True)
+@click.pass_context
+def bench(context: click.Context) -> None:
     """Measure this machine with a model of real size and random weights.
 
     Beside every figure stands its limit, measured between the turns of the same run: how fast memory is read, or how
     fast PyTorch multiplies plain matrices of the same shapes.
     """
+    if context.invoked_subcommand is None:
+        echo(context.get_help())
 
 
 @bench.command("decode")
@@ -193,7 +196,7 @@ def e2e(side: int, **options: Any) -> None:
 def _run(work: "Callable[[Setting], Report]", options: dict[str, Any], part: str = "", **more: int) -> None:
     """Measure and print. part: the key of params.json whose layers are meant; "": the decoder's own."""
     with waiting() as line:
-        line.say("measuring")
+        line.say("starting")
         import torch
 
         from vitrail.bench.geometries import params_of
@@ -204,8 +207,16 @@ def _run(work: "Callable[[Setting], Report]", options: dict[str, Any], part: str
         if layers is None:
             params = params_of(options["geometry"])
             layers = params[part]["num_hidden_layers"] if part else params["n_layers"]
+        geometry, format = options["geometry"], options["format_name"]
         report = work(
-            Setting(options["geometry"], options["format_name"], layers, repeat=options["repeat"], **more)
+            Setting(
+                geometry,
+                format,
+                layers,
+                repeat=options["repeat"],
+                progress=lambda text: line.say(f"measuring {geometry}, {layers} layers in {format}: {text}"),
+                **more,
+            )
         )
     if options["as_json"]:
         echo_json(report.as_dict())

@@ -6,6 +6,7 @@ import click
 
 from vitrail.cli.options import (
     answer_options,
+    complete_files,
     model_option,
     pdf_options,
     refuse_idle,
@@ -33,7 +34,7 @@ mistake; one line on stderr says what), 130 interrupted.
 
 
 @click.command("chat", epilog=EXAMPLES)
-@click.argument("pictures", nargs=-1, metavar="[PICTURE…]")
+@click.argument("pictures", nargs=-1, metavar="[PICTURE…]", shell_complete=complete_files)
 @model_option
 @click.option(
     "--json",
@@ -42,7 +43,13 @@ mistake; one line on stderr says what), 130 interrupted.
     help="Print one JSON object for each answer: text, token counts, timings.",
 )
 @click.option("--system", metavar="TEXT", help="A system prompt.")
-@click.option("--load", "conversation", metavar="FILE", help="Go on from a conversation that /save wrote.")
+@click.option(
+    "--load",
+    "conversation",
+    metavar="FILE",
+    shell_complete=complete_files,
+    help="Go on from a conversation that /save wrote.",
+)
 @answer_options
 @source_options
 @pdf_options

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vitrail.cli.options import revision_option
+from vitrail.cli.options import complete_files, revision_option
 from vitrail.cli.output import echo
 from vitrail.cli.screen import waiting
 from vitrail.cli.source import Source
@@ -22,7 +22,7 @@ Examples:
 
 
 @click.command("convert", epilog=EXAMPLES)
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", shell_complete=complete_files)
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option(
     "--to",

@@ -30,13 +30,14 @@ _PARTS = {
 _PRECISIONS = {"bfloat16": "bfloat16, float16", "fp4": "FP4", "nf4": "NF4", "nf4_double": "NF4, double"}
 
 
-def show(info: ModelInfo) -> None:
-    """Write all of it to standard output."""
+def show(info: ModelInfo, speed: dict[str, Any]) -> None:
+    """Write all of it to standard output. speed: the record of `bench.limits`."""
     console = PlainConsole(width=None if sys.stdout.isatty() else WIDTH)
     console.print(_facts(info))
-    for table in (_parameters(info), _memory(info), _pictures(info)):
+    for table in (_parameters(info), _memory(info, speed), _pictures(info)):
         if table is not None:
             console.print(table)
+    console.print(_speed(info, speed))
     console.print(_tree(info.architecture))
 
 
@@ -82,6 +83,8 @@ def _decoder(text: dict[str, Any]) -> str:
 
 
 def _format(info: ModelInfo) -> str:
+    if not info.format:
+        return "a published geometry; no files were looked at"
     other = [name for name in info.formats if name != info.format]
     also = f" ({NAMES[other[0]]} is there too: --format {other[0]})" if other else ""
     return NAMES[info.format] + also
@@ -132,8 +135,8 @@ def _parameters(info: ModelInfo) -> Table:
     return table
 
 
-def _memory(info: ModelInfo) -> Table:
-    """Precision, weights, while loading, cache; marked where it is more than is free."""
+def _memory(info: ModelInfo, speed: dict[str, Any]) -> Table:
+    """Precision, weights, while loading, cache, whether it fits, and the most tokens per second."""
     mapped = any(need["mapped"] for need in info.memory.values())
     columns = (
         "weights",
@@ -141,7 +144,7 @@ def _memory(info: ModelInfo) -> Table:
         "while loading",
         "cache of 1,000 positions",
     )
-    table = _table("precision", *columns, "fits now")
+    table = _table("precision", *columns, "fits now", "tokens/s at most")
     free = info.free["bytes"]
     for name, need in info.memory.items():
         cache = info.cache["float32" if name == "float32" else "bfloat16"]
@@ -153,8 +156,23 @@ def _memory(info: ModelInfo) -> Table:
             in_words(need["while_loading"]),
             in_words(cache),
             fits,
+            _number(speed["tokens_per_second"][name]),
         )
     return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _speed(info: ModelInfo, speed: dict[str, Any]) -> str:
+    image = "1024 × 768 pixels and a short question" if info.pictures else "a short question"
+    return (
+        f"This machine reads {in_words(speed['bytes_per_second'])} a second and computes "
+        f"{speed['flop_per_second'] / 1e9:,.0f} billion operations a second: an answer to {image} "
+        f"({info.question['ids']:,} tokens) begins after {_number(speed['question_seconds'])} s at the earliest. "
+        "`vitrail bench` measures how near Vitrail comes.\n"
+    )
 
 
 def _pictures(info: ModelInfo) -> Table | None:

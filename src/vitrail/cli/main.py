@@ -4,6 +4,7 @@ Exit status: 0 done · 2 a person's mistake, told in one line · 130 interrupted
 with its traceback).
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from vitrail.cli.quantize import quantize
 from vitrail.cli.read import read
 from vitrail.cli.tokens import tokens
 from vitrail.cli.train import train
-from vitrail.errors import VitrailError
+from vitrail.errors import InputError, VitrailError
 
 EXAMPLES = """\b
 Examples:
@@ -32,6 +33,7 @@ Examples:
   vitrail tokens scan.png --model ./pixtral-12b
 """
 
+COMPLETION = "_VITRAIL_COMPLETE"  # the variable of click's convention
 SMALLER = "Use a smaller or quantised model (vitrail quantize), --dtype bfloat16, or --max-image-tokens."
 
 
@@ -90,6 +92,8 @@ def _is_lack_of_memory(error: BaseException) -> bool:
 
 
 def _invoke(words: list[str]) -> int:
+    if instruction := os.environ.get(COMPLETION):
+        return _complete(instruction)
     try:
         with app.make_context("vitrail", words) as context:
             app.invoke(context)
@@ -99,6 +103,15 @@ def _invoke(words: list[str]) -> int:
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain again when it closes stdout.
         give_up(sys.stdout)
+    return 0
+
+
+def _complete(instruction: str) -> int:
+    """Answer a shell: "zsh_source" prints the script that turns completion on, which calls with "zsh_complete"."""
+    from click.shell_completion import shell_complete
+
+    if shell_complete(app, {}, "vitrail", COMPLETION, instruction):
+        raise InputError(f"{COMPLETION} is bash_source, zsh_source or fish_source, got {instruction!r}")
     return 0
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from vitrail.errors import InputError
 
@@ -25,11 +26,17 @@ def added(command: Command, *options: Callable[[Command], Command]) -> Command:
     return command
 
 
+def complete_files(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Let the shell complete names of files and folders; `shell_complete=` of arguments that may be something else."""
+    return [CompletionItem(begun, type="file")]
+
+
 # Each adds one option. --model: None is the embedded reader.
 model_option = click.option(
     "-m",
     "--model",
     metavar="FOLDER",
+    shell_complete=complete_files,
     help="Checkpoint: a folder, or a name on the Hugging Face hub. [default: the embedded reader]",
 )
 revision_option = click.option(
@@ -89,7 +96,10 @@ def answer_options(command: Command) -> Command:
         ),
         click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Same seed, same draw."),
         click.option(
-            "--adapter", metavar="FOLDER", help="A LoRA adapter that `vitrail train` or PEFT saved."
+            "--adapter",
+            metavar="FOLDER",
+            shell_complete=complete_files,
+            help="A LoRA adapter that `vitrail train` or PEFT saved.",
         ),
         click.option(
             "--dtype",

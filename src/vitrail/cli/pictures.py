@@ -1,17 +1,19 @@
 """Pictures and PDFs named on the command line, opened and checked before a model is loaded; '-' is standard input."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from vitrail.errors import ImageError, InputError
+from vitrail.images.request import image_request
 
 if TYPE_CHECKING:
     from vitrail.images.load import PilImage
     from vitrail.images.pdf import PdfLimits
 
 STDIN = "-"
+_KEPT_PIXELS: Final = 100_000_000
 
 
 def split_words(words: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
@@ -39,14 +41,38 @@ def open_pages(
     name: str, limits: "PdfLimits | None" = None, say: Callable[[str], None] | None = None
 ) -> "list[PilImage]":
     """The same for a file that may be a PDF: its pages, else the one picture. `say` hears which page is rendered."""
-    from vitrail.images.pdf import PDF_LIMITS, load_pages
+    from vitrail.images.pdf import load_pages
 
     def progress(done: int, total: int) -> None:
         if say is not None:
             say(f"rendering page {done} of {total}")
 
     source = _standard_input() if name == STDIN else name
-    return load_pages(source, limits=limits or PDF_LIMITS, progress=progress)
+    return load_pages(source, limits=limits, progress=progress)
+
+
+@image_request()
+def open_parts(
+    names: Sequence[str], limits: "PdfLimits | None" = None, say: Callable[[str], None] | None = None
+) -> list[dict[str, Any]]:
+    """The parts of a message that show those files, all opened, so that what is wrong is known before a model is loaded.
+
+    Images are kept up to a number of pixels together; beyond it a local file is opened again when its turn comes.
+    """
+    from vitrail.images.pdf import file_holds_pdf
+
+    parts: list[dict[str, Any]] = []
+    kept = 0
+    for name in names:
+        pages = open_pages(name, limits, say)
+        pixels = sum(page.width * page.height for page in pages)
+        path = Path(name)
+        if kept + pixels > _KEPT_PIXELS and name != STDIN and path.is_file() and not file_holds_pdf(path):
+            parts.append({"type": "image", "path": name})
+        else:
+            kept += pixels
+            parts += [{"type": "image", "image": page} for page in pages]
+    return parts
 
 
 def _standard_input() -> bytes:

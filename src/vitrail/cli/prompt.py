@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vitrail.cli.files import read_input, read_tools
+from vitrail.cli.options import complete_files
 from vitrail.cli.output import echo_json
 from vitrail.cli.prompt_printer import PromptPrinter
 from vitrail.cli.source import embedded
@@ -23,7 +24,7 @@ Examples:
 
 
 @click.command("prompt", epilog=EXAMPLES)
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=complete_files)
 @click.option(
     "-t",
     "--tokenizer",
@@ -36,7 +37,12 @@ Examples:
     metavar="NAME",
     help="v1 … v15 or card; auto, the tokenizer's own; template, the checkpoint's. [default: template, else auto]",
 )
-@click.option("--tools", metavar="FILE", help="A JSON list of tools, for conversations that bring none.")
+@click.option(
+    "--tools",
+    metavar="FILE",
+    shell_complete=complete_files,
+    help="A JSON list of tools, for conversations that bring none.",
+)
 @click.option("--ids", "with_ids", is_flag=True, help="Print the ids too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line a conversation: ids, text, grids.")
 @click.option("--diff", metavar="NAME", help="Show how the prompt differs in the format NAME.")

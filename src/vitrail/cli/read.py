@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vitrail.cli.options import complete_files
 from vitrail.cli.output import echo, echo_json, one_line
 from vitrail.cli.pictures import STDIN, open_picture
 from vitrail.cli.screen import waiting
@@ -32,7 +33,7 @@ Exit status: 0 all were read, 2 a picture could not be read (one line on stderr 
 
 
 @click.command("read", epilog=EXAMPLES)
-@click.argument("names", nargs=-1, required=True, metavar="FILE…")
+@click.argument("names", nargs=-1, required=True, metavar="FILE…", shell_complete=complete_files)
 @click.option(
     "--json",
     "as_json",
@@ -76,7 +77,7 @@ def read(names: tuple[str, ...], as_json: bool, model: Path | None, processes: i
 
 def _read_here(files: Sequence[str], model: Path | None) -> Generator[tuple[int, FileReading], None, None]:
     """The same as read_apart(), in this process."""
-    with waiting() as line:
+    with waiting(len(files) == 1) as line:  # else the bar is there already
         line.say("starting")
         from vitrail.reader.reading import BatchReader
 
@@ -130,11 +131,20 @@ def _progress(total: int) -> "Iterator[Callable[[int], None]]":
     if total == 1 or not sys.stderr.isatty():
         yield lambda count: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from vitrail.cli.console import PlainConsole
 
-    columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=PlainConsole(stderr=True), transient=True) as bar:
+    columns = (SpinnerColumn(), TextColumn("reading"), BarColumn(), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, *times, console=PlainConsole(stderr=True), transient=True) as bar:
         task = bar.add_task("reading", total=total)
         yield lambda count: bar.advance(task, count)

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from vitrail.cli.options import (
+    complete_files,
     image_tokens_option,
     model_option,
     pdf_options,
@@ -23,7 +24,7 @@ Examples:
 
 
 @click.command("tokens", epilog=EXAMPLES)
-@click.argument("pictures", nargs=-1, required=True, metavar="PICTURE…")
+@click.argument("pictures", nargs=-1, required=True, metavar="PICTURE…", shell_complete=complete_files)
 @model_option
 @image_tokens_option
 @source_options
@@ -40,9 +41,9 @@ def tokens(
     from vitrail.auto import AutoProcessor
 
     pdf_limits = take_pdf_limits(limits)
-    opened = [(name, page) for name in pictures for page in open_pages(name, pdf_limits)]
+    sizes = [(name, page.size) for name in pictures for page in open_pages(name, pdf_limits)]
     source = Source.open(embedded() if model is None else model, format_name, revision)
     processor = AutoProcessor.from_pretrained(source.folder, format=source.format)
-    for name, picture in opened:
-        grid = processor.picture_grid(picture.height, picture.width, max_image_tokens)
-        echo(f"{grid.tokens:>7}  {picture.width}×{picture.height} read at {grid.width}×{grid.height}  {name}")
+    for name, (width, height) in sizes:
+        grid = processor.picture_grid(height, width, max_image_tokens)
+        echo(f"{grid.tokens:>7}  {width}×{height} read at {grid.width}×{grid.height}  {name}")

@@ -1,6 +1,7 @@
 """`vitrail train DATA`: its options, its progress bar and what it prints. The work is done in train/job.py."""
 
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitrail.cli.options import Command
+from vitrail.cli.options import Command, complete_files
 from vitrail.cli.output import echo, echo_json, one_line
 from vitrail.cli.screen import waiting
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from vitrail.train.job import Job, Reading
     from vitrail.train.trainer import Outcome, Trainer
 
@@ -27,6 +30,7 @@ Examples:
 
 Exit status: 0 done, 2 something was wrong (stderr says what), 130 interrupted: the same command goes on.
 """
+_TELL_EVERY = 15  # seconds between lines where stderr is no terminal
 _SHOWN = 20  # faulty lines that are listed one by one
 _LORA = ("rank", "alpha", "dropout", "target", "dora", "rslora")
 
@@ -39,7 +43,11 @@ def _number(flag: str, kind: Any, text: str) -> Callable[[Command], Command]:
 @click.argument("data", metavar="DATA", type=click.Path(path_type=Path))
 @click.option("-o", "--out", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the result.")
 @click.option(
-    "-m", "--model", metavar="FOLDER", help="Checkpoint to begin from. [default: the embedded reader]"
+    "-m",
+    "--model",
+    metavar="FOLDER",
+    shell_complete=complete_files,
+    help="Checkpoint to begin from. [default: the embedded reader]",
 )
 @click.option("--check", is_flag=True, help="Check every line and picture of DATA, and stop.")
 @click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be used.")
@@ -114,11 +122,11 @@ def _number(flag: str, kind: Any, text: str) -> Callable[[Command], Command]:
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda.")
 def train(data: Path, check: bool, as_json: bool, **options: Any) -> None:
-    """Teach a model with the conversations of DATA, one as JSON on every line.
+    """Teach a model with the conversations of DATA: JSON Lines, one JSON list, Parquet, or a folder that `datasets` saved.
 
-    Messages are written as for `vitrail ask`, OpenAI or mistral-finetune; pictures lie beside DATA. What assistants say is
-    learned. Every line is checked before anything is trained. DIR gets the adapter (or the checkpoint), metrics.jsonl,
-    curves.png and what an interrupted run needs to go on.
+    Messages are written as for `vitrail ask`, OpenAI, mistral-finetune, LLaVA, ShareGPT or TRL; images lie beside DATA. What
+    assistants say is learned. Every line is checked before anything is trained. DIR gets the adapter (or the checkpoint),
+    metrics.jsonl, curves.png and what an interrupted run needs to go on.
     """  # fmt: skip
     if not check and options["out"] is None:
         raise InputError("--out is missing: the folder for the result")
@@ -127,11 +135,20 @@ def train(data: Path, check: bool, as_json: bool, **options: Any) -> None:
         job = _job(data, options)
         reading = job.read(lambda done, all_: line.say(f"checking {data}: {done} of {all_}"))
     _tell_faults(reading.faults)
+    _tell_lacking(reading.data.lacking)
     if check:
         _tell_check(reading, as_json)
         return
-    with closing(_Bar()) as bar:
-        outcome = job.run(reading, on_start=bar.start, on_step=bar.step)
+    with waiting() as line, closing(_Bar()) as bar:
+        line.say(f"loading {options['model'] or 'the embedded reader'}")
+
+        def start(trainer: "Trainer") -> None:
+            line.stop()
+            if trainer.begun:
+                echo(f"vitrail: going on from step {trainer.begun} of {trainer.steps}", err=True)
+            bar.start(trainer)
+
+        outcome = job.run(reading, on_start=start, on_step=bar.step)
     _tell_outcome(job, outcome, as_json)
 
 
@@ -177,6 +194,17 @@ def _tell_faults(faults: list[str]) -> None:
         echo(f"vitrail: and {len(faults) - _SHOWN} more", err=True)
 
 
+def _tell_lacking(lacking: "Counter[str]") -> None:
+    if lacking:
+        shown = ", ".join(f"{character!r} ({count})" for character, count in lacking.most_common(_SHOWN))
+        more = f" and {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
+        echo(
+            f"vitrail: warning: {len(lacking)} characters have no token and become the unknown one: "
+            f"{one_line(shown)}{more}",
+            err=True,
+        )
+
+
 def _tell_check(reading: "Reading", as_json: bool) -> None:
     """What --check found; status 2 if anything is wrong."""
     data = reading.data
@@ -187,6 +215,7 @@ def _tell_check(reading: "Reading", as_json: bool) -> None:
         "longest": max(data.positions, default=0),
         "pictures": data.pictures,
         "bad_lines": len(reading.faults),
+        "lacking": dict(data.lacking.most_common()),
     }
     if as_json:
         echo_json({**found, "faults": reading.faults})
@@ -194,7 +223,7 @@ def _tell_check(reading: "Reading", as_json: bool) -> None:
         echo(
             f"{found['conversations']} conversations, {found['pictures']} pictures, {found['positions']} tokens, "
             f"{found['learned']} of them learned, {found['longest']} in the longest; "
-            f"{found['bad_lines']} lines cannot be used"
+            f"{found['bad_lines']} {data.records.unit}s cannot be used"
         )
     if reading.faults:
         raise click.exceptions.Exit(2)
@@ -203,12 +232,15 @@ def _tell_check(reading: "Reading", as_json: bool) -> None:
 def _tell_outcome(job: "Job", outcome: "Outcome", as_json: bool) -> None:
     result = {"out": str(job.out), "step": outcome.step, "reason": outcome.reason, "loss": outcome.loss,
               "eval_loss": outcome.eval_loss}  # fmt: skip
+    kind = "checkpoint" if job.method == "full" else "adapter"
     if as_json:
         echo_json(result)
     elif outcome.reason == "asked to stop":
-        echo(f"stopped after step {outcome.step}; the same command goes on", err=True)
+        echo(
+            f"stopped after step {outcome.step}; {job.out} has the {kind} so far, and the same command goes on",
+            err=True,
+        )
     else:
-        kind = "checkpoint" if job.method == "full" else "adapter"
         losses = "" if outcome.loss is None else f", loss {outcome.loss:.4f}"
         losses += "" if outcome.eval_loss is None else f", evaluation {outcome.eval_loss:.4f}"
         echo(f"{job.out}: {kind} after {outcome.step} steps ({outcome.reason}){losses}")
@@ -217,39 +249,54 @@ def _tell_outcome(job: "Job", outcome: "Outcome", as_json: bool) -> None:
 
 
 class _Bar:
-    """Loss, tokens per second and time left; without a terminal nothing, and rich stays unimported."""
+    """Loss, tokens per second and time left; without a terminal a line now and then, and rich stays unimported."""
 
     def __init__(self) -> None:
         self._progress: Any = None
         self._task: Any = None
+        self._steps, self._told = 0, time.monotonic()
 
     def start(self, trainer: "Trainer") -> None:
         """Show the bar of a run that is about to begin, or to go on."""
+        self._steps, self._told = trainer.steps, time.monotonic()
         if not sys.stderr.isatty():
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         from vitrail.cli.console import PlainConsole
 
         self._progress = Progress(
+            SpinnerColumn(),
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}"),
             TextColumn("{task.fields[speed]} tokens/s"),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=PlainConsole(stderr=True),
         )
-        self._task = self._progress.add_task("", total=trainer.steps, loss="…", speed="…")
+        self._task = self._progress.add_task(
+            "", total=trainer.steps, completed=trainer.begun, loss="…", speed="…"
+        )
         self._progress.start()
 
     def step(self, record: dict[str, Any]) -> None:
         """Show one step."""
+        step, loss, speed = record["step"], f"{record['loss']:.4f}", f"{record['tokens_per_second']:,.0f}"
         if self._progress is not None:
-            speed = f"{record['tokens_per_second']:,.0f}"
-            self._progress.update(
-                self._task, completed=record["step"], loss=f"{record['loss']:.4f}", speed=speed
-            )
+            self._progress.update(self._task, completed=step, loss=loss, speed=speed)
+        elif time.monotonic() - self._told > _TELL_EVERY:
+            self._told = time.monotonic()
+            echo(f"vitrail: step {step} of {self._steps}, loss {loss}, {speed} tokens/s", err=True)
 
     def close(self) -> None:
         """Remove the bar."""

@@ -2,18 +2,22 @@
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from vitrail.arguments import checked_except
-from vitrail.configs.fields import check_field
-from vitrail.configs.overrides import merge_overrides, warn_replaced
+from vitrail.configs.fields import check_dtype, check_field, shown
+from vitrail.configs.overrides import SPELLINGS, merge_overrides, warn_replaced
 from vitrail.configs.published import read_config_file, read_config_folder
 from vitrail.errors import ConfigError, UnsupportedError
 from vitrail.files.hub_options import HubOptions
 from vitrail.files.json import json_text, shown_json
+from vitrail.files.keywords import is_secret, near, refuse_unknown
 from vitrail.files.layout import CONFIG_NAME
 from vitrail.files.writing import prepare_folder, write_text
 
@@ -21,6 +25,15 @@ if TYPE_CHECKING:
     import torch
 
 Self = TypeVar("Self", bound="PretrainedConfig")
+
+# Keys that every configuration reads beside its own parameters.
+_SHARED = (
+    "model_type", "transformers_version", "name_or_path", "quantization_config", "rope_parameters", "rope_scaling",
+    "rope_theta", "initializer_range", *SPELLINGS,
+)  # fmt: skip
+# So near is no other key of the published files; what is further off may be somebody's own.
+_SLIP = 0.88
+_reading: ContextVar[bool] = ContextVar("a configuration is made of what was read", default=False)
 
 
 @checked_except("from_dict")
@@ -35,6 +48,8 @@ class PretrainedConfig:
     attribute_map: ClassVar[dict[str, str]] = {}
     # What makes the nested configurations of these names, from an object of keys and the owner's name.
     part_makers: ClassVar[dict[str, Callable[..., "PretrainedConfig"]]] = {}
+    # The classes of the nested configurations, as transformers lists them.
+    sub_configs: ClassVar[dict[str, type["PretrainedConfig"]]] = {}
     # What transformers keeps on every configuration; written only where it differs from these.
     common_defaults: ClassVar[dict[str, Any]] = {
         "return_dict": True,
@@ -46,6 +61,19 @@ class PretrainedConfig:
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
+        "is_encoder_decoder": False,
+        "is_decoder": False,
+        "add_cross_attention": False,
+        "tie_encoder_decoder": False,
+        "chunk_size_feed_forward": 0,
+        "pruned_heads": {},
+        "sep_token_id": None,
+        "decoder_start_token_id": None,
+        "tokenizer_class": None,
+        "prefix": None,
+        "problem_type": None,
+        "finetuning_task": None,
+        "task_specific_params": None,
     }
 
     return_dict: bool
@@ -53,10 +81,10 @@ class PretrainedConfig:
     output_attentions: bool
     tie_word_embeddings: bool
     architectures: list[str] | None
-    dtype: "torch.dtype | str | None"
     bos_token_id: int | None
     eos_token_id: int | list[int] | None
     pad_token_id: int | None
+    is_encoder_decoder: bool
     name_or_path: str
 
     def __init__(self, **kwargs: Any) -> None:
@@ -71,26 +99,37 @@ class PretrainedConfig:
                 setattr(self, name, copy.copy(kwargs.pop(name, default)))
             except TypeError as error:  # a file, a generator
                 raise ConfigError(f"{type(self).__name__}: {name} cannot be kept ({error}).") from None
-        self._check_common()
+        PretrainedConfig.check(self)
         for name, value in kwargs.items():
-            if hasattr(type(self), name):
-                raise ConfigError(
-                    f"{type(self).__name__}: {name!r} cannot be a key of a configuration; remove it."
-                )
-            setattr(self, name, value)
+            self._keep(name, value)
 
-    def _check_common(self) -> None:
+    def _keep(self, name: str, value: Any) -> None:
+        """Keep a key that this class does not have, unless it holds a secret or is a slip of one that it has."""
+        owner = type(self).__name__
+        if hasattr(type(self), name):
+            raise ConfigError(f"{owner}: {name!r} cannot be a key of a configuration; remove it.")
+        if is_secret(name):
+            warnings.warn(f"{owner}: {name} holds a secret, and is not kept.", stacklevel=4)
+            return
+        meant = () if _reading.get() else near(name, _known(type(self)), _SLIP)
+        if meant:
+            raise ConfigError(f"{owner} has no key {name!r}; did you mean {' or '.join(meant)}?")
+        if isinstance(value, int):
+            check_field(owner, name, value, (bool, int, float))  # what JSON cannot write
+        setattr(self, name, value)
+
+    def check(self) -> None:
+        """Raise ConfigError for the first value that has the wrong type or is out of its range; a model calls it too."""
         owner, absent = type(self).__name__, type(None)
-        for name in ("return_dict", "output_hidden_states", "output_attentions", "tie_word_embeddings"):
+        flags = (name for name, default in self.common_defaults.items() if isinstance(default, bool))
+        for name in flags:
             check_field(owner, name, getattr(self, name), bool)
         for name in ("bos_token_id", "pad_token_id"):
-            check_field(owner, name, getattr(self, name), (int, absent))
-        check_field(owner, "eos_token_id", self.eos_token_id, (int, list, absent))
+            check_field(owner, name, getattr(self, name), (int, absent), minimum=-1)
+        check_field(owner, "eos_token_id", self.eos_token_id, (int, list, absent), minimum=-1)
         for number in self.eos_token_id if isinstance(self.eos_token_id, list) else []:
-            check_field(owner, "eos_token_id", number, int)
+            check_field(owner, "eos_token_id", number, int, minimum=-1)
         check_field(owner, "architectures", self.architectures, (list, absent))
-        if type(self.dtype).__module__ != "torch":  # a torch.dtype, told without importing torch
-            check_field(owner, "dtype", self.dtype, (str, absent))
 
     def __getattr__(self, name: str) -> Any:
         # Only reached for names that are not set: aliases such as image_token_id.
@@ -103,7 +142,22 @@ class PretrainedConfig:
         super().__setattr__(type(self).attribute_map.get(name, name), value)
 
     @property
-    def torch_dtype(self) -> "torch.dtype | str | None":
+    def dtype(self) -> "torch.dtype | None":
+        """The type of the weights, as a torch.dtype; config.json holds its name."""
+        name = vars(self).get("dtype")
+        if name is None:
+            return None
+        import torch  # here, so that reading a configuration does not need it
+
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+
+    @dtype.setter
+    def dtype(self, value: "torch.dtype | str | None") -> None:
+        vars(self)["dtype"] = check_dtype(type(self).__name__, value)
+
+    @property
+    def torch_dtype(self) -> "torch.dtype | None":
         """The older name of `dtype`."""
         return self.dtype
 
@@ -133,7 +187,7 @@ class PretrainedConfig:
         written: dict[str, Any] = {"model_type": type(self).model_type} if type(self).model_type else {}
         own = signature(type(self)).parameters  # a class may have another default, as Mistral's bos_token_id
         for name, value in sorted(vars(self).items()):
-            if name == "name_or_path" or name.startswith("_"):
+            if name == "name_or_path" or name.startswith("_") or is_secret(name):
                 continue
             # Tying is always written: its default differs between the classes that may read the file.
             default = own[name].default if name in own else self.common_defaults.get(name)
@@ -145,23 +199,46 @@ class PretrainedConfig:
 
     @classmethod
     def from_dict(cls: type[Self], config_dict: Mapping[str, Any], **kwargs: Any) -> Self:
-        """A configuration from a mapping; `kwargs` take precedence over its keys, and are merged into nested ones."""
+        """A configuration from a mapping; `kwargs` take precedence over its keys, and are merged into nested ones.
+
+        Keys of the mapping that the class does not have are kept; keywords that it does not have raise ConfigError, or
+        come back beside the configuration with return_unused_kwargs=True.
+        """
         if not isinstance(config_dict, Mapping):
             raise ConfigError(f"{cls.__name__} expects an object of keys, got {type(config_dict).__name__}.")
         declared = config_dict.get("model_type")
         if cls.model_type and declared is not None and declared != cls.model_type:
             raise ConfigError(
-                f"{cls.__name__} reads model_type {cls.model_type!r}, but the configuration says {declared!r}; "
+                f"{cls.__name__} reads model_type {cls.model_type!r}, but the configuration says {shown(declared)}; "
                 "use AutoConfig to choose the class by the file."
             )
+        with_unused = kwargs.pop("return_unused_kwargs", False)
+        kwargs.pop("attn_implementation", None)  # every name of it is one here, and no key of a file
+        unused = {}
+        if kwargs:
+            known = {*_known(cls), *config_dict}
+            unused = {name: kwargs.pop(name) for name in list(kwargs) if with_unused and name not in known}
+            cls._refuse_unknown(kwargs, known, cls.__name__)
         given = cls._overridden(config_dict, kwargs) if kwargs else dict(config_dict)
         if "self" in given:
             raise ConfigError(f"{cls.__name__}: 'self' cannot be a key of a configuration; remove it.")
-        try:
-            given = copy.deepcopy(given)
-        except (TypeError, RecursionError) as error:  # a file, a generator
-            raise ConfigError(f"{cls.__name__}: a key holds what cannot be copied ({error}).") from None
-        return cls(**given)
+        with _kept():
+            config = cls(**copy.deepcopy(given))
+        return (config, unused) if with_unused else config  # type: ignore[return-value]
+
+    @classmethod
+    def _refuse_unknown(cls, given: Mapping[str, Any], known: Collection[str], owner: str) -> None:
+        """Raise ConfigError for keys given in a call that neither the class nor the file has."""
+        if given.keys() <= set(known):
+            return
+        usual = cls() if cls.part_makers else None
+        parts = {part: _known(type(getattr(usual, part))) for part in cls.part_makers}
+        meant = {
+            name: [(part, key) for part in parts for key in near(name, parts[part])[:1]] for name in given
+        }
+        hints = {name: f"give {found[0][0]}={{{found[0][1]!r}: …}}" for name, found in meant.items() if found}
+        hints = {name: hint for name, hint in hints.items() if not near(name, known)}
+        refuse_unknown(owner, given, known, error=ConfigError, hints=hints)
 
     @classmethod
     def _overridden(cls, config_dict: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,11 +250,47 @@ class PretrainedConfig:
             read = config_dict.get(name)
             part = cls.part_makers[name](getattr(cls(), name) if read is None else read, cls.__name__)
             if isinstance(value, Mapping):
+                type(part)._refuse_unknown(
+                    value, {*_known(type(part)), *vars(part)}, f"{cls.__name__}: {name}"
+                )
                 value = merge_overrides(read if isinstance(read, Mapping) else part.to_dict(), value)
             elif isinstance(value, PretrainedConfig):
                 warn_replaced(name, part, value)
             merged[name] = part if value is None else value
         return merged
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The keys that differ from those of a configuration of this class made without arguments, and model_type."""
+        usual = type(self)().to_dict()
+        written = {
+            name: getattr(self, name).to_diff_dict() if name in self.part_makers else value
+            for name, value in self.to_dict().items()
+            if name == "model_type" or name not in usual or value != usual[name]
+        }
+        return written
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Set the keys of `config_dict`, and those of its objects in the nested configurations; nothing if one is wrong."""
+        if not isinstance(config_dict, Mapping):
+            raise ConfigError(
+                f"{type(self).__name__}.update takes an object of keys, got {type(config_dict).__name__}."
+            )
+        parts = {name: value for name, value in config_dict.items() if name in self.part_makers}
+        whole = {
+            n: self.part_makers[n](v, type(self).__name__)
+            for n, v in parts.items()
+            if not isinstance(v, Mapping)
+        }
+        given = {name: value for name, value in config_dict.items() if name not in whole}
+        checked = vars(type(self).from_dict(self.to_dict(), **given))
+        for name in self.part_makers:  # the objects stay: the parts of a model hold them too
+            vars(getattr(self, name)).update(vars(checked.pop(name)))
+        name_or_path = self.name_or_path
+        vars(self).update({**checked, **whole})
+        self.name_or_path = str(config_dict.get("name_or_path", name_or_path))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(vars(self))
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """The configuration as indented JSON with sorted keys (`use_diff` is accepted and changes nothing)."""
@@ -227,16 +340,34 @@ class PretrainedConfig:
 
         A folder in Mistral's own format has a params.json instead; `format` "hf" or "mistral" chooses where both are.
         """
-        config_dict = read_config_folder(
-            pretrained_model_name_or_path,
-            HubOptions(revision, token, cache_dir, local_files_only, force_download),
-            format=kwargs.pop("format", None),
+        hub = HubOptions.take(
+            kwargs,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
         )
+        place, hub = hub.entered(pretrained_model_name_or_path)
+        config_dict = read_config_folder(place, hub, format=kwargs.pop("format", None))
         if cls.model_type and config_dict.get("model_type") != cls.model_type:
             config_dict = _section(config_dict, cls.model_type) or config_dict
-        config = cls.from_dict(config_dict, **kwargs)
-        config.name_or_path = str(pretrained_model_name_or_path)
-        return config
+        return cls.named(cls.from_dict(config_dict, **kwargs), place)
+
+    @classmethod
+    def named(cls: type[Self], made: Self, place: "str | os.PathLike[str]") -> Self:
+        """What from_dict made, its configuration with the name of where it was read."""
+        (made[0] if isinstance(made, tuple) else made).name_or_path = str(place)
+        return made
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: "str | os.PathLike[str]", **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The keys of a config.json as they are read, and the keywords that do not say where it is."""
+        hub = HubOptions.take(kwargs)
+        read = read_config_folder(pretrained_model_name_or_path, hub, format=kwargs.pop("format", None))
+        return read, kwargs
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PretrainedConfig) and self.to_dict() == other.to_dict()
@@ -251,6 +382,23 @@ class PretrainedConfig:
         memo[id(self)] = clone
         vars(clone).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
         return clone
+
+
+def _known(kind: type[PretrainedConfig]) -> frozenset[str]:
+    """The keys that a class of configurations reads."""
+    classes = [base for base in kind.__mro__ if issubclass(base, PretrainedConfig)]
+    named = {name for base in classes for name in signature(base.__init__).parameters}
+    return frozenset({*named, *kind.common_defaults, *kind.attribute_map, *_SHARED} - {"self", "kwargs"})
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Within this block keys that a class does not have are kept, whatever they are: they were read."""
+    token = _reading.set(True)
+    try:
+        yield
+    finally:
+        _reading.reset(token)
 
 
 def _section(config_dict: Mapping[str, Any], model_type: str) -> dict[str, Any] | None:
@@ -269,7 +417,7 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "to_dict"):  # a quantization_config
         return value.to_dict()
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v) for k, v in value.items() if not is_secret(k)}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if type(value).__module__ == "torch" and type(value).__name__ == "dtype":

@@ -1,24 +1,123 @@
-"""Check one field of a configuration: its type, finite, not below its minimum."""
+"""Check one field of a configuration: its type, finite, within its smallest and largest value; a torch.dtype's name."""
 
 import math
-from typing import Any
+import reprlib
+from typing import Any, Final
 
-from vitrail.arguments import short
 from vitrail.errors import ConfigError
+
+COUNT_LIMIT: Final = 2**31 - 1  # positions, ids and whatever else has no smaller limit of its own
+NUMBER_LIMIT: Final = (
+    1e30  # of a number with a fraction: float32 still holds it, and what it is multiplied by
+)
+TEXT_LIMIT: Final = 1 << 20
+LIST_LIMIT: Final = 1 << 16
+CELL_LIMIT: Final = 2048  # pixels along the side of what one image token covers
+
+# What no model of any family comes near, so that nothing is built, and nothing overflows, for a wrong number.
+LIMITS: Final[dict[str, float]] = {
+    "attention_dropout": 1,
+    "factor": 1e6,
+    "head_dim": 1 << 13,
+    "hidden_size": 1 << 17,
+    "image_size": 1 << 16,
+    "initializer_range": 1e3,
+    "intermediate_size": 1 << 20,
+    "num_attention_heads": 1 << 12,
+    "num_channels": 1 << 6,
+    "num_hidden_layers": 1 << 10,
+    "num_key_value_heads": 1 << 12,
+    "num_return_sequences": 1 << 16,
+    "patch_size": 1 << 10,
+    "rms_norm_eps": 1,
+    "spatial_merge_size": 1 << 6,
+    "vocab_size": 1 << 24,
+}
+# The names of params.json for the same numbers.
+LIMITS.update(
+    dim=LIMITS["hidden_size"],
+    hidden_dim=LIMITS["intermediate_size"],
+    n_heads=LIMITS["num_attention_heads"],
+    n_kv_heads=LIMITS["num_key_value_heads"],
+    n_layers=LIMITS["num_hidden_layers"],
+    norm_eps=LIMITS["rms_norm_eps"],
+)
+
+
+class _Short(reprlib.Repr):
+    """Values in at most some hundred characters."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > 256:  # more digits than Python may be willing to write
+            return f"a whole number of {x.bit_length():,} bits"
+        return repr(x)
+
+
+_SHOWN = _Short()
+_SHOWN.maxstring = _SHOWN.maxother = 80
 
 
 def check_field(
     owner: str, name: str, value: Any, kind: type | tuple[type, ...], *, minimum: float | None = None
 ) -> None:
-    """Raise ConfigError unless `value` is of `kind` (a bool is never a number), finite and at least `minimum`."""
+    """Raise ConfigError unless `value` is of `kind` (a bool is never a number), finite, and within its limits.
+
+    The largest value is that of `LIMITS`, else one that every number, text and list has.
+    """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     wrong_bool = isinstance(value, bool) and bool not in kinds
     if wrong_bool or not isinstance(value, kinds):
         names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise ConfigError(f"{owner}: {name} must be {names}, got {short(value)}; correct the configuration.")
+        raise ConfigError(f"{owner}: {name} must be {names}, got {shown(value)}; correct the configuration.")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{owner}: {name} must be finite, got {short(value)}; correct the configuration.")
-    if minimum is not None and isinstance(value, (int, float)) and value < minimum:
+        raise ConfigError(f"{owner}: {name} must be finite, got {value!r}; correct the configuration.")
+    if isinstance(value, (str, list, tuple, dict)):
+        most = TEXT_LIMIT if isinstance(value, str) else LIST_LIMIT
+        if len(value) > most:
+            raise ConfigError(
+                f"{owner}: {name} must have at most {most:,} entries, got {len(value):,}; correct the configuration."
+            )
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    if minimum is not None and value < minimum:
         raise ConfigError(
-            f"{owner}: {name} must be at least {minimum}, got {short(value)}; correct the configuration."
+            f"{owner}: {name} must be at least {minimum}, got {shown(value)}; correct the configuration."
         )
+    maximum = LIMITS.get(name, NUMBER_LIMIT if float in kinds else COUNT_LIMIT)
+    if not -maximum - 1 <= value <= maximum:
+        raise ConfigError(
+            f"{owner}: {name} must be at most {maximum:.10g}, got {shown(value)}; correct the configuration."
+        )
+
+
+def check_cell(owner: str, patch_size: int, merge: int) -> None:
+    """Raise ConfigError unless an image token covers a square that an image may be padded to."""
+    if patch_size * merge > CELL_LIMIT:
+        raise ConfigError(
+            f"{owner}: patch_size {patch_size} · spatial_merge_size {merge} must be at most {CELL_LIMIT:,} pixels; correct "
+            "the configuration."
+        )
+
+
+def shown(value: Any) -> str:
+    """A value in a message: short, whatever it is."""
+    return _SHOWN.repr(value)
+
+
+# Names of torch's types, so that a configuration is checked without importing torch.
+_DTYPES = """
+    float32 float bfloat16 float16 half float64 double float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz
+    float8_e8m0fnu uint8 int8 int16 int32 int64
+"""
+
+
+def check_dtype(owner: str, value: Any) -> str | None:
+    """The name of a torch.dtype that is given as one or by name; None for None. ConfigError for anything else."""
+    name = str(value).removeprefix("torch.")
+    if value is None or (
+        name in _DTYPES.split() and (isinstance(value, str) or type(value).__module__ == "torch")
+    ):
+        return None if value is None else name
+    raise ConfigError(
+        f"{owner}: dtype must be a torch dtype or its name, such as 'bfloat16', got {value!r}; correct the configuration."
+    )

@@ -8,12 +8,20 @@ from typing import Any
 
 from vitrail.arguments import checked_except, short
 from vitrail.configs.base import PretrainedConfig
-from vitrail.configs.fields import check_field
-from vitrail.configs.generation_options import CACHE_DTYPES, KNOWN, REFUSED, SAME_CACHES, refuse_unknown
+from vitrail.configs.fields import LIST_LIMIT, check_field, shown
+from vitrail.configs.generation_options import (
+    CACHE_DTYPES,
+    KNOWN,
+    REFUSED,
+    REFUSED_IN_FILES,
+    SAME_CACHES,
+    refuse_unknown,
+)
 from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
 from vitrail.files.json import json_text, read_json, shown_json
+from vitrail.files.keywords import is_secret, without_secrets
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
 from vitrail.files.writing import prepare_folder, write_text
 
@@ -81,7 +89,7 @@ class GenerationConfig:
         self._fill(kwargs)
 
     def _fill(self, values: Mapping[str, Any]) -> None:
-        for name, value in {**KNOWN, **values}.items():
+        for name, value in {**KNOWN, **without_secrets(values)}.items():
             setattr(self, name, _plain(name, value))
         self.validate()
 
@@ -127,10 +135,18 @@ class GenerationConfig:
             CheckpointError: a file that was named is not there, or neither file is.
             ConfigError: a value out of its range.
         """
-        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        hub = HubOptions.take(
+            kwargs,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         folder = CheckpointFolder.open(pretrained_model_name, hub, format=kwargs.pop("format", None))
-        path = folder.path / (config_file_name or GENERATION_CONFIG_NAME)
-        if path.is_file():
+        name = str(config_file_name or GENERATION_CONFIG_NAME)
+        path = folder.path / name
+        if name in folder.files or path.is_file():
             return cls.from_dict(read_json(path), **kwargs)
         if config_file_name is not None or not {CONFIG_NAME, PARAMS_NAME} & folder.files:
             raise CheckpointError(
@@ -161,7 +177,8 @@ class GenerationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All options, those that Vitrail does not do and unknown ones too."""
-        return {name: copy.deepcopy(value) for name, value in sorted(vars(self).items())}
+        held = {name: copy.deepcopy(value) for name, value in sorted(vars(self).items())}
+        return {name: value for name, value in held.items() if not is_secret(name)}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """The options that differ from the defaults, and every unknown key."""
@@ -174,6 +191,7 @@ class GenerationConfig:
         held = self.to_diff_dict() if use_diff else self.to_dict()
         if ignore_metadata:
             held = {n: v for n, v in held.items() if not n.startswith("_") and n != "transformers_version"}
+        held = {name: _with_text_keys(value) for name, value in held.items()}
         return json_text(held, "the GenerationConfig")
 
     def to_json_file(self, json_file_path: "str | Path", use_diff: bool = True) -> None:
@@ -193,11 +211,28 @@ class GenerationConfig:
         vars(self).update(vars(changed))
         return unused
 
+    def get_generation_mode(self, assistant_model: Any = None) -> str:
+        """ "greedy_search" or "sample"; any other of transformers' modes is refused by name."""
+        if assistant_model is not None:
+            raise UnsupportedError("assistant_model is not supported; leave it out.")
+        self.refuse_unsupported()
+        return "sample" if self.do_sample else "greedy_search"
+
     # --- checks -------------------------------------------------------------------------------------------
 
     def validate(self, strict: bool = False) -> None:
         """Raise ConfigError for a value of the wrong type or out of its range, naming it; always `strict`."""
         none = type(None)
+        for name in (
+            "do_sample",
+            "use_cache",
+            "return_dict_in_generate",
+            "output_scores",
+            "max_length",
+            "num_return_sequences",
+        ):
+            if getattr(self, name) is None:  # "not set" in transformers 5's files
+                setattr(self, name, KNOWN[name])
         for name in ("do_sample", "use_cache", "return_dict_in_generate", "output_scores"):
             self._check(name, bool)
         for name, minimum in (("max_length", 0), ("num_return_sequences", 1)):
@@ -216,7 +251,7 @@ class GenerationConfig:
         ):
             self._check(name, (int, none), minimum)
         for name in ("bos_token_id", "pad_token_id"):
-            self._check(name, (int, none))
+            self._check(name, (int, none), -1)
         self._check("max_time", (int, float, none), 0)
         self._check("temperature", (int, float, none), 0)
         self._check("repetition_penalty", (int, float, none))
@@ -224,16 +259,16 @@ class GenerationConfig:
             self._check(name, (int, float, none), 0)
             value = getattr(self, name)
             if value is not None and value > 1:
-                raise ConfigError(f"{name} is a probability between 0 and 1, got {short(value)}.")
+                raise ConfigError(f"{name} is a probability between 0 and 1, got {shown(value)}.")
         if self.repetition_penalty is not None and self.repetition_penalty <= 0:
             raise ConfigError(
-                f"repetition_penalty must be above 0 (1.0 is none), got {short(self.repetition_penalty)}."
+                f"repetition_penalty must be above 0 (1.0 is none), got {shown(self.repetition_penalty)}."
             )
         if self.cache_dtype is not None:
             self.cache_dtype = str(self.cache_dtype).removeprefix("torch.")
             if self.cache_dtype not in CACHE_DTYPES:
                 raise ConfigError(
-                    f"cache_dtype must be one of {', '.join(CACHE_DTYPES)}, got {short(self.cache_dtype)}."
+                    f"cache_dtype must be one of {', '.join(CACHE_DTYPES)}, got {shown(self.cache_dtype)}."
                 )
         self._check_lists()
 
@@ -241,16 +276,22 @@ class GenerationConfig:
         check_field("generation options", name, getattr(self, name), kind, minimum=minimum)
 
     def _check_lists(self) -> None:
+        for name in ("eos_token_id", "stop_strings", "seed"):
+            many = getattr(self, name)
+            if isinstance(many, (list, tuple)) and len(many) > LIST_LIMIT:
+                raise ConfigError(f"{name} has at most {LIST_LIMIT:,} entries, got {len(many):,}.")
         for ids, name in ((self.eos_token_ids, "eos_token_id"), (self.seeds, "seed")):
             if not all(isinstance(item, int) and not isinstance(item, bool) for item in ids):
                 raise ConfigError(
-                    f"{name} must be a whole number or a list of them, got {short(getattr(self, name))}."
+                    f"{name} must be a whole number or a list of them, got {shown(getattr(self, name))}."
                 )
+        for number in self.eos_token_ids:
+            check_field("generation options", "eos_token_id", number, int, minimum=-1)
         if any(not 0 <= item < 2**64 for item in self.seeds):
-            raise ConfigError(f"seed must be at least 0 and below 2**64, got {short(self.seed)}.")
+            raise ConfigError(f"seed must be at least 0 and below 2**64, got {shown(self.seed)}.")
         if not all(isinstance(text, str) and text and _is_whole(text) for text in self.stop_texts):
             raise ConfigError(
-                f"stop_strings must be a text or a list of texts, none empty; got {short(self.stop_strings)}."
+                f"stop_strings must be a text or a list of texts, none empty; got {shown(self.stop_strings)}."
             )
 
     def refuse_unsupported(self) -> None:
@@ -258,10 +299,12 @@ class GenerationConfig:
         wrong = {
             name: getattr(self, name) for name, default in REFUSED.items() if getattr(self, name) != default
         }
+        held = vars(self)
+        wrong |= {name: held[name] for name in REFUSED_IN_FILES if held.get(name)}
         if self.cache_implementation in SAME_CACHES:
             wrong.pop("cache_implementation", None)
         if wrong:
-            listed = ", ".join(f"{name}={short(value)}" for name, value in sorted(wrong.items()))
+            listed = ", ".join(f"{name}={shown(value)}" for name, value in sorted(wrong.items()))
             hint = "; cache_dtype='int8' makes a cache of 8 bits" if "cache_implementation" in wrong else ""
             raise UnsupportedError(
                 f"generate() does not support {listed}; leave out what you do not need{hint}."
@@ -309,6 +352,22 @@ def _plain(name: str, value: Any) -> Any:
     ) as error:  # files, generators, tensors without values
         reason = str(error).splitlines()[0][:100]
         raise ConfigError(f"{name} cannot be kept as an option ({reason}).") from None
+
+
+def _with_text_keys(value: Any) -> Any:
+    """A value with the keys of its dicts as text: sequence_bias has tuples of ids."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def as_generation_config(value: Any) -> GenerationConfig:
+    """A GenerationConfig as it is, or made of transformers' own or of a dict."""
+    if isinstance(value, GenerationConfig):
+        return value
+    if not isinstance(value, Mapping) and not hasattr(value, "to_dict"):
+        raise ConfigError(
+            f"generation_config must be a GenerationConfig or a dict, got {type(value).__name__}."
+        )
+    return GenerationConfig.from_dict(value if isinstance(value, Mapping) else value.to_dict())
 
 
 def _many(value: Any) -> tuple[Any, ...]:

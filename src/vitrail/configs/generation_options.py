@@ -72,6 +72,9 @@ REFUSED: dict[str, Any] = {
     "low_memory": None,
 }
 
+# Names of transformers 5 that would change the text; a file may hold them.
+REFUSED_IN_FILES = ("top_h", "use_mtp", "speculation_type")
+
 # Names that only mean something beside a refused one (beams, assistants) or a compiler: kept, without effect.
 INERT: dict[str, Any] = {
     "early_stopping": False,

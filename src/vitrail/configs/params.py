@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vitrail.configs.fields import check_field
+from vitrail.configs.fields import check_field, shown
 from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.layout import CONFIG_NAME, MISTRAL, PARAMS_NAME
@@ -68,7 +68,7 @@ def config_from_params(
     if vision is None:
         return {**text, **quantization}
     if not isinstance(vision, Mapping):
-        raise ConfigError(f"{where}: vision_encoder must be an object of keys, got {vision!r}.")
+        raise ConfigError(f"{where}: vision_encoder must be an object of keys, got {shown(vision)}.")
     return {**_vision_language(_Given(vision, f"{where}: vision_encoder"), text, folder), **quantization}
 
 
@@ -108,7 +108,7 @@ class _Given:
         if value is None:
             return None
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{self.where}: {name} must be an object of keys, got {value!r}.")
+            raise ConfigError(f"{self.where}: {name} must be an object of keys, got {shown(value)}.")
         return _Given(value, f"{self.where}: {name}")
 
     def optional(self, name: str) -> Any:
@@ -197,6 +197,7 @@ def _quantization(given: _Given) -> dict[str, Any]:
 
 
 def _vision_language(given: _Given, text: dict[str, Any], folder: CheckpointFolder | None) -> dict[str, Any]:
+    given.whole("max_image_size", 1)
     heads = given.whole("num_attention_heads")
     width = given.whole("hidden_size")
     vision = {
@@ -233,7 +234,7 @@ def _vision_language(given: _Given, text: dict[str, Any], folder: CheckpointFold
             **whole,
         }
     raise UnsupportedError(
-        f"{given.where}: mm_projector_id {merger!r} with spatial_merge_size {merge} and "
+        f"{given.where}: mm_projector_id {shown(merger)} with spatial_merge_size {merge} and "
         f"add_pre_mm_projector_layer_norm {norm} is not supported; the family has 'patch_merge' with the norm, and "
         "neither with a merge of 1."
     )

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from vitrail.arguments import short
-from vitrail.configs.fields import check_field
+from vitrail.configs.fields import check_field, shown
 from vitrail.errors import ConfigError
 
 # "axial" is transformers 5's word for the tower's two-dimensional rotation, which has no further settings.
@@ -23,7 +22,7 @@ def take_rope(kwargs: dict[str, Any], theta: Any) -> tuple[float, dict[str, Any]
         return _theta(theta), None
     if not isinstance(chosen, dict):
         raise ConfigError(
-            f"rope_parameters must be an object of keys, got {short(chosen)}; correct the configuration."
+            f"rope_parameters must be an object of keys, got {shown(chosen)}; correct the configuration."
         )
     chosen = dict(chosen)
     theta = _theta(chosen.pop("rope_theta", theta))
@@ -33,7 +32,7 @@ def take_rope(kwargs: dict[str, Any], theta: Any) -> tuple[float, dict[str, Any]
     if kind not in PLAIN_TYPES:
         return theta, {"rope_type": kind, **chosen}
     if chosen.get("llama_4_scaling_beta") is not None:
-        raise ConfigError(f"rope_parameters: llama_4_scaling_beta needs rope_type 'yarn', got {short(kind)}.")
+        raise ConfigError(f"rope_parameters: llama_4_scaling_beta needs rope_type 'yarn', got {shown(kind)}.")
     return theta, None
 
 
@@ -51,6 +50,9 @@ def check_yarn(theta: float, scaling: dict[str, Any]) -> None:
         "llama_4_scaling_beta",
     ):
         check_field(owner, name, scaling.get(name), (int, float, absent), minimum=0)
+    for name, value in scaling.items():
+        if isinstance(value, int):
+            check_field(owner, name, value, (bool, int))
     check_field(owner, "truncate", scaling.get("truncate", True), bool)
     scaled = scaling.get("llama_4_scaling_beta") is not None  # by steps of the original context
     original = scaling.get("original_max_position_embeddings")
@@ -63,6 +65,6 @@ def _theta(value: Any) -> float:
     check_field("rope_parameters", "rope_theta", value, (int, float))
     if value <= 0:
         raise ConfigError(
-            f"rope_theta must be a positive number, got {short(value)}; correct the configuration."
+            f"rope_theta must be a positive number, got {shown(value)}; correct the configuration."
         )
     return float(value)

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from vitrail.configs.base import PretrainedConfig
-from vitrail.configs.fields import check_field
+from vitrail.configs.fields import check_field, shown
 from vitrail.configs.rope import check_yarn, take_rope
 from vitrail.errors import ConfigError
 
@@ -83,13 +83,24 @@ class MistralConfig(PretrainedConfig):
         self.rope_scaling = scaling
         self.sliding_window = sliding_window
         self.attention_dropout = attention_dropout
-        self._check()
+        self._check_sizes()
         self.head_dim = hidden_size // num_attention_heads if head_dim is None else head_dim
+        self.check()
+
+    def check(self) -> None:
+        super().check()
+        self._check_sizes()
         check_field(type(self).__name__, "head_dim", self.head_dim, int, minimum=2)
         if self.head_dim % 2:
             raise ConfigError(f"{type(self).__name__}: head_dim must be even, got {self.head_dim}.")
 
-    def _check(self) -> None:
+    @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """The rotary settings in transformers 5's form."""
+        scaling = self.rope_scaling or {"rope_type": "default"}
+        return {"rope_theta": self.rope_theta, **scaling}
+
+    def _check_sizes(self) -> None:
         owner = type(self).__name__
         sizes = (
             "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
@@ -113,7 +124,7 @@ class MistralConfig(PretrainedConfig):
             )
         if self.rope_scaling is not None and self.rope_scaling["rope_type"] not in self.rope_types:
             raise ConfigError(
-                f"{owner}: rope_type {self.rope_scaling['rope_type']!r} is not supported; "
+                f"{owner}: rope_type {shown(self.rope_scaling['rope_type'])} is not supported; "
                 f"the family uses default and {', '.join(self.rope_types)}."
             )
         if self.rope_scaling is not None:
@@ -173,12 +184,6 @@ class Ministral3Config(MistralConfig):
             bos_token_id, eos_token_id, tie_word_embeddings, kwargs.pop("rope_theta", 1e6), sliding_window,
             attention_dropout, **kwargs,
         )  # fmt: skip
-
-    @property
-    def rope_parameters(self) -> dict[str, Any]:
-        """The rotary settings in transformers 5's form."""
-        scaling = self.rope_scaling or {"rope_type": "default"}
-        return {"rope_theta": self.rope_theta, **scaling}
 
     def to_dict(self) -> dict[str, Any]:
         written = super().to_dict()

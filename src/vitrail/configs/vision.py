@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from vitrail.configs.base import PretrainedConfig
-from vitrail.configs.fields import check_field
+from vitrail.configs.fields import check_field, shown
 from vitrail.configs.rope import take_rope
 from vitrail.errors import ConfigError
 
@@ -50,7 +50,7 @@ class PixtralVisionConfig(PretrainedConfig):
         rope_theta, scaling = take_rope(kwargs, rope_theta)
         if scaling is not None:
             raise ConfigError(
-                f"PixtralVisionConfig: rope_parameters {scaling!r}; the tower's rotary embedding has no scaling."
+                f"PixtralVisionConfig: rope_parameters {shown(scaling)}; the tower's rotary embedding has no scaling."
             )
         head_dim = kwargs.pop("head_dim", None)
         kwargs.pop("exact_hidden_act", None)  # only means something to the reader of files
@@ -66,8 +66,13 @@ class PixtralVisionConfig(PretrainedConfig):
         self.attention_dropout = attention_dropout
         self.rope_theta = rope_theta
         self.initializer_range = initializer_range
-        self._check()
+        self._check_sizes()
         self.head_dim = head_dim if head_dim is not None else hidden_size // num_attention_heads
+        self.check()
+
+    def check(self) -> None:
+        super().check()
+        self._check_sizes()
         check_field(type(self).__name__, "head_dim", self.head_dim, int, minimum=4)
         if self.head_dim % 4:
             raise ConfigError(
@@ -75,7 +80,7 @@ class PixtralVisionConfig(PretrainedConfig):
                 f"with the column), got {self.head_dim}."
             )
 
-    def _check(self) -> None:
+    def _check_sizes(self) -> None:
         sizes = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size"
         for name in sizes.split():
             check_field(type(self).__name__, name, getattr(self, name), int, minimum=1)
@@ -97,5 +102,5 @@ class PixtralVisionConfig(PretrainedConfig):
 
 def _square(sides: dict[str, Any]) -> Any:
     if sides.get("height") != sides.get("width") or "height" not in sides:
-        raise ConfigError(f"PixtralVisionConfig: patch_size must be square, got {sides!r}.")
+        raise ConfigError(f"PixtralVisionConfig: patch_size must be square, got {shown(sides)}.")
     return sides["height"]

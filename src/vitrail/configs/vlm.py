@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from vitrail.arguments import short
 from vitrail.configs.base import PretrainedConfig
-from vitrail.configs.fields import check_field
+from vitrail.configs.fields import check_cell, check_field, shown
 from vitrail.configs.text import Ministral3Config, MistralConfig
 from vitrail.configs.vision import PixtralVisionConfig
 from vitrail.errors import ConfigError
@@ -19,12 +18,12 @@ def text_config_from(value: "dict[str, Any] | MistralConfig", owner: str) -> Mis
         return value
     if not isinstance(value, dict):
         raise ConfigError(
-            f"{owner}: text_config must be a configuration or an object of keys, got {short(value)}."
+            f"{owner}: text_config must be a configuration or an object of keys, got {shown(value)}."
         )
     kind = value.get("model_type", "mistral")
     if not isinstance(kind, str) or kind not in TEXT_TYPES:
         raise ConfigError(
-            f"{owner}: text_config has model_type {kind!r}; supported: {', '.join(TEXT_TYPES)}."
+            f"{owner}: text_config has model_type {shown(kind)}; supported: {', '.join(TEXT_TYPES)}."
         )
     return TEXT_TYPES[kind].from_dict(value)
 
@@ -35,11 +34,11 @@ def vision_config_from(value: "dict[str, Any] | PixtralVisionConfig", owner: str
         return value
     if not isinstance(value, dict):
         raise ConfigError(
-            f"{owner}: vision_config must be a configuration or an object of keys, got {short(value)}."
+            f"{owner}: vision_config must be a configuration or an object of keys, got {shown(value)}."
         )
     kind = value.get("model_type", "pixtral")
     if kind != "pixtral":
-        raise ConfigError(f"{owner}: vision_config has model_type {kind!r}; supported: pixtral.")
+        raise ConfigError(f"{owner}: vision_config has model_type {shown(kind)}; supported: pixtral.")
     return PixtralVisionConfig.from_dict(value)
 
 
@@ -48,8 +47,12 @@ class VisionLanguageConfig(PretrainedConfig):
 
     attribute_map: ClassVar[dict[str, str]] = {"image_token_id": "image_token_index"}
     part_makers: ClassVar[dict[str, Callable[..., PretrainedConfig]]] = {
-        "text_config": text_config_from,
+        "text_config": text_config_from,  # first: of keys that both have, a call means the language model's
         "vision_config": vision_config_from,
+    }
+    sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {
+        "text_config": MistralConfig,
+        "vision_config": PixtralVisionConfig,
     }
     vision_config: PixtralVisionConfig
     text_config: MistralConfig
@@ -59,7 +62,10 @@ class VisionLanguageConfig(PretrainedConfig):
     vision_feature_layer: int | list[int]
     multimodal_projector_bias: bool
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        super().check()
+        self.text_config.check()
+        self.vision_config.check()
         owner = type(self).__name__
         check_field(owner, "image_token_index", self.image_token_index, int, minimum=0)
         check_field(owner, "multimodal_projector_bias", self.multimodal_projector_bias, bool)
@@ -128,16 +134,20 @@ class LlavaConfig(VisionLanguageConfig):
         )
         self.image_token_index = image_token_index
         self.projector_hidden_act = projector_hidden_act
-        if vision_feature_select_strategy not in ("default", "full"):
-            raise ConfigError(
-                "LlavaConfig: vision_feature_select_strategy must be 'default' or 'full', "
-                f"got {short(vision_feature_select_strategy)}."
-            )
         self.vision_feature_select_strategy = vision_feature_select_strategy
         self.vision_feature_layer = vision_feature_layer
         self.image_seq_length = image_seq_length
         self.multimodal_projector_bias = multimodal_projector_bias
-        self._check()
+        self.check()
+
+    def check(self) -> None:
+        super().check()
+        if self.vision_feature_select_strategy not in ("default", "full"):
+            raise ConfigError(
+                "LlavaConfig: vision_feature_select_strategy must be 'default' or 'full', "
+                f"got {shown(self.vision_feature_select_strategy)}."
+            )
+        check_field("LlavaConfig", "image_seq_length", self.image_seq_length, int, minimum=0)
 
 
 class Mistral3Config(VisionLanguageConfig):
@@ -172,8 +182,12 @@ class Mistral3Config(VisionLanguageConfig):
         self.vision_feature_layer = vision_feature_layer
         self.multimodal_projector_bias = multimodal_projector_bias
         self.spatial_merge_size = spatial_merge_size
-        check_field("Mistral3Config", "spatial_merge_size", spatial_merge_size, int, minimum=1)
-        self._check()
+        self.check()
+
+    def check(self) -> None:
+        super().check()
+        check_field("Mistral3Config", "spatial_merge_size", self.spatial_merge_size, int, minimum=1)
+        check_cell("Mistral3Config", self.vision_config.patch_size, self.spatial_merge_size)
 
 
 def pixtral_12b_text() -> MistralConfig:

@@ -20,6 +20,8 @@ from vitrail.files.hub_cache import repository_of
 from vitrail.files.hub_options import HubOptions
 from vitrail.files.json import read_json
 from vitrail.files.layout import ADAPTER_CONFIG, CONFIGS, choose_among
+from vitrail.files.links import refuse_outside
+from vitrail.files.replacing import refuse_incomplete
 from vitrail.files.repository import COMMIT, Repository
 from vitrail.files.token_ids import TokenIds, choose_tokenizer_file, read_token_ids
 
@@ -56,6 +58,8 @@ class CheckpointFolder(os.PathLike[str]):
         A CheckpointFolder is returned as it is, unless it is in another format than `format`. Raises CheckpointError
         for what is not there, InputError for an unknown format.
         """
+        if hub is not None and hub.subfolder:
+            name_or_path, hub = hub.entered(name_or_path)
         if isinstance(name_or_path, CheckpointFolder):
             if format in (None, name_or_path.format) or format == name_or_path.layout:
                 return name_or_path
@@ -86,12 +90,21 @@ class CheckpointFolder(os.PathLike[str]):
 
     @cached_property
     def files(self) -> frozenset[str]:
-        """The names of the files in the folder, without those of its subfolders."""
+        """The names of the files in the folder, without those of its subfolders.
+
+        CheckpointError where a save into it was cut off, or one of them is a link out of it.
+        """
         try:
             with os.scandir(self.path) as entries:
-                return frozenset(entry.name for entry in entries if entry.is_file())
+                found = [(entry.name, entry.is_symlink()) for entry in entries if entry.is_file()]
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+        for name, linked in found:
+            if linked:
+                refuse_outside(self.path / name, self.path)
+        names = frozenset(name for name, _ in found)
+        refuse_incomplete(self.path, names)
+        return names
 
     @cached_property
     def repository(self) -> Repository | None:

@@ -43,6 +43,8 @@ def resolve(
 
     Raises CheckpointError that says what was looked for and what to do, InputError for an argument.
     """
+    hub = hub or HubOptions(**keywords)
+    name_or_path, hub = hub.entered(name_or_path)
     name = os.fspath(name_or_path)
     if not name.strip():
         raise CheckpointError("the checkpoint's name is empty; give a folder or a name like 'owner/model'.")
@@ -60,7 +62,6 @@ def resolve(
         raise CheckpointError(
             f"there is no folder {name!r}; give a checkpoint's folder or a name like 'owner/model'."
         )
-    hub = hub or HubOptions(**keywords)
     root = hub_client.cache_root() if hub.cache_dir is None else Path(hub.cache_dir).expanduser()
     cache = HubCache(root, name)
     asked = _Asked(cache, hub.revision or "main", hub.token, format, part, hub.force_download)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import MutableMapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from vitrail.errors import CheckpointError, InputError, UnsupportedError
+
+# Marks that transformers' own loaders set, and a request for what is always done: unfinished downloads are continued.
+_WITHOUT_EFFECT = ("_from_auto", "_from_pipeline", "resume_download")
+_INSTEAD = {"proxies": "set HTTPS_PROXY in the environment", "mirror": "set HF_ENDPOINT in the environment"}
 
 
 @dataclass(frozen=True)
@@ -17,18 +25,87 @@ class HubOptions:
     cache_dir          the folder of the cache; None is the client's own (HF_HUB_CACHE, HF_HOME).
     local_files_only   connect to nothing.
     force_download     fetch again what is in the cache.
+    subfolder          the folder within the checkpoint's that is read; of folders on this disk only.
     """
 
     revision: str | None = None
-    token: str | bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
     cache_dir: str | os.PathLike[str] | None = None
     local_files_only: bool = False
     force_download: bool = False
+    subfolder: str | os.PathLike[str] = ""
 
     @classmethod
-    def take(cls, keywords: MutableMapping[str, Any]) -> HubOptions:
-        """Remove the hub's keywords from `keywords` and return them."""
-        return cls(**{name: keywords.pop(name) for name in KEYWORDS if name in keywords})
+    def take(cls, keywords: MutableMapping[str, Any], **named: Any) -> HubOptions:
+        """Remove the hub's keywords from `keywords` and return them; `named` are those that were parameters of a call.
+
+        `use_auth_token` is the older name of `token`. Raises InputError where both are given, UnsupportedError for
+        `proxies` and `mirror`.
+        """
+        ignore_remote_code(keywords)
+        for name in _WITHOUT_EFFECT:
+            keywords.pop(name, None)
+        for name, instead in _INSTEAD.items():
+            if keywords.pop(name, None):
+                raise UnsupportedError(f"{name} is not supported; {instead}.")
+        given = named | {name: keywords.pop(name) for name in KEYWORDS if name in keywords}
+        older = keywords.pop("use_auth_token", None)
+        if older is not None:
+            if given.get("token") is not None:
+                raise InputError("token and use_auth_token are one thing; give token alone.")
+            warnings.warn(
+                "use_auth_token is the older name of token; give token.", FutureWarning, stacklevel=4
+            )
+            given["token"] = older
+        if not isinstance(given.get("token"), (str, bool, type(None))):
+            raise InputError("token is a token of the hub, True, False or None.")
+        if not isinstance(given.get("revision"), (str, type(None))):
+            raise InputError("revision is the name of a branch or tag, or a commit.")
+        if not isinstance(given.get("cache_dir"), (str, os.PathLike, type(None))):
+            raise InputError("cache_dir is a folder.")
+        if given.get("subfolder") is None:
+            given.pop("subfolder", None)
+        return cls(**given)
+
+    def keywords(self) -> dict[str, Any]:
+        """Those that are set, as keywords of from_pretrained."""
+        return {
+            one.name: getattr(self, one.name)
+            for one in fields(self)
+            if getattr(self, one.name) != one.default
+        }
+
+    def entered(self, name_or_path: str | os.PathLike[str]) -> tuple[str | os.PathLike[str], HubOptions]:
+        """The folder `subfolder` of the folder `name_or_path`, with the options that are left; both as they are without.
+
+        Raises InputError for a subfolder that is not within, CheckpointError where it is not there, UnsupportedError for
+        a name on the hub.
+        """
+        if not isinstance(self.subfolder, (str, os.PathLike)):
+            raise InputError(f"subfolder is the name of a folder; got {type(self.subfolder).__name__}.")
+        part = PurePosixPath(os.fspath(self.subfolder).replace("\\", "/"))
+        if not part.parts:
+            return name_or_path, replace(self, subfolder="")
+        if part.is_absolute() or ".." in part.parts or ":" in part.parts[0]:
+            raise InputError(f"subfolder {str(part)!r} must lie within the checkpoint's folder.")
+        outer = Path(name_or_path).expanduser()
+        if not outer.is_dir():
+            raise UnsupportedError(
+                f"subfolder={str(part)!r} is for folders on this disk, and there is no folder {os.fspath(name_or_path)!r}; "
+                "fetch the repository with the hub's own client and give the folder within it."
+            )
+        if not (outer / part).is_dir():
+            raise CheckpointError(f"{outer} has no folder {str(part)!r}, which subfolder names.")
+        return str(outer / part), replace(self, subfolder="")
 
 
-KEYWORDS = tuple(field.name for field in fields(HubOptions))
+def ignore_remote_code(keywords: MutableMapping[str, Any]) -> None:
+    """Remove what asks for a checkpoint's own code, of which none is ever run, with a warning where it was asked for."""
+    asked = [name for name in ("trust_remote_code", "code_revision") if keywords.pop(name, None)]
+    if asked:
+        warnings.warn(
+            f"no code of a checkpoint is ever run, so {' and '.join(asked)} changes nothing.", stacklevel=4
+        )
+
+
+KEYWORDS = tuple(one.name for one in fields(HubOptions))

@@ -25,6 +25,9 @@ from vitrail.files.json import parse_json_object
 from vitrail.files.lfs import PREFIX_SIZE, refuse_pointer
 from vitrail.ops import memory
 
+_PIECE = 1 << 24  # bytes that are converted at once
+_MOST = 1 << 30  # bytes that a system reads in one call
+_CUT = "{path} was cut while in use: {size:,} of its {whole:,} bytes are left; fetch or save it again, and load it anew."
 HEADER_LIMIT = 100_000_000  # the format's own limit
 # Linux's MAP_NORESERVE, whose name Python knows from 3.13 on.
 _NORESERVE = (
@@ -92,6 +95,7 @@ class SafetensorsFile:
                 self.metadata = _metadata(header.pop("__metadata__", {}), self.path)
                 self.entries: Mapping[str, TensorSpec] = _check_entries(header, begin, size, self.path)
                 self._map = _map_privately(stream.fileno(), size)
+                self._stream = os.fdopen(os.dup(stream.fileno()), "rb", buffering=0)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}.") from error
 
@@ -99,13 +103,59 @@ class SafetensorsFile:
         return iter(self.entries)
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor `name` on the CPU, backed by the mapped file: copy it before changing or keeping it."""
+        """The tensor `name` on the CPU, backed by the mapped file: copy it before changing or keeping it.
+
+        CheckpointError where the file has been cut since it was opened. Where that happens later, the system ends a
+        process that touches what is gone: `copied` does not, and `refuse_cut` asks again.
+        """
+        self.refuse_cut()
         entry = self.entries[name]
         count = math.prod(entry.shape)
         if count == 0:
             return torch.empty(entry.shape, dtype=entry.dtype)
         flat = torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=entry.start)
         return flat.view(entry.shape)
+
+    def copied(
+        self, name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """A copy of the tensor `name`, read and not mapped: a file that is cut, or fails, is a CheckpointError."""
+        entry = self.entries[name]
+        made = memory.empty(entry.shape, dtype or entry.dtype, device)
+        if not hasattr(os, "preadv"):
+            return made.copy_(self.tensor(name))
+        values, count = made.view(-1), made.numel()
+        direct = made.device.type == "cpu" and made.dtype == entry.dtype
+        piece = max(1, count if direct else _PIECE // entry.dtype.itemsize)
+        for first in range(0, count, piece):
+            part = values[first : first + piece]
+            read = part if direct else torch.empty(len(part), dtype=entry.dtype)
+            self._read(read.view(torch.uint8).numpy(), entry.start + first * entry.dtype.itemsize)
+            if not direct:
+                part.copy_(read)
+        return made
+
+    def refuse_cut(self) -> None:
+        """Raise CheckpointError where the file is shorter than when it was opened."""
+        try:
+            size = self._map.size()
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+        if size < len(self._map):
+            raise CheckpointError(_CUT.format(path=self.path, size=size, whole=len(self._map)))
+
+    def _read(self, buffer: Any, start: int) -> None:
+        """Fill `buffer` with the file's bytes from `start` on."""
+        rest = memoryview(buffer).cast("B")
+        try:
+            while rest:
+                count = os.preadv(self._stream.fileno(), [rest[:_MOST]], start)
+                if not count:
+                    self.refuse_cut()
+                    raise OSError(f"nothing could be read at byte {start:,}")
+                rest, start = rest[count:], start + count
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}.") from error
 
 
 def _map_privately(number: int, size: int) -> mmap.mmap:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import re
 import shutil
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from vitrail.errors import CheckpointError, InputError
+
+_PARTIAL = re.compile(r"\.\d+(-\d+)?\.partial", re.ASCII)
+_OLD = 3600.0  # seconds after which nobody writes a small file any more: its process was killed
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> Path:
@@ -22,8 +29,11 @@ def write_text(file: Path, text: str) -> Path:
     """Write `text` whole or not at all; returns `file`. Raises CheckpointError if it cannot be written."""
     if not file.name:
         raise CheckpointError(f"{str(file)!r} names no file; give the file's own name too.")
-    scratch = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    scratch = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
+        for left in file.parent.glob(f".{glob.escape(file.name)}.*.partial"):
+            if _PARTIAL.search(left.name) and time.time() - left.lstat().st_mtime > _OLD:
+                left.unlink()
         scratch.write_text(text, encoding="utf-8")
         scratch.replace(file)
     except (OSError, UnicodeError) as error:

@@ -22,6 +22,7 @@ from vitrail.generate.stopping import Stopper
 from vitrail.generate.uncached import UncachedRunner
 from vitrail.kv.foreign import is_foreign, update_foreign
 from vitrail.responses.ids import to_list
+from vitrail.weights.mapped import refuse_cut
 
 Processor = Callable[..., Tensor]  # transformers' form: (input_ids (R, T), scores (R, V)) → scores
 AllowedIds = Callable[[int, Tensor], Sequence[int]]  # (row, its ids (T,)) → ids that may come next
@@ -50,6 +51,7 @@ class Decoding:
         allowed_ids: AllowedIds | None = None,
         progress: Progress | None = None,
     ) -> None:
+        refuse_cut(model)
         self.model, self.prompt, self.config, self.stopper = model, prompt, config, stopper
         self._processors, self._allowed_ids, self._progress = processors, allowed_ids, progress
         self._filler = self._choose_filler()

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from vitrail.arguments import check_methods, checked
 from vitrail.configs.generation import GenerationConfig
-from vitrail.errors import InputError
+from vitrail.errors import InputError, UnsupportedError
 from vitrail.generate.decoding import AllowedIds, Decoding, Processor
-from vitrail.generate.options import fit_context, new_tokens, refuse_others, settle
+from vitrail.generate.options import fit_context, new_tokens, refuse_others, settle, take_newer_names
 from vitrail.generate.outputs import GenerateOutput
 from vitrail.generate.prompt import read_prompt
 from vitrail.generate.protocol import GeneratingModel
@@ -68,6 +68,7 @@ def generate(
     if streamer is not None:
         check_methods("streamer", streamer, "put", "end")
     try:
+        _refuse_replaced(model)
         refuse_others(
             {
                 "synced_gpus": synced_gpus,
@@ -77,6 +78,7 @@ def generate(
                 "custom_generate": custom_generate,
             }
         )
+        take_newer_names(kwargs)
         config, rest = settle(
             model.generation_config, generation_config, kwargs, use_model_defaults=use_model_defaults
         )
@@ -105,6 +107,16 @@ def generate(
         streamer.end()
     output = decoding.output()
     return output if config.return_dict_in_generate else output.sequences
+
+
+def _refuse_replaced(model: GeneratingModel) -> None:
+    """Raise UnsupportedError where another library put its own prepare_inputs_for_generation on the model."""
+    own = vars(model).get("prepare_inputs_for_generation")
+    if own is not None and getattr(own, "__self__", None) is not model:
+        raise UnsupportedError(
+            "generate() does not call prepare_inputs_for_generation, which was replaced on this model (PEFT's prompt and "
+            "prefix tuning do so), and would leave the trained prompt out; use an adapter of another kind, such as LoRA."
+        )
 
 
 @checked

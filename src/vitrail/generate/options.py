@@ -84,6 +84,19 @@ def _warn_about_idle(config: GenerationConfig, keywords: Mapping[str, Any]) -> N
         warnings.warn("both max_new_tokens and max_length are set; max_new_tokens is used.", stacklevel=5)
 
 
+def take_newer_names(keywords: dict[str, Any]) -> None:
+    """Put transformers 5's names of the model's inputs under those that Vitrail reads."""
+    cache = keywords.pop("cache", None)
+    if cache is not None:
+        if keywords.get("past_key_values") is not None:
+            raise InputError("cache and past_key_values are one argument; give one of them.")
+        keywords["past_key_values"] = cache
+    if keywords.pop("mm_encoder_outputs", None) is not None:
+        raise UnsupportedError(
+            "generate() does not take mm_encoder_outputs; give pixel_values and image_sizes."
+        )
+
+
 def refuse_others(arguments: Mapping[str, Any]) -> None:
     """Raise UnsupportedError for arguments of transformers' generate() that are given and not supported."""
     wrong = [name for name, value in arguments.items() if value is not None and value is not False]

@@ -6,7 +6,6 @@ looked up once, and the socket goes to the very address that was checked.
 
 import http.client
 import io
-import ipaddress
 import socket
 import ssl
 import threading
@@ -17,18 +16,18 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from vitrail.arguments import checked
 from vitrail.errors import ImageError
+from vitrail.images.addresses import is_global as is_global
 
 _CHUNK: Final = 1 << 16
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _DEFAULT_PORT: Final = {"http": 80, "https": 443}
-# IPv6 prefixes that carry an IPv4 address in their last 32 bits (RFC 6052, RFC 4291 §2.5.5.1).
-_CARRIES_IPV4: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96"))
+_LONGEST: Final = 8192  # characters of a URL
 
 
 @checked
 @dataclass(frozen=True, slots=True)
 class FetchPolicy:
-    """What may be opened by name. The default is for a person's own program; `strict` is for a server.
+    """What may be opened by name. The default is for the person at this machine; `untrusted` is for what others send.
 
     timeout: seconds for the whole of it, redirects and look-ups included; max_bytes: of the answer's body;
     allow_private: addresses that are not global (localhost, home networks); allow_files: local paths and
@@ -48,6 +47,11 @@ class FetchPolicy:
     def strict(cls, hosts: tuple[str, ...] | None) -> "FetchPolicy":
         """https on port 443 to global addresses only, and to `hosts` only unless that is None; no files."""
         return cls(schemes=("https",), allow_private=False, allow_files=False, ports=(443,), hosts=hosts)
+
+    @classmethod
+    def untrusted(cls, hosts: tuple[str, ...] = ()) -> "FetchPolicy":
+        """For messages of strangers: no files, and no URLs but, as `strict`, those of `hosts`."""
+        return cls.strict(hosts) if hosts else replace(cls.strict(()), schemes=())
 
     def within(self, timeout: float | None) -> "FetchPolicy":
         """The same with another timeout in seconds; None keeps this one."""
@@ -93,6 +97,8 @@ class _Redirect:
 
 def _parse(url: str, policy: FetchPolicy) -> SplitResult:
     """The parts of a URL that the policy allows; else ImageError."""
+    if len(url) > _LONGEST:
+        raise ImageError(f"A URL has at most {_LONGEST:,} characters; this one has {len(url):,}.")
     if any(character <= " " or character in "\\\x7f" for character in url):
         raise ImageError(
             "A URL has no spaces, backslashes or control characters; write them as %20 and so on."
@@ -102,6 +108,8 @@ def _parse(url: str, policy: FetchPolicy) -> SplitResult:
         port = parts.port or _DEFAULT_PORT.get(parts.scheme)
     except ValueError as error:
         raise ImageError(f"This is no valid URL: {error}.") from error
+    if not policy.schemes:
+        raise ImageError("URLs are not fetched here; send the image as a data URL.")
     if parts.scheme not in policy.schemes:
         raise ImageError(f"URLs may start with {', '.join(policy.schemes)}; got {parts.scheme!r}.")
     if not parts.hostname:
@@ -186,18 +194,6 @@ def _addresses(host: str, port: int, policy: FetchPolicy, deadline: float) -> li
             if not is_global(entry[4][0]):
                 raise ImageError(f"{host!r} leads to an address that is not public; it is not fetched.")
     return list(found[0])
-
-
-def is_global(address: str) -> bool:
-    """Whether an IP address belongs to the public internet, also when it wraps an IPv4 one."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address):
-        inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo[1] if parsed.teredo else None)
-        if inner is None and any(parsed in network for network in _CARRIES_IPV4):
-            inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
-        if inner is not None:
-            return inner.is_global and not inner.is_multicast
-    return parsed.is_global and not parsed.is_multicast
 
 
 class _Connection(http.client.HTTPConnection):

@@ -7,52 +7,30 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from importlib.util import find_spec
-from typing import IO, TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from vitrail.arguments import checked
-from vitrail.errors import ImageError, MissingPackageError, UnsupportedError
+from vitrail.errors import ImageError, MissingPackageError
 from vitrail.files.lfs import refuse_pointer
 from vitrail.images.fetch import FetchPolicy, is_url
+from vitrail.images.limits import PDF_LIMITS as PDF_LIMITS, PdfLimits as PdfLimits
+from vitrail.images.pdf_worker import BROKEN, COUNT, FAILED, HEAD, LOCKED, MANY, PAGE, SHAPE
+from vitrail.images.preflight import check_size
+from vitrail.images.request import ImageRequest, image_request
+from vitrail.images.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
     from vitrail.images.load import PilImage
 
 _SIGN: Final = b"%PDF-"
+_WORKER: Final = "vitrail.images.pdf_worker"
 _DATA_URLS: Final = ("data:application/pdf", "data:application/x-pdf")
-_START: Final = "import sys; sys.path[:] = sys.argv[1:]; from vitrail.images.pdf_worker import main; main()"
-
 Progress = Callable[[int, int], None]
-
-
-@checked
-@dataclass(frozen=True, slots=True)
-class PdfLimits:
-    """What a PDF may be, and how its pages are rendered.
-
-    max_pages: a longer file is refused; max_bytes: of the file; max_seconds: for all pages together; max_memory: bytes
-    of the process that renders (not on Windows). dpi: pixels per inch; max_pixels: of one page, height · width: a page
-    that has more at `dpi` is rendered coarser. max_aspect: longer over shorter side of a page.
-    """
-
-    max_pages: int = 50
-    max_bytes: int = 256 << 20
-    max_pixels: int = 8_000_000
-    max_seconds: float = 60.0
-    max_memory: int = 4 << 30
-    dpi: int = 150
-    max_aspect: float = 200.0
-
-
-PDF_LIMITS: Final = PdfLimits()
 
 
 def names_pdf(source: Any) -> bool:
@@ -78,153 +56,148 @@ def holds_pdf(data: bytes | bytearray) -> bool:
     return bytes(data[:1024]).lstrip(b"\xef\xbb\xbf\0\t\n\f\r ").startswith(_SIGN)
 
 
+def file_holds_pdf(path: Path) -> bool:
+    """Whether a local file is a PDF by its first bytes; by its name where it cannot be read, or may not be."""
+    with image_request() as request:
+        if request.policy.allow_files:
+            try:
+                if path.is_file():  # reading from a pipe would wait
+                    with path.open("rb") as file:
+                        return holds_pdf(file.read(1024))
+            except (OSError, ValueError):  # opening it as an image raises it, with the name
+                return names_pdf(path)
+    return names_pdf(path)
+
+
 @checked
 def load_pages(
     source: Any,
     timeout: float | None = None,
     *,
-    limits: PdfLimits = PDF_LIMITS,
+    limits: PdfLimits | None = None,
     policy: FetchPolicy | None = None,
     progress: Progress | None = None,
 ) -> list[PilImage]:
     """The pictures of a file, in RGB: all pages of a PDF in order, else the one picture that `load_image` opens.
 
     source: a path, URL, data: URL, bytes or binary file; what it holds decides, not its name. timeout: seconds for a
-    URL. progress: called with (pages rendered, pages in all).
+    URL. limits, policy: instead of those of the `image_request` around the call, or the defaults. progress: called with
+    (pages rendered, pages in all).
     Raises ImageError, naming the file and the limit, for a PDF that is encrypted, damaged, empty, too long or too large,
     and MissingPackageError without the extra `pdf`; otherwise as `load_image`.
     """
-    from vitrail.images.load import LIMITS, POLICY, load_image, read_source
+    from vitrail.images.load import load_image
+    from vitrail.images.sources import read_source
 
-    policy = POLICY if policy is None else policy
-    if not isinstance(source, (str, bytes, bytearray, memoryview, os.PathLike)) and not hasattr(
-        source, "read"
-    ):
-        return [load_image(source)]
-    most = max(limits.max_bytes, LIMITS.max_bytes)
-    data, name = read_source(source, timeout, max_bytes=most, policy=policy)
-    if not holds_pdf(data):
-        if names_pdf(source):
-            refuse_pointer(data, name, ImageError)
-            raise ImageError(f"{name} is no PDF, or a damaged one: it does not begin with {_SIGN.decode()}.")
-        return [load_image(source if isinstance(source, (str, os.PathLike)) and not is_url(source) else data)]
-    if len(data) > limits.max_bytes:
-        raise ImageError(
-            f"{name} has {len(data) >> 20} MiB; PDFs of at most {limits.max_bytes >> 20} MiB are read."
-        )
-    return _render(data, name, limits, progress)
+    with image_request(policy=policy, pdf_limits=limits) as request:
+        given = request.pdf_limits
+        if given.max_pixels > request.limits.max_pixels:
+            given = replace(given, max_pixels=request.limits.max_pixels)
+        if not isinstance(source, (str, bytes, bytearray, memoryview, os.PathLike)) and not hasattr(
+            source, "read"
+        ):
+            return [load_image(source)]
+        most = max(given.max_bytes, request.limits.max_bytes)
+        with request.timed() as left:
+            wait = request.policy.timeout if timeout is None else timeout
+            data, name = read_source(source, min(wait, left), max_bytes=most, policy=request.policy)
+        if not holds_pdf(data):
+            if names_pdf(source):
+                refuse_pointer(data, name, ImageError)
+                raise ImageError(
+                    f"{name} is no PDF, or a damaged one: it does not begin with {_SIGN.decode()}."
+                )
+            named = isinstance(source, (str, os.PathLike)) and not is_url(source)  # so errors name the file
+            return [load_image(source if named else data)]
+        if len(data) > given.max_bytes:
+            raise ImageError(
+                f"{name} has {len(data) >> 20} MiB; PDFs of at most {given.max_bytes >> 20} MiB are read."
+            )
+        request.count_bytes(len(data))
+        return _render(data, name, given, progress, request)
 
 
-def _render(data: bytes, name: str, limits: PdfLimits, progress: Progress | None) -> list[PilImage]:
+def _render(
+    data: bytes, name: str, limits: PdfLimits, progress: Progress | None, request: ImageRequest
+) -> list[PilImage]:
     if find_spec("pypdfium2") is None:
         raise MissingPackageError(
             f"{name} is a PDF; reading it needs the package pypdfium2: pip install 'vitrail[pdf]'"
         )
-    began = time.monotonic()
     pages: list[PilImage] = []
-    with _worker(limits.max_seconds) as process:
+    with request.timed() as left:
+        seconds = min(limits.max_seconds, left)
+        worker = WorkerProcess(_WORKER, memory=limits.max_memory, seconds=seconds)
         try:
-            answer = _ask(process, data, limits)
-            total = _pages(answer, name, limits)
-            for number in range(1, total + 1):
-                pages.append(_page(process.stdout, number, name))
-                if progress is not None:
-                    progress(number, total)
+            with worker.until(seconds):
+                worker.send(json.dumps(asdict(limits)).encode("ascii"))
+                worker.send(data)
+                total = _pages(worker.receive(HEAD.size), name, limits)
+                most = limits.page_pixels(total)
+                for number in range(1, total + 1):
+                    pages.append(_page(worker, number, name, most, request))
+                    if progress is not None:
+                        progress(number, total)
         except EOFError as error:
-            if time.monotonic() - began >= limits.max_seconds:
+            if worker.expired:
                 raise ImageError(
-                    f"{name} is not rendered after {limits.max_seconds:g} s, the limit; {len(pages)} of its pages are. "
+                    f"{name} is not rendered after {seconds:g} s, the limit; {len(pages)} of its pages are. "
                     "Raise max_seconds (--pdf-seconds) if it should take longer."
                 ) from error
             raise ImageError(
                 f"{name} is damaged, or needs more than {limits.max_memory >> 20} MiB to be rendered: PDFium ended "
                 f"at page {len(pages) + 1}."
             ) from error
+        finally:
+            worker.close()
     return pages
 
 
-@contextmanager
-def _worker(seconds: float) -> Iterator[subprocess.Popen[bytes]]:
-    """The rendering process; it is gone afterwards, and after `seconds` in any case."""
-    if not sys.executable:
-        raise UnsupportedError(
-            "PDFs are rendered by a second Python process, and this program does not say where Python is"
-        )
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-c", _START, *sys.path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    timer = threading.Timer(seconds, process.kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield process
-    finally:
-        timer.cancel()
-        process.kill()
-        for stream in (process.stdout, process.stdin):
-            try:
-                if stream is not None:
-                    stream.close()
-            except OSError:  # what was left to write has no reader
-                continue
-        process.wait()
-
-
-def _ask(process: subprocess.Popen[bytes], data: bytes, limits: PdfLimits) -> Mapping[str, Any]:
-    """Send the file; the worker's first line. EOFError when the worker has ended."""
-    if process.stdin is None:
-        raise EOFError
-    try:
-        process.stdin.write(json.dumps(asdict(limits)).encode("ascii") + b"\n")
-        process.stdin.write(data)
-        process.stdin.close()
-    except OSError as error:
-        raise EOFError from error
-    return _line(process.stdout)
-
-
-def _line(stream: IO[bytes] | None) -> Mapping[str, Any]:
-    line = b"" if stream is None else stream.readline(4096)
-    if not line.endswith(b"\n"):
-        raise EOFError
-    found: Mapping[str, Any] = json.loads(line)
-    return found
-
-
-def _pages(answer: Mapping[str, Any], name: str, limits: PdfLimits) -> int:
+def _pages(frame: bytes, name: str, limits: PdfLimits) -> int:
     """How many pages come; ImageError for a fault."""
-    fault, count = answer.get("fault"), int(answer.get("pages", 0))
-    if fault == "password":
+    kind, count, width, height = _head(frame)
+    if kind == LOCKED:
         raise ImageError(f"{name} is encrypted and opens with a password only; save a copy without one.")
-    if fault == "pages":
+    if kind == MANY or (kind == COUNT and count > limits.max_pages):
         raise ImageError(
             f"{name} has {count:,} pages; at most {limits.max_pages:,} are read. Split it, or raise max_pages (--pdf-pages)."
         )
-    if fault == "shape":
+    if kind == SHAPE:
         raise ImageError(
-            f"page {answer['page']} of {name} measures {answer['width']} × {answer['height']} points (width × height): "
+            f"page {count} of {name} measures {round(width, 1)} × {round(height, 1)} points (width × height): "
             f"one side is empty or more than {limits.max_aspect:g} times the other."
         )
-    if fault:
+    if kind == BROKEN:
         raise ImageError(f"{name} is damaged, or a PDF without pages; it cannot be opened.")
+    if kind != COUNT or count < 1:
+        raise EOFError
     return count
 
 
-def _page(stream: IO[bytes] | None, number: int, name: str) -> PilImage:
-    """The next page."""
+def _page(worker: WorkerProcess, number: int, name: str, most: int, request: ImageRequest) -> PilImage:
+    """The next page, whose size is checked before there is room for its pixels."""
     import numpy as np
 
-    from vitrail.images.load import check_size, from_levels
+    from vitrail.images.load import from_levels
 
-    head = _line(stream)
-    if stream is None or "fault" in head:
+    kind, place, *size = _head(worker.receive(HEAD.size))
+    if kind == FAILED:
         raise ImageError(f"page {number} of {name} is damaged; it cannot be rendered.")
-    height, width = int(head["height"]), int(head["width"])
-    check_size(height, width)
-    pixels = stream.read(height * width * 3)
-    if len(pixels) < height * width * 3:
+    if kind != PAGE or place != number or not all(1 <= side <= most for side in size):
+        raise EOFError
+    width, height = map(int, size)
+    if width * height > most:
+        raise EOFError
+    check_size(height, width, request.limits)
+    request.count_page(height, width)
+    pixels = worker.receive(height * width * 3)
+    if len(pixels) != height * width * 3:
         raise EOFError
     return from_levels(np.frombuffer(pixels, dtype=np.uint8).reshape(height, width, 3))
+
+
+def _head(frame: bytes) -> tuple[bytes, int, float, float]:
+    if len(frame) != HEAD.size:
+        raise EOFError
+    kind, number, width, height = HEAD.unpack(frame)
+    return kind, number, width, height

@@ -6,6 +6,7 @@ The class for tensors is in processor_fast.py and can be imported from here as w
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from vitrail.errors import ImageError, OutOfMemory
 from vitrail.images.arrays import FIRST, LAST, Array, Pixels, to_levels
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid
-from vitrail.images.load import check_size, flatten_images, from_levels, to_rgb
+from vitrail.images.load import check_size, flatten_sources, from_levels, opened, to_rgb
 from vitrail.images.processor_base import BaseImageProcessor
 from vitrail.images.processor_fast import PixtralImageProcessorFast
+from vitrail.images.request import ImageRequest, image_request
 from vitrail.images.resize import resize_cubic
 from vitrail.images.settings import (
     IMAGE_MEAN,
@@ -141,10 +143,17 @@ class PixtralImageProcessor(BaseImageProcessor):
         settings = self.settings(
             {**given, **kwargs, "data_format": FIRST if data_format is None else data_format}
         )
-        sources = [_Source(image, settings) for image in flatten_images(images)]
-        grids = [settings.grid(source.height, source.width) for source in sources]
-        batch = _batch(sources, grids, settings)
-        layout = settings.data_format if data_format is not None else _common_layout(sources)
+        with image_request() as request:
+            # One after the other: of an image that was opened here, only what the model reads is kept.
+            prepared: list[_Prepared] = []
+            height = width = 0
+            for source in flatten_sources(images):
+                prepared.append(image := _Prepared.of(opened(source), settings, request))
+                height, width = max(height, image.grid.height), max(width, image.grid.width)
+                request.check_batch(len(prepared), height, width, settings.itemsize)
+            grids = [image.grid for image in prepared]
+            batch = _batch(prepared, settings)
+        layout = settings.data_format if data_format is not None else _common_layout(prepared)
         if layout == LAST:
             batch = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
         sizes = [(grid.height, grid.width) for grid in grids]
@@ -154,10 +163,32 @@ class PixtralImageProcessor(BaseImageProcessor):
         ).with_grids(grids)
 
 
-class _Source:
-    """One picture of a call, measured; decoded only when `levels` asks for it."""
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """One image of a call at its final size.
 
-    def __init__(self, image: Any, settings: ImageSettings) -> None:
+    levels: (h,w,3); fractions: whether its numbers 0…255 stand for fractions from 0 to 1; whole: whether it came in
+    whole numbers; layout: where its channels were.
+    """
+
+    levels: Array
+    fractions: bool
+    grid: Grid
+    whole: bool
+    layout: str
+
+    @classmethod
+    def of(cls, image: Any, settings: ImageSettings, request: ImageRequest) -> _Prepared:
+        source = _Source(image, settings, request)
+        grid = settings.grid(source.height, source.width)
+        levels, fractions = source.levels(grid)
+        return cls(levels, fractions, grid, source.whole, source.layout)
+
+
+class _Source:
+    """One image of a call, measured."""
+
+    def __init__(self, image: Any, settings: ImageSettings, request: ImageRequest) -> None:
         self._settings = settings
         if isinstance(image, Image.Image):
             self._picture: Image.Image | None = image
@@ -169,7 +200,7 @@ class _Source:
             self.height, self.width = self._pixels.height, self._pixels.width
             self.layout = self._pixels.layout or LAST
             self.whole = str(image.dtype).removeprefix("torch.") == "uint8"
-        check_size(self.height, self.width)
+        check_size(self.height, self.width, request.limits)
 
     def levels(self, grid: Grid) -> tuple[Array, bool]:
         """The resized picture (h,w,3), and whether its numbers 0…255 stand for fractions from 0 to 1."""
@@ -201,7 +232,7 @@ class _Source:
             warnings.warn(
                 "A picture's numbers lie between 0 and 1 and are rescaled once more, as transformers does; "
                 "give do_rescale=False.",
-                stacklevel=5,
+                stacklevel=6,
             )
         if values.shape[2] == 3 and not self._settings.do_resize and not self.whole:
             return values, False
@@ -209,20 +240,20 @@ class _Source:
         return from_levels(levels), fractions
 
 
-def _batch(sources: list[_Source], grids: list[Grid], settings: ImageSettings) -> Array:
+def _batch(images: list[_Prepared], settings: ImageSettings) -> Array:
     """(N,3,H,W), each picture at the top left, zeros elsewhere."""
-    height, width = max(grid.height for grid in grids), max(grid.width for grid in grids)
-    untouched = not settings.changes_values and settings.dialect != "mistral"
-    dtype = np.uint8 if untouched and all(source.whole for source in sources) else np.float32
+    height, width = max(image.grid.height for image in images), max(image.grid.width for image in images)
+    untouched = settings.itemsize == 1
+    dtype = np.uint8 if untouched and all(image.whole for image in images) else np.float32
     try:
-        batch = np.zeros((len(sources), 3, height, width), dtype)
+        batch = np.zeros((len(images), 3, height, width), dtype)
     except (MemoryError, ValueError) as error:  # numpy's for more than can be addressed
         raise OutOfMemory(
-            f"{len(sources)} pictures of {height}×{width} pixels need more memory than there is; make them smaller."
+            f"{len(images)} pictures of {height}×{width} pixels need more memory than there is; make them smaller."
         ) from error
     tables = {fractions: settings.table(fractions).astype(dtype) for fractions in (False, True)}
-    for room, source, grid in zip(batch, sources, grids, strict=True):
-        levels, fractions = source.levels(grid)
+    for room, image in zip(batch, images, strict=True):
+        levels, fractions, grid = image.levels, image.fractions, image.grid
         for channel in range(3):
             target = room[channel, : grid.height, : grid.width]
             if levels.dtype == np.uint8:
@@ -233,8 +264,8 @@ def _batch(sources: list[_Source], grids: list[Grid], settings: ImageSettings) -
     return batch
 
 
-def _common_layout(sources: list[_Source]) -> str:
-    layouts = {source.layout for source in sources}
+def _common_layout(images: list[_Prepared]) -> str:
+    layouts = {image.layout for image in images}
     if len(layouts) > 1:
         raise ImageError(
             "With data_format=None all pictures have their channels in the same place; these differ."

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, TypeVar
 from vitrail.arguments import checked_except
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.files.json import json_text
+from vitrail.files.keywords import without_secrets
 from vitrail.files.writing import prepare_folder, write_text
 from vitrail.images.arrays import FIRST
 from vitrail.images.batch_feature import BatchFeature
@@ -116,11 +117,17 @@ class BaseImageProcessor:
 
         place: str | os.PathLike[str] = pretrained_model_name_or_path
         format = kwargs.pop("format", None)
+        hub = HubOptions.take(
+            kwargs,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        place, hub = hub.entered(place)
         if not Path(place).is_file():
-            hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
             place = CheckpointFolder.open(place, hub, format=format)
-            if subfolder := kwargs.pop("subfolder", ""):
-                place = place.path / subfolder
         return cls.from_dict(read_image_processor_dict(place), **kwargs)
 
     @classmethod
@@ -199,7 +206,7 @@ class BaseImageProcessor:
     def _keep(self, extra: Mapping[str, Any]) -> None:
         """Keep what is no option of this class as attributes that are written back."""
         refuse_inert(extra)
-        for name, value in extra.items():
+        for name, value in without_secrets(extra).items():
             if value is not None and value not in _SHARED.get(name, ()):
                 warnings.warn(
                     f"{type(self).__name__} does not use {name}={value!r}; it is kept.", stacklevel=4

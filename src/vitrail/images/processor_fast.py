@@ -11,8 +11,9 @@ from vitrail.errors import ImageError, InputError, UnsupportedError
 from vitrail.images.arrays import FIRST, Pixels, is_array, to_levels
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid
-from vitrail.images.load import check_size, flatten_images, from_levels, to_rgb
+from vitrail.images.load import check_size, flatten_sources, from_levels, opened, to_rgb
 from vitrail.images.processor_base import BaseImageProcessor
+from vitrail.images.request import ImageRequest, image_request
 from vitrail.images.resize import BICUBIC, resize_cubic, resize_tensor
 from vitrail.images.settings import (
     IMAGE_MEAN,
@@ -107,15 +108,19 @@ class PixtralImageProcessorFast(BaseImageProcessor):
             raise UnsupportedError(
                 "data_format='channels_last' is not supported for tensors; use PixtralImageProcessor."
             )
-        flat = flatten_images(images)
+        flat = flatten_sources(images)
         device = _device(kwargs.get("device", getattr(self, "device", None)), flat)
-        sizes = [_measure(image, settings) for image in flat]
-        grids = [settings.grid(*size) for size in sizes]
-        rows = [
-            _normalized(_resized(_tensor(image, settings).to(device), grid, settings), settings)
-            for image, grid in zip(flat, grids, strict=True)
-        ]
-        height, width = max(grid.height for grid in grids), max(grid.width for grid in grids)
+        grids, rows = [], []
+        height = width = 0
+        with image_request() as request:
+            for (
+                source
+            ) in flat:  # one after the other: of an image that was opened here, its row alone is kept
+                row, grid = _row(opened(source), settings, device, request)
+                rows.append(row)
+                grids.append(grid)
+                height, width = max(height, grid.height), max(width, grid.width)
+                request.check_batch(len(rows), height, width, settings.itemsize)
         dtype = torch.uint8 if all(row.dtype == torch.uint8 for row in rows) else torch.float32
         batch = torch.zeros((len(rows), 3, height, width), dtype=dtype, device=device)
         for room, row in zip(batch, rows, strict=True):
@@ -124,10 +129,19 @@ class PixtralImageProcessorFast(BaseImageProcessor):
         return BatchFeature(data, settings.return_tensors).with_grids(grids)
 
 
-def _measure(image: Any, settings: ImageSettings) -> tuple[int, int]:
-    """(height, width), checked before anything is decoded."""
+def _row(
+    image: Any, settings: ImageSettings, device: torch.device, request: ImageRequest
+) -> tuple[torch.Tensor, Grid]:
+    """An image (3,h,w) as the model reads it, and its grid."""
+    grid = settings.grid(*_measure(image, settings, request))
+    values = _resized(_tensor(image, settings).to(device), grid, settings)
+    return _normalized(values, settings), grid
+
+
+def _measure(image: Any, settings: ImageSettings, request: ImageRequest) -> tuple[int, int]:
+    """(height, width), checked."""
     found = Pixels.of(image, settings.input_data_format) if is_array(image) else image
-    check_size(found.height, found.width)
+    check_size(found.height, found.width, request.limits)
     return found.height, found.width
 
 

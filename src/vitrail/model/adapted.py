@@ -34,10 +34,12 @@ class AdapterMethods:
         from vitrail.adapters.model import DEFAULT
         from vitrail.files.download_plan import ADAPTER
         from vitrail.files.hub import resolve
-        from vitrail.files.hub_options import HubOptions
+        from vitrail.files.hub_options import KEYWORDS, HubOptions
+        from vitrail.files.keywords import refuse_unknown
 
         hub = HubOptions.take(kwargs)
-        folder = resolve(str(peft_model_id), hub, **{**kwargs, "part": ADAPTER})
+        refuse_unknown("load_adapter", kwargs, ("adapter_name", *KEYWORDS))
+        folder = resolve(peft_model_id, hub, part=ADAPTER)
         load_adapter(self._module, folder, adapter_name or DEFAULT)
 
     def add_adapter(self, adapter_config: LoraConfig, adapter_name: str | None = None) -> list[str]:

@@ -6,32 +6,33 @@ Letters: B conversations · T new positions · S cached + new · L packed rows �
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from vitrail.arguments import checked
 from vitrail.configs import MistralConfig
-from vitrail.errors import ContextError, InputError, UnsupportedError
+from vitrail.errors import InputError
 from vitrail.generate.loop import generate as draw
+from vitrail.generate.transition_scores import compute_transition_scores
 from vitrail.kv.cache import KVCache
-from vitrail.kv.foreign import is_foreign, update_foreign
 from vitrail.kv.geometry import KVGeometry
 from vitrail.model.decoder import MistralModel
 from vitrail.model.layers import Linear
 from vitrail.model.outputs import CausalLMOutputWithPast
-from vitrail.model.packing import Packed, check_keep, check_labels, next_token_loss, pack
-from vitrail.model.pretrained import PreTrainedModel
+from vitrail.model.packing import check_keep, check_labels, next_token_loss
+from vitrail.model.padded import PaddedModel, recorded, refuse_unknown, take_cache
 from vitrail.model.record import Record
+from vitrail.ops import threads
 from vitrail.ops.batch import ForwardBatch
 from vitrail.ops.inputs import as_tensor, as_tensors, check_flags, replace_rows
 
 
-class CausalModel(PreTrainedModel):
+class CausalModel(PaddedModel):
     """What every model with a head does: embed, step, and forward()'s way from (B, T) to packed rows and back."""
 
     lm_head: nn.Module
     _tied_weights_keys: ClassVar[tuple[str, ...]] = ("lm_head.weight",)
 
+    compute_transition_scores = compute_transition_scores
     generate = draw  # the algorithm knows a protocol, not this class; here it becomes a method
 
     @property
@@ -115,7 +116,9 @@ class CausalModel(PreTrainedModel):
         """Embeddings (L, D) → logits (n, V) of batch.logits_indices; new keys go into the cache."""
         last = self.decoder.run(hidden, batch, cache, Record() if capture is None else capture)
         wanted = batch.logits_indices
-        logits: Tensor = self.lm_head(last if wanted is None else last[wanted])
+        rows = last if wanted is None else last[wanted]
+        with threads.fitting(len(rows), self.text_config.hidden_size * self.text_config.vocab_size):
+            logits: Tensor = self.lm_head(rows)
         return logits
 
     # --- (B, T) -------------------------------------------------------------------------------------------
@@ -134,107 +137,41 @@ class CausalModel(PreTrainedModel):
         output_hidden_states: bool | None,
         cache_position: Tensor | None,
         logits_to_keep: "int | Tensor",
+        num_items_in_batch: "int | Tensor | None",
     ) -> dict[str, Any]:
         """Embeddings (B, T, D) → the fields of an output."""
-        attention_mask, position_ids, labels, cache_position = as_tensors(
-            hidden.device,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            labels=labels,
-            cache_position=cache_position,
-        )
+        labels = as_tensor("labels", labels, hidden.device)
         if not isinstance(logits_to_keep, int):
             logits_to_keep = as_tensor("logits_to_keep", logits_to_keep)
-        if hidden.dim() != 3:
-            raise InputError(
-                f"inputs_embeds must have the shape (batch, positions, width), got {tuple(hidden.shape)}."
-            )
         if labels is not None and (isinstance(logits_to_keep, Tensor) or logits_to_keep):
             raise InputError("labels need the logits of every position; leave logits_to_keep at 0.")
-        batch, new, width = hidden.shape
-        if width != self.text_config.hidden_size:
-            raise InputError(f"inputs_embeds are {width} wide, the model {self.text_config.hidden_size}.")
+        self._check_embeddings(hidden)
+        batch, new, _ = hidden.shape
         check_keep(logits_to_keep, new)
         if labels is not None:
             check_labels(labels, (batch, new), self.text_config.vocab_size)
-        packed = pack(
-            batch,
-            new,
-            self.text_config,
-            device=hidden.device,
+        packed, record = self._pack(
+            hidden,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
             cache_position=cache_position,
-            past=past_key_values,
-            use_cache=self._wants_cache(use_cache),
-            dtype=hidden.dtype,
-        )
-        config = self.config
-        record = Record(
-            hidden=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            weights=config.output_attentions if output_attentions is None else output_attentions,
         )
         keep, places = packed.select(logits_to_keep)
         forward_batch = packed.forward_batch(keep)
-        rows = hidden.flatten(0, 1)
-        rows = rows if len(packed.index) == len(rows) else rows[packed.index]
-        logits = packed.place(self.step(rows, forward_batch, packed.cache, record), places)
-        if input_ids is not None:
-            packed.record_ids(input_ids)
-        if packed.cache is not None and is_foreign(past_key_values):
-            update_foreign(past_key_values, packed.cache)
+        logits = packed.place(self.step(packed.gather(hidden), forward_batch, packed.cache, record), places)
+        packed.keep_ids(input_ids, past_key_values)
         return {
-            "loss": None if labels is None else next_token_loss(logits, labels, packed.kept),
+            "loss": None
+            if labels is None
+            else next_token_loss(logits, labels, packed.kept, num_items_in_batch),
             "logits": logits,
             "past_key_values": packed.cache if self._wants_cache(use_cache) else None,
-            **self._recorded(packed, record),
+            **recorded(record),
         }
-
-    def _recorded(self, packed: Packed, record: Record) -> dict[str, Any]:
-        hidden_states = (
-            tuple(packed.scatter(rows) for rows in record.hidden_states) if record.hidden else None
-        )
-        attentions = tuple(packed.scatter_weights(w) for w in record.attentions) if record.weights else None
-        return {"hidden_states": hidden_states, "attentions": attentions}
-
-    def _wants_cache(self, use_cache: bool | None) -> bool:
-        if self.training and self.is_gradient_checkpointing:
-            return False  # blocks are computed twice; a cache would be written twice
-        return self.text_config.use_cache if use_cache is None else use_cache
-
-    def _embeddings(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        """(B, T, D) of ids (B, T), or as given; exactly one of the two."""
-        if input_ids is not None and inputs_embeds is None:
-            self._check_ids(input_ids)
-            wide = input_ids if input_ids.dtype in (torch.int64, torch.int32) else input_ids.long()
-            rows: Tensor = self.get_input_embeddings()(wide)
-            return rows
-        if inputs_embeds is not None and input_ids is None:
-            return inputs_embeds
-        raise InputError("give exactly one of input_ids and inputs_embeds.")
-
-    def _check_ids(self, input_ids: Tensor) -> None:
-        if input_ids.dim() != 2:
-            raise InputError(
-                f"input_ids must have the shape (batch, positions), got {tuple(input_ids.shape)}."
-            )
-        if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
-            raise InputError(f"input_ids must be integers, got {input_ids.dtype}.")
-        table: Any = self.get_input_embeddings()
-        vocabulary = int(table.weight.shape[0])
-        if input_ids.numel() and not input_ids.is_meta:
-            lowest, highest = int(input_ids.min()), int(input_ids.max())
-            if lowest < 0 or highest >= vocabulary:
-                wrong = lowest if lowest < 0 else highest
-                raise ContextError(
-                    f"id {wrong} is outside the model's vocabulary of {vocabulary}; the tokenizer belongs to another model."
-                )
-
-
-def refuse_unknown(name: str, kwargs: dict[str, Any]) -> None:
-    """Raise UnsupportedError for arguments that nobody reads."""
-    if kwargs:
-        raise UnsupportedError(f"{name} does not know the argument {', '.join(sorted(kwargs))}.")
 
 
 class MistralForCausalLM(CausalModel):
@@ -276,9 +213,10 @@ class MistralForCausalLM(CausalModel):
         **kwargs: Any,
     ) -> "CausalLMOutputWithPast | tuple[Any, ...]":
         """Logits of every position, as transformers' forward of the same name; arguments as in vlm.py."""
+        past_key_values = take_cache(kwargs, past_key_values)
+        items = kwargs.pop("num_items_in_batch", None)
         refuse_unknown("MistralForCausalLM.forward", kwargs)
-        check_flags(use_cache=use_cache, output_attentions=output_attentions, return_dict=return_dict)
-        check_flags(output_hidden_states=output_hidden_states)
+        check_flags(return_dict=return_dict)
         input_ids, inputs_embeds = as_tensors(self.device, input_ids=input_ids, inputs_embeds=inputs_embeds)
         fields = self._run(
             self._embeddings(input_ids, inputs_embeds),
@@ -292,6 +230,7 @@ class MistralForCausalLM(CausalModel):
             output_hidden_states=output_hidden_states,
             cache_position=cache_position,
             logits_to_keep=logits_to_keep,
+            num_items_in_batch=items,
         )
         output = CausalLMOutputWithPast(**fields)
         as_dict = self.config.use_return_dict if return_dict is None else return_dict

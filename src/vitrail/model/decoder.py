@@ -1,8 +1,9 @@
-"""MistralModel: embeddings, decoder blocks, final norm, on packed rows. No pictures, no logits, no (B, T).
+"""MistralModel: embeddings, decoder blocks, final norm, on packed rows ((B, T) is packed in padded.py). No logits.
 
 Letters: L packed rows · D width · A query heads · G key/value heads · K head width.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -12,11 +13,14 @@ from vitrail.errors import UnsupportedError
 from vitrail.kv.cache import KVCache
 from vitrail.model.fused import FusedBlocks
 from vitrail.model.layers import Embedding, GatedMLP, Linear, RMSNorm, project
-from vitrail.model.pretrained import PreTrainedModel
+from vitrail.model.outputs import BaseModelOutputWithPast
+from vitrail.model.padded import PaddedModel, refuse_unknown, take_cache
 from vitrail.model.record import Record
 from vitrail.model.rotation import Rotation, Rotations
+from vitrail.ops import threads
 from vitrail.ops.attention import AttentionPlan
 from vitrail.ops.batch import ForwardBatch
+from vitrail.ops.inputs import as_tensors, check_flags
 from vitrail.ops.rows import rotate_pair
 
 
@@ -41,9 +45,7 @@ class MistralAttention(nn.Module):
         if turn.temperature is not None:
             q = q * turn.temperature.to(q.dtype)[:, None, None]
         scale = self.head_dim**-0.5
-        mixed = plan.attend(q, k, v, scale=scale, layer=self.index, window=self.window)
-        if record.weights:
-            record.attentions.append(plan.weights(q, k, scale=scale, layer=self.index, window=self.window))
+        mixed = record.attend(plan, q, k, v, scale=scale, layer=self.index, window=self.window)
         out: Tensor = self.o_proj(mixed.flatten(1))
         return out
 
@@ -69,7 +71,7 @@ _FORWARDS: dict[type[nn.Module], Any] = {
 }
 
 
-class MistralModel(PreTrainedModel):
+class MistralModel(PaddedModel):
     """The Mistral decoder without its head; also Ministral 3's (YaRN, query temperature)."""
 
     config_class: ClassVar[type[MistralConfig]] = MistralConfig
@@ -93,6 +95,41 @@ class MistralModel(PreTrainedModel):
         """Replace the table of token embeddings."""
         self.embed_tokens = value  # type: ignore[assignment]
 
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: "KVCache | Sequence[tuple[Tensor, Tensor]] | None" = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        cache_position: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> "BaseModelOutputWithPast | tuple[Any, ...]":
+        """Hidden states of every position, as transformers' forward of the same name; arguments as in vlm.py."""
+        past_key_values = take_cache(kwargs, past_key_values)
+        refuse_unknown("MistralModel.forward", kwargs)
+        check_flags(return_dict=return_dict)
+        input_ids, inputs_embeds = as_tensors(self.device, input_ids=input_ids, inputs_embeds=inputs_embeds)
+        fields = self._last_hidden(
+            self.run,
+            self._embeddings(input_ids, inputs_embeds),
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            cache_position=cache_position,
+        )
+        output = BaseModelOutputWithPast(**fields)
+        as_dict = self.config.use_return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
     def run(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, record: Record) -> Tensor:
         """(L, D) embeddings → (L, D) after the last block and the final norm."""
         if batch.adapter_indices is not None:
@@ -100,15 +137,18 @@ class MistralModel(PreTrainedModel):
                 "an adapter per row is not supported; leave out adapter_indices and choose adapters for all rows with "
                 "set_adapter()."
             )
+        widest = max(self.config.intermediate_size, self.config.num_attention_heads * self.config.head_dim)
+        with threads.fitting(len(hidden), widest * self.config.hidden_size):
+            return self._run(hidden, batch, cache, record)
+
+    def _run(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, record: Record) -> Tensor:
         turn = self._rotations.at(self.config, batch.positions, hidden.dtype)
         fused = None if record.wanted else self._fused.run(self.layers, hidden, turn, batch, cache)
         if fused is None:
             plan = AttentionPlan(batch.attention, cache)
             for layer in self.layers:
-                record.see(hidden)
+                hidden = record.see(hidden)
                 hidden = self.run_layer(layer, hidden, turn, plan, record)
         else:
             hidden = fused
-        normed: Tensor = self.norm(hidden)
-        record.see(normed)
-        return normed
+        return record.see(self.norm(hidden))

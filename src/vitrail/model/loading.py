@@ -1,6 +1,8 @@
 """from_pretrained and save_pretrained of models: what ties configuration, files and model together."""
 
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -10,11 +12,13 @@ from torch import Tensor, nn
 from vitrail.adapters.files import base_of, load_adapter, save_adapter
 from vitrail.adapters.model import configs
 from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
-from vitrail.configs.generation import GENERATION_CONFIG_NAME, GenerationConfig
+from vitrail.configs.fields import check_dtype
+from vitrail.configs.generation import GENERATION_CONFIG_NAME, GenerationConfig, as_generation_config
 from vitrail.configs.read import as_config
 from vitrail.errors import CheckpointError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
+from vitrail.files.keywords import refuse_unknown
 from vitrail.model.protocol import Pretrained
 from vitrail.ops.backends import check_backend
 from vitrail.tokenizer.load import check_tokenizer
@@ -23,8 +27,52 @@ from vitrail.weights.save import save
 
 Model = TypeVar("Model", bound=Pretrained)
 
-# All names of one thing here: attention is exact in each.
+# What the models' from_pretrained reads beside the keys of the configuration, to name what may have been meant.
+_KEYWORDS = (
+    "attn_implementation", "cache_dir", "config", "device_map", "dtype", "force_download", "format", "local_files_only",
+    "quantization_config", "revision", "subfolder", "token", "torch_dtype", "vision",
+)  # fmt: skip
+
+# All names of one thing here: attention is exact in each. The others name programs of a GPU that make the same numbers.
 ATTENTION = (None, "sdpa", "eager")
+OTHER_ATTENTION = (
+    "flash_attention_2",
+    "flash_attention_3",
+    "flex_attention",
+    "sdpa_paged",
+    "eager_paged",
+    "paged_attention",
+)
+
+
+# Other keywords of transformers' from_pretrained: taken where they ask for nothing, refused where they do.
+NOT_DONE = [
+    "adapter_kwargs",
+    "adapter_name",
+    "allow_all_kernels",
+    "device_mesh",
+    "disable_mmap",
+    "distributed_config",
+    "experts_implementation",
+    "fusion_config",
+    "gguf_file",
+    "kernel_config",
+    "key_mapping",
+    "max_memory",
+    "mirror",
+    "offload_buffers",
+    "offload_folder",
+    "offload_state_dict",
+    "output_loading_info",
+    "proxies",
+    "resume_download",
+    "state_dict",
+    "tp_plan",
+    "tp_size",
+    "tqdm_class",
+    "use_kernels",
+    "variant",
+]
 
 
 def load_pretrained(
@@ -39,6 +87,7 @@ def load_pretrained(
 
     A folder that holds an adapter stands for the model that it belongs to, with the adapter on it.
     """
+    name_or_path, hub = hub.entered(name_or_path)
     base = base_of(name_or_path)
     if base is not None:
         adapted = load_pretrained(cls, base, config=config, hub=hub, options=options)
@@ -51,8 +100,15 @@ def load_pretrained(
     quantization = options.pop("quantization_config", None)
     format = options.pop("format", None)
     vision = options.pop("vision", True)
-    _check_attention(options.pop("attn_implementation", None))
+    check_attention(options.pop("attn_implementation", None))
+    _check_bits(options)
+    for name in ("load_in_4bit", "load_in_8bit"):
+        options.pop(name, None)
     options.pop("low_cpu_mem_usage", None)  # always so here: tensors are streamed one by one
+    generation = options.pop("generation_config", None)
+    for name in NOT_DONE:
+        if name in options and options[name] in (None, False, ""):
+            del options[name]
     check_backend()  # raise for an unusable VITRAIL_KERNELS before downloading
     folder = CheckpointFolder.open(name_or_path, hub, format=format)
     chosen = _overridden(_config_for(cls, folder, config), options)
@@ -70,8 +126,10 @@ def load_pretrained(
         device_map=device_map,
         quantization=quantization,
     )
-    chosen.dtype = loaded
-    if GENERATION_CONFIG_NAME in folder.files:
+    _set_dtype(chosen, loaded)
+    if generation is not None:
+        model.generation_config = as_generation_config(generation)
+    elif GENERATION_CONFIG_NAME in folder.files:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return cast(Model, cast(nn.Module, model).eval())
 
@@ -87,14 +145,10 @@ def save_pretrained(
         )
     module = cast(nn.Module, model)
     if configs(module):  # as in transformers: the base is where it was
-        if state_dict is not None:
-            raise UnsupportedError(
-                "state_dict does not go with an adapter; merge_and_unload first, or save_adapter."
-            )
-        save_adapter(module, folder)
+        save_adapter(module, folder, state=state_dict)
         return
     model.config.architectures = [type(model).__name__]
-    model.config.dtype = model.dtype
+    _set_dtype(model.config, model.dtype)
     # As in transformers: what generates says how, so that end ids and sampling settings are not lost.
     options = model.generation_config if hasattr(module, "generate") else None
     save(
@@ -106,18 +160,54 @@ def save_pretrained(
     )
 
 
-def _check_attention(name: str | None) -> None:
-    if name not in ATTENTION:
-        raise UnsupportedError(
-            f"attn_implementation {name!r} is not supported; 'sdpa' and 'eager' are one here."
-        )
+def check_attention(name: Any) -> None:
+    """Accept the names of exact attention, with a warning where Vitrail's own runs under another's name."""
+    wanted = (
+        name.values() if isinstance(name, dict) else [name]
+    )  # a dict names one for each part of the model
+    for one in wanted:
+        if one in OTHER_ATTENTION:
+            warnings.warn(
+                f"attn_implementation={one!r} is Vitrail's own exact attention, as 'sdpa' and 'eager' are.",
+                stacklevel=5,
+            )
+        elif one not in ATTENTION:
+            raise UnsupportedError(
+                f"attn_implementation {one!r} is not supported; leave it out: Vitrail has one exact attention, which "
+                f"{', '.join(map(repr, (*ATTENTION[1:], *OTHER_ATTENTION)))} name too."
+            )
+
+
+def named_dtype(dtype: Any, torch_dtype: Any, config: PretrainedConfig) -> torch.dtype | None:
+    """The torch.dtype that is given as one or by name, under either keyword; else the configuration's."""
+    given = torch_dtype if dtype is None else dtype
+    if given is None or given == "auto":
+        return config.dtype
+    found: torch.dtype = getattr(torch, check_dtype("from_config", given) or "")
+    return found
+
+
+def _check_bits(options: Mapping[str, Any]) -> None:
+    """Refuse the older keywords of packing, with what takes their place."""
+    for name in ("load_in_4bit", "load_in_8bit"):
+        if options.get(name):
+            raise UnsupportedError(
+                f"from_pretrained does not take {name}=True; give quantization_config=BitsAndBytesConfig({name}=True)."
+            )
+
+
+def _set_dtype(config: PretrainedConfig, dtype: torch.dtype) -> None:
+    """Note the type of the weights in the configuration and its parts, as transformers does."""
+    config.dtype = dtype
+    for name in config.sub_configs:
+        getattr(config, name).dtype = dtype
 
 
 def _overridden(config: PretrainedConfig, options: dict[str, Any]) -> PretrainedConfig:
     """The configuration with the keywords that are its keys over it; UnsupportedError for any other."""
-    unknown = [name for name in options if name.startswith("_") or not hasattr(config, name)]
-    if unknown:
-        raise UnsupportedError(f"from_pretrained does not know the argument {', '.join(sorted(unknown))}.")
+    names = [name for name in (*vars(config), *options) if not name.startswith("_")]
+    keys = [name for name in names if hasattr(config, name)]
+    refuse_unknown("from_pretrained", options, [*keys, *_KEYWORDS], error=UnsupportedError)
     return type(config).from_dict(config.to_dict(), **options) if options else config
 
 

@@ -28,6 +28,49 @@ class BaseModelOutput(ModelOutput):
 
 
 @dataclass
+class BaseModelOutputWithPast(ModelOutput):
+    """A decoder's output without a head.
+
+    Attributes:
+        last_hidden_state: (B, T, D) after the final norm; zero where the attention mask is.
+        past_key_values, hidden_states, attentions: as in CausalLMOutputWithPast.
+    """
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class LlavaModelOutputWithPast(BaseModelOutputWithPast):
+    """As BaseModelOutputWithPast, with the projected features of all images.
+
+    Attributes:
+        image_hidden_states: (tokens of all images, D).
+    """
+
+    image_hidden_states: Tensor | None = None
+
+
+@dataclass
+class Mistral3ModelOutputWithPast(LlavaModelOutputWithPast):
+    """The same fields under the name that transformers gives them for Mistral 3."""
+
+
+class ImageFeatures(tuple[Tensor, ...]):
+    """What get_image_features() returns: the projected features of each image, (tokens, D).
+
+    transformers 4.57 returns such a tuple, transformers 5 an object that holds it as `pooler_output`; this is both.
+    """
+
+    @property
+    def pooler_output(self) -> tuple[Tensor, ...]:
+        """The same tuple, under transformers 5's name."""
+        return tuple(self)
+
+
+@dataclass
 class CausalLMOutputWithPast(ModelOutput):
     """A language model's output.
 

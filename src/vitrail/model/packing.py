@@ -6,6 +6,7 @@ Letters: B conversations · T new positions · S cached + new · L packed rows �
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,8 @@ from vitrail.configs import MistralConfig
 from vitrail.errors import ContextError, InputError, UnsupportedError
 from vitrail.kv.blocks import BLOCK
 from vitrail.kv.cache import KVCache
-from vitrail.kv.foreign import is_foreign, read_foreign
+from vitrail.kv.foreign import is_foreign, read_foreign, update_foreign
+from vitrail.model.training import per_item
 from vitrail.ops.batch import ForwardBatch, build_batch
 from vitrail.ops.segments import Segments
 
@@ -30,7 +32,8 @@ class Packed:
         batch, new: B and T.
         kept: bool (B, T), the new positions that are rows; all_kept: bool (B, S), with the cached ones.
         index: int64 (L,), place of each row in the flattened (B·T).
-        lengths: new rows of each conversation; positions: int64 (L,). cache: None where nothing is cached.
+        lengths: new rows of each sequence, of which a conversation is one, or several where position_ids begin anew;
+        positions: int64 (L,). cache: None where nothing is cached.
     """
 
     batch: int
@@ -61,6 +64,13 @@ class Packed:
             new = row[kept].tolist()
             self.cache.record_ids(sequence, new, self.cache.length(sequence) - len(new))
 
+    def keep_ids(self, ids: Tensor | None, past: Any) -> None:
+        """Once the cache holds these rows: let it remember their ids, and append to a cache of transformers (`past`)."""
+        if ids is not None:
+            self.record_ids(ids)
+        if self.cache is not None and is_foreign(past):
+            update_foreign(past, self.cache)
+
     def scatter(self, rows: Tensor) -> Tensor:
         """(L, …) → (B, T, …), zero where there is padding."""
         if len(rows) == self.batch * self.new:
@@ -72,11 +82,25 @@ class Packed:
         """Attention weights, per segment (A, T', S') → (B, A, T, S), zero where there is padding."""
         first = per_segment[0]
         out = first.new_zeros(self.batch, first.shape[0], self.new, self.all_kept.shape[1])
+        if len(per_segment) > self.batch:  # several sequences in a conversation, without a cache
+            for places, weights in zip(torch.split(self.index, self.lengths), per_segment, strict=True):
+                columns = places % self.new
+                out[int(places[0]) // self.new, :, columns[:, None], columns[None, :]] = weights
+            return out
         for row, weights in enumerate(per_segment):
             queries = self.kept[row].nonzero().squeeze(1)
             keys = self.all_kept[row].nonzero().squeeze(1)
             out[row, :, queries[:, None], keys[None, :]] = weights
         return out
+
+    def gather(self, laid_out: Tensor) -> Tensor:
+        """(B, T, …) → (L, …): the rows that are no padding."""
+        rows = laid_out.flatten(0, 1)
+        return rows if len(self.index) == len(rows) else rows[self.index]
+
+    def gather_weights(self, laid_out: Tensor) -> list[Tensor]:
+        """Attention weights (B, A, T, S) → per segment (A, T', S')."""
+        return [laid_out[row][:, self.kept[row]][:, :, self.all_kept[row]] for row in range(self.batch)]
 
     def select(self, logits_to_keep: "int | Tensor") -> tuple[Tensor | None, Tensor | None]:
         """Rows whose logits are wanted, and their places in (B, kept positions); None, None keeps everything.
@@ -121,6 +145,9 @@ def pack(
 ) -> Packed:
     """Check the arguments of forward() against each other and pack them.
 
+    Without a mask and a cache, position_ids that begin anew within a row mean another sequence (padding-free training),
+    which sees nothing of the one before; such a call makes no cache.
+
     Raises:
         InputError: a mask, positions or cache that do not fit. ContextError: more positions than the model has.
     """
@@ -132,6 +159,8 @@ def pack(
         raise InputError("attention_mask leaves no position; give every conversation some text.")
     segments, index = Segments.from_mask(kept, past_lengths, device=device)
     lengths = [segments.query_length(row) for row in range(batch)]
+    if cache is None and attention_mask is None and (joined := _joined(position_ids, batch, new)):
+        segments, lengths, use_cache = Segments.new(joined, device=device), joined, False
     longest = max(segments.kv_host, default=0)
     if longest > config.max_position_embeddings:
         raise ContextError(
@@ -163,6 +192,7 @@ def _open_cache(
     if past is None or (isinstance(past, Sequence) and len(past) == 0):
         return None
     if not isinstance(past, KVCache):
+        pairs = past
         try:
             positions = past[0][0].shape[2]
         except (TypeError, IndexError, KeyError, AttributeError):
@@ -170,11 +200,20 @@ def _open_cache(
                 "past_key_values must be the cache that forward() returned or a tuple of (key, value) per layer, "
                 f"got {type(past).__name__}."
             ) from None
-        past = KVCache.from_legacy(past, config, None if mask is None else mask[:, :positions])
+        _refuse_trained_cache(pairs)
+        past = KVCache.from_legacy(pairs, config, None if mask is None else mask[:, :positions])
     past.check_geometry(config)
     if len(past.sequences) != batch:
         raise InputError(f"past_key_values holds {len(past.sequences)} conversations, the input {batch}.")
     return past
+
+
+def _refuse_trained_cache(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    if torch.is_grad_enabled() and any(tensor.requires_grad for pair in pairs for tensor in pair):
+        raise UnsupportedError(
+            "past_key_values needs gradients (PEFT's prefix tuning trains it), and they do not go through a cache here; "
+            "use LoRA or prompt tuning, or torch.no_grad()."
+        )
 
 
 def _new_mask(mask: Tensor | None, seen: Tensor, batch: int, new: int) -> Tensor:
@@ -207,6 +246,20 @@ def _check_cache_position(cache_position: Tensor | None, past: int, new: int) ->
         raise InputError(
             f"cache_position must count from {past} to {past + new - 1}: {past} positions are cached and {new} are new."
         )
+
+
+def _joined(position_ids: Tensor | None, batch: int, new: int) -> list[int]:
+    """The lengths of the sequences that lie one after another in the rows; [] where each row is one."""
+    if position_ids is None or position_ids.shape not in ((1, new), (batch, new)) or position_ids.is_meta:
+        return []
+    begins = torch.ones(batch, new, dtype=torch.bool)
+    begins[:, 1:] = (position_ids.diff(dim=-1) != 1).cpu()
+    starts = begins.flatten().nonzero().squeeze(1)
+    if len(starts) == batch:
+        return []
+    ends = torch.cat([starts[1:], torch.tensor([batch * new])])
+    lengths: list[int] = (ends - starts).tolist()
+    return lengths
 
 
 def _positions(
@@ -264,11 +317,17 @@ def check_labels(labels: Tensor, shape: tuple[int, int], vocabulary: int) -> Non
         )
 
 
-def next_token_loss(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
+def next_token_loss(
+    logits: Tensor, labels: Tensor, kept: Tensor, items: "int | Tensor | None" = None
+) -> Tensor:
     """Mean cross-entropy of each label given the position before it, in float32.
 
     Args:
         logits: (B, T, V). labels: (B, T), −100 where nothing is asked. kept: bool (B, T), no padding.
+        items: what the sum is divided by, in place of the number of labels (a trainer's num_items_in_batch).
     """
     targets = labels[:, 1:].to(logits.device, torch.long).masked_fill(~kept[:, :-1], IGNORED)
-    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+    how = "mean" if items is None else "sum"
+    rows = logits[:, :-1].float().flatten(0, 1)
+    loss = F.cross_entropy(rows, targets.flatten(), ignore_index=IGNORED, reduction=how)
+    return loss if items is None else per_item(loss, items)

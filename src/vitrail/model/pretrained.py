@@ -13,6 +13,8 @@ from vitrail.arguments import checked
 from vitrail.configs import PretrainedConfig
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.model.adapted import AdapterMethods
+from vitrail.model.module_methods import ModuleMethods
+from vitrail.model.training import TrainerMethods, checkpoint_options
 
 if TYPE_CHECKING:
     from vitrail.configs.generation import GenerationConfig
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="PreTrainedModel")
 
 
-class PreTrainedModel(AdapterMethods, nn.Module):
+class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
     """Base of all models. Method names and arguments follow transformers 4.57."""
 
     config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig
@@ -35,9 +37,11 @@ class PreTrainedModel(AdapterMethods, nn.Module):
             raise InputError(
                 f"{type(self).__name__} is built from a {self.config_class.__name__}, got {type(config).__name__}."
             )
+        config.check()  # values may have been set since it was made
         self.config = config
         self.name_or_path = config.name_or_path
         self.is_gradient_checkpointing = False
+        self._checkpoint_options: dict[str, Any] = {}
         self._generation_config: GenerationConfig | None = None
 
     # --- initialisation -----------------------------------------------------------------------------------
@@ -69,15 +73,15 @@ class PreTrainedModel(AdapterMethods, nn.Module):
 
     @classmethod
     def _from_config(cls: type[Self], config: Any, **kwargs: Any) -> Self:
-        """A model with random weights; `dtype` or `torch_dtype` sets their type."""
-        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+        """A model with random weights of `dtype` (or `torch_dtype`), else of the configuration's type."""
+        from vitrail.model.loading import check_attention, named_dtype
+
+        dtype = named_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None), config)
+        check_attention(kwargs.pop("attn_implementation", None))
         if kwargs:
             raise UnsupportedError(f"{cls.__name__}._from_config does not know {', '.join(kwargs)}.")
-        from vitrail.weights.load import named_dtype
-
-        chosen = None if dtype is None else named_dtype(dtype)
         model = cls(config)
-        return model if chosen is None else model.to(chosen)
+        return model if dtype is None else model.to(dtype)
 
     # --- files --------------------------------------------------------------------------------------------
 
@@ -125,7 +129,14 @@ class PreTrainedModel(AdapterMethods, nn.Module):
         for name, asked in refused.items():
             if asked:
                 raise UnsupportedError(f"from_pretrained does not support {name}.")
-        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        hub = HubOptions.take(
+            kwargs,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         return load_pretrained(cls, pretrained_model_name_or_path, config=config, hub=hub, options=kwargs)
 
     @checked
@@ -145,6 +156,9 @@ class PreTrainedModel(AdapterMethods, nn.Module):
     ) -> None:
         """Write config.json, generation_config.json and safetensors that Vitrail and transformers load.
 
+        state_dict: tensors to write in place of the model's own. is_main_process: False writes nothing. save_function
+        is taken and not called, as in transformers: it writes pickles, and these are safetensors.
+
         Raises:
             UnsupportedError: an argument that Vitrail does not have.
         """
@@ -153,8 +167,11 @@ class PreTrainedModel(AdapterMethods, nn.Module):
         refused = {
             "push_to_hub": push_to_hub,
             "safe_serialization=False": not safe_serialization,
-            "save_function": save_function is not None,
             "variant": variant is not None,
+            "save_original_format=False": not kwargs.pop(
+                "save_original_format", True
+            ),  # transformers 5's name for "as published"
+            "distributed_checkpoint": bool(kwargs.pop("distributed_checkpoint", False)),
             **dict.fromkeys(kwargs, True),
         }
         for name, asked in refused.items():
@@ -251,27 +268,26 @@ class PreTrainedModel(AdapterMethods, nn.Module):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: "dict[str, Any] | None" = None
     ) -> None:
-        """Compute blocks again in the backward pass instead of keeping their activations."""
-        given = dict(gradient_checkpointing_kwargs or {})
-        if given.pop("use_reentrant", False):
-            raise UnsupportedError("gradient_checkpointing_kwargs use_reentrant=True is not supported.")
-        if given:
-            raise UnsupportedError(f"gradient_checkpointing_kwargs does not know {', '.join(given)}.")
-        self._set_checkpointing(True)
+        """Compute blocks again in the backward pass instead of keeping their activations.
+
+        gradient_checkpointing_kwargs: use_reentrant=False, preserve_rng_state and context_fn of torch.utils.checkpoint.
+        """
+        self._set_checkpointing(True, checkpoint_options(gradient_checkpointing_kwargs))
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations again."""
         self._set_checkpointing(False)
 
-    def _set_checkpointing(self, value: bool) -> None:
+    def _set_checkpointing(self, value: bool, options: "dict[str, Any] | None" = None) -> None:
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
                 module.is_gradient_checkpointing = value
+                module._checkpoint_options = options or {}
 
     def run_layer(self, layer: nn.Module, *args: Any) -> Tensor:
         """Call a block, under gradient checkpointing where that is on."""
         if self.is_gradient_checkpointing and self.training and torch.is_grad_enabled():
-            out: Tensor = checkpoint(layer, *args, use_reentrant=False)
+            out: Tensor = checkpoint(layer, *args, use_reentrant=False, **self._checkpoint_options)
             return out
         plain: Tensor = layer(*args)
         return plain
@@ -291,6 +307,7 @@ class PreTrainedModel(AdapterMethods, nn.Module):
     def generation_config(self, value: "GenerationConfig") -> None:
         self._generation_config = value
 
-    def can_generate(self) -> bool:
-        """Whether there is a head."""
-        return self.get_output_embeddings() is not None
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether there is a head, and with it generate()."""
+        return hasattr(cls, "generate")

@@ -6,6 +6,7 @@ Source: Pixtral 12B (arXiv 2410.07073) §2.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -15,9 +16,10 @@ from vitrail.configs import PixtralVisionConfig
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.model.layers import GatedMLP, Linear, RMSNorm, project
 from vitrail.model.outputs import BaseModelOutput
+from vitrail.model.padded import refuse_unknown
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
-from vitrail.ops import rope
+from vitrail.ops import rope, threads
 from vitrail.ops.attention import AttentionPlan
 from vitrail.ops.backend import AttentionMetadata
 from vitrail.ops.inputs import as_pixels, check_flags
@@ -51,9 +53,7 @@ class PixtralAttention(nn.Module):
         q, k, v = (y.reshape(len(y), self.heads, -1) for y in projected)
         q, k = rotate_pair(q, k, cos, sin)
         scale = self.head_dim**-0.5
-        if record.weights:
-            record.attentions.append(plan.weights(q, k, scale=scale))
-        mixed = plan.attend(q, k, v, scale=scale)
+        mixed = record.attend(plan, q, k, v, scale=scale, layer=0, window=None)
         out: Tensor = self.o_proj(mixed.flatten(1))
         return out
 
@@ -128,24 +128,24 @@ class PixtralVisionModel(PreTrainedModel):
         Raises:
             InputError: shapes or sizes that do not fit.
         """
-        if args or kwargs:
-            raise UnsupportedError(
-                f"PixtralVisionModel.forward does not know {', '.join(kwargs) or 'further arguments'}."
-            )
+        if args:
+            raise UnsupportedError("PixtralVisionModel.forward does not know further arguments.")
+        refuse_unknown("PixtralVisionModel.forward", kwargs)
         check_flags(output_attentions=output_attentions, return_dict=return_dict)
         check_flags(output_hidden_states=output_hidden_states)
-        hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        weights = self.config.output_attentions if output_attentions is None else output_attentions
-        record = Record(hidden=hidden, weights=weights)
         pixel_values, image_sizes = as_pixels(pixel_values, image_sizes)
         if pixel_values is None:
             raise InputError("the vision tower needs pixel_values; got None.")
+        hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        weights = self.config.output_attentions if output_attentions is None else output_attentions
         grids = self.grids(pixel_values, image_sizes)
+        pictures = _Pictures([h * w for h, w in grids])
+        record = Record(hidden=hidden, weights=weights, layout=pictures)
         last = self.encode(pixel_values, grids, record)
         output = BaseModelOutput(
-            last_hidden_state=last[None],
-            hidden_states=tuple(h[None] for h in record.hidden_states) if hidden else None,
-            attentions=tuple(_whole(w)[None] for w in record.attentions) if weights else None,
+            last_hidden_state=record.hidden_states[-1] if hidden else pictures.scatter(last),
+            hidden_states=tuple(record.hidden_states) if hidden else None,
+            attentions=tuple(record.attentions) if weights else None,
         )
         as_dict = self.config.use_return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
@@ -187,13 +187,17 @@ class PixtralVisionModel(PreTrainedModel):
         """Packed features (L, Dv) after `depth` blocks (default all) of pictures with the given grids.
 
         Pictures go through the blocks in groups: a group's activations stay in the cache of a CPU, and memory does
-        not grow with the number of pictures.
+        not grow with the number of pictures. All are one group where gradients flow through what is recorded of all.
         """
         record = Record() if record is None else record
+        if record.in_graph:
+            return self._encode(pixel_values, grids, record, depth)
         parts, records = [], []
         for group in _groups(grids, ROWS.get(self.patch_conv.weight.device.type, OTHER_ROWS)):
             records.append(Record(record.hidden, record.weights))
-            parts.append(self._encode(pixel_values[group], grids[group], records[-1], depth))
+            rows = sum(h * w for h, w in grids[group])
+            with threads.fitting(rows, self.config.hidden_size * self.config.intermediate_size):
+                parts.append(self._encode(pixel_values[group], grids[group], records[-1], depth))
         record.join(records)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -207,12 +211,10 @@ class PixtralVisionModel(PreTrainedModel):
         x = self.ln_pre(linear(patches.to(device=weight.device, dtype=weight.dtype), weight.flatten(1)))
         cos, sin = self._rotation(grids, x)
         plan = AttentionPlan(AttentionMetadata(Segments.from_grids(grids, device=x.device)))
-        record.see(x)
+        x = record.see(x)
         for layer in list(self.transformer.layers)[:depth]:
-            x = self.run_layer(layer, x, cos, sin, plan, record)
-            record.see(x)
-        last: Tensor = x
-        return last
+            x = record.see(self.run_layer(layer, x, cos, sin, plan, record))
+        return x
 
     def _rotation(self, grids: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
         """cos, sin (L, K); each picture's positions begin at (0, 0)."""
@@ -252,13 +254,36 @@ def _patches(pixels: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     return fields.reshape(rows * cols, -1)
 
 
-def _whole(per_picture: Sequence[Tensor]) -> Tensor:
-    """Attention of each picture (A, l, l) → one (A, L, L), zero between pictures."""
-    total = sum(w.shape[-1] for w in per_picture)
-    out = per_picture[0].new_zeros(per_picture[0].shape[0], total, total)
-    start = 0
-    for weights in per_picture:
-        stop = start + weights.shape[-1]
-        out[:, start:stop, start:stop] = weights
-        start = stop
-    return out
+class _Pictures:
+    """The layout of the tower's output: all pictures' patches as one conversation, (1, L, …).
+
+    Args:
+        patches: of each picture.
+    """
+
+    def __init__(self, patches: Sequence[int]) -> None:
+        self._patches = patches
+
+    def scatter(self, rows: Tensor) -> Tensor:
+        """(L, …) → (1, L, …)."""
+        return rows[None]
+
+    def gather(self, laid_out: Tensor) -> Tensor:
+        """(1, L, …) → (L, …)."""
+        return laid_out[0]
+
+    def scatter_weights(self, per_segment: Sequence[Tensor]) -> Tensor:
+        """Attention of each picture (A, l, l) → one (1, A, L, L), zero between pictures."""
+        total = sum(self._patches)
+        out = per_segment[0].new_zeros(1, per_segment[0].shape[0], total, total)
+        for place, weights in zip(self._places(), per_segment, strict=True):
+            out[0, :, place, place] = weights
+        return out
+
+    def gather_weights(self, laid_out: Tensor) -> list[Tensor]:
+        """(1, A, L, L) → of each picture (A, l, l)."""
+        return [laid_out[0, :, place, place] for place in self._places()]
+
+    def _places(self) -> list[slice]:
+        ends = list(accumulate(self._patches))
+        return [slice(end - count, end) for end, count in zip(ends, self._patches, strict=True)]

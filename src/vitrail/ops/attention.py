@@ -6,7 +6,8 @@ Without gradients the device's backend computes it (ops/backends.py); with gradi
 Letters: L packed rows · A query heads · G key/value heads · K head width · T new rows · S keys of one segment.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -73,9 +74,7 @@ class AttentionPlan:
         for index in range(len(segments)):
             new, total = segments.query_length(index), segments.kv_host[index]
             rows = slice(segments.q_host[index], segments.q_host[index] + new)
-            keys = k[rows]
-            if new < total:
-                keys = reference_attention.read(kv, metadata, index, 0, total)[0].to(q.dtype)
+            keys = self._seen(k, 0, index, metadata, kv).to(q.dtype)
             grouped = reference_attention.grouped(q[rows], keys.shape[1])
             scores = torch.einsum("tghk,sgk->ghts", grouped, keys) * scale
             if segments.causal:
@@ -83,6 +82,30 @@ class AttentionPlan:
                 scores = scores.masked_fill(hidden, float("-inf"))
             found.append(torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype).flatten(0, 1))
         return found
+
+    def mix(self, weights: Sequence[Tensor], v: Tensor, *, layer: int = 0) -> Tensor:
+        """(L, A, K): the values under `weights` as `weights()` gives them. v: (L, G, K), written by `attend` before."""
+        kv = None if self._cache is None else self._cache.layer(layer, v.device)
+        metadata = self._on(v, kv)[1]
+        found = []
+        for index, shares in enumerate(weights):
+            values = self._seen(v, 1, index, metadata, kv)
+            grouped = shares.view(values.shape[1], -1, *shares.shape[1:])
+            found.append(torch.einsum("ghts,sgk->tghk", grouped, values).flatten(1, 2))
+        return torch.cat(found)
+
+    @staticmethod
+    def _seen(x: Tensor, which: int, index: int, metadata: AttentionMetadata, kv: LayerKV | None) -> Tensor:
+        """Keys (0) or values (1) that a segment sees, (S, G, K): cached ones, and the new rows' with their gradient."""
+        segments = metadata.segments
+        new, total = segments.query_length(index), segments.kv_host[index]
+        own = x[segments.q_host[index] : segments.q_host[index] + new]
+        if new == total:
+            return own
+        stored = reference_attention.read(kv, metadata, index, 0, total)[which].to(x.dtype)
+        if not (own.requires_grad and torch.is_grad_enabled()):
+            return stored
+        return torch.cat([stored[: total - new], with_gradient_of(stored[total - new :], own)])
 
     def _on(self, q: Tensor, kv: LayerKV | None) -> tuple[AttentionBackend, AttentionMetadata]:
         for device, backend, metadata in self._planned:
@@ -92,3 +115,21 @@ class AttentionPlan:
         metadata = backend.plan(self._metadata.to(q.device), kv, q.dtype)
         self._planned.append((q.device, backend, metadata))
         return backend, metadata
+
+
+class _WithGradientOf(torch.autograd.Function):
+    """The first tensor's numbers; the gradient goes to the second."""
+
+    @staticmethod
+    def forward(ctx: Any, numbers: Tensor, carrier: Tensor) -> Tensor:
+        return numbers.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0]
+
+
+def with_gradient_of(numbers: Tensor, carrier: Tensor) -> Tensor:
+    """`numbers`, bit for bit, with the gradient of `carrier`, which computes the same by other steps."""
+    out: Tensor = _WithGradientOf.apply(numbers.detach(), carrier)  # type: ignore[no-untyped-call]
+    return out

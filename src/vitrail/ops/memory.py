@@ -6,13 +6,16 @@ are more than that in pages of 4 KiB; in large ones the looking up vanishes besi
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,6 +84,29 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     """Vectors of one type one after the other, in memory as `empty` gives."""
     first, count = parts[0], sum(part.numel() for part in parts)
     return torch.cat(list(parts), out=empty((count,), first.dtype, first.device))
+
+
+def give_back() -> None:
+    """Have the C library return what it keeps of freed blocks to the system, where it can (glibc).
+
+    Between blocks that stay it keeps the places of those that went: after quantising a model, as much again as its weights.
+    """
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@lru_cache(maxsize=1)
+def _trim() -> Any:
+    """glibc's malloc_trim, or None."""
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    try:
+        found = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return None
+    found.argtypes, found.restype = [ctypes.c_size_t], ctypes.c_int
+    return found
 
 
 def ask_for_large(mapping: mmap.mmap) -> None:

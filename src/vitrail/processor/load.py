@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vitrail.arguments import checked
+from vitrail.configs.fields import LIMITS, shown
 from vitrail.configs.params import config_dict_of
-from vitrail.errors import CheckpointError, InputError
+from vitrail.errors import CheckpointError
 from vitrail.files.checkpoint_folder import CheckpointFolder
+from vitrail.files.keywords import refuse_unknown
 from vitrail.files.layout import MISTRAL
 from vitrail.tokenizer.fast import FastTokenizer
 from vitrail.tokenizer.load import load_tokenizer
@@ -21,15 +23,21 @@ if TYPE_CHECKING:
 
 _TOKENS = ("image_token", "image_break_token", "image_end_token")
 _OWN = ("patch_size", "spatial_merge_size", "chat_template", *_TOKENS)
-_TOKENIZER_OPTIONS = ("padding_side", "truncation_side", "model_max_length", "model_input_names", *NAMES)
+_TOKENIZER_OPTIONS = (
+    "padding_side", "truncation_side", "model_max_length", "model_input_names", "fix_mistral_regex", *NAMES,
+)  # fmt: skip
+_SETTINGS_HINT = "give it to AutoImageProcessor.from_pretrained, or in the call"
 
 
 def read_processor(folder: str | os.PathLike[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `PixtralProcessor` for a folder. Raises CheckpointError, and InputError for unknown overrides."""
-    folder = CheckpointFolder.at(folder, format=overrides.get("format"))
     known = (*_OWN, *_TOKENIZER_OPTIONS, "use_fast", "format", "tokenizer_mode")
-    if unknown := sorted(set(overrides) - set(known)):
-        raise InputError(f"unknown arguments: {', '.join(unknown)}")
+    if not overrides.keys() <= set(known):
+        from vitrail.images.processor import PixtralImageProcessor
+
+        hints = dict.fromkeys(PixtralImageProcessor.option_names, _SETTINGS_HINT)
+        refuse_unknown("PixtralProcessor.from_pretrained", overrides, known, hints=hints)
+    folder = CheckpointFolder.at(folder, format=overrides.get("format"))
     stored = folder.json("processor_config.json")
     config = config_dict_of(folder)
     if stored.get("processor_class", "PixtralProcessor") != "PixtralProcessor":
@@ -41,7 +49,9 @@ def read_processor(folder: str | os.PathLike[str], overrides: Mapping[str, Any])
     arguments: dict[str, Any] = {name: stored[name] for name in _TOKENS if stored.get(name) is not None}
     for name, token in arguments.items():
         if not isinstance(token, str):
-            raise CheckpointError(f"{folder}/processor_config.json: {name} must be a text; got {token!r}")
+            raise CheckpointError(
+                f"{folder}/processor_config.json: {name} must be a text; got {shown(token)}"
+            )
     arguments["patch_size"] = _side(stored.get("patch_size"), config, image_processor)
     merge = stored.get("spatial_merge_size")
     if merge is None and not config:
@@ -153,8 +163,8 @@ def _merge(stored: Any, config: Mapping[str, Any]) -> int:
 
 
 def _positive(value: Any, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LIMITS[name]:
         raise CheckpointError(
-            f"processor_config.json: {name} must be a whole number of at least 1; got {value!r}"
+            f"processor_config.json: {name} must be a whole number from 1 to {LIMITS[name]:,}; got {shown(value)}"
         )
     return value

@@ -23,29 +23,37 @@ class PreparedPicture:
     """An image as the image processor makes it.
 
     size: (height, width) in pixels; grid: its rows and columns of image tokens; tokens: what it costs in ids,
-    image_tokens of which are the image token; key: the fingerprint of its pixels. The pixels themselves are kept until
-    they are first asked for, and made anew after that.
+    image_tokens of which are the image token; key: the fingerprint of its pixels. The pixels are kept where they take no
+    more memory than the image that they are made of, else until they are first asked for, and made anew after that.
     """
 
     def __init__(self, processor: PixtralProcessor, source: Any, options: Mapping[str, Any]) -> None:
         from vitrail.images.load import load_image
 
         self._processor, self._options = processor, options
-        self._image = load_image(source)
-        made = self._prepare()
+        image = load_image(source)
+        made = self._prepare(image)
         (self.grid,) = made.grids
         self.size = (self.grid.height, self.grid.width)
         self.tokens, self.image_tokens = self.grid.tokens, self.grid.image_tokens
-        self._pixels: Tensor | None = made["pixel_values"][0]
-        self.key = fingerprint(made["pixel_values"][0])
+        pixels: Tensor = made["pixel_values"][0]
+        self._pixels: Tensor | None = pixels
+        # PIL keeps four bytes of a pixel.
+        self._image = None if pixels.nbytes <= 4 * image.width * image.height else image
+        self.key = fingerprint(pixels)
 
     def pixels(self) -> Tensor:
         """(3, H, W)."""
-        made, self._pixels = self._pixels, None
-        return self._prepare()["pixel_values"][0] if made is None else made
+        if self._pixels is None:
+            made: Tensor = self._prepare(self._image)["pixel_values"][0]
+            return made
+        kept = self._pixels
+        if self._image is not None:
+            self._pixels = None
+        return kept
 
-    def _prepare(self) -> BatchFeature:
-        return self._processor.prepare_images([self._image], **self._options)
+    def _prepare(self, image: Any) -> BatchFeature:
+        return self._processor.prepare_images([image], **self._options)
 
 
 def lay_out(

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.arguments import check, checked
+from vitrail.configs.fields import check_cell, check_field
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
+from vitrail.files.replacing import replacing
 from vitrail.files.writing import prepare_folder, write_json
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid, image_grid
-from vitrail.prompts.render import Chat, refuse_assistant_mask
+from vitrail.images.request import image_request
+from vitrail.prompts.render import Chat, newer_chat_options, refuse_assistant_mask
 from vitrail.prompts.rendered_prompt import RenderedPrompt
-from vitrail.prompts.template_files import ChatTemplate, save_chat_template
+from vitrail.prompts.template_files import TEMPLATE_FILE, ChatTemplate, save_chat_template
 from vitrail.responses.ids import to_list
 from vitrail.tokenizer.base import BaseTokenizer
 from vitrail.tokenizer.image_prompts import ImagePromptEncoder
@@ -65,6 +70,9 @@ class PixtralProcessor:
             raise UnsupportedError(
                 f"PixtralProcessor reads prompts as text with Vitrail's own tokenizers; got {type(tokenizer).__name__}"
             )
+        for name, number in (("patch_size", patch_size), ("spatial_merge_size", spatial_merge_size)):
+            check_field("PixtralProcessor", name, number, int, minimum=1)
+        check_cell("PixtralProcessor", patch_size, spatial_merge_size)
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self.patch_size = patch_size
@@ -101,10 +109,18 @@ class PixtralProcessor:
         """
         from vitrail.processor.load import read_processor
 
-        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        hub = HubOptions.take(
+            kwargs,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=kwargs.get("format"))
         return cls(**read_processor(folder, kwargs))
 
+    @image_request()
     def __call__(
         self,
         images: Any = None,
@@ -123,6 +139,8 @@ class PixtralProcessor:
         """
         if audio is not None or videos is not None:
             raise UnsupportedError("PixtralProcessor reads text and images; it does not do audio or videos")
+        if kwargs.get("is_split_into_words"):
+            raise UnsupportedError("PixtralProcessor does not do is_split_into_words; its tokenizer does")
         if text is None and images is None:
             raise InputError("give text, images or both")
         text_options, image_options, tensors = self._sort_options(kwargs)
@@ -131,6 +149,7 @@ class PixtralProcessor:
         marked = self.image_ids if with_types else ()
         return self._encoder(texts, images, text_options, image_options, marked).convert_to_tensors(tensors)
 
+    @image_request()
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """One conversation or a list of them → the prompt (default), or ids with the pictures (`tokenize=True`).
 
@@ -141,6 +160,7 @@ class PixtralProcessor:
         Control tokens that stand in a message stay text. Raises PromptError with the place of a fault.
         """
         refuse_assistant_mask(kwargs.pop("return_assistant_tokens_mask", False))
+        kwargs = newer_chat_options(kwargs)
         tokenize, return_dict = kwargs.pop("tokenize", False), kwargs.pop("return_dict", False)
         known = self._call_names()
         call_options = {name: kwargs.pop(name) for name in list(kwargs) if name in known}
@@ -227,6 +247,14 @@ class PixtralProcessor:
             "image_end_token": self.image_end_token,
         }
 
+    def to_json_string(self) -> str:
+        """The settings of `to_dict` as indented JSON with sorted keys."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Write `to_json_string` to a file."""
+        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
@@ -243,13 +271,14 @@ class PixtralProcessor:
             raise UnsupportedError(f"save_pretrained does not do {', '.join(refused)}")
         folder = prepare_folder(save_directory)
         self.image_processor._set_processor_class(type(self).__name__)
-        written = [
-            *self.tokenizer.save_pretrained(folder),
-            *self.image_processor.save_pretrained(folder),
-            str(write_json(folder / "processor_config.json", self.to_dict())),
-            *map(str, save_chat_template(folder, self.chat_template)),
-        ]
-        return list(dict.fromkeys(written))
+        with replacing(folder, optional=(TEMPLATE_FILE,)) as new:
+            written: list[str | os.PathLike[str]] = [
+                *self.tokenizer.save_pretrained(new),
+                *self.image_processor.save_pretrained(new),
+                write_json(new / "processor_config.json", self.to_dict()),
+                *save_chat_template(new, self.chat_template),
+            ]
+        return list(dict.fromkeys(str(folder / Path(file).relative_to(new)) for file in written))
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
         """Not supported: Vitrail only reads from the hub."""

@@ -185,8 +185,11 @@ def _role(message: Any) -> Any:
 def _of_file(path: Path) -> PromptMaker:
     if path.suffix == ".json" and "tekken" not in path.name:
         from vitrail.tokenizer.backend import read_backend
+        from vitrail.tokenizer.mistral_regex import repair_regex
 
-        return PromptMaker(FastTokenizer(read_backend(path)))
+        backend = read_backend(path)
+        repair_regex(backend, str(path), asked=None)
+        return PromptMaker(FastTokenizer(backend))
     return _of_tokenizer(MistralCommonTokenizer(path))
 
 

@@ -8,7 +8,7 @@ were; after rendering, a control token that is still readable can only come from
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from vitrail.errors import PromptError
@@ -27,25 +27,57 @@ class ControlTokenMask:
     stand_ins: dict[int, int]
     originals: dict[int, int]
     controls: tuple[str, ...]
+    base: int  # the first stand-in
 
     @classmethod
     def over(cls, controls: Iterable[str], *texts: str) -> "ControlTokenMask":
         """A mask for the tokens `controls`, whose stand-ins occur in none of `texts`."""
-        tokens = tuple(sorted(set(controls), key=lambda token: (-len(token), token)))
-        used = set("".join(tokens)) - _NEVER_MASKED
-        alphabet = sorted(c for c in used if c.isprintable() and not c.isspace())
+        tokens, alphabet = _alphabet(tuple(controls))
         taken = {ord(c) for text in texts for c in set(text) if ord(c) >= _FIRST_STAND_IN}
         base = _FIRST_STAND_IN
         while taken.intersection(range(base, base + len(alphabet))):
             base += max(1, len(alphabet))
             if base + len(alphabet) > _LAST_STAND_IN:
                 raise PromptError("the messages use all private-use characters; a prompt needs some of them")
+        return cls._from(base, tokens, alphabet)
+
+    @classmethod
+    def at(cls, base: int, controls: Iterable[str]) -> "ControlTokenMask":
+        """The mask for `controls` whose first stand-in is `base`."""
+        return cls._from(base, *_alphabet(tuple(controls)))
+
+    @staticmethod
+    def may_start_at(base: int) -> bool:
+        """Whether a mask's first stand-in can be `base`."""
+        return _FIRST_STAND_IN <= base <= _LAST_STAND_IN
+
+    @classmethod
+    def _from(cls, base: int, tokens: tuple[str, ...], alphabet: str) -> "ControlTokenMask":
         stand_ins = {ord(c): base + i for i, c in enumerate(alphabet)}
-        return cls(stand_ins, {stand_in: c for c, stand_in in stand_ins.items()}, tokens)
+        return cls(stand_ins, {stand_in: c for c, stand_in in stand_ins.items()}, tokens, base)
 
     def mask_all(self, text: str) -> str:
         """`text` with every character masked that occurs in any control token."""
         return text.translate(self.stand_ins)
+
+    def widened(self, characters: set[str]) -> "ControlTokenMask":
+        """A mask for the visible ones of `characters` too; its `mask_all` alone is meant to be used."""
+        more = sorted(c for c in characters - _NEVER_MASKED if c.isprintable() and not c.isspace())
+        start = self.base + len(self.stand_ins)
+        taken = {ord(c) for c in more if ord(c) >= _FIRST_STAND_IN}
+        while taken.intersection(range(start, start + len(more))):
+            start += len(more)
+        new = [ord(c) for c in more if ord(c) not in self.stand_ins and ord(c) not in taken]
+        if start + len(new) > _LAST_STAND_IN:
+            return self
+        stand_ins = {**self.stand_ins, **{c: start + i for i, c in enumerate(new)}}
+        return replace(
+            self, stand_ins=stand_ins, originals={stand_in: c for c, stand_in in stand_ins.items()}
+        )
+
+    def narrowed(self, text: str, mask: "ControlTokenMask") -> str:
+        """`text`, masked by this mask, as `mask`, of which this is a wider one, masks it."""
+        return text.translate({s: c for s, c in self.originals.items() if s not in mask.originals})
 
     def mask_tokens(self, text: str) -> str:
         """`text` with only whole control tokens masked, in any case: a template may change it."""
@@ -69,6 +101,14 @@ class ControlTokenMask:
             return self.mask_all(text)
         middle = text[head : len(text) - tail]
         return self.mask_all(text[:head]) + middle + self.mask_all(text[len(text) - tail :])
+
+    def keep(self, text: str) -> str:
+        """`text` as it is, a plain `str`."""
+        return str.__str__(text)
+
+    def swap(self, text: str) -> str:
+        """`text` with what is masked unmasked, and what could be and is not masked."""
+        return text.translate({**self.stand_ins, **self.originals})
 
     def unmask(self, text: str) -> str:
         """The text as it was before any of its characters were masked."""
@@ -94,6 +134,14 @@ def map_strings(value: object, text: Callable[[str], str], key: Callable[[str], 
     if isinstance(value, (list, tuple)):
         return [map_strings(item, text, key) for item in value]
     return value
+
+
+@lru_cache(maxsize=16)
+def _alphabet(controls: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """Control tokens, longest first, and the characters of them that can be masked."""
+    tokens = tuple(sorted(set(controls), key=lambda token: (-len(token), token)))
+    used = set("".join(tokens)) - _NEVER_MASKED
+    return tokens, "".join(sorted(c for c in used if c.isprintable() and not c.isspace()))
 
 
 @dataclass(frozen=True, slots=True)

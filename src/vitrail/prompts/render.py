@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitrail.errors import PromptError, UnsupportedError
+from vitrail.errors import InputError, PromptError, UnsupportedError
 from vitrail.prompts.messages import ImagePart, normalize_batch, pictures
 from vitrail.prompts.rendered_prompt import PromptText, RenderedPrompt
 from vitrail.prompts.template_files import ChatTemplate
@@ -115,3 +115,19 @@ def refuse_assistant_mask(asked: bool) -> None:
     """`return_assistant_tokens_mask` is not served: raise UnsupportedError where it is asked for."""
     if asked:
         raise UnsupportedError("return_assistant_tokens_mask is not supported")
+
+
+def newer_chat_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of apply_chat_template, transformers 5's too: `processor_kwargs` are what a processor's call takes."""
+    options = dict(given)
+    for name, only in (("sanitize_control_tokens", True), ("load_audio_from_video", False)):
+        if options.pop(name, only) not in (only, None):
+            raise UnsupportedError(
+                f"{name}={not only} is not supported; leave it out"
+                + (": control tokens that stand in a message stay text" if only else "")
+            )
+    for name, value in (options.pop("processor_kwargs", None) or {}).items():
+        if name in options:
+            raise InputError(f"{name} is given twice: in processor_kwargs and beside it")
+        options[name] = value
+    return options

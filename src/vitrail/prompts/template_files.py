@@ -9,10 +9,12 @@ from typing import Any, TypeAlias
 from vitrail.errors import CheckpointError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.lfs import refuse_pointer
+from vitrail.files.links import refuse_outside
 from vitrail.files.names import is_plain
 from vitrail.files.writing import write_text
 
 ChatTemplate: TypeAlias = str | dict[str, str]
+TEMPLATE_FILE = "chat_template.jinja"
 _TEMPLATE_LIMIT = 4 << 20  # bytes of a template file; template.py bounds the characters
 
 
@@ -23,9 +25,12 @@ def find_chat_template(folder: CheckpointFolder, config: Mapping[str, Any]) -> C
     in `config`, the folder's tokenizer_config.json. Raises CheckpointError for a file that holds none.
     """
     others = folder.path / "additional_chat_templates"
-    more = {file.stem: _read_text(file) for file in sorted(others.glob("*.jinja"))} if others.is_dir() else {}
-    if "chat_template.jinja" in folder.files:
-        main = _read_text(folder.path / "chat_template.jinja")
+    more = {}
+    for file in sorted(others.glob("*.jinja")) if others.is_dir() else []:
+        refuse_outside(file, folder.path)
+        more[file.stem] = _read_text(file)
+    if TEMPLATE_FILE in folder.files:
+        main = _read_text(folder.path / TEMPLATE_FILE)
         return {"default": main, **more} if more else main
     if more:
         return more
@@ -51,7 +56,7 @@ def save_chat_template(folder: Path, template: ChatTemplate | None) -> list[Path
                 f"the chat template {name[:100]!r} cannot be saved: its name becomes a file's; give it a plain one."
             )
         more = folder / "additional_chat_templates"
-        file = folder / "chat_template.jinja" if name == "default" else more / f"{name}.jinja"
+        file = folder / TEMPLATE_FILE if name == "default" else more / f"{name}.jinja"
         file.parent.mkdir(exist_ok=True)
         written.append(write_text(file, text))
     return written

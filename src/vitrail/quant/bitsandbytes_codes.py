@@ -13,7 +13,7 @@ from vitrail.ops.encoding import encode_map4
 from vitrail.ops.weight import NESTED_GROUP, Layout, PackedWeight
 
 GROUP = 64  # the library's default on CPUs and Nvidia GPUs
-_CHUNK = 1 << 20  # elements made int8 at once: bounds the memory for intermediates
+INT8_CHUNK = 1 << 20  # elements made int8 at once: bounds the memory for intermediates
 
 # Quantiles of the normal distribution (Dettmers et al., QLoRA, 2023, appendix E).
 _NF4 = (
@@ -88,7 +88,7 @@ def quantize_int8(weight: Tensor) -> PackedWeight:
     rows, columns = matrix_shape(weight)
     codes = memory.empty((rows, columns), torch.int8, weight.device)
     scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
-    together = max(1, _CHUNK // max(1, columns))
+    together = max(1, INT8_CHUNK // max(1, columns))
     for first in range(0, rows, together):
         part = slice(first, first + together)
         half = weight[part].detach().to(torch.float16)

@@ -186,15 +186,23 @@ def _is_processor(value: Any) -> bool:
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     """Neighbouring pieces of the same text as one."""
-    joined: list[Piece] = []
+    runs: list[list[Piece]] = []
     for piece in pieces:
-        last = joined[-1] if joined else None
-        if isinstance(piece, TextDelta) and isinstance(last, TextDelta):
-            joined[-1] = TextDelta(last.text + piece.text)
-        elif isinstance(piece, ReasoningDelta) and isinstance(last, ReasoningDelta) and not piece.opens:
-            joined[-1] = ReasoningDelta(last.text + piece.text, last.opens, piece.closes)
-        elif isinstance(piece, ArgumentsDelta) and isinstance(last, ArgumentsDelta):
-            joined[-1] = ArgumentsDelta(piece.index, last.text + piece.text)
+        if runs and _continues(runs[-1][-1], piece):
+            runs[-1].append(piece)
         else:
-            joined.append(piece)
-    return joined
+            runs.append([piece])
+    return [run[0] if len(run) == 1 else _as_one(run) for run in runs]
+
+
+def _continues(last: Piece, piece: Piece) -> bool:
+    if isinstance(piece, ReasoningDelta):
+        return isinstance(last, ReasoningDelta) and not piece.opens
+    return isinstance(piece, (TextDelta, ArgumentsDelta)) and type(last) is type(piece)
+
+
+def _as_one(run: Sequence[Any]) -> Piece:
+    first, last, text = run[0], run[-1], "".join([piece.text for piece in run])
+    if isinstance(first, ReasoningDelta):
+        return ReasoningDelta(text, first.opens, last.closes)
+    return TextDelta(text) if isinstance(first, TextDelta) else ArgumentsDelta(last.index, text)

@@ -31,17 +31,20 @@ class CallReader:
         self._new_id = new_id
         self._fresh = fresh
         self._ids: dict[int, str] = {}  # of the calls that have one, by index
+        self._used: set[str] = set()
         self._count = 0
         self._take: Callable[[str], None] = self._plain
         self._list = CallList(self)
-        self._held = ""  # the name, the id or what may be the end mark
+        self._parts: list[str] = []  # of the name or the id
+        self._named = False  # whether there is more than spaces in a name
+        self._held = ""  # what may be the end mark
         self._spaces: list[str] = []  # between a list and its end mark
         self._name = ""
         self._arguments: list[str] = []
 
     def enter(self) -> None:
         """A [TOOL_CALLS] was read."""
-        self._take, self._held = self._head, ""
+        self._take, self._held, self._parts, self._named = self._head, "", [], False
 
     def take(self, text: str) -> None:
         """Text was read."""
@@ -55,13 +58,13 @@ class CallReader:
                 return False
             self.leave(cut=False)
             return True
-        named = self._take == self._in_name and bool(self._held.strip())
+        named = self._take == self._in_name and self._named
         if token == CALL_ID and named:
-            self._name, self._held, self._take = self._held.strip(), "", self._in_id
+            self._name, self._parts, self._take = self._written(), [], self._in_id
         elif token == ARGS and named:
-            self._begin_arguments(self._held.strip(), None)
+            self._begin_arguments(self._written(), None)
         elif token == ARGS and self._take == self._in_id:
-            self._begin_arguments(self._name, self._held.strip() or None)
+            self._begin_arguments(self._name, self._written() or None)
         else:
             return False
         return True
@@ -73,7 +76,7 @@ class CallReader:
         elif self._take == self._in_name:
             self._leave_name(cut)
         elif self._take == self._in_id:
-            self._begin_arguments(self._name, None if cut else self._held.strip() or None)
+            self._begin_arguments(self._name, None if cut else self._written() or None)
             self._leave_arguments(cut)
         elif self._take == self._in_arguments:
             self._leave_arguments(cut)
@@ -81,14 +84,14 @@ class CallReader:
             self._list.finish()
         elif self._held:
             self._emit(TextDelta("".join(self._spaces) + self._held))
-        self._take, self._held = self._plain, ""
+        self._take, self._held, self._parts = self._plain, "", []
 
     def begin(self, name: str, id_: str | None) -> None:
         """A call's function is known."""
         self._arguments = []
         told = self._unused(self._new_id() if self._fresh else id_)
         if told is not None:
-            self._ids[self._count] = told
+            self._keep_id(told)
         self._emit(CallBegin(self._count, name, told))
 
     def arguments(self, text: str) -> None:
@@ -100,7 +103,7 @@ class CallReader:
         """The call is over; `complete`: its arguments ended where the format ends them."""
         told = self._count in self._ids
         if not told:
-            self._ids[self._count] = self._unused(id_) or self._new_id()
+            self._keep_id(self._unused(id_) or self._new_id())
         valid = complete and is_json("".join(self._arguments))
         if not valid:
             self._emit(Fault(f"the arguments of call {self._count} are not JSON"))
@@ -117,10 +120,17 @@ class CallReader:
 
     def _unused(self, id_: str | None) -> str | None:
         """`id_`, or None where another call of this answer has it: results could not be told apart."""
-        if id_ is None or id_ not in self._ids.values():
+        if id_ is None or id_ not in self._used:
             return id_
         self._emit(Fault(f"call {self._count} repeats the id of another; it has a new one"))
         return self._new_id() if self._fresh else None
+
+    def _written(self) -> str:
+        return "".join(self._parts).strip()
+
+    def _keep_id(self, id_: str) -> None:
+        self._ids[self._count] = id_
+        self._used.add(id_)
 
     def _plain(self, text: str) -> None:
         self._emit(TextDelta(text))
@@ -139,16 +149,17 @@ class CallReader:
     def _in_name(self, text: str) -> None:
         """A function's name. Some models write the arguments behind it without an [ARGS]."""
         before, brace, after = text.partition("{")
-        self._held += before
-        if brace and _is_name(self._held.strip()):
-            self._begin_arguments(self._held.strip(), None)
+        self._parts.append(before)
+        self._named = self._named or bool(before.strip())
+        if brace and _is_name(name := self._written()):
+            self._begin_arguments(name, None)
             self._in_arguments(brace + after)
         elif brace:
             self._no_call("what follows [TOOL_CALLS] names no function; it is in the text")
             self._plain(brace + after)
 
     def _in_id(self, text: str) -> None:
-        self._held += text
+        self._parts.append(text)
 
     def _in_arguments(self, text: str) -> None:
         self.arguments(text)
@@ -178,7 +189,7 @@ class CallReader:
 
     def _begin_arguments(self, name: str, id_: str | None) -> None:
         self.begin(name, id_ or self._new_id())
-        self._take, self._held = self._in_arguments, ""
+        self._take, self._parts = self._in_arguments, []
 
     def _leave_arguments(self, cut: bool) -> None:
         written = "".join(self._arguments).strip(SPACES)
@@ -187,7 +198,7 @@ class CallReader:
         self.end(None, complete=not cut or written[:1] in ("{", "[", '"'))
 
     def _leave_name(self, cut: bool) -> None:
-        name = self._held.strip()
+        name = self._written()
         if cut:
             self._no_call("a tool call breaks off before its arguments; it is in the text")
         elif _is_name(name):
@@ -198,8 +209,8 @@ class CallReader:
 
     def _no_call(self, message: str) -> None:
         self._emit(Fault(message))
-        self._emit(TextDelta(self._held))
-        self._take, self._held = self._plain, ""
+        self._emit(TextDelta("".join(self._parts)))
+        self._take, self._parts = self._plain, []
 
 
 def _is_name(text: str) -> bool:

@@ -10,13 +10,16 @@ from vitrail.arguments import check_methods, checked
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
+from vitrail.files.keywords import without_secrets
+from vitrail.files.replacing import replacing
 from vitrail.files.writing import prepare_folder, write_json, write_text
 from vitrail.images.batch_feature import BatchFeature
+from vitrail.images.request import image_request
 from vitrail.prompts.builtin import BuiltPrompt, Format
 from vitrail.prompts.builtin.encode_chat import encode_built, fit_text
-from vitrail.prompts.render import choose_template, refuse_assistant_mask
+from vitrail.prompts.render import choose_template, newer_chat_options, refuse_assistant_mask
 from vitrail.prompts.rendered_prompt import RenderedPrompt, opened
-from vitrail.prompts.template_files import find_chat_template, save_chat_template
+from vitrail.prompts.template_files import TEMPLATE_FILE, find_chat_template, save_chat_template
 from vitrail.responses.ids import to_ids
 from vitrail.tokenizer.backend import (
     LLAMA_CLASSES,
@@ -29,7 +32,9 @@ from vitrail.tokenizer.base import BaseTokenizer
 from vitrail.tokenizer.config_file import read_tokenizer_config
 from vitrail.tokenizer.escaping import EscapingCopy, Row, encode_cut
 from vitrail.tokenizer.json_encoder import JsonEncoder, format_of_controls
-from vitrail.tokenizer.padding import VERY_LARGE, Lengths, check_side, limit_of
+from vitrail.tokenizer.mistral_regex import repair_regex
+from vitrail.tokenizer.options import drop_secrets, take_options
+from vitrail.tokenizer.padding import VERY_LARGE, Lengths, check_side, limit_of, whole_length
 from vitrail.tokenizer.special_tokens import NAMES, read_additional, read_named, setting
 from vitrail.tokenizer.vocabulary import Vocabulary, clean_up
 
@@ -51,8 +56,9 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         self._tokenizer.no_padding()
         self.init_kwargs: dict[str, Any] = config
         llama = config.get("tokenizer_class") in LLAMA_CLASSES
+        self.fix_mistral_regex = bool(config.get("fix_mistral_regex", False))
         self.chat_template = chat_template if chat_template is not None else config.get("chat_template")
-        self.model_max_length = int(setting(config, "model_max_length", (int, float), VERY_LARGE))
+        self.model_max_length = whole_length(setting(config, "model_max_length", (int, float), VERY_LARGE))
         side = config.get("padding_side") or ("left" if llama else "right")
         self.padding_side = check_side(side, "padding_side")
         self.truncation_side = check_side(config.get("truncation_side") or "right", "truncation_side")
@@ -82,16 +88,29 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
     ) -> FastTokenizer:
         """The tokenizer of a folder or of a model on the hub; `config` overrides its tokenizer_config.json.
 
+        fix_mistral_regex: repair a file that cuts texts by a rule that is not Mistral's, which is warned of otherwise.
         format: of which of a repository's two formats the configuration beside it is fetched; see AutoConfig.
         """
-        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
+        hub = HubOptions.take(
+            config,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=format)
-        stored = read_tokenizer_config(folder)
+        stored = drop_secrets(read_tokenizer_config(folder))
+        config = take_options(config, stored, cls.__name__)
         template = config.pop("chat_template", None) or find_chat_template(folder, stored)
         stored.pop("chat_template", None)
         file = folder.path / "tokenizer.json"
         backend = read_backend(file)
         folder.keep_token_ids(token_ids_of(backend, file))
+        asked = config.pop("fix_mistral_regex", None)
+        fixed = repair_regex(backend, str(file), asked, stored.get("fix_mistral_regex"))
+        if asked is not None or fixed is not None:
+            config["fix_mistral_regex"] = asked if fixed is None else fixed
         return cls(backend, template, **{**stored, **config})
 
     def __call__(
@@ -179,6 +198,7 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         clean = clean_up_tokenization_spaces
         return clean_up(text) if (self.clean_up_tokenization_spaces if clean is None else clean) else text
 
+    @image_request()
     def apply_chat_template(
         self,
         conversation: Any,
@@ -203,6 +223,7 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         keywords go to the template, which must read them. Control tokens that stand in a message stay text.
         """
         refuse_assistant_mask(return_assistant_tokens_mask)
+        kwargs = newer_chat_options(kwargs)
         if return_dict and not tokenize:
             raise InputError("return_dict=True needs tokenize=True: there is no dict of ids to return")
         options = {
@@ -215,15 +236,14 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         chat = self.render_chat(conversation, self.chat_template, chat_template, (), **options)
         if not tokenize:
             return chat.text
-        encoded = self(
-            chat.given,
-            padding=padding,
-            truncation=truncation,
-            max_length=max_length,
-            add_special_tokens=False,
-            return_tensors=return_tensors,
-            **(tokenizer_kwargs or {}),
-        )
+        own = {
+            "padding": padding,
+            "truncation": truncation,
+            "max_length": max_length,
+            "return_tensors": return_tensors,
+        }
+        options = {"add_special_tokens": False, **own, **(tokenizer_kwargs or {})}
+        encoded = self(chat.given, **options)
         return encoded if return_dict else encoded["input_ids"]
 
     @property
@@ -251,7 +271,6 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> tuple[str, ...]:
         """Write tokenizer.json, tokenizer_config.json and the chat template, as transformers 4.57 and 5.x read them."""
         _refuse({}, kwargs)
-        folder = prepare_folder(save_directory)
         state = {
             "tokenizer_class": self._saved_class(),
             "model_max_length": self.model_max_length,
@@ -262,13 +281,15 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
             **self.special_tokens_map,
         }
         dropped = {"added_tokens_decoder", "extra_special_tokens", "backend", "chat_template", *NAMES}
-        kept = {name: value for name, value in self.init_kwargs.items() if name not in dropped}
-        written = [
-            write_text(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True)),
-            write_json(folder / "tokenizer_config.json", {**kept, **state}),
-            *save_chat_template(folder, self.chat_template),
-        ]
-        return tuple(map(str, written))
+        kept = without_secrets({n: value for n, value in self.init_kwargs.items() if n not in dropped})
+        folder = prepare_folder(save_directory)
+        with replacing(folder, optional=(TEMPLATE_FILE,)) as new:
+            written = [
+                write_text(new / "tokenizer.json", self._tokenizer.to_str(pretty=True)),
+                write_json(new / "tokenizer_config.json", {**kept, **state}),
+                *save_chat_template(new, self.chat_template),
+            ]
+        return tuple(str(folder / file.relative_to(new)) for file in written)
 
     def _vocabulary_changed(self) -> None:
         self._copies.clear()

@@ -13,6 +13,7 @@ from vitrail.configs import PretrainedConfig
 from vitrail.errors import CheckpointError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.token_ids import TOKENIZER_JSON, TokenIds
+from vitrail.tokenizer.options import native_options
 
 if TYPE_CHECKING:
     from vitrail.tokenizer.fast import FastTokenizer
@@ -74,7 +75,7 @@ def load_tokenizer(
     else:
         from vitrail.tokenizer.mistral import MistralCommonTokenizer
 
-        tokenizer = MistralCommonTokenizer(file, **options)
+        tokenizer = MistralCommonTokenizer(file, **native_options(options))
         ids = {name: tokenizer.encoder.find(name) for name in tokenizer.control_tokens}
         controls = {name: index for name, index in ids.items() if index is not None}
         folder.keep_token_ids(TokenIds(file, tokenizer.vocab_size, controls))

@@ -16,9 +16,11 @@ from vitrail.arguments import checked
 from vitrail.errors import CheckpointError, InputError, PromptError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
+from vitrail.files.replacing import replacing
 from vitrail.files.token_ids import version_of
 from vitrail.files.writing import prepare_folder
 from vitrail.images.batch_feature import BatchFeature
+from vitrail.images.request import image_request
 from vitrail.prompts.builtin import BuiltPrompt, Format, build_prompt
 from vitrail.prompts.builtin.encode_chat import AUTO, build_chat, choose_format, encode_built, fit_text
 from vitrail.prompts.builtin.pieces import IMAGE
@@ -31,7 +33,7 @@ from vitrail.tokenizer.image_prompts import ImagePromptEncoder
 from vitrail.tokenizer.mistral_bridge import explained, open_tokenizer, openai_message, stack_pictures
 from vitrail.tokenizer.mistral_encoder import MistralEncoder, format_of_file
 from vitrail.tokenizer.mistral_rows import MistralRows
-from vitrail.tokenizer.padding import VERY_LARGE, Lengths, check_side, limit_of
+from vitrail.tokenizer.padding import VERY_LARGE, Lengths, check_side, limit_of, whole_length
 
 _NEEDLESS = ("add_generation_prompt", "format", "reasoning_effort")
 _SENTENCEPIECE = re.compile(r".*\.model(\.v\d+(m\d+)?)?")
@@ -71,7 +73,7 @@ class MistralCommonTokenizer(MistralRows):
         self._tokenizer_path = Path(tokenizer_path)
         self.tokenizer = open_tokenizer(self._tokenizer_path, mode)
         self.mode = str(getattr(mode, "value", mode))
-        self.model_max_length = model_max_length
+        self.model_max_length = whole_length(model_max_length)
         self.padding_side = check_side(padding_side, "padding_side")
         self.truncation_side = check_side(truncation_side, "truncation_side")
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
@@ -103,8 +105,15 @@ class MistralCommonTokenizer(MistralRows):
         format="hf" or "mistral": of which of a repository's two formats the configuration beside it is fetched.
         """
         format = kwargs.pop("format", None)
+        hub = HubOptions.take(
+            kwargs,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         refuse_unknown("from_pretrained", {**kwargs, **({"init_inputs": init_inputs} if init_inputs else {})})
-        hub = HubOptions(revision, token, cache_dir, local_files_only, force_download)
         folder = CheckpointFolder.open(pretrained_model_name_or_path, hub, format=format)
         found = tokenizer_files(folder)
         if not found:
@@ -236,6 +245,7 @@ class MistralCommonTokenizer(MistralRows):
         tokens: list[str] = self.convert_ids_to_tokens(self._ids(text, add_special_tokens=False))
         return tokens
 
+    @image_request()
     def apply_chat_template(
         self,
         conversation: Any,
@@ -344,10 +354,10 @@ class MistralCommonTokenizer(MistralRows):
             )
         refuse_unknown("save_pretrained", kwargs)
         name = "tekken.json" if self._tokenizer_path.suffix == ".json" else self._tokenizer_path.name
-        target = prepare_folder(save_directory) / name
-        if not target.exists() or not target.samefile(self._tokenizer_path):
-            shutil.copyfile(self._tokenizer_path, target)
-        return (str(target),)
+        folder = prepare_folder(save_directory)
+        with replacing(folder) as new:
+            shutil.copyfile(self._tokenizer_path, new / name)
+        return (str(folder / name),)
 
     def _format_chat(
         self,

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vitrail.errors import InputError, UnsupportedError
+from vitrail.configs.fields import shown
+from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.responses.ids import to_list
 
@@ -46,6 +47,15 @@ def check_side(side: str, name: str) -> str:
     if side not in ("left", "right"):
         raise InputError(f"{name} is 'left' or 'right'; got {side!r}")
     return side
+
+
+def whole_length(value: float) -> int:
+    """A file's model_max_length as a whole number. Raises CheckpointError for one that is none, as inf and nan."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= VERY_LARGE:
+        raise CheckpointError(
+            f"model_max_length must be a number from 1 to {VERY_LARGE:g}; got {shown(value)}."
+        )
+    return int(value)
 
 
 def lengths(

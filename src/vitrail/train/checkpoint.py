@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from vitrail.errors import CheckpointError
+from vitrail.errors import CheckpointError, VitrailError
 from vitrail.files.json import read_json
 from vitrail.files.safetensors import SafetensorsFile, write_safetensors
 from vitrail.files.writing import writing
 
 _NAME = "checkpoint-"
+_COMPLETE = re.compile(r"checkpoint-\d{8,18}", re.ASCII)
+_LEFT = re.compile(r"\.checkpoint-\d{8,18}\.(part|old)", re.ASCII)  # what a kill may leave
 
 
 class Named(Protocol):
@@ -57,17 +62,31 @@ def save(run: Resumable, note: Mapping[str, Any]) -> Path:
     """
     final = run.folder / f"{_NAME}{run.step:08d}"
     part = run.folder / f".{final.name}.part"
+    _remove_left(run.folder)
     try:
         with writing(run.folder):
             _write(run, note, part)
-            shutil.rmtree(final, ignore_errors=True)
+            _set_aside(final)
             part.rename(final)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)  # the disk may be full
         raise
     for old in checkpoints(run.folder)[: -run.schedule.keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        _set_aside(old)
+    _remove_left(run.folder)
     return final
+
+
+def _set_aside(folder: Path) -> None:
+    """Hide a checkpoint before it is removed, so that a half-removed one is never taken for whole."""
+    if folder.is_dir():
+        folder.rename(folder.with_name(f".{folder.name}.old"))
+
+
+def _remove_left(folder: Path) -> None:
+    for path in folder.glob(f".{_NAME}*"):
+        if _LEFT.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(run: Resumable, note: Mapping[str, Any], part: Path) -> None:
@@ -94,7 +113,29 @@ def restore(run: Resumable) -> bool:
     if not found:
         return False
     folder = found[-1]
+    with undamaged(folder):
+        _restore(run, folder)
+    return True
+
+
+@contextmanager
+def undamaged(folder: Path) -> Iterator[None]:
+    """Inside, what a damaged checkpoint leads to is one CheckpointError."""
+    try:
+        yield
+    except VitrailError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} is damaged ({type(error).__name__}: {str(error)[:200]}); remove it, and the run goes on from the "
+            "checkpoint before it."
+        ) from error
+
+
+def _restore(run: Resumable, folder: Path) -> None:
     note = read_json(folder / "state.json")
+    if note["step"] != int(folder.name.removeprefix(_NAME)):
+        raise ValueError(f"its state is of step {str(note['step'])[:40]}")
     load_weights(run.model, _read(folder / "model.safetensors"), folder)
     average = _read(folder / "average.safetensors")
     run.average = {
@@ -109,7 +150,6 @@ def restore(run: Resumable) -> bool:
         _join(optimizer, f"{index}", plain, tensors)
     torch.set_rng_state(tensors["random"])
     run.step = int(note["step"])
-    return True
 
 
 def begin_from(run: Resumable, folder: Path) -> None:
@@ -122,15 +162,20 @@ def begin_from(run: Resumable, folder: Path) -> None:
         raise CheckpointError(f"{folder} has no checkpoint to begin from.")
     for name, target in (("model", dict(run.model.named_parameters())), ("average", run.average)):
         tensors = _read(found[-1] / f"{name}.safetensors")
-        with torch.no_grad():
+        with torch.no_grad(), undamaged(found[-1]):
             for key in sorted(set(tensors) & set(target)):
                 target[key].copy_(tensors[key])
 
 
 def finished(folder: Path, steps: int) -> bool:
     """Whether a run's newest checkpoint is at or beyond a number of steps."""
+    return steps_done(folder) >= steps
+
+
+def steps_done(folder: Path) -> int:
+    """The step of a run's newest checkpoint; 0 if there is none."""
     found = checkpoints(folder)
-    return bool(found) and int(found[-1].name.removeprefix(_NAME)) >= steps
+    return int(found[-1].name.removeprefix(_NAME)) if found else 0
 
 
 def read_note(folder: Path) -> dict[str, Any]:
@@ -138,13 +183,13 @@ def read_note(folder: Path) -> dict[str, Any]:
     found = checkpoints(folder)
     if not found:
         return {}
-    note = read_json(found[-1] / "state.json")
-    return dict(note.get("note", {}))
+    with undamaged(found[-1]):
+        return dict(read_json(found[-1] / "state.json")["note"])
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, oldest first."""
-    return sorted(folder.glob(_NAME + "*"))
+    return sorted(path for path in folder.glob(_NAME + "*") if _COMPLETE.fullmatch(path.name))
 
 
 @torch.no_grad()
@@ -167,7 +212,7 @@ def load_weights(model: Named, tensors: Mapping[str, Tensor], origin: Path) -> N
 
 def _read(path: Path) -> dict[str, Tensor]:
     file = SafetensorsFile(path)
-    return {name: file.tensor(name).clone() for name in file}
+    return {name: file.copied(name) for name in file}
 
 
 def _split(optimizer: Optimizer, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -182,10 +227,36 @@ def _split(optimizer: Optimizer, prefix: str, tensors: dict[str, Tensor]) -> dic
     return {"state": plain, "groups": whole["param_groups"]}
 
 
+def _alike(own: Any, given: Any) -> bool:
+    """Whether two values of JSON have the same keys and the same kinds of values."""
+    if isinstance(own, Mapping):
+        return (
+            isinstance(given, Mapping)
+            and own.keys() == given.keys()
+            and all(_alike(own[k], given[k]) for k in own)
+        )
+    if isinstance(own, (list, tuple)):
+        return isinstance(given, list) and len(own) == len(given) and all(map(_alike, own, given))
+    if isinstance(own, float) and not isinstance(own, bool):
+        return isinstance(given, (int, float)) and not isinstance(given, bool) and math.isfinite(given)
+    return type(own) is type(given)
+
+
 def _join(optimizer: Optimizer, prefix: str, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     entries: dict[int, dict[str, Any]] = {int(index): dict(entry) for index, entry in plain["state"].items()}
     for name, tensor in tensors.items():
         parts = name.split(".")
         if parts[0] == prefix:
             entries.setdefault(int(parts[1]), {})[parts[2]] = tensor
+    own = optimizer.state_dict()["param_groups"]
+    if not _alike(own, plain["groups"]):
+        raise ValueError("its optimisers have other settings")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entry in entries.items():
+        if wrong := [
+            key
+            for key, value in entry.items()
+            if not isinstance(value, Tensor) or (value.dim() and value.shape != parameters[index].shape)
+        ]:
+            raise ValueError(f"{', '.join(wrong)} of parameter {index} does not fit")
     optimizer.load_state_dict({"state": entries, "param_groups": plain["groups"]})

@@ -1,21 +1,20 @@
-"""Lines of JSON → conversations to learn from, in the spellings of `ask`, OpenAI and mistral-finetune. Opens no pictures."""
+"""Talk: a record of a data file as a conversation to learn from, in the spellings people have. Opens no images."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitrail.errors import InputError, PromptError
-from vitrail.files.lfs import refuse_pointer
+from vitrail.errors import PromptError
 from vitrail.prompts.builtin.turns import read_weight
 from vitrail.prompts.messages import ImagePart, Message, normalize
+from vitrail.train.spellings import NOTES, to_messages
 
-LINE_LIMIT = 64 * 1024 * 1024  # bytes of one line: pictures may stand in it as data URLs
 _MESSAGES = ("messages", "interactions")
 _TOOLS = ("tools", "available_tools")
+_SPELT = ("conversations", "prompt", "completion", "image", "system")  # read by spellings.py
 _KEYS = (*_MESSAGES, *_TOOLS, "system_prompt", "images", "only_last", "reasoning_effort")
 
 
@@ -30,68 +29,27 @@ class Talk:
     reasoning_effort: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Where a line of a file is: its number, counted from 1, and its bytes."""
-
-    number: int
-    offset: int
-    size: int
-
-
-def find_lines(path: Path) -> Iterator[Line]:
-    """The lines of a file that are not blank. InputError when it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            offset = 0
-            for number, text in enumerate(stream, 1):
-                if number == 1:
-                    refuse_pointer(text, str(path), InputError)
-                if text.strip():
-                    yield Line(number, offset, len(text))
-                offset += len(text)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def read_line(path: Path, line: Line) -> Talk:
-    """The conversation on a line; pictures named by relative paths lie beside the file. PromptError without the place."""
-    if line.size > LINE_LIMIT:
-        raise PromptError(f"the line has {line.size:,} bytes, more than the {LINE_LIMIT:,} that one may have")
-    try:
-        with path.open("rb") as stream:
-            stream.seek(line.offset)
-            data = stream.read(line.size)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    return read_talk(parse(data), path.parent)
-
-
-def parse(data: bytes) -> Any:
-    """The JSON value of a line. PromptError says what is wrong with it."""
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise PromptError(f"not UTF-8 text: byte {error.start} is {data[error.start]:#04x}") from error
-    except RecursionError as error:
-        raise PromptError("a value is nested too deeply to be read") from error
-    except ValueError as error:
-        raise PromptError(f"not valid JSON: {error}") from error
-
-
 def read_talk(value: Any, folder: Path) -> Talk:
     """A parsed line → a conversation.
 
     value: a list of messages, or an object with "messages" (or "interactions") and perhaps "tools" (or
-    "available_tools"), "system_prompt", "images" for the pictures without a source, "only_last", "reasoning_effort". A
-    message's text may stand under "text"; an assistant's "weight" of 0 leaves it out. folder: where relative paths begin.
+    "available_tools"), "system_prompt", "images" for the images without a source, "only_last", "reasoning_effort". A
+    message's text may stand under "text"; an assistant's "weight" of 0 leaves it out. Other spellings: `to_messages`.
+    folder: where relative paths begin.
     """
     if isinstance(value, list):
         value = {"messages": value}
     if not isinstance(value, Mapping):
         raise PromptError("expected a list of messages or an object with 'messages'")
-    if unknown := [key for key in value if key not in _KEYS and value[key] not in (None, False)]:
-        raise PromptError(f"{', '.join(map(str, unknown))[:200]}: not read; known are {', '.join(_KEYS)}")
+    known = (*_KEYS, *_SPELT)
+    unknown = [
+        key
+        for key in value
+        if key not in (*known, *NOTES) and value[key] is not None and value[key] is not False
+    ]
+    if unknown:
+        raise PromptError(f"{', '.join(map(str, unknown))[:200]}: not read; known are {', '.join(known)}")
+    value = to_messages(value)
     raw = _one_of(value, _MESSAGES, "list")
     if not raw:
         raise PromptError("expected a list of messages under 'messages'")
@@ -170,9 +128,11 @@ def _with_sources(message: Message, rest: Iterator[Any], folder: Path) -> Messag
 
 def _from(folder: Path, source: Any) -> Any:
     """A source; a relative path from `folder`."""
-    if isinstance(source, Mapping):  # the datasets' spelling of a file
-        source = source.get("path") or source.get("url")
+    if isinstance(source, Mapping):  # the spelling of `datasets` and Parquet
+        source = source.get("bytes") or source.get("path") or source.get("url")
+    if isinstance(source, bytes) or hasattr(source, "convert"):  # an encoded image, or one of PIL
+        return source
     if not isinstance(source, str):
-        raise PromptError(f"a picture's source is a text, got {type(source).__name__}")
+        raise PromptError(f"an image's source is a text, bytes or a PIL image, got {type(source).__name__}")
     named = "://" in source[:20] or source.startswith("data:")
     return source if named or Path(source).is_absolute() else str(folder / source)

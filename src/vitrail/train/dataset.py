@@ -1,54 +1,64 @@
-"""A file of conversations as examples by number: checked once, then made again whenever asked for. Makes no batches."""
+"""Dataset: records of conversations as examples by number, checked once, then made anew each time. Makes no batches."""
 
 from __future__ import annotations
 
-import hashlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 from vitrail.errors import InputError, VitrailError
-from vitrail.train.conversations import Line, find_lines, read_line
+from vitrail.prompts.messages import Message
+from vitrail.train.conversations import Talk, read_talk
+from vitrail.train.data_files import Records, open_records
 from vitrail.train.examples import Example, ExampleMaker
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A line that cannot be learned from, and why."""
+    """A line (or item, or row) that cannot be learned from, and why."""
 
     line: int
     reason: str
+    unit: str = "line"
 
     def __str__(self) -> str:
-        return f"line {self.line}: {self.reason}"
+        return f"{self.unit} {self.line}: {self.reason}"
 
 
 @dataclass
 class Dataset:
-    """The good lines of a file. `positions` and `learned`: ids of each example, and how many of them are learned."""
+    """The good records. `positions` and `learned`: ids of each example, and how many of them are learned.
 
-    path: Path
+    rows: indices of the good ones. lacking: character → how often it stands in them, for those without a token.
+    """
+
+    records: Records
     maker: ExampleMaker
-    lines: list[Line] = field(default_factory=list)
+    rows: array[int] = field(default_factory=lambda: array("q"))
     positions: array[int] = field(default_factory=lambda: array("q"))
     learned: array[int] = field(default_factory=lambda: array("q"))
     pictures: int = 0
     faults: list[Fault] = field(default_factory=list)
+    lacking: Counter[str] = field(default_factory=Counter)
     digest: str = ""
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        return self.maker.make(read_line(self.path, self.lines[index]))
+        return self.maker.make(self._talk(self.rows[index]))
+
+    def _talk(self, row: int) -> Talk:
+        return read_talk(self.records[row], self.records.folder)
 
     def part(self, indices: Sequence[int]) -> Dataset:
         """The examples of these numbers, as a data set."""
         return Dataset(
-            self.path,
+            self.records,
             self.maker,
-            [self.lines[i] for i in indices],
+            array("q", (self.rows[i] for i in indices)),
             array("q", (self.positions[i] for i in indices)),
             array("q", (self.learned[i] for i in indices)),
             digest=self.digest,
@@ -56,49 +66,73 @@ class Dataset:
 
 
 def open_dataset(
-    path: str | Path, maker: ExampleMaker, progress: Callable[[int, int], None] | None = None
+    source: Any, maker: ExampleMaker, progress: Callable[[int, int], None] | None = None
 ) -> Dataset:
-    """Read every line, open every picture, and note what is wrong with which line in `faults`.
+    """Read every record, open every image, and note what is wrong with which record in `faults`.
 
-    progress: hears how many of how many lines are done. InputError for a file that cannot be read or has no lines.
+    source: as `open_records` takes it. progress: called with how many of how many are done. InputError for a file that
+    cannot be read or has no records.
     """
-    data = Dataset(Path(path), maker)
-    found = list(find_lines(data.path))
-    if not found:
-        raise InputError(f"{path} is empty; expected a conversation as JSON on every line")
-    for count, line in enumerate(found, 1):
+    records = open_records(source)
+    data, alphabet = Dataset(records, maker), Alphabet(maker.maker.tokenizer)
+    for row in range(len(records)):
         try:
-            example = maker.make(read_line(data.path, line))
+            talk = data._talk(row)
+            example = maker.make(talk)
             if not example.learned:
                 raise InputError("there is no text to learn: the assistant's messages are empty")
         except VitrailError as error:
-            data.faults.append(Fault(line.number, str(error)))
+            data.faults.append(Fault(records.number(row), str(error), records.unit))
         else:
-            data.lines.append(line)
+            data.rows.append(row)
             data.positions.append(len(example.ids))
             data.learned.append(example.learned)
             data.pictures += len(example.pictures)
+            data.lacking.update(alphabet.lacking(talk))
         if progress is not None:
-            progress(count, len(found))
-    data.digest = _digest(data.path)
+            progress(row + 1, len(records))
+    data.digest = records.digest()
     return data
 
 
+def _texts(message: Message) -> Iterator[str]:
+    if isinstance(message.content, str):
+        yield message.content
+    for part in message.content if isinstance(message.content, tuple) else ():
+        text = getattr(part, "text", None) or getattr(part, "thinking", None)
+        if isinstance(text, str):
+            yield text
+
+
+class Alphabet:
+    """Which characters a tokenizer has no token for, each looked up once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self._unknown = tokenizer, getattr(tokenizer, "unk_token_id", None)
+        self._lacks: dict[str, bool] = {}
+
+    def lacking(self, talk: Talk) -> Iterator[str]:
+        """The characters of a conversation's texts that become the unknown token, as often as they stand there."""
+        if self._unknown is None:
+            return
+        for message in talk.messages:
+            for text in _texts(message):
+                yield from filter(self._is_lacking, text)
+
+    def _is_lacking(self, character: str) -> bool:
+        if character not in self._lacks:
+            ids = self._tokenizer.encode(character, add_special_tokens=False)
+            self._lacks[character] = self._unknown in ids
+        return self._lacks[character]
+
+
 def refuse_faults(data: Dataset, skip: bool) -> None:
-    """Raise InputError where lines cannot be used, unless they are to be skipped and others are left."""
-    total = len(data) + len(data.faults)
+    """Raise InputError where records cannot be used, unless they are to be skipped and others are left."""
+    total, name, units = len(data) + len(data.faults), data.records.name, f"{data.records.unit}s"
     if data.faults and not skip:
         raise InputError(
-            f"{data.path}: {len(data.faults)} of {total} lines cannot be used ({data.faults[0]}); mend them, or leave them "
-            "out with --skip-bad"
+            f"{name}: {len(data.faults)} of {total} {units} cannot be used ({data.faults[0]}); mend them, or leave them out "
+            "with --skip-bad"
         )
     if not len(data):
-        raise InputError(f"{data.path}: none of its {total} lines can be used ({data.faults[0]})")
-
-
-def _digest(path: Path) -> str:
-    whole = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            whole.update(block)
-    return whole.hexdigest()
+        raise InputError(f"{name}: none of its {total} {units} can be used ({data.faults[0]})")

@@ -48,7 +48,7 @@ class Reading:
     def faults(self) -> list[str]:
         """Every line that cannot be used, in words."""
         sets = [self.data] if self.evaluation is None else [self.data, self.evaluation]
-        return [f"{one.path}: {fault}" for one in sets for fault in one.faults]
+        return [f"{one.records.name}: {fault}" for one in sets for fault in one.faults]
 
 
 @checked
@@ -56,11 +56,12 @@ class Reading:
 class Job:
     """What is trained on what.
 
-    data                 a file with a conversation on every line. out: the folder for all that comes out of it.
+    data                 conversations: a file or folder, a `datasets.Dataset` or a list, as `data_files.open_records` takes
+                         them. out: the folder for all that comes out of it.
     method               "lora" trains an adapter, which `lora` describes; "full" all weights of `parts`.
     quantize             pack the frozen base: "nf4", "fp4" or "int8".
     parts                language_model, projector, vision_tower; () is the language model for an adapter, else all.
-    evaluation           another such file; or eval_share, a share of `data` that is drawn and kept for evaluation.
+    evaluation           the same, for evaluation; or eval_share, a share of `data` that is drawn and kept for evaluation.
     longest              positions of the longest conversation (None: the model's).
     format               how prompts are written, as for `vitrail prompt`.
     dtype                of the weights that are not trained; "auto" is the checkpoint's, None float32.
@@ -69,7 +70,7 @@ class Job:
     Raises InputError for what does not go together.
     """
 
-    data: Path
+    data: Any
     model: str
     out: Path | None = None
     settings: Settings = field(default_factory=Settings)
@@ -79,7 +80,7 @@ class Job:
     )
     quantize: str | None = None
     parts: tuple[str, ...] = ()
-    evaluation: Path | None = None
+    evaluation: Any = None
     eval_share: float = 0.0
     skip_bad: bool = False
     longest: int | None = None
@@ -141,8 +142,9 @@ class Job:
     ) -> Outcome:
         """Train, or go on where an earlier run stopped, and write the result into `out`.
 
-        on_start hears the trainer before its first step, on_step every record. Raises InputError for lines that cannot
-        be used (unless skip_bad) and for a folder that holds something else.
+        A run that is stopped writes what it has learned so far, and still goes on when called again. on_start is called
+        with the trainer before its first step, on_step with every record. Raises InputError for lines that cannot be used
+        (unless skip_bad) and for a folder that holds something else.
         """
         out = self._folder()
         for data in (reading.data, reading.evaluation):
@@ -161,13 +163,13 @@ class Job:
             identity=self._identity(),
             on_step=on_step,
         )
+        trainer.resume()
         if on_start is not None:
             on_start(trainer)
         outcome = trainer.run()
-        if outcome.reason != "asked to stop":
-            trainer.settle()
-            with writing(out):
-                self._write(model, reading.inputs, out)
+        trainer.settle()
+        with writing(out):
+            self._write(model, reading.inputs, out)
         return outcome
 
     def _folder(self) -> Path:

@@ -94,9 +94,9 @@ class Settings:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What a run that goes on would do differently, in words: "lr 0.1, was 0.2"."""
+    """What a run that goes on would do differently, in words: "lr 0.1, was 0.2". Its length may change."""
     names = list(dict.fromkeys([*before, *now]))
-    free = {"save_every", "keep"}  # change nothing about the weights
+    free = {"save_every", "keep", "steps", "epochs"}
     return [
         f"{name} {now.get(name)!r}, was {before.get(name)!r}"
         for name in names

@@ -101,12 +101,13 @@ class Trainer:
             **(identity or {}),
         }
         self.records: list[dict[str, Any]] = []
+        self.begun: int | None = None  # the step that the run went on from, once resume() was called
 
     # --- the run ------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
         """Train to the end, or until SIGINT or SIGTERM requests a stop; save a checkpoint either way."""
-        self._resume()
+        self.resume()
         if self.settings.checkpointing:
             self.network.gradient_checkpointing_enable()
         self.network.train()
@@ -231,20 +232,33 @@ class Trainer:
         best = self.best if math.isfinite(self.best) else None
         return {"run": self.identity, "best": best, "waited": self.waited, "lost": self.loop.not_finite}
 
-    def _resume(self) -> None:
-        """Continue the run that the folder holds, from its newest checkpoint."""
+    def resume(self) -> None:
+        """Load the newest checkpoint of the run that the folder holds, if any; `run` does so where it was not done.
+
+        With another number of steps the learning rate follows the schedule of the new number from there on. Raises
+        InputError for another run, and for one that has taken more steps already.
+        """
+        if self.begun is not None:
+            return
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
         before = checkpoint.read_note(self.loop.folder)
         if before:
-            if changed := differences(before.get("run", {}), self.identity):
+            with checkpoint.undamaged(self.loop.folder):
+                changed = differences(before["run"], self.identity)
+                self.best = math.inf if before["best"] is None else float(before["best"])
+                self.waited, self.loop.not_finite = int(before["waited"]), int(before["lost"])
+            if changed:
                 raise InputError(
                     f"{self.root} holds another run: {'; '.join(changed)}. Choose another folder, or go on with "
                     "the same settings."
                 )
+            if (done := checkpoint.steps_done(self.loop.folder)) > self.steps:
+                raise InputError(
+                    f"{self.root} holds a run that has taken {done} steps already; give more than these, not {self.steps}."
+                )
             self.loop.restore()
-            self.best = math.inf if before["best"] is None else float(before["best"])
-            self.waited, self.loop.not_finite = int(before["waited"]), int(before["lost"])
+        self.begun = self.loop.step
         with writing(self.root):
             self.records = metrics.cut(self.root, self.loop.step)
 

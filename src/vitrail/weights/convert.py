@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,9 @@ from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.formatting import listed
 from vitrail.files.layout import CONFIG_NAME, CONFIGS, HF, MISTRAL, NAMES, PARAMS_NAME, STEMS
+from vitrail.files.replacing import scratch_folder
 from vitrail.files.safetensors import SafetensorsFile, copy_safetensors
-from vitrail.files.writing import check_new, check_room
+from vitrail.files.writing import check_new, check_room, writing
 from vitrail.quant.config import read_quantization
 from vitrail.weights.mistral_checkpoint import MistralCheckpoint, heads_of
 from vitrail.weights.mistral_names import from_native, to_native
@@ -77,21 +77,18 @@ def convert(
     check_new(target)
     job = _prepare(source, to)
     size = sum(entry.nbytes for file in job.checkpoint.files.values() for entry in file.entries.values())
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        check_room(target.parent, size)
-        scratch.mkdir()
-        copy_beside(job.source, scratch)
-        _write_config(job, scratch)
-        files = _write_weights(job, scratch, size, progress or (lambda *_: None))
-        if target.is_dir():
-            target.rmdir()  # checked to be empty
-        scratch.rename(target)
-    except OSError as error:
-        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with scratch_folder(target.parent, f".{target.name}.partial-") as scratch:
+            check_room(target.parent, size)
+            new = scratch / "new"
+            new.mkdir()  # with the usual permissions, which a temporary folder does not have
+            copy_beside(job.source, new)
+            _write_config(job, new)
+            files = _write_weights(job, new, size, progress or (lambda *_: None))
+            if target.is_dir():
+                target.rmdir()  # checked to be empty
+            new.rename(target)
     return Converted(target, tuple(files), size)
 
 

@@ -235,3 +235,12 @@ def moved(value: Any, device: torch.device) -> Any:
 def _is_frozen(value: Any) -> bool:
     params = getattr(value, "__dataclass_params__", None)
     return params is not None and not isinstance(value, type) and params.frozen
+
+
+def infer_device() -> str:
+    """ "cuda" or "xpu" where there is one, else "cpu"; transformers' function of that name."""
+    for name in ("cuda", "xpu"):
+        backend = getattr(torch, name, None)
+        if backend is not None and backend.is_available():
+            return name
+    return "cpu"

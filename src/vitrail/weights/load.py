@@ -17,6 +17,7 @@ from vitrail.quant.formats import StoredWeight, side_keys
 from vitrail.quant.replace import QuantEmbedding, Quantized, QuantLinear, TiedHead, replace
 from vitrail.weights.checkpoint import Checkpoint, open_checkpoint
 from vitrail.weights.devices import DeviceMap, Placement, join, placement
+from vitrail.weights.mapped import copied, keep_mapped, refuse_cut
 from vitrail.weights.memory import Form, refuse_if_too_large
 from vitrail.weights.names import PROJECTOR_BIASES, canonical
 from vitrail.weights.plan import FLOATS, Plan, make_plan
@@ -113,11 +114,6 @@ def resolve_dtype(
     if dtype == "auto":
         named = getattr(config, "dtype", None) or getattr(getattr(config, "text_config", None), "dtype", None)
         dtype = named or next(_plain_floats(checkpoint), torch.float32)
-    return named_dtype(dtype)
-
-
-def named_dtype(dtype: Any) -> torch.dtype:
-    """A float type, given as such or by its name. InputError for anything else."""
     value = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(value, torch.dtype) or value not in FLOATS:
         names = ", ".join(str(known).removeprefix("torch.") for known in FLOATS)
@@ -144,6 +140,8 @@ def _fill(
     compute = None
     if isinstance(quantization, BitsAndBytesConfig) and not quantization.load_in_8bit:
         compute = quantization.bnb_4bit_compute_dtype
+    refuse_cut(checkpoint)
+    kept = False
     for path, stored in plan.packed.items():
         packed = stored.weight
         stays = path in plan.in_place and where.of(path).type == "cpu"
@@ -151,19 +149,33 @@ def _fill(
             name: tensor if stays else memory.copied(tensor, where.of(path))
             for name, tensor in packed.tensors.items()
         }
+        kept |= stays
+        refuse_cut(checkpoint)
         placed = packed.with_tensors(tensors, packed.dtype if stored.format.stores_dtype else dtype)
         layer = _layer(model.get_submodule(path), StoredWeight(stored.format, placed), compute)
         replace(model, path, layer)
     for name, file_name in plan.plain.items():
-        tensor, path = checkpoint.tensor(file_name), _path(name)
-        target = dtype if tensor.is_floating_point() else tensor.dtype
+        spec, path = checkpoint.spec(file_name), _path(name)
+        target = dtype if spec.dtype.is_floating_point else spec.dtype
         choice = plan.to_quantise.get(path) if name.endswith(".weight") else None
         if choice is None or quantization is None:
-            stays = plan.stays_mapped(checkpoint.spec(file_name), target, where.of(name))
-            _put(model, name, tensor if stays else memory.copied(tensor, where.of(name), target))
+            stays = plan.stays_mapped(spec, target, where.of(name))
+            kept |= stays
+            _put(
+                model,
+                name,
+                checkpoint.tensor(file_name)
+                if stays
+                else copied(checkpoint, file_name, where.of(name), target),
+            )
             continue
+        tensor = checkpoint.tensor(file_name)
         packed = choice.format.quantize(tensor, choice.group, name=name, dtype=target, device=where.of(name))
         replace(model, path, _layer(model.get_submodule(path), StoredWeight(choice.format, packed), compute))
+        memory.give_back()  # what quantising needed, so that loading takes what memory.py plans
+    refuse_cut(checkpoint)
+    if kept:
+        keep_mapped(model, checkpoint)
 
 
 def _layer(old: Any, stored: StoredWeight, compute: torch.dtype | None) -> Quantized:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import torch
 from torch import Tensor
 
 from vitrail.configs.params import read_params
@@ -11,6 +12,7 @@ from vitrail.errors import CheckpointError, UnsupportedError
 from vitrail.files.formatting import listed
 from vitrail.files.layout import PARAMS_NAME
 from vitrail.files.safetensors import TensorSpec
+from vitrail.ops import memory
 from vitrail.weights.mistral_names import from_native, to_native
 from vitrail.weights.names import canonical
 from vitrail.weights.rotary_rows import Heads, to_halves
@@ -49,6 +51,11 @@ class MistralCheckpoint(SafetensorsCheckpoint):
         rows = super().tensor(native)
         heads = self.heads.of(name)
         return rows if heads is None else to_halves(rows, heads, native)
+
+    def copied(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        if self.copies(name):
+            return memory.copied(self.tensor(name), device, dtype)
+        return super().copied(self._native[name], device, dtype)
 
     def copies(self, name: str) -> bool:
         return self.heads.of(name) is not None

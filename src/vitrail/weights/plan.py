@@ -186,8 +186,8 @@ def _check_shapes(model: nn.Module, checkpoint: Checkpoint, plan: Plan) -> None:
 
 
 def _is_part(model: nn.Module, checkpoint: Checkpoint) -> bool:
-    """Whether parts may be left out: the folder's own model is of another type, or its tower is not wanted."""
-    if getattr(model, "vision", True) is False:
+    """Whether parts may be left out: the model has no head, the folder's is of another type, or its tower is not wanted."""
+    if getattr(model, "vision", True) is False or getattr(model, "get_output_embeddings", bool)() is None:
         return True
     kind = getattr(getattr(model, "config", None), "model_type", None)
     return bool(kind) and checkpoint.kind not in (None, kind)

@@ -195,7 +195,7 @@ def _write_beside(work: Work, new: Path) -> None:
     config.quantization_config = work.config
     note_kind(config, work.checkpoint)
     if isinstance(work.config, BitsAndBytesConfig):
-        config.dtype = str(work.dtype).removeprefix("torch.")
+        config.dtype = work.dtype
     (new / CONFIG_NAME).write_text(config.to_json_string(), encoding="utf-8")
     write_picture_settings(config, new)
     if len(work.shards) > 1:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vitrail.errors import CheckpointError
@@ -15,6 +16,7 @@ from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.formatting import listed
 from vitrail.files.layout import PARAMS_NAME
 from vitrail.files.names import is_plain
+from vitrail.files.replacing import refuse_incomplete
 from vitrail.files.safetensors import SafetensorsFile, TensorSpec
 
 SINGLE = "model.safetensors"
@@ -41,6 +43,7 @@ class SafetensorsCheckpoint:
         self.folder = CheckpointFolder.at(folder)
         self.index, names = _find(self.folder, stem)
         self.files = _open_all(self.folder, names)
+        refuse_incomplete(self.folder.path)  # a save may have begun since the folder was listed
         if self.index is None:
             self._where = _locate(self.files)
         else:
@@ -69,6 +72,10 @@ class SafetensorsCheckpoint:
     def tensor(self, name: str) -> Tensor:
         """A tensor on the CPU, mapped from its file: copy it before changing or keeping it."""
         return self.files[self._where[name]].tensor(name)
+
+    def copied(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """A copy of a tensor that is read, not mapped."""
+        return self.files[self._where[name]].copied(name, device, dtype)
 
     def copies(self, name: str) -> bool:
         """Whether `tensor` makes a copy, which then takes memory of its own."""
@@ -122,16 +129,12 @@ def _nothing_to_read(folder: CheckpointFolder, stem: str, native: list[str]) -> 
 def _check_complete(folder: CheckpointFolder, shards: list[str]) -> None:
     """Without an index the shards' own names tell how many there are."""
     lost = set()
-    for name in shards:
-        if numbered := _OF.fullmatch(name):
-            count = int(numbered[3])
-            every = (
-                f"{numbered[1]}{n:0{len(numbered[2])}d}-of-{numbered[3]}.safetensors"
-                for n in range(1, count + 1)
-            )
-            lost |= set(every) - set(shards)
+    numbered = {(found[1], found[3]) for found in map(_OF.fullmatch, shards) if found}
+    for stem, count in sorted(numbered)[:10]:
+        every = (f"{stem}{n:05d}-of-{count}.safetensors" for n in range(1, int(count) + 1))
+        lost |= set(every).difference(shards)
     if lost:
-        raise CheckpointError(f"{folder} lacks {len(lost)} of its shards: {listed(sorted(lost))}.")
+        raise CheckpointError(f"{folder} lacks {len(lost)} of its shards: {listed(sorted(lost), most=20)}.")
 
 
 def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:

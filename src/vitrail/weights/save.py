@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from vitrail.errors import CheckpointError, InputError
+from vitrail.configs.generation import GENERATION_CONFIG_NAME
+from vitrail.errors import InputError
 from vitrail.files.formatting import listed
+from vitrail.files.layout import CONFIG_NAME
+from vitrail.files.replacing import replacing
 from vitrail.files.safetensors import write_safetensors
 from vitrail.quant.formats import file_layout
 from vitrail.weights.names import EMBEDDING, HEAD, canonical, saved_names
@@ -40,33 +42,19 @@ def save(
     generation_config  written as generation_config.json when given.
 
     A head tied to the embeddings is not written. Everything is written beside the folder's files first and moved
-    in when complete: after an error (CheckpointError for the disk's) the folder is as it was. Weights of an
-    earlier save in the same folder are replaced.
+    in when complete: after an error (CheckpointError for the disk's) the folder is as it was, and after a kill it
+    holds the earlier model, the new one, or says that it is incomplete. Weights of an earlier save are replaced.
     """
     target = Path(folder)
     limit = shard_bytes(max_shard_size)
     tensors = _to_write(model, state_dict)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; a folder to save into was expected.")
-    made = not target.exists()
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as name:
-            new = Path(name) / "new"
-            new.mkdir()  # with the usual permissions, which a temporary folder does not have
-            _write_weights(new, tensors, limit)
-            for config in (getattr(model, "config", None), generation_config):
-                if config is not None:
-                    config.save_pretrained(new)
-            written = {path.name for path in new.iterdir()}
-            for file in sorted(written, key=lambda name: (not name.endswith(".safetensors"), name)):
-                os.replace(new / file, target / file)
-        _remove_earlier(target, written)
-    except OSError as error:
-        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}.") from error
-    finally:
-        if made and target.is_dir() and not any(target.iterdir()):
-            target.rmdir()
+    with replacing(target, last=CONFIG_NAME, stale=_is_weights, optional=(GENERATION_CONFIG_NAME,)) as new:
+        _write_weights(new, tensors, limit)
+        for config in (getattr(model, "config", None), generation_config):
+            if config is not None:
+                config.save_pretrained(new)
 
 
 def shard_bytes(size: int | str) -> int:
@@ -135,8 +123,6 @@ def in_shards(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
     return {f"model-{n:05d}-of-{count:05d}.safetensors": names for n, names in enumerate(shards, start=1)}
 
 
-def _remove_earlier(folder: Path, written: set[str]) -> None:
-    """Remove weights of an earlier save that would be read in place of, or beside, the new ones."""
-    for path in folder.iterdir():
-        if path.name not in written and (path.name in (SINGLE, INDEX) or _SHARD.fullmatch(path.name)):
-            path.unlink()
+def _is_weights(name: str) -> bool:
+    """Whether a file holds weights of an earlier save, which would be read in place of, or beside, the new ones."""
+    return name in (SINGLE, INDEX) or _SHARD.fullmatch(name) is not None

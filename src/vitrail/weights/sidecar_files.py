@@ -9,6 +9,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from vitrail.configs import PretrainedConfig, VisionLanguageConfig
+from vitrail.files.links import refuse_outside
 from vitrail.weights.checkpoint import Checkpoint
 
 # Tokenizers, templates, settings and licences; nothing that is read as weights.
@@ -20,6 +21,7 @@ def copy_beside(source: Path, target: Path, *, leave_out: Container[str] = ()) -
     for path in sorted(source.iterdir()):
         index = path.name.endswith(".index.json")
         if path.is_file() and not index and _COPIED.fullmatch(path.name) and path.name not in leave_out:
+            refuse_outside(path, source)
             shutil.copyfile(path, target / path.name)
 
 
@@ -49,7 +51,7 @@ def note_kind(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
     """Let the configuration say what published ones say and Mistral's own format leaves out: type of numbers, class."""
     if config.dtype is None:
         first = next(iter(checkpoint.names()), None)
-        config.dtype = None if first is None else str(checkpoint.spec(first).dtype).removeprefix("torch.")
+        config.dtype = None if first is None else checkpoint.spec(first).dtype
     if config.architectures is None:
         kinds = {"llava": "LlavaForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}
         kind = type(config).model_type

@@ -25,6 +25,8 @@ from vitrail.ops.weight import Layout, PackedWeight, Weight, dequantize
 
 # native/dense.h's DenseFormat; plain rows of floats are 0.
 _ROWS, _FORMATS = 0, {Layout.MAP4: 1, Layout.INT8_ROWS: 2, Layout.PANELS16: 3}
+# Its Rounding: by the first of two 16-bit types.
+_TWICE = {torch.float16: 4, torch.bfloat16: 5}
 _STEP = 64  # kStep
 _ROOM = 1 << 22  # floats of activations that are arranged at once
 # Rows from which a processor with instructions for bfloat16 is faster with PyTorch's own product.
@@ -133,14 +135,19 @@ def plain_products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor
     return [result.view(*x.shape[:-1], result.shape[1]) for result in results]
 
 
-def _rounding(layout: Layout, stored: torch.dtype, used: torch.dtype) -> torch.dtype | None:
-    """What the kernel rounds decoded values to when they are used as `used`; None where one rounding is not enough."""
-    if layout == Layout.PANELS16:
-        exact = (torch.float32, torch.bfloat16)
-        return torch.bfloat16 if stored in exact and used in exact else None
-    if used in (torch.float32, stored) and stored in FLOATS:
-        return stored
-    return used if stored == torch.float32 and used in FLOATS else None
+def _rounding(layout: Layout, stored: torch.dtype, used: torch.dtype) -> int | None:
+    """What the kernel rounds decoded values of type `stored` to when they are used as `used`, as native/dense.h counts.
+
+    None where it has no such rounding.
+    """
+    if stored not in FLOATS or used not in FLOATS:
+        return None
+    steps = [dtype for dtype in (stored, used) if dtype != torch.float32]
+    if layout == Layout.PANELS16:  # of bfloat16 already
+        steps = [torch.bfloat16] if torch.float16 not in steps else steps[steps.index(torch.float16) :]
+    if len(set(steps)) == 2:
+        return _TWICE[steps[0]]
+    return library.DTYPES[steps[0] if steps else torch.float32]
 
 
 def _parts(weight: PackedWeight) -> list[Tensor | None]:
@@ -149,12 +156,12 @@ def _parts(weight: PackedWeight) -> list[Tensor | None]:
 
 
 def _matrix(
-    layout: Layout, parts: Sequence[Tensor | None], shape: Sequence[int], group: int, rounding: torch.dtype
+    layout: Layout, parts: Sequence[Tensor | None], shape: Sequence[int], group: int, rounding: int
 ) -> Matrix:
     """The fields for a packed weight; the tensors must live as long as it does."""
     at = [None if part is None else part.data_ptr() for part in parts]
     matrix = Matrix(codes=at[0], out=shape[0], columns=shape[1], group=group)
-    matrix.format, matrix.type = _FORMATS[layout], library.DTYPES[rounding]
+    matrix.format, matrix.type = _FORMATS[layout], rounding
     if layout == Layout.INT8_ROWS:
         matrix.scales = at[1]
     elif layout != Layout.PANELS16:
@@ -216,12 +223,11 @@ def _products_cpu(
 ) -> list[Tensor]:
     rounding = _rounding(weights[0].layout, weights[0].dtype, x.dtype)
     forms = {(weight.layout, weight.dtype) for weight in weights}
-    if (
-        rounding is None
-        or len(forms) > 1
-        or any(bias is not None and bias.dtype != x.dtype for bias in biases)
-    ):
+    if len(forms) > 1 or any(bias is not None and bias.dtype != x.dtype for bias in biases):
         raise NotTaken
+    if rounding is None:  # float64: PyTorch's product, but of a matrix that the kernel decodes
+        pairs = zip(weights, biases, strict=True)
+        return [F.linear(x, decode(weight, weight.dtype).to(x.dtype), bias) for weight, bias in pairs]
     parts = [_parts(weight) for weight in weights]
     matrices = [
         _matrix(weight.layout, own, weight.shape, weight.group, rounding)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +25,15 @@ from vitrail.errors import ConfigError
 ENVIRONMENT = "VITRAIL_KERNELS"
 # In the order of native/cpu.h's Isa.
 ISAS = ("portable", "neon", "avx2", "avx512", "amx")
-_ABI = 5
+_ABI = 6
 _FOLDER = Path(__file__).parents[1] / "_kernels"
 _LIBRARIES = ("libvitrail.so", "libvitrail.dylib", "libvitrail.dll")
 
 # Element types as native/abi.h counts them.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+
+
+_HELD = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +129,16 @@ def library() -> ctypes.CDLL | None:
     kernels = _kernels()
     if kernels.library is None or not kernels.enabled:
         return None
-    threads = torch.get_num_threads()
+    threads = getattr(_HELD, "threads", 0) or torch.get_num_threads()
     if threads != kernels.threads:
         kernels.library.vt_set_threads(threads)
         kernels.threads = threads
     return kernels.library
+
+
+def hold_threads(count: int) -> None:
+    """Let kernels that this thread calls have so many threads, whatever PyTorch's number is; 0: PyTorch's again."""
+    _HELD.threads = count
 
 
 def function(name: str, *arguments: Any) -> Any:

@@ -17,15 +17,16 @@ from torch import Tensor
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.files.json import parse_json_object
 from vitrail.files.safetensors_writer import Spec
+from vitrail.ops.encoding import has_kernels
 from vitrail.ops.weight import NESTED_GROUP, Layout, PackedWeight
-from vitrail.quant.bitsandbytes_codes import GROUP, matrix_shape, quantize_4bit, quantize_int8
+from vitrail.quant.bitsandbytes_codes import GROUP, INT8_CHUNK, matrix_shape, quantize_4bit, quantize_int8
 from vitrail.quant.bitsandbytes_config import BitsAndBytesConfig
 from vitrail.quant.formats.base import StoredWeight, WeightFormat
 
 STATE = "quant_state.bitsandbytes__"  # + nf4 or fp4: a JSON text as a uint8 vector
 _GROUPS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-# Bytes: intermediates of a chunk of quantize_int8, or of one of ops/reference/encode.encode_map4.
+# Bytes: intermediates of a chunk of ops/reference/encode.encode_map4; the kernel has none.
 _CHUNK_WORK = 40_000_000
 _SCALES = ("weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map")
 
@@ -127,9 +128,10 @@ class BitsAndBytes4(WeightFormat):
         return codes + (groups + 4 * -(-groups // NESTED_GROUP) + 256 * 4 + 4 if self.nested else 4 * groups)
 
     def working_bytes(self, shape: tuple[int, int], group: int, dtype: torch.dtype) -> int:
-        """The matrix itself, the codes once more, and intermediates."""
+        """The matrix itself, the codes once more, and intermediates: those of scales, and of the codes without kernels."""
         count = math.prod(shape)
-        return count * dtype.itemsize + self.packed_bytes(shape, group) + min(_CHUNK_WORK, count * 40)
+        work = count // 2 if has_kernels() else min(_CHUNK_WORK, count * 40)
+        return count * dtype.itemsize + self.packed_bytes(shape, group) + work
 
     def configs(self) -> dict[str, BitsAndBytesConfig]:
         """With plain scales; of nf4 with quantised scales too."""
@@ -202,7 +204,7 @@ class BitsAndBytes8(WeightFormat):
     def working_bytes(self, shape: tuple[int, int], group: int, dtype: torch.dtype) -> int:
         """The matrix itself, and a chunk: in float16, its magnitudes, and three times in float32."""
         count = math.prod(shape)
-        return count * dtype.itemsize + min(_CHUNK_WORK, count * 16)
+        return count * dtype.itemsize + 16 * min(INT8_CHUNK, count)
 
     def configs(self) -> dict[str, BitsAndBytesConfig]:
         """The only one."""

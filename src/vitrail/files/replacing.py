@@ -1,0 +1,207 @@
+"""Files that take the place of earlier ones in a folder together: all of them, or none. Knows no contents.
+
+New files are written into a hidden folder beside, and moved when all are complete. From the first move to the last a
+marker says that the folder holds a part of each: whoever is killed in between leaves a folder that does not load, and
+the next save finishes it. Hidden folders of processes that have ended are removed by the next save.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+from vitrail.errors import CheckpointError
+from vitrail.files.formatting import listed
+from vitrail.files.names import is_plain
+from vitrail.files.writing import write_text, writing
+
+INCOMPLETE: Final = ".vitrail-incomplete"
+_PREFIX: Final = ".saving-"
+_LOCK: Final = ".vitrail-lock"
+_FRESH = 60.0  # seconds in which an empty hidden folder may still get its lock
+
+
+@contextlib.contextmanager
+def replacing(
+    target: Path,
+    *,
+    last: str | None = None,
+    stale: Callable[[str], bool] = lambda name: False,
+    optional: Collection[str] = (),
+) -> Iterator[Path]:
+    """A new folder to write into, whose files replace those of `target` when the block ends; CheckpointError for the disk's.
+
+    last      the file without which no reader takes the folder for complete: gone first, and back last.
+    stale     whether a file of `target` that was not written again belongs to the earlier save, and goes.
+    optional  files that such a save may leave out: where it does, an earlier one stays.
+
+    After an error the folder is as it was.
+    """
+    with writing(target):
+        made = not target.exists()
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            with scratch_folder(target, _PREFIX) as place:
+                new = place / "new"
+                new.mkdir()  # with the usual permissions, which a temporary folder does not have
+                yield new
+                with _alone(target):
+                    _move(new, place / "old", target, last, stale, optional)
+        finally:
+            if made and target.is_dir() and not any(target.iterdir()):
+                target.rmdir()
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A hidden folder in `parent` for what is not complete, removed at the end; those that nobody works in go first."""
+    for name in glob.glob(f"{glob.escape(prefix)}*", root_dir=parent):
+        _remove_abandoned(parent / name)
+    place = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        with (place / _LOCK).open("w") as stream:
+            if not _lock(
+                stream, wait=False
+            ):  # a file system without locks: nobody could tell that it is ours
+                (place / _LOCK).unlink()
+            yield place
+    finally:
+        _remove(place)
+
+
+def refuse_incomplete(folder: Path, names: Collection[str] | None = None) -> None:
+    """Raise CheckpointError where a save into `folder` was cut off; `names` are its files where they are known."""
+    if names is not None and INCOMPLETE not in names:
+        return
+    if pending := _pending(folder):
+        raise CheckpointError(
+            f"{folder} is incomplete: a save of {listed(sorted(pending), most=6)} ended before all was in place (or goes on "
+            "right now); save the same again into it, or remove the folder."
+        )
+
+
+def _move(
+    new: Path,
+    old: Path,
+    target: Path,
+    last: str | None,
+    stale: Callable[[str], bool],
+    optional: Collection[str],
+) -> None:
+    """Put the files of `new` into `target`, those they replace into `old`; all back after an error."""
+    files = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
+    files.sort(key=lambda name: (name == last, not name.endswith(".safetensors")))
+    earlier = [name for name in files if os.path.lexists(target / name)]
+    earlier += [path.name for path in target.iterdir() if path.name not in files and stale(path.name)]
+    earlier.sort(key=lambda name: name != last)
+    before = _pending(target)
+    _mark(target, before | {*files, *earlier})
+    kept, moved = list[str](), list[str]()
+    try:
+        for name in earlier:
+            _rename(target / name, old / name)
+            kept.append(name)
+        for name in files:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(new / name, target / name)
+            moved.append(name)
+    except BaseException:
+        for name in moved:
+            (target / name).unlink()
+        for name in reversed(kept):
+            _rename(old / name, target / name)
+        _mark(target, before)
+        raise
+    _mark(target, {name for name in before.difference(files, optional) if not stale(name)})
+
+
+def _pending(folder: Path) -> set[str]:
+    """The files of saves into `folder` that were cut off."""
+    try:
+        names = json.loads((folder / INCOMPLETE).read_text("utf-8"))
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError):
+        names = None
+    return set(names) if isinstance(names, list) and all(map(is_plain, names)) else {"unknown files"}
+
+
+def _mark(folder: Path, pending: set[str]) -> None:
+    """Say which files of `folder` are not all in place."""
+    if pending:
+        write_text(folder / INCOMPLETE, json.dumps(sorted(pending)))
+    else:
+        (folder / INCOMPLETE).unlink(missing_ok=True)
+
+
+def _rename(path: Path, new: Path) -> None:
+    new.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(new)
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Remove a hidden folder of ours that no process has locked; anything else stays."""
+    if place.is_symlink() or not place.is_dir():
+        return
+    lock = place / _LOCK
+    with contextlib.suppress(OSError):  # another's, or gone meanwhile: it stays
+        if not lock.exists():
+            if time.time() - place.stat().st_mtime > _FRESH:
+                place.rmdir()  # only if it is empty
+        elif lock.is_file() and not lock.is_symlink() and _is_abandoned(lock):
+            _remove(place)
+
+
+def _remove(place: Path) -> None:
+    """Remove a hidden folder, its lock last: what a kill leaves of it is still known to be ours."""
+    with contextlib.suppress(OSError):  # what cannot be removed now is removed by the next save
+        for path in place.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != _LOCK:
+                path.unlink()
+        (place / _LOCK).unlink(missing_ok=True)
+        place.rmdir()
+
+
+def _is_abandoned(lock: Path) -> bool:
+    with lock.open("r+") as stream:
+        return _lock(stream, wait=False)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other save moves files in `folder`."""
+    number = None
+    with contextlib.suppress(
+        OSError
+    ):  # a system that does not open folders: two saves at once are the caller's to avoid
+        number = os.open(folder, os.O_RDONLY)
+    try:
+        if number is not None:
+            _lock(number, wait=True)
+        yield
+    finally:
+        if number is not None:
+            os.close(number)
+
+
+def _lock(stream: IO[Any] | int, *, wait: bool) -> bool:
+    """Lock a file for as long as it is open; False where another has it, or where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        return False
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,288 @@
+"""A second Python process for work that must be stoppable: start, limits, frames, end with its parent. No work of its own.
+
+Requests and answers are bytes behind their length, one at a time. The parent kills the process when a request has used up
+its seconds. The process limits its own memory, ends when the parent has ended (its input is closed; SIGIO while it is busy,
+whatever thread of the parent started it) and, in any case, by SIGALRM: neither signal waits for Python.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import struct
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from vitrail.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import subprocess
+
+_START: Final = "import importlib, sys; sys.path += sys.argv[2:]; importlib.import_module(sys.argv[1]).main()"
+_START_SECONDS: Final = 60.0  # on a machine that does much else
+_GRACE: Final = 2.0  # seconds by which the process outlives a request that its parent should have stopped
+_READY: Final = b"ready"
+_REQUEST: Final = struct.Struct(">Qd")  # bytes that follow, seconds that the work may take
+_ANSWER: Final = struct.Struct(">Q")
+_KEPT: Final = ("SYSTEMROOT", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # nothing else of the environment
+_all: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
+
+
+class WorkerEndedError(Exception):
+    """The process ended before it answered. timed_out: stopped, since its seconds were over."""
+
+    def __init__(self, timed_out: bool, status: int) -> None:
+        super().__init__(f"ended with status {status}")
+        self.timed_out = timed_out
+        self.status = status
+
+
+class WorkerProcess:
+    """A process that is started on first use, kept, and started again after it was stopped. Safe with threads and forks.
+
+    module: its `main()` calls `serve`. packages: what the module imports from outside the standard library.
+    answer_bytes: a longer answer ends the process. work: what it is for, for messages.
+    """
+
+    def __init__(self, module: str, packages: Sequence[str], *, answer_bytes: int, work: str) -> None:
+        self._module, self._packages = module, packages
+        self._answer_bytes, self._work = answer_bytes, work
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        _all.add(self)
+
+    def ask(self, request: bytes, seconds: float) -> bytes:
+        """The answer to one request. Raises WorkerEndedError; UnsupportedError where no process can be started."""
+        with self._lock:
+            process = self._process
+            if process is None or process.poll() is not None:
+                self._stop()
+                process = self._start()
+            return self._exchange(process, _REQUEST.pack(len(request), seconds) + request, seconds)
+
+    def stop(self) -> None:
+        """End the process, if there is one."""
+        with self._lock:
+            self._stop()
+
+    def _exchange(self, process: subprocess.Popen[bytes], sent: bytes, seconds: float) -> bytes:
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, expire)
+        timer.daemon = True
+        try:
+            timer.start()
+            _write(process.stdin, sent)
+            answer = _read(process.stdout, self._answer_bytes)
+            timer.cancel()
+            timer.join()  # so that it does not kill the process later
+        except (OSError, EOFError) as error:
+            timer.cancel()
+            status = self._stop(kill=False)
+            alarm = status == -getattr(signal, "SIGALRM", 0)
+            raise WorkerEndedError(expired.is_set() or alarm, status) from error
+        except BaseException as error:  # Ctrl-C in between: the next request finds a new process
+            timer.cancel()
+            self._stop()
+            if isinstance(error, RuntimeError):  # no thread can be started
+                raise self._unsupported(error) from error
+            raise
+        if expired.is_set():
+            self._stop()
+        return answer
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        import subprocess
+
+        if not sys.executable or getattr(sys, "frozen", False):
+            raise self._unsupported("this program does not say where Python is")
+        flags = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
+        command = [sys.executable, *flags, "-c", _START, self._module, *_roots(self._packages)]
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,  # without buffers there are no locks that a fork could leave closed
+                env=environment,
+            )
+        except (OSError, NotImplementedError, RuntimeError) as error:
+            raise self._unsupported(error) from error
+        self._process = process
+        try:
+            ready = self._exchange(process, b"", _START_SECONDS)
+        except WorkerEndedError as error:
+            raise self._unsupported(error) from error
+        if ready != _READY:
+            self._stop()
+            raise self._unsupported("it does not answer as it should")
+        return process
+
+    def _unsupported(self, why: object) -> UnsupportedError:
+        return UnsupportedError(
+            f"{self._work} by a second Python process, and it could not be started ({why}); allow this program to "
+            "start processes"
+        )
+
+    def _stop(self, kill: bool = True) -> int:
+        """End the process; its status, 0 where there is none. kill: false for one that ends by itself, to learn why."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+        from subprocess import TimeoutExpired
+
+        try:
+            return process.wait(0 if kill else 1.0)
+        except TimeoutExpired:
+            process.kill()
+        return process.wait()
+
+    def _forget(self) -> None:
+        """In a forked child: the process is its parent's, and must not wait for this one to close its pipes."""
+        process, self._process, self._lock = self._process, None, threading.Lock()
+        if process is not None:
+            process.returncode = 0  # so that nothing waits for it
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
+
+
+def serve(answer: Callable[[bytes], bytes], memory: int) -> None:
+    """The process: answer requests until the input is closed. memory: bytes that it may have, where a limit can be set."""
+    stream, out = os.fdopen(os.dup(0), "rb", buffering=0), os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what somebody prints is no frame
+    if hasattr(signal, "SIGINT"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    _limit(memory)
+    watch = _Watch(stream.fileno())
+    try:
+        _write(out, _ANSWER.pack(len(_READY)) + _READY)
+        while True:
+            length, seconds = _REQUEST.unpack(_bytes(stream, _REQUEST.size))
+            request = _bytes(stream, length)
+            with watch.over(seconds + _GRACE):
+                said = answer(request)
+            _write(out, _ANSWER.pack(len(said)) + said)
+    except (EOFError, OSError):  # the parent has ended
+        return
+
+
+class _Watch:
+    """Ends this process, by a signal, when its seconds are over or its parent has ended."""
+
+    def __init__(self, pipe: int) -> None:
+        self._poll: Any = None
+        try:
+            import fcntl
+            import select
+
+            fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+            signal.signal(signal.SIGIO, signal.SIG_IGN)  # also sent for every request
+            flags = fcntl.fcntl(pipe, fcntl.F_GETFL)
+            fcntl.fcntl(pipe, fcntl.F_SETFL, flags | os.O_ASYNC)
+            self._poll = select.poll()
+            self._poll.register(pipe, 0)  # hang-ups only
+        except (ImportError, AttributeError, OSError):  # not Linux, nor macOS
+            return
+
+    @contextmanager
+    def over(self, seconds: float) -> Iterator[None]:
+        """While the body runs."""
+        if hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        if self._poll is not None:
+            signal.signal(signal.SIGIO, signal.SIG_DFL)
+            if self._poll.poll(0):  # before the signal was awaited
+                raise EOFError
+        try:
+            yield
+        finally:
+            if self._poll is not None:
+                signal.signal(signal.SIGIO, signal.SIG_IGN)
+            if hasattr(signal, "setitimer"):
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _limit(memory: int) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    for name, most in (("RLIMIT_AS", memory), ("RLIMIT_CORE", 0), ("RLIMIT_FSIZE", 0)):
+        kind = getattr(resource, name, None)
+        if kind is None:
+            continue
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        try:
+            resource.setrlimit(kind, (most, most))
+        except (OSError, ValueError):  # macOS has RLIMIT_AS by name only
+            continue
+
+
+def _roots(packages: Sequence[str]) -> list[str]:
+    """Where this package and `packages` are imported from: the process has no other places than the standard library's."""
+    from pathlib import Path  # here, for the process that is started has no use for it
+
+    roots = [str(Path(__file__).parents[2])]
+    for name in packages:
+        found = find_spec(name)
+        if found is not None and found.origin is not None:
+            roots.append(str(Path(found.origin).parents[1]))
+    return list(dict.fromkeys(roots))
+
+
+def _write(stream: IO[bytes] | None, data: bytes) -> None:
+    rest = memoryview(data)
+    while stream is not None and len(rest):
+        rest = rest[stream.write(rest) or 0 :]
+
+
+def _read(stream: IO[bytes] | None, most: int) -> bytes:
+    """The next answer."""
+    (length,) = _ANSWER.unpack(_bytes(stream, _ANSWER.size))
+    if length > most:
+        raise EOFError(f"{length} bytes; at most {most} are taken")
+    return _bytes(stream, length)
+
+
+def _bytes(stream: IO[bytes] | None, length: int) -> bytes:
+    parts, missing = [], length
+    while missing:
+        part = stream.read(min(missing, 1 << 20)) if stream is not None else b""
+        if not part:
+            raise EOFError
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def _stop_all() -> None:
+    for worker in list(_all):
+        worker.stop()
+
+
+def _forget_all() -> None:
+    for worker in list(_all):
+        worker._forget()
+
+
+atexit.register(_stop_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,109 @@
+"""transformers' classes around generate()'s callables: criteria that end rows, processors of scores, lists of both.
+
+generate() takes any callables of the same form; these are what code written for transformers derives from and builds.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.errors import InputError
+from vitrail.generate.stopping import StopStrings
+from vitrail.responses.text_pieces import Detokenizer
+
+
+class StoppingCriteria(ABC):
+    """Base of criteria: (input_ids (B, T), scores or None) → bool (B,), or one bool for all rows."""
+
+    @abstractmethod
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        """Whether each row ends with its newest id."""
+
+
+class MaxLengthCriteria(StoppingCriteria):
+    """Rows end at `max_length` positions, prompt included."""
+
+    def __init__(self, max_length: int, max_position_embeddings: int | None = None) -> None:
+        self.max_length, self.max_position_embeddings = max_length, max_position_embeddings
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return _all(input_ids, input_ids.shape[-1] >= self.max_length)
+
+
+class MaxTimeCriteria(StoppingCriteria):
+    """Rows end once `max_time` seconds have passed since `initial_timestamp` (default: now)."""
+
+    def __init__(self, max_time: float, initial_timestamp: float | None = None) -> None:
+        self.max_time = max_time
+        self.initial_timestamp = time.time() if initial_timestamp is None else initial_timestamp
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return _all(input_ids, time.time() - self.initial_timestamp > self.max_time)
+
+
+class EosTokenCriteria(StoppingCriteria):
+    """A row ends with any of the given ids."""
+
+    def __init__(self, eos_token_id: int | list[int] | Tensor) -> None:
+        self.eos_token_id = torch.as_tensor(eos_token_id).flatten()
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.isin(input_ids[:, -1], self.eos_token_id.to(input_ids.device))
+
+
+class StopStringCriteria(StoppingCriteria):
+    """A row ends when its newest id completes one of some texts; generate(stop_strings=…) is the same."""
+
+    def __init__(self, tokenizer: Detokenizer, stop_strings: str | Sequence[str]) -> None:
+        self.stop_strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+        self._completes = StopStrings(self.stop_strings, tokenizer)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        ends = [self._completes(row) for row in input_ids.tolist()]
+        return torch.tensor(ends, dtype=torch.bool, device=input_ids.device)
+
+
+class StoppingCriteriaList(list[Any]):
+    """Criteria of which each may end a row."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        done = _all(input_ids, False)
+        for criterion in self:
+            done = done | criterion(input_ids, scores, **kwargs)
+        return done
+
+    @property
+    def max_length(self) -> int | None:
+        """Of the first MaxLengthCriteria."""
+        return next((one.max_length for one in self if isinstance(one, MaxLengthCriteria)), None)
+
+
+class LogitsProcessor(ABC):
+    """Base of processors: (input_ids (B, T), scores (B, V)) → scores."""
+
+    @abstractmethod
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores to go on with."""
+
+
+class LogitsProcessorList(list[Any]):
+    """Processors, one after another."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        if kwargs:
+            raise InputError(
+                f"LogitsProcessorList takes ids and scores alone, got {', '.join(sorted(kwargs))} too."
+            )
+        for processor in self:
+            scores = processor(input_ids, scores)
+        return scores
+
+
+def _all(input_ids: Tensor, done: bool) -> Tensor:
+    return torch.full((input_ids.shape[0],), done, dtype=torch.bool, device=input_ids.device)

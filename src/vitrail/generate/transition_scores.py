@@ -1,0 +1,39 @@
+"""compute_transition_scores(): the score of every id that generate() drew, out of its output's scores."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.errors import InputError, UnsupportedError
+
+
+def compute_transition_scores(
+    model: Any,
+    sequences: Tensor,
+    scores: Sequence[Tensor],
+    beam_indices: Tensor | None = None,
+    normalize_logits: bool = False,
+) -> Tensor:
+    """(R, new): the score of each new id of `sequences` (R, T + new); log-probabilities for normalize_logits.
+
+    scores: `output.scores` or `output.logits` of generate(), (R, V) per new id. Those of rows that had ended are zero, so
+    what stands at their padding means nothing, as in transformers.
+    """
+    if beam_indices is not None:
+        raise UnsupportedError("beam_indices is not supported: there are no beams; leave it out.")
+    if not scores or not all(isinstance(step, Tensor) and step.dim() == 2 for step in scores):
+        raise InputError(
+            "scores must be the scores (rows, vocabulary) of every new id; generate with output_scores=True and "
+            "return_dict_in_generate=True."
+        )
+    stacked = torch.stack(list(scores), dim=1)  # (R, new, V)
+    if not isinstance(sequences, Tensor) or sequences.dim() != 2 or sequences.shape[1] < len(scores):
+        raise InputError(f"sequences must be ids (rows, positions) with {len(scores)} new ones at the end.")
+    if len(sequences) != len(stacked):
+        raise InputError(f"sequences has {len(sequences)} rows, scores has {len(stacked)}.")
+    if normalize_logits:
+        stacked = torch.log_softmax(stacked, dim=-1)
+    drawn = sequences[:, -len(scores) :].to(stacked.device)
+    return stacked.gather(2, drawn[..., None]).squeeze(2)

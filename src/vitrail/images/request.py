@@ -1,0 +1,193 @@
+"""ImageRequest: what the images of one request cost together, and what they may be opened from. Opens nothing itself."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitrail.errors import ImageError
+from vitrail.images.fetch import FetchPolicy
+from vitrail.images.limits import LIMITS, PDF_LIMITS, ImageLimits, PdfLimits
+from vitrail.images.worker_process import WorkerProcess
+
+POLICY = FetchPolicy()
+_DECODER = "vitrail.images.decode_worker"
+
+
+@dataclass
+class _Used:
+    """What was used of a request's limits, and its decoding process."""
+
+    images: int = 0
+    bytes: int = 0
+    pixels: int = 0
+    page_bytes: int = 0
+    seconds: float = 0.0
+    closed: bool = False
+    decoder: WorkerProcess | None = None
+    lock: Any = field(default_factory=threading.RLock)
+
+
+class ImageRequest:
+    """The images of one request: their limits, what was used of them, and the process that decodes them, if any."""
+
+    def __init__(
+        self,
+        limits: ImageLimits = LIMITS,
+        policy: FetchPolicy = POLICY,
+        pdf_limits: PdfLimits = PDF_LIMITS,
+        used: _Used | None = None,
+    ) -> None:
+        self.limits, self.policy, self.pdf_limits = limits, policy, pdf_limits
+        self._used = _Used() if used is None else used
+
+    def count_image(self, height: int, width: int) -> None:
+        """Count an image that is about to be decoded; ImageError where the request has no room for it."""
+        limits = self.limits
+        with self._used.lock:
+            self._used.images += 1
+            self._used.pixels += height * width
+            if self._used.images > limits.max_images:
+                raise ImageError(
+                    f"A request opens at most {limits.max_images:,} images, pages of PDFs included; give fewer at a time."
+                )
+            if self._used.pixels > limits.max_total_pixels:
+                raise ImageError(
+                    f"The images of this request have more than {limits.max_total_pixels / 1e6:,.0f} million pixels "
+                    "together, the limit; give fewer at a time, or scale them down."
+                )
+
+    def count_page(self, height: int, width: int) -> None:
+        """Count a page of a PDF, which is kept at this size; ImageError where the request has no room for it."""
+        self.count_image(height, width)
+        most = self.limits.max_memory // 4
+        with self._used.lock:
+            self._used.page_bytes += 4 * height * width  # as PIL keeps them
+            if self._used.page_bytes > most:
+                raise ImageError(
+                    f"The pages of this request's PDFs take more than {most / (1 << 30):.3g} GiB, the limit; give fewer "
+                    "at a time."
+                )
+
+    def check_batch(self, images: int, height: int, width: int, itemsize: int) -> None:
+        """Raise ImageError for a batch of prepared images, all padded to (height, width), that takes too much memory."""
+        size = images * 3 * height * width * itemsize
+        if size > self.limits.max_memory:
+            raise ImageError(
+                f"{images:,} images padded to the largest, {width}×{height} pixels, take {size / (1 << 30):.1f} GiB; at "
+                f"most {self.limits.max_memory / (1 << 30):.3g} GiB are prepared at once. Give fewer at a time."
+            )
+
+    def count_bytes(self, size: int) -> None:
+        """Count an encoded file; ImageError where the request has no room for it."""
+        with self._used.lock:
+            self._used.bytes += size
+            if self._used.bytes > self.limits.max_total_bytes:
+                raise ImageError(
+                    f"The files of this request's images have more than {self.limits.max_total_bytes >> 20:,} MiB "
+                    "together, the limit; give fewer at a time."
+                )
+
+    def seconds_left(self) -> float:
+        """For opening and decoding; ImageError when the time is used up."""
+        left = self.limits.max_seconds - self._used.seconds
+        if left <= 0:
+            raise ImageError(
+                f"The images of this request took longer than {self.limits.max_seconds:g} s to open, the limit; "
+                "give fewer at a time, or scale them down."
+            )
+        return left
+
+    @contextmanager
+    def timed(self) -> Iterator[float]:
+        """Count the time of one opening; gives the seconds that are left for it."""
+        left = self.seconds_left()
+        began = time.monotonic()
+        try:
+            yield left
+        finally:
+            with self._used.lock:
+                self._used.seconds += time.monotonic() - began
+
+    @contextmanager
+    def decoder(self) -> Iterator[WorkerProcess]:
+        """The process that decodes this request's images, for one exchange at a time."""
+        with self._used.lock:
+            if self._used.decoder is not None and (
+                self._used.decoder.expired or not self._used.decoder.alive
+            ):
+                self.end_decoder()
+            if self._used.decoder is None:
+                self._used.decoder = WorkerProcess(
+                    _DECODER, memory=self.limits.max_memory, seconds=self.limits.max_seconds
+                )
+            try:
+                yield self._used.decoder
+            finally:
+                if self._used.closed:  # used after its block, in a copy of its context
+                    self.end_decoder()
+
+    def close(self) -> None:
+        """End the decoding process; from now on each image has its own."""
+        self._used.closed = True
+        self.end_decoder()
+
+    def end_decoder(self) -> None:
+        """End the decoding process; the next image starts another."""
+        with self._used.lock:
+            if self._used.decoder is not None:
+                self._used.decoder.close()
+                self._used.decoder = None
+
+
+_current: ContextVar[ImageRequest | None] = ContextVar("vitrail_image_request", default=None)
+_defaults: tuple[ImageLimits, FetchPolicy, PdfLimits] = (LIMITS, POLICY, PDF_LIMITS)
+
+
+def set_image_defaults(
+    limits: ImageLimits = LIMITS, policy: FetchPolicy = POLICY, pdf_limits: PdfLimits = PDF_LIMITS
+) -> None:
+    """What holds in this process, in every thread, wherever no `image_request` says otherwise."""
+    global _defaults
+    _defaults = (limits, policy, pdf_limits)
+
+
+@contextmanager
+def image_request(
+    limits: ImageLimits | None = None,
+    policy: FetchPolicy | None = None,
+    pdf_limits: PdfLimits | None = None,
+) -> Iterator[ImageRequest]:
+    """A `with` block whose images are opened under one policy and count together, however they are named.
+
+    Inside another block it has that one's limits, policy and count, but for what it is given; with limits of its own it
+    counts for itself. A thread that is started inside belongs to the block only with a copy of its context (contextvars).
+
+    Args:
+        limits: of the images together.
+        policy: what may be opened by name.
+        pdf_limits: of each PDF.
+    """
+    around = _current.get()
+    if around is None:
+        around, joined = ImageRequest(*_defaults), False
+    else:
+        joined = limits is None
+    request = ImageRequest(
+        limits or around.limits,
+        policy or around.policy,
+        pdf_limits or around.pdf_limits,
+        around._used if joined else None,
+    )
+    token = _current.set(request)
+    try:
+        yield request
+    finally:
+        _current.reset(token)
+        if not joined:
+            request.close()

@@ -1,0 +1,161 @@
+"""What names an image or a PDF → its bytes: paths, file: and data: URLs, base64, binary files. Looks at no pixel."""
+
+import base64
+import binascii
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any, Final
+from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.request import url2pathname
+
+from vitrail.errors import ImageError
+from vitrail.images.fetch import FetchPolicy, fetch, is_url
+from vitrail.images.limits import LIMITS, ImageLimits
+
+_BASE64_STARTS: Final = ("iVBORw0K", "/9j/", "R0lGOD", "UklGR", "Qk")  # PNG, JPEG, GIF, WebP, BMP
+_LONGEST_HEAD: Final = 1024  # of a data: URL, before its comma
+_LONGEST_PATH: Final = 1 << 16
+_PIECE: Final = 1 << 16
+_SPACES: Final = b" \t\n\r\v\f"
+
+
+def read_source(
+    source: Any, timeout: float | None = None, *, max_bytes: int, policy: FetchPolicy
+) -> tuple[bytes, str]:
+    """The bytes of a file of at most `max_bytes` in any form that `load_image` takes, and how errors call it.
+
+    Raises ImageError where there is no such file, it is empty or too large, or the policy excludes it.
+    """
+    limits = replace(LIMITS, max_bytes=max_bytes)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data, name = bytes(source), "this file"
+    elif callable(getattr(source, "read", None)):
+        data, name = read_binary(source, limits), "this file"
+    elif is_url(source):
+        data, name = fetch(source, policy.within(timeout)), "the file of this URL"
+    elif isinstance(source, str) and source[:5].lower() == "data:":
+        data, name = (
+            data_url(source, limits, ("image/", "application/pdf", "application/x-pdf")),
+            "this file",
+        )
+    else:
+        path = local_path(source) if isinstance(source, str) else Path(source)
+        with opened_file(path, limits, policy) as file:
+            data, name = file.read(max_bytes + 1), shown_path(path)
+    check_bytes(len(data), limits, name)
+    return data, name
+
+
+def shown_path(path: Path) -> str:
+    """A path as errors show it: in quotes, and not endless."""
+    return repr(str(path) if len(str(path)) <= 160 else f"{str(path)[:157]}…")
+
+
+def read_binary(file: Any, limits: ImageLimits) -> bytes:
+    """All of a binary file object, up to one byte more than the limit."""
+    try:
+        content = file.read(limits.max_bytes + 1)
+    except (OSError, ValueError) as error:  # closed, or not open for reading
+        raise ImageError(f"This file object cannot be read: {error}.") from error
+    if not isinstance(content, bytes):
+        raise ImageError("A file object of a picture is opened in binary mode, as by open(path, 'rb').")
+    return content
+
+
+def local_path(text: str) -> Path:
+    """A path, also as a file: URL."""
+    if text[:5].lower() != "file:":
+        return Path(text)
+    parts = urlsplit(text)
+    if parts.netloc not in ("", "localhost"):
+        raise ImageError("A file: URL names a file of this machine, as in file:///home/me/sign.png.")
+    return Path(url2pathname(parts.path))
+
+
+@contextmanager
+def opened_file(path: Path, limits: ImageLimits, policy: FetchPolicy) -> Iterator[IO[bytes]]:
+    """A regular file, within the limit of bytes; ImageError for whatever keeps it from being read."""
+    shown = shown_path(path)
+    if not policy.allow_files:
+        raise ImageError("Local files are not opened here; send the picture as a data URL.")
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+            raise ImageError(f"{shown} is {kind}; a picture file was expected.")
+        check_bytes(found.st_size, limits, shown)
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise ImageError(f"There is no file {shown}.") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        reason = getattr(error, "strerror", None) or "this is no valid name"
+        raise ImageError(f"{shown} cannot be read: {reason}.") from error
+
+
+def check_bytes(size: int, limits: ImageLimits, name: str = "The picture") -> None:
+    """Raise ImageError for an empty file, or one of more bytes than the limit."""
+    if size == 0:
+        raise ImageError(f"{name} is empty.")
+    if size > limits.max_bytes:
+        raise ImageError(
+            f"{name} has {size >> 20} MiB; at most {limits.max_bytes / (1 << 20):.3g} MiB are read."
+        )
+
+
+def data_url(text: str, limits: ImageLimits, kinds: tuple[str, ...] = ("image/",)) -> bytes:
+    """The bytes of data:[type][;base64],… (RFC 2397); `kinds`: what the type may begin with."""
+    comma = text.find(",", 5, _LONGEST_HEAD)
+    if comma < 0:
+        raise ImageError("A data URL looks like data:image/png;base64,…; this one has no comma.")
+    head, body = text[5:comma], text[comma + 1 :]
+    media, *options = head.split(";")
+    if media.strip() and not media.strip().lower().startswith((*kinds, "application/octet-stream")):
+        raise ImageError(f"A data URL of a picture has the type image/…; got {media[:40]!r}.")
+    if any(option.strip().lower() == "base64" for option in options):
+        return decode_base64(body, "The data URL", limits)
+    check_bytes(-(-len(body) // 3), limits)
+    return _unescaped(body, limits)
+
+
+def _unescaped(text: str, limits: ImageLimits | None) -> bytes:
+    """The bytes of a text with %-escapes. Piece by piece: each escape takes 80 bytes while it is decoded."""
+    out = bytearray()
+    start = 0
+    while start < len(text):
+        end = start + _PIECE
+        cut = text.rfind("%", end - 2, end)
+        if cut > 0 and end < len(text):
+            end = cut  # not through the middle of an escape
+        out += unquote_to_bytes(text[start:end])
+        if limits is not None:
+            check_bytes(len(out) or 1, limits)
+        start = end
+    return bytes(out)
+
+
+def decode_base64(text: str, subject: str, limits: ImageLimits) -> bytes:
+    """The bytes of base64 with or without spaces, padding and %-escapes; `subject`: how errors begin."""
+    check_bytes(len(text) * 3 // 4, limits)
+    try:
+        plain = (_unescaped(text, None) if "%" in text else text.encode("ascii")).translate(None, _SPACES)
+        return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"{subject} holds no valid base64.") from error
+
+
+def is_base64(text: str, *, files: bool) -> bool:
+    """Whether a text is the base64 of an image's file, and no path (as in transformers). files: look for such a file."""
+    if not text.startswith(_BASE64_STARTS) or len(text) <= 64:
+        return False
+    if not files or len(text) > _LONGEST_PATH:
+        return True
+    try:
+        return not Path(text).exists()
+    except (OSError, ValueError):
+        return True

@@ -1,0 +1,109 @@
+"""What the trainers of other libraries (transformers, TRL, accelerate, PEFT) call on a model, as methods. Trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from vitrail.errors import InputError, UnsupportedError
+
+_CHECKPOINT_OPTIONS = ("preserve_rng_state", "context_fn")
+
+
+class TrainerMethods:
+    """Names that trainers look for. `accepts_loss_kwargs`: forward() takes num_items_in_batch and divides the loss by it."""
+
+    accepts_loss_kwargs: ClassVar[bool] = True
+    _no_split_modules: ClassVar[tuple[str, ...]] = ("MistralDecoderLayer", "PixtralAttentionLayer")
+    _keys_to_ignore_on_save: ClassVar[tuple[str, ...] | None] = None
+    model_tags: list[str] | None = None
+
+    @property
+    def warnings_issued(self) -> dict[str, bool]:
+        """Where trainers note which of their warnings were given."""
+        found: dict[str, bool] = self.__dict__.setdefault("_warnings_issued", {})
+        return found
+
+    def add_model_tags(self, tags: str | Sequence[str]) -> None:
+        """Add to `model_tags`, the words for a model card."""
+        for tag in [tags] if isinstance(tags, str) else tags:
+            if tag not in (self.model_tags or ()):
+                self.model_tags = [*(self.model_tags or ()), tag]
+
+    def estimate_tokens(self, input_dict: Mapping[str, Any]) -> int:
+        """The number of positions of a batch."""
+        given = input_dict.get(self.main_input_name)  # type: ignore[attr-defined]
+        return int(given.numel()) if isinstance(given, Tensor) else 0
+
+    def floating_point_ops(self, input_dict: Mapping[str, Any], exclude_embeddings: bool = True) -> int:
+        """Operations of a forward and a backward pass, about: six per position and parameter (arXiv 2001.08361)."""
+        parameters: int = self.num_parameters(exclude_embeddings=exclude_embeddings)  # type: ignore[attr-defined]
+        return 6 * self.estimate_tokens(input_dict) * parameters
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache_position: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The arguments of forward() for the next step of a loop of one's own; generate() does not call this.
+
+        input_ids are all ids so far: of them, and of the positions, those that the cache lacks are given on. Images
+        (pixel_values) and inputs_embeds are given with the first step alone.
+        """
+        cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        if cache_position is not None and len(cache_position):
+            cached = int(cache_position[0])
+        if cached and cached >= input_ids.shape[1] and inputs_embeds is None:
+            raise InputError(
+                f"the cache holds {cached} positions and input_ids no more: there is no new id to read."
+            )
+        first = inputs_embeds is not None and not cached
+        if attention_mask is not None and kwargs.get("position_ids") is None:
+            counted = attention_mask.long().cumsum(-1) - 1
+            kwargs["position_ids"] = counted.masked_fill(attention_mask == 0, 1)
+        # Beside inputs_embeds the ids are those drawn since.
+        ids = input_ids[:, -1:] if inputs_embeds is not None and cached else input_ids[:, cached:]
+        new = inputs_embeds.shape[1] if inputs_embeds is not None and first else ids.shape[1]
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = kwargs["position_ids"][:, -new:]
+        if cached:
+            for name in ("pixel_values", "image_sizes"):
+                kwargs.pop(name, None)
+        return {
+            "input_ids": None if first else ids,
+            "inputs_embeds": inputs_embeds if first else None,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "cache_position": cache_position,
+            **{name: value for name, value in kwargs.items() if value is not None},
+        }
+
+
+def checkpoint_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """gradient_checkpointing_kwargs → the options of torch.utils.checkpoint. UnsupportedError for what is not supported."""
+    options = dict(given or {})
+    if options.pop("use_reentrant", False):
+        raise UnsupportedError(
+            "gradient_checkpointing_kwargs use_reentrant=True is not supported; leave it out, gradients are the same."
+        )
+    unknown = [name for name in options if name not in _CHECKPOINT_OPTIONS]
+    if unknown:
+        raise UnsupportedError(
+            f"gradient_checkpointing_kwargs does not know {', '.join(sorted(unknown))}; it takes use_reentrant and "
+            f"{', '.join(_CHECKPOINT_OPTIONS)}."
+        )
+    return options
+
+
+def per_item(total: Tensor, items: int | Tensor) -> Tensor:
+    """A loss summed over labels, divided by num_items_in_batch. InputError unless that is a number above 0."""
+    single = not isinstance(items, Tensor) or items.numel() == 1
+    if isinstance(items, bool) or not isinstance(items, (int, float, Tensor)) or not single or not items > 0:
+        raise InputError(f"num_items_in_batch must be a number above 0, got {items!r:.100}.")
+    return total / (items.to(total.device).reshape(()) if isinstance(items, Tensor) else items)

@@ -1,0 +1,153 @@
+"""TemplateRequest: all that one rendering of a chat template depends on, and its form in bytes. No Jinja, no files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any, NoReturn
+
+from vitrail.errors import PromptError
+from vitrail.prompts.messages import ImagePart, Message, Part, TextPart, ThinkPart
+
+MAX_REQUEST = 1 << 26  # bytes of a conversation, with its tools and documents; images are not among them
+_TAG = "\0"  # the only key of a mapping that stands for something that JSON lacks
+_TOO_DEEP = "the messages, tools or documents are nested too deeply"
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateRequest:
+    """One rendering. The fields are the arguments of `vitrail.prompts.template.render`; moment: what strftime_now shows."""
+
+    source: str
+    messages: tuple[Message, ...]
+    tools: list[dict[str, Any]] | None
+    documents: list[dict[str, Any]] | None
+    add_generation_prompt: bool
+    continue_final_message: bool
+    controls: tuple[str, ...]
+    special_tokens: Mapping[str, Any]
+    variables: Mapping[str, Any]
+    moment: datetime
+
+    def to_bytes(self) -> bytes:
+        """JSON. PromptError where it is too large or nested too deeply."""
+        try:
+            fields = {name: _plain(getattr(self, name)) for name in self.__slots__ if name != "messages"}
+            fields["messages"] = [_plain_message(message) for message in self.messages]
+            written = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        except RecursionError as error:
+            raise PromptError(_TOO_DEEP) from error
+        if len(written) > MAX_REQUEST:
+            raise PromptError(
+                f"the conversation has {len(written):,} bytes; at most {MAX_REQUEST:,} are shown to a chat template"
+            )
+        return written
+
+    @classmethod
+    def from_bytes(cls, written: bytes) -> TemplateRequest:
+        """The request that was written so."""
+        try:
+            fields = json.loads(written.decode("utf-8", "surrogatepass"), object_hook=_revived)
+        except RecursionError as error:
+            raise PromptError(_TOO_DEEP) from error
+        fields["messages"] = tuple(_message(entry) for entry in fields["messages"])
+        fields["controls"] = tuple(fields["controls"])
+        return cls(**fields)
+
+
+class _Unsent:
+    """A value of a type that no template reads (an image, a tensor): it may be passed by, not looked at."""
+
+    def __init__(self, kind: str) -> None:
+        self.__dict__["kind"] = kind
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise PromptError(
+            f"the chat template reads a value of type {self.__dict__['kind']}; give texts, numbers, dates, lists or dicts"
+        )
+
+    __str__ = __repr__ = __iter__ = __len__ = __bool__ = __call__ = __getitem__ = __hash__ = _refuse
+    __eq__ = __ne__ = __lt__ = __gt__ = __le__ = __ge__ = __add__ = __radd__ = __contains__ = _refuse
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self._refuse()
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) and key != _TAG for key in value):
+            return {str.__str__(key): _plain(item) for key, item in value.items()}
+        return {_TAG: ["dict", [[_plain(key), _plain(item)] for key, item in value.items()]]}
+    if isinstance(value, (date, datetime)):
+        return {_TAG: [type(value).__name__, value.isoformat()]}
+    dump = getattr(value, "model_dump", None)
+    if callable(dump) and not isinstance(value, type):
+        return _plain(dump())
+    return {_TAG: ["other", type(value).__name__]}
+
+
+def _revived(found: dict[str, Any]) -> Any:
+    if _TAG not in found:
+        return found
+    kind, value = found[_TAG]
+    if kind == "dict":
+        return {tuple(key) if isinstance(key, list) else key: item for key, item in value}
+    if kind == "date":
+        return date.fromisoformat(value)
+    if kind == "datetime":
+        return datetime.fromisoformat(value)
+    return _Unsent(value)
+
+
+def _plain_message(message: Message) -> dict[str, Any]:
+    content = message.content
+    return {
+        "role": message.role,
+        "content": _plain(content)
+        if content is None or isinstance(content, str)
+        else list(map(_plain_part, content)),
+        "tool_calls": _plain(message.tool_calls),
+        "tool_call_id": message.tool_call_id,
+        "name": message.name,
+        "extra": _plain(message.extra),
+    }
+
+
+def _plain_part(part: Part) -> list[Any]:
+    if isinstance(part, TextPart):
+        return ["text", _plain(part.text), _plain(part.extra)]
+    if isinstance(part, ImagePart):  # its source stays here
+        return ["image", _plain(part.extra)]
+    return ["thinking", _plain(part.thinking), part.closed, _plain(part.extra)]
+
+
+def _message(fields: dict[str, Any]) -> Message:
+    content = fields.pop("content")
+    calls = tuple(fields.pop("tool_calls"))
+    return Message(
+        content=tuple(map(_part, content)) if isinstance(content, list) else content,
+        tool_calls=calls,
+        **fields,
+    )
+
+
+def _part(written: list[Any]) -> Part:
+    kind, *fields = written
+    if kind == "text":
+        return TextPart(*fields)
+    return ThinkPart(*fields) if kind == "thinking" else ImagePart(None, *fields)

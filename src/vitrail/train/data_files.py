@@ -1,0 +1,295 @@
+"""Records: the JSON values of a data file by number, or values in memory. Knows nothing of conversations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from vitrail.errors import InputError, MissingPackageError, PromptError
+from vitrail.files.lfs import refuse_pointer
+
+LINE_LIMIT = 64 * 1024 * 1024  # bytes of one record: images may stand in it as data URLs
+LIST_LIMIT = 4 << 30  # bytes of a file that is one JSON list, which is read whole to find its items
+_BLANK = b" \t\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Where a record of a file is: its number, counted from 1, and its bytes."""
+
+    number: int
+    offset: int
+    size: int
+
+
+class Records(Protocol):
+    """Records by index. name and unit ("line", "item", "row") are for messages; relative paths begin at `folder`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def folder(self) -> Path: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Any:
+        """The record's value. PromptError without the place where it cannot be read."""
+
+    def number(self, index: int) -> int:
+        """The number of a record in messages, counted from 1."""
+
+    def digest(self) -> str:
+        """A name of the whole content: another content has another one."""
+
+
+def open_records(source: Any) -> Records:
+    """The records of a file (JSON Lines, one JSON list, Parquet), of a folder that `datasets` saved, or of a sequence.
+
+    source: a path; a `datasets.Dataset`; or a list of mappings. Raises InputError for what cannot be read or is empty, and
+    MissingPackageError without the extra `data`.
+    """
+    if isinstance(source, (str, Path)):
+        records = _open_path(Path(source))
+    elif hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        records = Rows(source)
+    else:
+        raise InputError(f"data: expected a path, a datasets.Dataset or a list, got {type(source).__name__}.")
+    if not len(records):
+        raise InputError(f"{records.name} is empty; expected a conversation as JSON on every line.")
+    return records
+
+
+def _open_path(path: Path) -> Records:
+    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
+        datasets = _needed("datasets", "the folder of a saved dataset", path)
+        return Rows(datasets.load_from_disk(str(path)), str(path), path)
+    if path.suffix == ".parquet":
+        return ParquetRows(path)
+    return JsonLines(path)
+
+
+class JsonLines:
+    """A file with a JSON value on every line that is not blank; or one list, whose items are the records."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name, self.folder = path, str(path), path.parent
+        items = _find_items(path)
+        self.unit = "line" if items is None else "item"
+        self._lines = list(find_lines(path)) if items is None else items
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> Any:
+        return read_line(self.path, self._lines[index])
+
+    def number(self, index: int) -> int:
+        return self._lines[index].number
+
+    def digest(self) -> str:
+        return file_digest(self.path)
+
+
+class ParquetRows:
+    """The rows of a Parquet file, one row group in memory at a time (extra `data`)."""
+
+    unit = "row"
+
+    def __init__(self, path: Path) -> None:
+        parquet = _needed("pyarrow.parquet", "a Parquet file", path)
+        self.path, self.name, self.folder = path, str(path), path.parent
+        try:
+            self._file = parquet.ParquetFile(path)
+        except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+            raise InputError(f"{path} cannot be read as Parquet: {error}.") from error
+        groups = self._file.metadata
+        self._ends: list[int] = []
+        for group in range(groups.num_row_groups):
+            self._ends.append(groups.row_group(group).num_rows + (self._ends[-1] if self._ends else 0))
+        self._group, self._table = -1, None
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Any:
+        group = next(number for number, end in enumerate(self._ends) if index < end)
+        if group != self._group:
+            try:
+                self._group, self._table = group, self._file.read_row_group(group)
+            except (OSError, ValueError) as error:
+                raise PromptError(f"the row cannot be read: {error}") from error
+        begin = self._ends[group - 1] if group else 0
+        table: Any = self._table
+        return _without_none(table.slice(index - begin, 1).to_pylist()[0])
+
+    def number(self, index: int) -> int:
+        return index + 1
+
+    def digest(self) -> str:
+        return file_digest(self.path)
+
+
+class Rows:
+    """A `datasets.Dataset` or a list of mappings; relative paths begin where the process runs."""
+
+    unit = "row"
+
+    def __init__(self, rows: Sequence[Any], name: str = "the data", folder: Path = Path()) -> None:
+        self._rows, self.name, self.folder = rows, name, folder
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return _without_none(self._rows[index])
+
+    def number(self, index: int) -> int:
+        return index + 1
+
+    def digest(self) -> str:
+        known = getattr(self._rows, "_fingerprint", None)  # changes with every change of a datasets.Dataset
+        if isinstance(known, str):
+            return known
+        whole = hashlib.sha256()
+        for row in self._rows:
+            whole.update(json.dumps(row, default=_described, sort_keys=True).encode("utf-8", "surrogatepass"))
+        return whole.hexdigest()
+
+
+def find_lines(path: Path) -> Iterator[Line]:
+    """The lines of a file that are not blank. InputError when it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            offset = 0
+            for number, text in enumerate(stream, 1):
+                if number == 1:
+                    refuse_pointer(text, str(path), InputError)
+                if text.strip():
+                    yield Line(number, offset, len(text))
+                offset += len(text)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read_line(path: Path, line: Line) -> Any:
+    """The JSON value of a line or item. PromptError says what is wrong with it, without the place."""
+    if line.size > LINE_LIMIT:
+        raise PromptError(f"the line has {line.size:,} bytes, more than the {LINE_LIMIT:,} that one may have")
+    try:
+        with path.open("rb") as stream:
+            stream.seek(line.offset)
+            data = stream.read(line.size)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return parse(data)
+
+
+def parse(data: bytes) -> Any:
+    """The JSON value of a line. PromptError says what is wrong with it."""
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise PromptError(f"not UTF-8 text: byte {error.start} is {data[error.start]:#04x}") from error
+    except RecursionError as error:
+        raise PromptError("a value is nested too deeply to be read") from error
+    except ValueError as error:
+        raise PromptError(f"not valid JSON: {error}") from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    whole = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            whole.update(block)
+    return whole.hexdigest()
+
+
+def _find_items(path: Path) -> list[Line] | None:
+    """Where the items of a file that is one JSON list are; None for JSON Lines, whose lines may be lists of messages."""
+    try:
+        with path.open("rb") as stream:
+            first = next((line for line in stream if line.strip()), b"").removeprefix(b"\xef\xbb\xbf").strip()
+            if not first.startswith(b"[") or _is_conversation(first):
+                return None
+            stream.seek(0)
+            data = stream.read(LIST_LIMIT + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(data) > LIST_LIMIT:
+        raise InputError(
+            f"{path} is one JSON list of more than {LIST_LIMIT:,} bytes; write one item on each line (JSON Lines) instead."
+        )
+    return _items(data, path)
+
+
+def _is_conversation(line: bytes) -> bool:
+    """Whether a line is a whole list of messages, or is at least no list of other things."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return line.endswith(b"]")  # a faulty line, or the first of a list that goes on
+    return bool(value) and isinstance(value[0], dict) and "role" in value[0]
+
+
+def _items(data: bytes, path: Path) -> list[Line]:
+    """The places of a list's items. As Latin-1 a byte is a character, and JSON's own characters are ASCII."""
+    text, decode = data.decode("latin-1"), json.JSONDecoder().raw_decode
+    place, found = data.index(b"[") + 1, list[Line]()
+    try:
+        while (place := _skip(data, place)) < len(data) and data[place : place + 1] != b"]":
+            end = decode(text, place)[1]
+            found.append(Line(len(found) + 1, place, end - place))
+            place = _skip(data, end)
+            if data[place : place + 1] == b",":
+                place += 1
+            elif data[place : place + 1] != b"]":
+                raise ValueError("expected a comma or the end of the list")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: item {len(found) + 1} of the list is not valid JSON: {error}.") from error
+    if place >= len(data):
+        raise InputError(f"{path}: the list is not closed after item {len(found)}; the file is incomplete.")
+    return found
+
+
+def _skip(data: bytes, place: int) -> int:
+    while data[place : place + 1] and data[place] in _BLANK:
+        place += 1
+    return place
+
+
+def _needed(package: str, what: str, path: Path) -> Any:
+    import importlib
+
+    if not path.exists():
+        raise InputError(f"{path} cannot be read: no such file.")
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{path} is {what}, which needs the extra 'data': pip install 'vitrail[data]'; or write JSON Lines."
+        ) from error
+
+
+def _without_none(value: Any) -> Any:
+    """A row without the keys that a table adds because other rows have them."""
+    if isinstance(value, dict):
+        return {key: _without_none(one) for key, one in value.items() if one is not None}
+    return [_without_none(one) for one in value] if isinstance(value, list) else value
+
+
+def _described(value: Any) -> str:
+    """What stands for a value that JSON has no form for."""
+    content = (
+        value.tobytes()
+        if hasattr(value, "tobytes")
+        else bytes(value)
+        if isinstance(value, bytes)
+        else repr(value)
+    )
+    digest = hashlib.sha256(content if isinstance(content, bytes) else content.encode()).hexdigest()
+    return f"{type(value).__name__} {getattr(value, 'size', '')} {digest}"
