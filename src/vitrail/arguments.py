@@ -79,7 +79,7 @@ def _checked(target: Target, names_only: tuple[str, ...]) -> Target:
         elif inspect.isfunction(member):
             setattr(target, name, _wrapped(member, kinds, own))
         elif isinstance(member, property) and member.fset is not None:
-            setattr(target, name, member.setter(_wrapped(member.fset)))
+            setattr(target, name, member.setter(_wrapped(member.fset, kinds)))
     return target
 
 

@@ -36,7 +36,7 @@ _SLIP = 0.88
 _reading: ContextVar[bool] = ContextVar("a configuration is made of what was read", default=False)
 
 
-@checked_except("from_dict")
+@checked_except("from_dict", "update", "dtype", "torch_dtype")
 class PretrainedConfig:
     """Base of all configurations: keeps unknown keys, round-trips through dict, JSON and folder.
 
@@ -96,9 +96,10 @@ class PretrainedConfig:
             kwargs.setdefault("dtype", legacy)
         for name, default in self.common_defaults.items():
             try:
-                setattr(self, name, copy.copy(kwargs.pop(name, default)))
+                value = copy.copy(kwargs.pop(name, default))
             except TypeError as error:  # a file, a generator
                 raise ConfigError(f"{type(self).__name__}: {name} cannot be kept ({error}).") from None
+            setattr(self, name, value)
         PretrainedConfig.check(self)
         for name, value in kwargs.items():
             self._keep(name, value)
