@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vitrail.configs.generation import GenerationConfig as GenerationConfig
     from vitrail.dialogue import Attachment as Attachment, Dialogue as Dialogue
     from vitrail.errors import (
+        ArgumentError as ArgumentError,
         CacheFull as CacheFull,
         CheckpointError as CheckpointError,
         ConfigError as ConfigError,
@@ -177,6 +178,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "configs.generation": ("GenerationConfig",),
     "dialogue": ("Attachment", "Dialogue"),
     "errors": (
+        "ArgumentError",
         "CacheFull",
         "CheckpointError",
         "ConfigError",

@@ -9,6 +9,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from vitrail.arguments import check_methods, checked, checked_except
 from vitrail.auto import load as open_model
 from vitrail.dialogue import Dialogue, Raw
 from vitrail.errors import ImageError, InputError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vitrail.reader.files import FileReading
 
 
+@checked
 def load(
     model: str | PathLike[str] | None = None,
     *,
@@ -58,6 +60,7 @@ def load(
     return Assistant(network, processor)
 
 
+@checked_except("ask.question", "stream.question", "chat.messages")
 class Assistant:
     """A model that answers questions about images.
 
@@ -69,6 +72,8 @@ class Assistant:
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
+        check_methods("model", model, "generate")
+        check_methods("processor", processor, "apply_chat_template", "decode")
         self.model, self.processor = model, processor
 
     def ask(

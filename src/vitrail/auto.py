@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING, Any
 
+from vitrail.arguments import check, checked
 from vitrail.errors import CheckpointError, ConfigError, InputError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions, ignore_remote_code
@@ -22,6 +23,7 @@ def _open(name_or_path: "str | os.PathLike[str]", keywords: dict[str, Any]) -> C
     return CheckpointFolder.open(name_or_path, hub, format=keywords.pop("format", None))
 
 
+@checked
 class _Auto:
     """What the Auto classes share: they choose a class and are never instantiated."""
 
@@ -32,6 +34,7 @@ class _Auto:
         )
 
 
+@checked
 class AutoConfig(_Auto):
     """Chooses the configuration class by the `model_type` of config.json."""
 
@@ -62,6 +65,7 @@ class AutoConfig(_Auto):
         return config_class(model_type, f"{cls.__name__}.for_model")(*args, **kwargs)
 
 
+@checked
 class AutoTokenizer(_Auto):
     """Loads the tokenizer that lies in a checkpoint's folder."""
 
@@ -86,6 +90,7 @@ class AutoTokenizer(_Auto):
         return load_tokenizer(folder, mode, config=config, **kwargs)
 
 
+@checked
 class AutoImageProcessor(_Auto):
     """Chooses between PixtralImageProcessor (PIL) and PixtralImageProcessorFast (tensors)."""
 
@@ -144,6 +149,7 @@ def _image_processor_type(folder: CheckpointFolder) -> str:
     )
 
 
+@checked
 class AutoProcessor(_Auto):
     """Loads the processor of a checkpoint: tokenizer and image processor together."""
 
@@ -162,6 +168,7 @@ class AutoProcessor(_Auto):
         return load_processor(folder, **kwargs)
 
 
+@checked
 class _AutoModel(_Auto):
     """What the two Auto classes of models share: the class is chosen by model_type."""
 
@@ -185,6 +192,7 @@ class _AutoModel(_Auto):
                 raise InputError(f"{cls.__name__}.from_pretrained needs a checkpoint's folder or name.")
             name, *rest = model_args
             model_args = tuple(rest)
+        check(f"{cls.__name__}.from_pretrained", "pretrained_model_name_or_path", name, str | os.PathLike)
         name, hub = hub.entered(name)
         config = kwargs.pop("config", None)
         if isinstance(config, (str, os.PathLike)):
@@ -210,6 +218,9 @@ class _AutoModel(_Auto):
     @classmethod
     def from_config(cls, config: "PretrainedConfig", **kwargs: Any) -> Any:
         """A model with random weights; `dtype` (or `torch_dtype`), else the configuration's, chooses its numbers."""
+        from vitrail.configs.read import as_config
+
+        config = as_config(config)
         ignore_remote_code(kwargs)
         given = {
             name: kwargs.pop(name)

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vitrail.arguments import check, check_methods, checked_except
 from vitrail.errors import InputError, PromptError
 from vitrail.generate.reuse import Continuation, PromptMemory, PromptPicture
 from vitrail.images.request import image_request
@@ -47,6 +48,7 @@ class _Entry:
     message: Message
 
 
+@checked_except("__init__.messages", "load.messages")
 class Dialogue:
     """A conversation that grows turn by turn.
 
@@ -73,6 +75,8 @@ class Dialogue:
         pages: Callable[[Any], list[Any]] | None = None,
         **prompt_options: Any,
     ) -> None:
+        check_methods("model", model, "generate")
+        check_methods("processor", processor, "apply_chat_template", "decode")
         self.model, self.processor = model, processor
         self._options, self._pages = prompt_options, pages
         self._image_options = {} if max_image_tokens is None else {"max_image_tokens": max_image_tokens}
@@ -186,6 +190,8 @@ class Dialogue:
         costs = tuple(picture.tokens for picture in pictures)
         if calls.on_prompt is not None:
             calls.on_prompt(PromptSize(len(ids), costs, tuple(picture.size for picture in pictures)))
+        if "streamer" in options:
+            raise InputError("ask() takes no streamer=; on_event= is called with each piece of the answer.")
         stream = ResponseStream(self.processor, calls.on_event)
         prepared = time.perf_counter()
         if (stop := calls.stop) is not None:
@@ -216,6 +222,7 @@ class Dialogue:
 
     def _longest(self, prompt: int, wanted: int | None) -> int:
         """How many ids to draw at most: what was asked for, cut to what the context has left."""
+        check("ask", "max_new_tokens", wanted, int | None)
         if wanted is not None and wanted < 1:
             raise InputError(f"max_new_tokens is at least 1; got {wanted}.")
         longest = int(wanted or self.model.generation_config.max_new_tokens or LONGEST)
@@ -285,7 +292,7 @@ class _Callbacks:
 def _renamed(on_event: Callable[[Piece], None] | None, options: dict[str, Any]) -> Callable[[Piece], None]:
     """`on_event`, or what came under its name of 0.1.0."""
     if "hear" in options:
-        warnings.warn("hear= is called on_event= now.", DeprecationWarning, stacklevel=3)
+        warnings.warn("hear= is called on_event= now.", DeprecationWarning, stacklevel=4)
         on_event = options.pop("hear") or on_event
     return on_event or (lambda _: None)
 

@@ -2,6 +2,7 @@
 
 VitrailError
 ├── InputError            a question, picture, message or argument that cannot be used
+│   ├── ArgumentError     an argument that a call does not have, lacks, or that is of the wrong kind
 │   ├── ImageError        a picture that cannot be opened, is too large, too small or damaged
 │   ├── PromptError       messages or templates that cannot become a prompt
 │   └── ContextError      more positions than the model has, or an id beyond the vocabulary
@@ -20,6 +21,10 @@ class VitrailError(Exception):
 
 class InputError(VitrailError, ValueError):
     """A question, picture, message or argument that cannot be used."""
+
+
+class ArgumentError(InputError, TypeError):
+    """An argument that a call does not have, that is missing, or that is of the wrong kind."""
 
 
 class ImageError(InputError):

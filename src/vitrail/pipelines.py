@@ -4,11 +4,12 @@ Named after its counterpart in transformers; a module `vitrail.pipeline` would h
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vitrail.arguments import check, check_methods, checked, short
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import KEYWORDS as HUB_KEYWORDS, HubOptions
@@ -43,6 +44,7 @@ CALL_KEYWORDS = (
 )
 
 
+@checked
 def pipeline(
     task: str | None = None,
     model: Any = None,
@@ -145,11 +147,13 @@ def _load_processor(name: str | os.PathLike[str] | None, hub: dict[str, Any]) ->
     return AutoProcessor.from_pretrained(name, **hub)
 
 
+@checked
 class ImageTextToTextPipeline:
     """Answers messages with pictures. Each question is run by itself, so none can change another's answer.
 
     Called with one conversation it gives a list of one record, with a list of conversations a list of such
-    lists, with `images` and `text` one list with a record per text. A record holds `input_text` and
+    lists, with `images` and `text` one list with a record per text; with num_return_sequences in `generate_kwargs` as
+    many records for each question, one after another. A record holds `input_text` and
     `generated_text` (or `generated_token_ids` with return_tensors=True): the new text alone with
     return_full_text=False, else the conversation with the answer as its last message, or the prompt
     followed by the answer. Reasoning and calls of tools are never part of that text: where a model writes
@@ -166,8 +170,9 @@ class ImageTextToTextPipeline:
                 f"{TASK} needs a processor of pictures and text, got {type(processor).__name__}; "
                 "this checkpoint may read text only."
             )
+        check_methods("model", model, "generate", "to", "eval")
         if device is not None:
-            model = model.to(device if not isinstance(device, int) or device >= 0 else "cpu")
+            model = _moved(model, device)
         self.model = model.eval()
         self.processor = processor
         self.tokenizer = processor.tokenizer
@@ -210,6 +215,9 @@ class ImageTextToTextPipeline:
             return self._answer_prompts(text.get("images"), text.get("text"), options)
         if text is None:
             raise InputError("the pipeline needs text beside the pictures.")
+        if hasattr(text, "read"):
+            raise InputError("pipeline: text is a prompt or messages, not a file.")
+        check("pipeline", "text", text, str | Iterable[Any])
         if images is None and not isinstance(text, str):
             return [self._answer_prompts(None, prompt, options) for prompt in text]
         return self._answer_prompts(images, text, options)
@@ -232,17 +240,19 @@ class ImageTextToTextPipeline:
                 **({} if options.get("tools") is None else {"tools": options["tools"]}),
                 **_processing(options),
             )
-        (record,) = self._generate(inputs, [messages], options)
+        records = self._generate(inputs, [messages], options)
         if _wants_full(options):
-            told = {name: record[name] for name in ("reasoning", "tool_calls") if record.get(name)}
-            record["generated_text"] = _conversation(messages, record["generated_text"], continued, told)
-        return [record]
+            for record in records:
+                told = {name: record[name] for name in ("reasoning", "tool_calls") if record.get(name)}
+                record["generated_text"] = _conversation(messages, record["generated_text"], continued, told)
+        return records
 
     def _answer_prompts(self, images: Any, text: Any, options: dict[str, Any]) -> list[Record]:
         if text is None:
             raise InputError("the pipeline needs text beside the pictures.")
         if options.get("tools") is not None:
             raise InputError("tools belong to messages; a prompt has its tools written in it already.")
+        check("pipeline", "text", text, str | Sequence[str])
         prompts = [text] if isinstance(text, str) else list(text)
         processing = _processing(options)
         if len(prompts) > 1:
@@ -256,23 +266,27 @@ class ImageTextToTextPipeline:
         return records
 
     def _generate(self, inputs: Any, asked: Sequence[Any], options: dict[str, Any]) -> list[Record]:
-        """One record per row of `inputs`, whose generated_text is the new text alone."""
+        """A record per completion of each row of `inputs`, whose generated_text is the new text alone."""
         inputs = inputs.to(self.device, dtype=self.dtype)
-        ids = self.model.generate(**inputs, **self._generate_kwargs(options))
+        made = self.model.generate(**inputs, **self._generate_kwargs(options))
+        ids = getattr(made, "sequences", made)  # of an output with return_dict_in_generate
+        each = len(ids) // len(asked)
+        asked = [question for question in asked for _ in range(each)]
+        given = inputs["input_ids"].repeat_interleave(each, dim=0)
         if options.get("return_tensors"):
             return [{"input_text": a, "generated_token_ids": row} for a, row in zip(asked, ids, strict=True)]
         decoding = {"skip_special_tokens": options.get("skip_special_tokens", True)}
         if options.get("clean_up_tokenization_spaces") is not None:
             decoding["clean_up_tokenization_spaces"] = options["clean_up_tokenization_spaces"]
         whole = self.processor.batch_decode(ids, **decoding)
-        prompts = self.processor.batch_decode(inputs["input_ids"], **decoding)
+        prompts = self.processor.batch_decode(given, **decoding)
         # Cut off as text: some tokenizers write a space before the answer only where a prompt precedes it.
         answers = [text[len(prompt) :] for text, prompt in zip(whole, prompts, strict=True)]
         records: list[Record] = [
             {"input_text": a, "generated_text": b} for a, b in zip(asked, answers, strict=True)
         ]
         if decoding["skip_special_tokens"]:
-            for record, row, prompt_ids in zip(records, ids, inputs["input_ids"], strict=True):
+            for record, row, prompt_ids in zip(records, ids, given, strict=True):
                 record |= self._structure(row[len(prompt_ids) :].tolist(), prompt_ids.tolist())
         return records
 
@@ -291,7 +305,9 @@ class ImageTextToTextPipeline:
         }
 
     def _generate_kwargs(self, options: dict[str, Any]) -> dict[str, Any]:
-        given = dict(options.get("generate_kwargs") or {})
+        given = options.get("generate_kwargs") or {}
+        check("pipeline", "generate_kwargs", given, Mapping[str, Any])
+        given = dict(given)
         if options.get("max_new_tokens") is not None:
             if "max_new_tokens" in given:
                 raise InputError(
@@ -308,6 +324,21 @@ class ImageTextToTextPipeline:
         if getattr(config, "pad_token_id", None) is None and self.tokenizer.pad_token_id is not None:
             given.setdefault("pad_token_id", self.tokenizer.pad_token_id)
         return given
+
+
+def _moved(model: Any, device: Any) -> Any:
+    """The model on a device given by name, by number (below 0 is the CPU) or as a torch.device."""
+    import torch
+
+    check("pipeline", "device", device, str | int | torch.device)
+    try:
+        place = torch.device("cpu" if isinstance(device, int) and device < 0 else device)
+        if place.type != "meta":
+            return model.to(place)
+        reason = "it holds no values"
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+    raise InputError(f"pipeline: device {short(device)} cannot be used here ({reason}).")
 
 
 def _known(kwargs: dict[str, Any]) -> dict[str, Any]:

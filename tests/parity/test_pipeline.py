@@ -84,6 +84,62 @@ def test_ids_instead_of_text(pipes: tuple[Any, Any]) -> None:
     assert set(ours[0]) == set(theirs[0])
 
 
+SEVERAL = {"num_return_sequences": 2, "do_sample": True, "top_k": 1}  # drawn, and still always the same
+
+
+def test_several_answers_to_a_conversation(pipes: tuple[Any, Any]) -> None:
+    """A record for each. transformers' pipeline keeps the first and drops the others, and mixes up several images."""
+    options = {"max_new_tokens": 6, "generate_kwargs": SEVERAL}
+    ours, theirs = (pipe(**copy.deepcopy({"text": CHAT, **options})) for pipe in pipes)
+    assert ours == [*theirs, *theirs]
+    alone = pipes[1](text=copy.deepcopy([CHAT, TURNS]), max_new_tokens=6)
+    assert pipes[0](text=[CHAT, TURNS], **options) == [[*records, *records] for records in alone]
+
+
+def test_several_answers_to_prompts(pipes: tuple[Any, Any]) -> None:
+    """Those of a prompt stand side by side; transformers gives the second prompt what was made of the first."""
+    call = {"images": [ONE, TWO], "text": [PROMPT, PROMPT + "It"], "max_new_tokens": 6}
+    alone = pipes[1](**copy.deepcopy(call))
+    ours = pipes[0](**copy.deepcopy(call), generate_kwargs=SEVERAL)
+    assert ours == [record for record in alone for _ in range(2)]
+    ids = pipes[0](**copy.deepcopy(call), generate_kwargs=SEVERAL, return_tensors=True)
+    assert [record["input_text"] for record in ids] == [record["input_text"] for record in ours]
+
+
+def test_conversations_with_and_without_images_of_their_own(pipes: tuple[Any, Any]) -> None:
+    """`None` stands for a conversation that opens none."""
+    chats = [[{"role": "user", "content": [{"type": "image"}]}], [user("And?")]]
+    ours, theirs = (
+        pipe(images=[[ONE], None], text=copy.deepcopy(chats), max_new_tokens=4, return_full_text=False)
+        for pipe in pipes
+    )
+    assert [r["generated_text"] for (r,) in ours] == [r["generated_text"] for (r,) in theirs]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"text": 5},
+        {"text": {1, 2}},
+        {"text": [CHAT, "x"]},
+        {"text": CHAT, "generate_kwargs": 5},
+        {"images": 5, "text": PROMPT},
+        {"text": CHAT, "max_new_tokens": "4"},
+    ],
+)
+def test_wrong_kinds_are_named(pipes: tuple[Any, Any], call: dict[str, Any]) -> None:
+    with pytest.raises(vitrail.VitrailError):
+        pipes[0](**call)
+
+
+@pytest.mark.parametrize("device", [True, "nowhere", "meta", 1.5, object()])
+def test_a_device_that_cannot_be_leaves_the_model(pipes: tuple[Any, Any], device: Any) -> None:
+    model = pipes[0].model
+    with pytest.raises(vitrail.InputError, match="device"):
+        vitrail.ImageTextToTextPipeline(model, pipes[0].processor, device=device)
+    assert str(model.device) == "cpu"
+
+
 @pytest.mark.slow
 def test_the_default_length_is_theirs(pipes: tuple[Any, Any]) -> None:
     """256 new ids where nobody said a number, and the checkpoint's own number where it has one."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vitrail.adapters.pattern import PatternTable
+from vitrail.arguments import checked_except
 from vitrail.errors import ConfigError, UnsupportedError
 
 ALL_LINEAR = "all-linear"
@@ -30,6 +31,7 @@ _NOTES = (
 )  # fmt: skip
 
 
+@checked_except("__init__", "from_dict")
 @dataclass
 class LoraConfig:
     """An adapter of low rank: W + s·B·A with A (r, in), B (out, r), s = lora_alpha / r (arXiv 2106.09685).
@@ -119,6 +121,10 @@ class LoraConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LoraConfig:
         """From the content of an adapter_config.json. Errors as the class."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"an adapter is described by a LoraConfig or a dict, got {type(values).__name__}."
+            )
         kind = str(
             getattr(values.get("peft_type"), "value", values.get("peft_type", "LORA"))
         )  # PEFT has an enum

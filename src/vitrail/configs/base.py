@@ -1,7 +1,6 @@
 """PretrainedConfig: what every configuration can do (dict, JSON, folder). No geometry of any model lives here."""
 
 import copy
-import json
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -11,14 +10,16 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from vitrail.arguments import checked_except
 from vitrail.configs.fields import check_dtype, check_field, shown
 from vitrail.configs.overrides import SPELLINGS, merge_overrides, warn_replaced
 from vitrail.configs.published import read_config_file, read_config_folder
 from vitrail.errors import ConfigError, UnsupportedError
 from vitrail.files.hub_options import HubOptions
+from vitrail.files.json import json_text, shown_json
 from vitrail.files.keywords import is_secret, near, refuse_unknown
 from vitrail.files.layout import CONFIG_NAME
-from vitrail.files.writing import write_text
+from vitrail.files.writing import prepare_folder, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,7 @@ _SLIP = 0.88
 _reading: ContextVar[bool] = ContextVar("a configuration is made of what was read", default=False)
 
 
+@checked_except("from_dict", "update", "dtype", "torch_dtype")
 class PretrainedConfig:
     """Base of all configurations: keeps unknown keys, round-trips through dict, JSON and folder.
 
@@ -93,7 +95,11 @@ class PretrainedConfig:
             legacy = kwargs.pop("torch_dtype")
             kwargs.setdefault("dtype", legacy)
         for name, default in self.common_defaults.items():
-            setattr(self, name, copy.copy(kwargs.pop(name, default)))
+            try:
+                value = copy.copy(kwargs.pop(name, default))
+            except TypeError as error:  # a file, a generator
+                raise ConfigError(f"{type(self).__name__}: {name} cannot be kept ({error}).") from None
+            setattr(self, name, value)
         PretrainedConfig.check(self)
         for name, value in kwargs.items():
             self._keep(name, value)
@@ -289,7 +295,7 @@ class PretrainedConfig:
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """The configuration as indented JSON with sorted keys (`use_diff` is accepted and changes nothing)."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        return json_text(self.to_dict(), f"the {type(self).__name__}")
 
     def to_json_file(self, json_file_path: "str | Path", use_diff: bool = True) -> None:
         """Write `to_json_string()` to a file."""
@@ -310,11 +316,11 @@ class PretrainedConfig:
             raise ConfigError(
                 f"save_pretrained of a configuration does not know {', '.join(sorted(kwargs))}."
             )
-        folder = Path(save_directory)
-        if folder.is_file():
-            raise ConfigError(f"{folder} is a file; save_pretrained needs a folder.")
-        folder.mkdir(parents=True, exist_ok=True)
-        self.to_json_file(folder / CONFIG_NAME)
+        text = self.to_json_string()
+        if Path(save_directory).is_file():
+            raise ConfigError(f"{save_directory} is a file; save_pretrained needs a folder.")
+        folder = prepare_folder(save_directory)
+        write_text(folder / CONFIG_NAME, text)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
         """Not supported: nothing here uploads."""
@@ -369,7 +375,7 @@ class PretrainedConfig:
     __hash__ = None  # type: ignore[assignment]  # mutable: equality is by content
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {self.to_json_string()}"
+        return f"{type(self).__name__} {shown_json(self.to_dict())}"
 
     def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
         clone = type(self).__new__(type(self))

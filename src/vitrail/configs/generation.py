@@ -1,12 +1,12 @@
 """GenerationConfig: how text is drawn, and its generation_config.json. The drawing itself is in generate/."""
 
 import copy
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitrail.arguments import checked_except, short
 from vitrail.configs.base import PretrainedConfig
 from vitrail.configs.fields import LIST_LIMIT, check_field, shown
 from vitrail.configs.generation_options import (
@@ -20,13 +20,16 @@ from vitrail.configs.generation_options import (
 from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
+from vitrail.files.json import json_text, read_json, shown_json
 from vitrail.files.keywords import is_secret, without_secrets
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
-from vitrail.files.writing import write_text
+from vitrail.files.writing import prepare_folder, write_text
 
 GENERATION_CONFIG_NAME = "generation_config.json"
+MOST_COMPLETIONS = 65536  # of one prompt
 
 
+@checked_except("from_dict")
 class GenerationConfig:
     """How text is drawn: lengths, sampling, stops, special ids. Names and defaults follow transformers 4.57.
 
@@ -86,10 +89,8 @@ class GenerationConfig:
         self._fill(kwargs)
 
     def _fill(self, values: Mapping[str, Any]) -> None:
-        for name, default in KNOWN.items():
-            setattr(self, name, copy.deepcopy(values.get(name, default)))
-        for name, value in without_secrets(values).items():
-            setattr(self, name, copy.deepcopy(value))
+        for name, value in {**KNOWN, **without_secrets(values)}.items():
+            setattr(self, name, _plain(name, value))
         self.validate()
 
     @classmethod
@@ -146,8 +147,6 @@ class GenerationConfig:
         name = str(config_file_name or GENERATION_CONFIG_NAME)
         path = folder.path / name
         if name in folder.files or path.is_file():
-            from vitrail.files.json import read_json
-
             return cls.from_dict(read_json(path), **kwargs)
         if config_file_name is not None or not {CONFIG_NAME, PARAMS_NAME} & folder.files:
             raise CheckpointError(
@@ -168,11 +167,13 @@ class GenerationConfig:
         if push_to_hub or kwargs:
             names = ", ".join([*(["push_to_hub"] if push_to_hub else []), *sorted(kwargs)])
             raise UnsupportedError(f"save_pretrained of a GenerationConfig does not support {names}.")
-        folder = Path(save_directory)
-        if folder.is_file():
-            raise ConfigError(f"{folder} is a file; save_pretrained needs a folder.")
-        folder.mkdir(parents=True, exist_ok=True)
-        self.to_json_file(folder / (config_file_name or GENERATION_CONFIG_NAME))
+        name, text = str(config_file_name or GENERATION_CONFIG_NAME), self.to_json_string()
+        if Path(name).name != name:
+            raise ConfigError(f"config_file_name is the name of a file, without a folder; got {name!r:.100}.")
+        if Path(save_directory).is_file():
+            raise ConfigError(f"{save_directory} is a file; save_pretrained needs a folder.")
+        folder = prepare_folder(save_directory)
+        write_text(folder / name, text)
 
     def to_dict(self) -> dict[str, Any]:
         """All options, those that Vitrail does not do and unknown ones too."""
@@ -191,7 +192,7 @@ class GenerationConfig:
         if ignore_metadata:
             held = {n: v for n, v in held.items() if not n.startswith("_") and n != "transformers_version"}
         held = {name: _with_text_keys(value) for name, value in held.items()}
-        return json.dumps(held, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        return json_text(held, "the GenerationConfig")
 
     def to_json_file(self, json_file_path: "str | Path", use_diff: bool = True) -> None:
         """Write `to_json_string()` to a file."""
@@ -203,7 +204,7 @@ class GenerationConfig:
         unused = {}
         for name, value in kwargs.items():
             if hasattr(self, name):
-                setattr(changed, name, value)
+                setattr(changed, name, _plain(name, value))
             else:
                 unused[name] = value
         changed.validate()
@@ -236,6 +237,10 @@ class GenerationConfig:
             self._check(name, bool)
         for name, minimum in (("max_length", 0), ("num_return_sequences", 1)):
             self._check(name, int, minimum)
+        if self.num_return_sequences > MOST_COMPLETIONS:
+            raise ConfigError(
+                f"num_return_sequences must be at most {MOST_COMPLETIONS}, got {short(self.num_return_sequences)}."
+            )
         for name, minimum in (
             ("max_new_tokens", 1),
             ("min_length", 0),
@@ -284,7 +289,7 @@ class GenerationConfig:
             check_field("generation options", "eos_token_id", number, int, minimum=-1)
         if any(not 0 <= item < 2**64 for item in self.seeds):
             raise ConfigError(f"seed must be at least 0 and below 2**64, got {shown(self.seed)}.")
-        if not all(isinstance(text, str) and text for text in self.stop_texts):
+        if not all(isinstance(text, str) and text and _is_whole(text) for text in self.stop_texts):
             raise ConfigError(
                 f"stop_strings must be a text or a list of texts, none empty; got {shown(self.stop_strings)}."
             )
@@ -328,7 +333,25 @@ class GenerationConfig:
     __hash__ = None  # type: ignore[assignment]  # mutable: equality is by content
 
     def __repr__(self) -> str:
-        return f"GenerationConfig {self.to_json_string()}"
+        return f"GenerationConfig {shown_json(self.to_diff_dict())}"
+
+
+def _is_whole(text: str) -> bool:
+    """Whether no character of a text is half of one."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A copy of an option; numbers in a tensor or an array, as transformers takes ids, as plain ones."""
+    try:
+        return value.tolist() if hasattr(value, "tolist") else copy.deepcopy(value)
+    except (
+        TypeError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:  # files, generators, tensors without values
+        reason = str(error).splitlines()[0][:100]
+        raise ConfigError(f"{name} cannot be kept as an option ({reason}).") from None
 
 
 def _with_text_keys(value: Any) -> Any:

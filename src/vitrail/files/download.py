@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
+from vitrail.arguments import checked
 from vitrail.errors import CheckpointError
 from vitrail.files.formatting import in_words
 
@@ -50,6 +51,7 @@ Listener: TypeAlias = Callable[[Download], None]
 _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
+@checked
 @contextmanager
 def watching(listener: Listener) -> Iterator[None]:
     """Within this block `listener` hears of every download: before its first byte, several times a second, at its end.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vitrail.arguments import check, short
 from vitrail.errors import CheckpointError, InputError
 from vitrail.files import hub_client
 from vitrail.files.download import Download, free_bytes, listener, told
@@ -47,8 +48,9 @@ def resolve(
     name = os.fspath(name_or_path)
     if not name.strip():
         raise CheckpointError("the checkpoint's name is empty; give a folder or a name like 'owner/model'.")
-    if format is not None and format not in NAMES:
-        raise InputError(f"format must be 'hf' or 'mistral', got {format!r}.")
+    if format is not None and (not isinstance(format, str) or format not in NAMES):
+        raise InputError(f"format must be 'hf' or 'mistral', got {short(format)}.")
+    check("from_pretrained", "the checkpoint's name", name, str | os.PathLike)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitrail.errors import CheckpointError
+from vitrail.errors import CheckpointError, ConfigError
 from vitrail.files.lfs import refuse_pointer
 
 # The largest JSON file of the family is Tekken's tokenizer.json, 17 MB.
@@ -51,6 +52,25 @@ def parse_json_object(data: bytes, name: str, *, unique_keys: bool = False) -> d
     if not isinstance(value, dict):
         raise CheckpointError(f"{name} must hold a JSON object, but holds {_kind(value)}.")
     return value
+
+
+def json_text(values: Mapping[str, Any], owner: str) -> str:
+    """Indented JSON with sorted keys, and a line feed. Raises ConfigError for a value that JSON cannot hold."""
+    try:
+        text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{owner} holds a value that JSON cannot: {str(error)[:200]}.") from None
+    return text
+
+
+def shown_json(values: Mapping[str, Any]) -> str:
+    """The same for people: a value that JSON cannot hold as Python writes it."""
+    held = {str(name): value for name, value in values.items()}
+    try:
+        return json.dumps(held, indent=2, sort_keys=True, ensure_ascii=False, default=repr) + "\n"
+    except (TypeError, ValueError, RecursionError):  # keys of several kinds, or a list that holds itself
+        return f"{held!r}\n"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

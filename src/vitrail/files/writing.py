@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ def write_json(file: Path, value: Mapping[str, Any]) -> Path:
 
 def write_text(file: Path, text: str) -> Path:
     """Write `text` whole or not at all; returns `file`. Raises CheckpointError if it cannot be written."""
+    if not file.name:
+        raise CheckpointError(f"{str(file)!r} names no file; give the file's own name too.")
     scratch = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         for left in file.parent.glob(f".{glob.escape(file.name)}.*.partial"):
@@ -34,9 +36,10 @@ def write_text(file: Path, text: str) -> Path:
                 left.unlink()
         scratch.write_text(text, encoding="utf-8")
         scratch.replace(file)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise CheckpointError(f"{file} cannot be written: {error.strerror or error}") from error
+    except (OSError, UnicodeError) as error:
+        with suppress(OSError):  # a name that is too long cannot be taken away either
+            scratch.unlink()
+        raise CheckpointError(f"{file} cannot be written: {getattr(error, 'strerror', error)}") from error
     return file
 
 
@@ -63,6 +66,10 @@ def prepare_folder(save_directory: str | os.PathLike[str]) -> Path:
     folder = Path(save_directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise CheckpointError(
+            f"{folder} is a file; the name of a folder to save into was expected."
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be made: {error.strerror or error}") from error
     return folder

@@ -23,6 +23,7 @@ from vitrail.generate.stopping import Stopper
 from vitrail.generate.uncached import UncachedRunner
 from vitrail.kv.foreign import is_foreign, update_foreign
 from vitrail.ops.in_use import alone, running
+from vitrail.responses.ids import to_list
 from vitrail.weights.mapped import refuse_cut
 
 Processor = Callable[..., Tensor]  # transformers' form: (input_ids (R, T), scores (R, V)) → scores
@@ -263,12 +264,19 @@ class Decoding:
 
     def _ask_allowed(self, allowed_ids: AllowedIds, row: int, logits: Tensor) -> Tensor:
         """bool (V,): what the user's function lets come next."""
-        ids = list(allowed_ids(row, self.ids[row]))
+        ids, vocabulary = to_list(allowed_ids(row, self.ids[row])), logits.shape[-1]
+        if not isinstance(ids, (list, tuple, set, range)) or not all(
+            type(i) is int and 0 <= i < vocabulary for i in ids
+        ):
+            raise InputError(
+                f"prefix_allowed_tokens_fn must return a list of ids from 0 to {vocabulary - 1}, got {ids!r:.100}."
+            )
+        ids = list(ids)
         if not ids:
             raise InputError(
                 f"prefix_allowed_tokens_fn allows no id for row {row}; it must allow at least one."
             )
-        allowed = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        allowed = torch.zeros(vocabulary, dtype=torch.bool, device=logits.device)
         allowed[torch.tensor(ids, device=logits.device)] = True
         return allowed
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vitrail.arguments import check_methods, checked
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.generate.decoding import AllowedIds, Decoding, Processor
@@ -17,9 +18,10 @@ from vitrail.generate.stopping import Criterion, Stopper, StopStrings
 from vitrail.responses.text_pieces import Detokenizer, TextPieces
 
 
+@checked
 def generate(
     model: GeneratingModel,
-    inputs: Tensor | None = None,
+    inputs: Any = None,
     generation_config: GenerationConfig | None = None,
     logits_processor: "Sequence[Processor] | Processor | None" = None,
     stopping_criteria: "Sequence[Criterion] | Criterion | None" = None,
@@ -27,8 +29,8 @@ def generate(
     synced_gpus: bool | None = None,
     assistant_model: Any = None,
     streamer: Any = None,
-    negative_prompt_ids: Tensor | None = None,
-    negative_prompt_attention_mask: Tensor | None = None,
+    negative_prompt_ids: Any = None,
+    negative_prompt_attention_mask: Any = None,
     use_model_defaults: bool | None = None,
     custom_generate: Any = None,
     **kwargs: Any,
@@ -40,7 +42,7 @@ def generate(
 
     Args:
         model: whose generation_config gives the options that are not given here.
-        inputs: int64 (B, T), the same as `input_ids`.
+        inputs: whole numbers (B, T) as a tensor, array or lists, the same as `input_ids`.
         generation_config: options; those left at their default are taken from the model's.
         logits_processor: callables (input_ids (B, T), scores (B, V)) → scores, after penalties and before
             temperature. Rows that have ended have scores of zero.
@@ -63,6 +65,8 @@ def generate(
         InputError: inputs or keywords that cannot be used. ContextError: an id beyond the vocabulary, or more
         positions than the model has. UnsupportedError: options that Vitrail does not do.
     """
+    if streamer is not None:
+        check_methods("streamer", streamer, "put", "end")
     try:
         _refuse_replaced(model)
         refuse_others(
@@ -115,6 +119,7 @@ def _refuse_replaced(model: GeneratingModel) -> None:
         )
 
 
+@checked
 def stream_text(
     model: GeneratingModel,
     tokenizer: Detokenizer,
@@ -135,6 +140,8 @@ def stream_text(
     Raises:
         InputError: more than one row.
     """
+    check_methods("model", model, "step", "embed")
+    check_methods("tokenizer", tokenizer, "decode")
     kwargs = {**inputs, "tokenizer": tokenizer, **kwargs}
     config, rest = settle(model.generation_config, generation_config, kwargs)
     decoding = _prepare(
@@ -178,6 +185,7 @@ def _prepare(
         tokenizer = rest.get("tokenizer")
         if tokenizer is None:
             raise InputError("stop_strings need the tokenizer that makes text of ids; give tokenizer=.")
+        check_methods("tokenizer", tokenizer, "decode")
         strings = StopStrings(config.stop_texts, tokenizer)
     stopper = Stopper(config.eos_token_ids, limit, config.max_time, strings, criteria)
     return Decoding(

@@ -73,15 +73,15 @@ def _warn_about_idle(config: GenerationConfig, keywords: Mapping[str, Any]) -> N
     if not config.do_sample:
         idle = [name for name, off in SAMPLING_ONLY.items() if keywords.get(name, off) not in (off, None, 0)]
         if idle:
-            warnings.warn(f"{', '.join(idle)} have no effect without do_sample=True.", stacklevel=4)
+            warnings.warn(f"{', '.join(idle)} have no effect without do_sample=True.", stacklevel=5)
     if not config.return_dict_in_generate:
         idle = [name for name in ("output_scores", "output_logits") if keywords.get(name)]
         if idle:
             warnings.warn(
-                f"{', '.join(idle)} have no effect without return_dict_in_generate=True.", stacklevel=4
+                f"{', '.join(idle)} have no effect without return_dict_in_generate=True.", stacklevel=5
             )
     if keywords.get("max_length") is not None and config.max_new_tokens is not None:
-        warnings.warn("both max_new_tokens and max_length are set; max_new_tokens is used.", stacklevel=4)
+        warnings.warn("both max_new_tokens and max_length are set; max_new_tokens is used.", stacklevel=5)
 
 
 def take_newer_names(keywords: dict[str, Any]) -> None:

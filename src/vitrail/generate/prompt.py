@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from vitrail.configs.generation import GenerationConfig
-from vitrail.errors import ContextError, InputError, UnsupportedError
+from vitrail.errors import ContextError, InputError
+from vitrail.generate.features import PictureFeatures
 from vitrail.generate.past import CacheCall, Past
 from vitrail.generate.protocol import GeneratingModel
+from vitrail.ops.inputs import as_pixels, as_tensor, replace_rows
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,14 @@ def read_prompt(
             can read.
         ContextError: an id beyond the vocabulary.
     """
-    ids = _ids(model, inputs, given, config)
+    given = _tensors(model, given)
+    ids = _ids(model, as_tensor("input_ids", inputs, model.device), given, config)
     embeds = given.get("inputs_embeds")
-    if embeds is not None and (embeds.dim() != 3 or (ids.shape[1] and embeds.shape[:2] != ids.shape)):
+    if embeds is not None and (
+        embeds.dim() != 3
+        or not embeds.is_floating_point()
+        or (ids.shape[1] and embeds.shape[:2] != ids.shape)
+    ):
         raise InputError(
             f"inputs_embeds must have the shape (batch, positions, width) and fit input_ids, got "
             f"{tuple(embeds.shape)} and {tuple(ids.shape)}."
@@ -86,9 +93,7 @@ def read_prompt(
     past = call.past(model.kv_geometry, kept, rows, config.cache_dtype)
     pixel_values = given.get("pixel_values")
     if pixel_values is not None and embeds is not None:
-        raise UnsupportedError(
-            "generate() takes pixel_values or inputs_embeds, not both; put the features into inputs_embeds."
-        )
+        embeds, pixel_values = _with_pictures(model, embeds, pixel_values, given.get("image_sizes")), None
     return Prompt(
         ids=ids,
         kept=kept,
@@ -100,6 +105,22 @@ def read_prompt(
         image_sizes=given.get("image_sizes"),
         past=past,
     )
+
+
+def _tensors(model: GeneratingModel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's inputs with arrays and lists as tensors."""
+    names = ("input_ids", "attention_mask", "inputs_embeds", "cache_position")
+    found = {name: as_tensor(name, given.get(name), model.device) for name in names}
+    pixels, sizes = as_pixels(given.get("pixel_values"), given.get("image_sizes"))
+    return {**given, **found, "pixel_values": pixels, "image_sizes": sizes}
+
+
+@torch.no_grad()
+def _with_pictures(model: GeneratingModel, embeds: Tensor, pixel_values: Tensor, image_sizes: Any) -> Tensor:
+    """Embeddings whose rows that equal the image token's are replaced by the pictures' features, as in forward()."""
+    features = PictureFeatures(model, pixel_values, image_sizes)
+    marker = model.embed(torch.tensor([model.image_token_id or 0], device=model.device)).to(embeds)
+    return replace_rows(embeds, torch.eq(embeds, marker).all(dim=-1), features.rows(0, features.total))
 
 
 def _ids(
@@ -115,10 +136,9 @@ def _ids(
         return torch.empty(embeds.shape[0], 0, dtype=torch.long, device=embeds.device)
     if ids is None and config.bos_token_id is not None:
         ids = torch.tensor([[config.bos_token_id]], device=model.device)
-    if not isinstance(ids, Tensor):
-        got = "nothing" if ids is None else type(ids).__name__
-        raise InputError(f"generate() needs input_ids as a tensor (batch, positions), got {got}.")
-    if ids.dim() != 2 or ids.shape[0] == 0 or ids.is_floating_point():
+    if ids is None:
+        raise InputError("generate() needs input_ids as a tensor (batch, positions), got nothing.")
+    if ids.dim() != 2 or ids.shape[0] == 0 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise InputError(
             f"input_ids must be whole numbers (batch, positions), got {ids.dtype} {tuple(ids.shape)}."
         )
@@ -129,7 +149,8 @@ def _ids(
             f"id {wrong} is outside the model's vocabulary of {vocabulary}; the tokenizer belongs to another "
             "model."
         )
-    return ids.long()
+    found: Tensor = ids.long()
+    return found
 
 
 def _kept(mask: Tensor | None, ids: Tensor, shape: tuple[int, int], config: GenerationConfig) -> Tensor:

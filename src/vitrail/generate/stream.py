@@ -4,12 +4,15 @@ import queue
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from vitrail.arguments import check_methods, checked
 from vitrail.errors import InputError
 from vitrail.responses.text_pieces import Detokenizer, TextPieces
 
 
+@checked
 class TextStreamer:
     """Writes text to the standard output as generate() makes it; hand it over as `streamer=`.
 
@@ -22,6 +25,7 @@ class TextStreamer:
     """
 
     def __init__(self, tokenizer: Detokenizer, skip_prompt: bool = False, **decode_kwargs: Any) -> None:
+        check_methods("tokenizer", tokenizer, "decode")
         self.tokenizer = tokenizer
         self.skip_prompt = skip_prompt
         self.decode_kwargs = decode_kwargs
@@ -36,6 +40,8 @@ class TextStreamer:
         """
         if (value.dim() > 1 and value.shape[0] > 1) or value.dim() > 2:
             raise InputError(f"a text streamer shows one row, got ids of the shape {tuple(value.shape)}.")
+        if value.is_meta or value.layout != torch.strided:
+            raise InputError("a text streamer shows ids; this tensor has no values.")
         prompt, self.next_tokens_are_prompt = self.next_tokens_are_prompt, False
         if prompt and self.skip_prompt:
             return
@@ -52,6 +58,7 @@ class TextStreamer:
         sys.stdout.flush()
 
 
+@checked
 class TextIteratorStreamer(TextStreamer):
     """An iterator of text pieces, for a thread beside the one that runs generate().
 

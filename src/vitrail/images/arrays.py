@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vitrail.arguments import short
 from vitrail.errors import ImageError, InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -38,6 +39,10 @@ class Pixels:
         Raises ImageError for other shapes, InputError for another layout.
         """
         layout = check_layout(layout)
+        if getattr(values, "is_meta", False) or getattr(values, "is_sparse", False):
+            raise ImageError(
+                "A picture's tensor must hold its numbers; this one is sparse or on the meta device."
+            )
         shape = tuple(int(side) for side in values.shape)
         if len(shape) == 2 and layout in (None, "none"):
             return cls(values, None)
@@ -79,7 +84,7 @@ def check_layout(layout: Any) -> str | None:
     name = getattr(layout, "value", layout)
     if name in (None, FIRST, LAST, "none"):
         return None if name is None else str(name)
-    raise InputError(f"A data format is {FIRST!r}, {LAST!r} or None; got {layout!r}.")
+    raise InputError(f"A data format is {FIRST!r}, {LAST!r} or None; got {short(layout)}.")
 
 
 def to_levels(values: Array, *, fractions: bool = False) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], bool]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitrail.arguments import checked, short
 from vitrail.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from vitrail.images.grid import Grid
 
 
+@checked
 class BatchFeature(dict[str, Any]):
     """A dict whose keys are attributes too, with `to` for its tensors.
 
@@ -99,11 +101,15 @@ def check_tensor_type(tensor_type: Any) -> str | None:
     Raises UnsupportedError for the frameworks that Vitrail does not serve, InputError for other names.
     """
     kind = getattr(tensor_type, "value", tensor_type)
-    if kind is None or kind in ("pt", "np"):
-        return None if kind is None else str(kind)
+    if kind is None:
+        return None
+    if not isinstance(kind, str):
+        raise InputError(f"return_tensors is 'pt', 'np' or None; got {short(tensor_type)}.")
+    if kind in ("pt", "np"):
+        return kind
     if kind in ("tf", "jax", "mlx"):
         raise UnsupportedError(f"return_tensors={kind!r} is not supported; use 'pt' or 'np'.")
-    raise InputError(f"return_tensors is 'pt', 'np' or None; got {tensor_type!r}.")
+    raise InputError(f"return_tensors is 'pt', 'np' or None; got {short(tensor_type)}.")
 
 
 def _as_tensor(value: Any) -> torch.Tensor:
@@ -151,8 +157,10 @@ def _destination(
     for name, value in given:
         if value is None:
             continue
-        if name in found or not isinstance(
-            value, torch.dtype if name == "dtype" else (str, int, torch.device)
+        if (
+            name in found
+            or isinstance(value, bool)
+            or not isinstance(value, torch.dtype if name == "dtype" else (str, int, torch.device))
         ):
             raise InputError(f"BatchFeature.to takes one device and one dtype; got {value!r} as {name}.")
         found[name] = value

@@ -15,6 +15,7 @@ from math import inf
 from typing import Any, Final
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
+from vitrail.arguments import checked
 from vitrail.errors import ImageError
 from vitrail.images.addresses import is_global as is_global
 
@@ -24,6 +25,7 @@ _DEFAULT_PORT: Final = {"http": 80, "https": 443}
 _LONGEST: Final = 8192  # characters of a URL
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class FetchPolicy:
     """What may be opened by name. The default is for the person at this machine; `untrusted` is for what others send.

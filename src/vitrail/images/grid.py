@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar, get_args
 
+from vitrail.arguments import checked
 from vitrail.configs.fields import CELL_LIMIT, COUNT_LIMIT, shown
 from vitrail.errors import ImageError, InputError
 
@@ -70,6 +71,7 @@ class Grid:
             )
 
 
+@checked
 def image_grid(
     height: int,
     width: int,
@@ -115,6 +117,7 @@ def image_grid(
     return _grid_in_box(height, width, (min(box[0], edge), min(box[1], edge)), cell, checked)
 
 
+@checked
 def image_tokens(
     height: int,
     width: int,

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from vitrail.arguments import checked
 
+
+@checked
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
     """What an image may be, and what the images of one request may cost together.
@@ -56,6 +59,7 @@ class ImageLimits:
         )
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class PdfLimits:
     """What a PDF may be, and how its pages are rendered.

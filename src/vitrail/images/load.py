@@ -14,6 +14,7 @@ from typing import IO, Any, Final, TypeAlias
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vitrail.arguments import checked
 from vitrail.errors import ImageError
 from vitrail.files.lfs import PREFIX_SIZE, refuse_pointer
 from vitrail.images.arrays import Pixels, is_array, to_levels
@@ -51,6 +52,7 @@ _WIDE_GREYS: Final = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _STRIP: Final = 1 << 22  # pixels that are converted at a time
 
 
+@checked
 def load_image(
     source: Any,
     timeout: float | None = None,

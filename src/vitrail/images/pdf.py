@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from vitrail.arguments import checked
 from vitrail.errors import ImageError, MissingPackageError
 from vitrail.files.lfs import refuse_pointer
 from vitrail.images.fetch import FetchPolicy, is_url
@@ -68,6 +69,7 @@ def file_holds_pdf(path: Path) -> bool:
     return names_pdf(path)
 
 
+@checked
 def load_pages(
     source: Any,
     timeout: float | None = None,

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitrail.errors import ImageError
+from vitrail.arguments import checked_except
+from vitrail.errors import ImageError, OutOfMemory
 from vitrail.images.arrays import FIRST, LAST, Array, Pixels, to_levels
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid
@@ -34,6 +35,7 @@ from vitrail.images.settings import (
 __all__ = ["PixtralImageProcessor", "PixtralImageProcessorFast"]
 
 
+@checked_except("__init__", "preprocess", "from_dict")
 class PixtralImageProcessor(BaseImageProcessor):
     """Pictures → pixel_values (N,3,H,W) float32 and image_sizes (N,2), with PIL's resizing.
 
@@ -243,7 +245,12 @@ def _batch(images: list[_Prepared], settings: ImageSettings) -> Array:
     height, width = max(image.grid.height for image in images), max(image.grid.width for image in images)
     untouched = settings.itemsize == 1
     dtype = np.uint8 if untouched and all(image.whole for image in images) else np.float32
-    batch = np.zeros((len(images), 3, height, width), dtype)
+    try:
+        batch = np.zeros((len(images), 3, height, width), dtype)
+    except (MemoryError, ValueError) as error:  # numpy's for more than can be addressed
+        raise OutOfMemory(
+            f"{len(images)} pictures of {height}×{width} pixels need more memory than there is; make them smaller."
+        ) from error
     tables = {fractions: settings.table(fractions).astype(dtype) for fractions in (False, True)}
     for room, image in zip(batch, images, strict=True):
         levels, fractions, grid = image.levels, image.fractions, image.grid

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
-from vitrail.errors import CheckpointError, UnsupportedError
+from vitrail.arguments import checked_except
+from vitrail.errors import CheckpointError, InputError, UnsupportedError
+from vitrail.files.json import json_text
 from vitrail.files.keywords import without_secrets
-from vitrail.files.writing import write_text
+from vitrail.files.writing import prepare_folder, write_text
 from vitrail.images.arrays import FIRST
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.settings import INERT, ImageSettings, refuse_inert
@@ -33,6 +34,7 @@ _SHARED: Final[dict[str, tuple[Any, ...]]] = {
 }
 
 
+@checked_except("__init__", "preprocess", "from_dict")
 class BaseImageProcessor:
     """Options, saving and loading of an image processor.
 
@@ -135,6 +137,8 @@ class BaseImageProcessor:
         Unknown keys are kept, with a warning if they hold something. With return_unused_kwargs=True the
         result is (processor, unknown keywords); without, unknown keywords raise UnsupportedError.
         """
+        if not isinstance(image_processor_dict, Mapping):
+            raise InputError(f"{cls.__name__} is made of a dict, got {type(image_processor_dict).__name__}.")
         with_unused = kwargs.pop("return_unused_kwargs", False)
         known = {*cls.option_names, *cls.own_options, *_SHARED, *_SERVICE, "processor_class"}
         unused = {name: kwargs.pop(name) for name in list(kwargs) if name not in known}
@@ -166,7 +170,7 @@ class BaseImageProcessor:
         data = self.to_dict()
         if self._processor_class is not None:
             data["processor_class"] = self._processor_class
-        return json.dumps(data, indent=2, sort_keys=True) + "\n"
+        return json_text(data, f"the {type(self).__name__}")
 
     def to_json_file(self, json_file_path: str | Path) -> None:
         """Write `to_json_string` to a file."""
@@ -179,10 +183,7 @@ class BaseImageProcessor:
         if push_to_hub or kwargs:
             names = ", ".join(sorted({*kwargs, *(["push_to_hub"] if push_to_hub else [])}))
             raise UnsupportedError(f"save_pretrained does not do {names}; it writes to a local folder.")
-        folder = Path(save_directory)
-        if folder.is_file():
-            raise CheckpointError(f"{folder} is a file; the folder to save to was expected.")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = prepare_folder(save_directory)
         self.to_json_file(folder / CONFIG_NAME)
         return [str(folder / CONFIG_NAME)]
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitrail.arguments import checked_except
 from vitrail.errors import ImageError, InputError, UnsupportedError
 from vitrail.images.arrays import FIRST, Pixels, is_array, to_levels
 from vitrail.images.batch_feature import BatchFeature
@@ -51,6 +52,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+@checked_except("__init__", "preprocess", "from_dict")
 class PixtralImageProcessorFast(BaseImageProcessor):
     """Pictures → pixel_values (N,3,H,W) float32 and image_sizes (N,2), resized as tensors.
 

@@ -54,7 +54,10 @@ def shown_path(path: Path) -> str:
 
 def read_binary(file: Any, limits: ImageLimits) -> bytes:
     """All of a binary file object, up to one byte more than the limit."""
-    content = file.read(limits.max_bytes + 1)
+    try:
+        content = file.read(limits.max_bytes + 1)
+    except (OSError, ValueError) as error:  # closed, or not open for reading
+        raise ImageError(f"This file object cannot be read: {error}.") from error
     if not isinstance(content, bytes):
         raise ImageError("A file object of a picture is opened in binary mode, as by open(path, 'rb').")
     return content

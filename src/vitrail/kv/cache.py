@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from vitrail.arguments import checked
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.kv.blocks import BLOCK, BlockAllocator
 from vitrail.kv.geometry import KEYS, VALUES, GroupedQueryConfig, KVGeometry, Stream
@@ -61,6 +62,7 @@ class KVCache(PaddedView):
             per position and head (ops/cpu/kv.py); `geometry.position_bytes(dtype)` is what a position takes.
     """
 
+    @checked
     def __init__(
         self,
         geometry: KVGeometry | GroupedQueryConfig,
@@ -84,6 +86,7 @@ class KVCache(PaddedView):
         self._next = 0
 
     @classmethod
+    @checked
     def sized(
         cls,
         geometry: KVGeometry | GroupedQueryConfig,

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from vitrail.arguments import checked
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.kv.blocks import BLOCK
 from vitrail.kv.geometry import KEYS, VALUES, GroupedQueryConfig, KVGeometry
@@ -97,12 +98,14 @@ class PaddedView(ABC):
         """The cache itself: accelerate asks what an output holds for float32 copies, and a cache keeps its type."""
         return self
 
+    @checked
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions of the padded batch, the longest sequence's if no padding is known."""
         if self.mask is not None:
             return int(self.mask.shape[1])
         return max((self.length(sequence) for sequence in self.sequences), default=0)
 
+    @checked
     def crop(self, max_length: int) -> None:
         """Forget all positions of the padded batch from `max_length` on; a negative number is counted from the end."""
         _check_number("max_length", max_length)
@@ -114,6 +117,7 @@ class PaddedView(ABC):
             self.truncate(sequence, int(rows))
         self.mask = kept
 
+    @checked
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Make row n what row `beam_idx[n]` was; rows may be repeated and left out."""
         if not isinstance(beam_idx, Tensor) or beam_idx.dim() != 1 or beam_idx.is_floating_point():
@@ -131,6 +135,7 @@ class PaddedView(ABC):
             self.free(sequence)
         self.mask = kept[rows]
 
+    @checked
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row `repeats` times, copies side by side."""
         _check_number("repeats", repeats)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vitrail.arguments import checked
 from vitrail.ops.in_use import changing
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="AdapterMethods")
 
 
+@checked
 class AdapterMethods:
     """Low-rank adapters (PEFT's LoRA and DoRA) on a model. Several may be loaded; those that are set are added up."""
 

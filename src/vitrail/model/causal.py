@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from vitrail.arguments import checked
 from vitrail.configs import MistralConfig
 from vitrail.errors import InputError
 from vitrail.generate.loop import generate as draw
@@ -22,13 +23,13 @@ from vitrail.model.padded import (
     PaddedModel,
     recorded,
     refuse_unknown,
-    replace_rows,
     take_cache,
     take_repeated,
 )
 from vitrail.model.record import Record
 from vitrail.ops import threads
 from vitrail.ops.batch import ForwardBatch
+from vitrail.ops.inputs import as_tensor, as_tensors, check_flags, replace_rows
 
 
 class CausalModel(PaddedModel):
@@ -74,6 +75,7 @@ class CausalModel(PaddedModel):
         """The table of token embeddings."""
         return self.decoder.get_input_embeddings()
 
+    @checked
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the table of token embeddings."""
         self.decoder.set_input_embeddings(value)
@@ -82,6 +84,7 @@ class CausalModel(PaddedModel):
         """The head: text width → vocabulary."""
         return self.lm_head
 
+    @checked
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the head."""
         self.lm_head = new_embeddings
@@ -143,6 +146,9 @@ class CausalModel(PaddedModel):
         num_items_in_batch: "int | Tensor | None",
     ) -> dict[str, Any]:
         """Embeddings (B, T, D) → the fields of an output."""
+        labels = as_tensor("labels", labels, hidden.device)
+        if not isinstance(logits_to_keep, int):
+            logits_to_keep = as_tensor("logits_to_keep", logits_to_keep)
         if labels is not None and (isinstance(logits_to_keep, Tensor) or logits_to_keep):
             raise InputError("labels need the logits of every position; leave logits_to_keep at 0.")
         self._check_embeddings(hidden)
@@ -217,6 +223,8 @@ class MistralForCausalLM(CausalModel):
         items = kwargs.pop("num_items_in_batch", None)
         take_repeated(kwargs, position_ids)
         refuse_unknown("MistralForCausalLM.forward", kwargs)
+        check_flags(return_dict=return_dict)
+        input_ids, inputs_embeds = as_tensors(self.device, input_ids=input_ids, inputs_embeds=inputs_embeds)
         fields = self._run(
             self._embeddings(input_ids, inputs_embeds),
             input_ids=input_ids,

@@ -20,6 +20,7 @@ from vitrail.model.rotation import Rotation, Rotations
 from vitrail.ops import threads
 from vitrail.ops.attention import AttentionPlan
 from vitrail.ops.batch import ForwardBatch
+from vitrail.ops.inputs import as_tensors, check_flags
 from vitrail.ops.rows import rotate_pair
 
 
@@ -112,6 +113,8 @@ class MistralModel(PaddedModel):
         past_key_values = take_cache(kwargs, past_key_values)
         take_repeated(kwargs, position_ids)
         refuse_unknown("MistralModel.forward", kwargs)
+        check_flags(return_dict=return_dict)
+        input_ids, inputs_embeds = as_tensors(self.device, input_ids=input_ids, inputs_embeds=inputs_embeds)
         fields = self._last_hidden(
             self.run,
             self._embeddings(input_ids, inputs_embeds),

@@ -9,16 +9,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vitrail.arguments import short
 from vitrail.configs import LlavaConfig, Mistral3Config, VisionLanguageConfig
 from vitrail.errors import InputError
 from vitrail.kv.cache import KVCache
 from vitrail.model.decoder import MistralModel
 from vitrail.model.outputs import ImageFeatures, LlavaModelOutputWithPast, Mistral3ModelOutputWithPast
-from vitrail.model.padded import PaddedModel, refuse_unknown, replace_rows, take_cache, take_repeated
+from vitrail.model.padded import PaddedModel, refuse_unknown, take_cache, take_repeated
 from vitrail.model.projector import LlavaMultiModalProjector, Mistral3MultiModalProjector
 from vitrail.model.record import Record
 from vitrail.model.vision import PixtralVisionModel
 from vitrail.ops import threads
+from vitrail.ops.inputs import as_pixels, as_tensors, check_flags, chosen_layers, replace_rows
 
 
 class VisionLanguageParts(PaddedModel):
@@ -90,11 +92,11 @@ class VisionLanguageParts(PaddedModel):
             )
         tower, projector = self.vision_tower, self.multi_modal_projector
         chosen = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
-        layers = [chosen] if isinstance(chosen, int) else list(chosen)
         depth = self.config.vision_config.num_hidden_layers
-        for layer in layers:
-            if not -depth - 1 <= layer <= depth:
-                raise InputError(f"vision_feature_layer {layer} is outside the tower's {depth} layers.")
+        layers = chosen_layers(chosen, depth)
+        pixel_values, image_sizes = as_pixels(pixel_values, image_sizes)
+        if pixel_values is None:
+            raise InputError("encoding images needs pixel_values; got None.")
         self._check_projector_width(len(layers))
         wanted = [layer if layer >= 0 else depth + 1 + layer for layer in layers]
         grids = tower.grids(pixel_values, image_sizes)
@@ -160,6 +162,8 @@ class VisionLanguageParts(PaddedModel):
         **given: Any,
     ) -> "LlavaModelOutputWithPast | tuple[Any, ...]":
         """From ids and images to hidden states; arguments as in vlm.py."""
+        check_flags(return_dict=return_dict)
+        input_ids, inputs_embeds = as_tensors(self.device, input_ids=input_ids, inputs_embeds=inputs_embeds)
         past_key_values = take_cache(kwargs, past_key_values)
         features = take_features(kwargs, self.encode_images, **images)
         take_repeated(kwargs, given.get("position_ids"))
@@ -307,5 +311,7 @@ def take_features(
 
 def check_strategy(strategy: str | None) -> None:
     """Raise InputError for a strategy that transformers has not; both are one, since the tower has no class token."""
-    if strategy not in (None, "default", "full"):
-        raise InputError(f"vision_feature_select_strategy must be 'default' or 'full', got {strategy!r}.")
+    if strategy is not None and (not isinstance(strategy, str) or strategy not in ("default", "full")):
+        raise InputError(
+            f"vision_feature_select_strategy must be 'default' or 'full', got {short(strategy)}."
+        )

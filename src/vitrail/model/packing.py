@@ -189,7 +189,7 @@ def _open_cache(
 ) -> KVCache | None:
     if is_foreign(past):
         past = read_foreign(past)
-    if past is None or (not isinstance(past, KVCache) and len(past) == 0):
+    if past is None or (isinstance(past, Sequence) and len(past) == 0):
         return None
     if not isinstance(past, KVCache):
         pairs = past
@@ -311,6 +311,8 @@ def check_labels(labels: Tensor, shape: tuple[int, int], vocabulary: int) -> Non
     """Raise InputError or ContextError unless labels have the shape (B, T) and are ids or −100."""
     if tuple(labels.shape) != shape:
         raise InputError(f"labels have the shape {tuple(labels.shape)}, expected {shape}.")
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InputError(f"labels must be integers, got {labels.dtype}.")
     asked = labels[labels != IGNORED]
     if len(asked) and not (int(asked.min()) >= 0 and int(asked.max()) < vocabulary):
         raise ContextError(
@@ -327,7 +329,7 @@ def next_token_loss(
         logits: (B, T, V). labels: (B, T), −100 where nothing is asked. kept: bool (B, T), no padding.
         items: what the sum is divided by, in place of the number of labels (a trainer's num_items_in_batch).
     """
-    targets = labels[:, 1:].to(logits.device).masked_fill(~kept[:, :-1], IGNORED)
+    targets = labels[:, 1:].to(logits.device, torch.long).masked_fill(~kept[:, :-1], IGNORED)
     how = "mean" if items is None else "sum"
     rows = logits[:, :-1].float().flatten(0, 1)
     loss = F.cross_entropy(rows, targets.flatten(), ignore_index=IGNORED, reduction=how)

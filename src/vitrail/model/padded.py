@@ -15,6 +15,7 @@ from vitrail.kv.cache import KVCache
 from vitrail.model.packing import Packed, joined, pack
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.model.record import Record
+from vitrail.ops.inputs import as_tensors, check_flags
 
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
@@ -41,6 +42,14 @@ class PaddedModel(PreTrainedModel):
         cache_position: Tensor | None,
     ) -> tuple[Packed, Record]:
         """How the embeddings (B, T, D) of one call are packed, and what is recorded of it."""
+        check_flags(use_cache=use_cache, output_attentions=output_attentions)
+        check_flags(output_hidden_states=output_hidden_states)
+        attention_mask, position_ids, cache_position = as_tensors(
+            hidden.device,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache_position=cache_position,
+        )
         packed = pack(
             hidden.shape[0],
             hidden.shape[1],
@@ -99,7 +108,8 @@ class PaddedModel(PreTrainedModel):
         """(B, T, D) of ids (B, T), or as given; exactly one of the two."""
         if input_ids is not None and inputs_embeds is None:
             self._check_ids(input_ids)
-            rows: Tensor = self.get_input_embeddings()(input_ids)
+            wide = input_ids if input_ids.dtype in (torch.int64, torch.int32) else input_ids.long()
+            rows: Tensor = self.get_input_embeddings()(wide)
             return rows
         if inputs_embeds is not None and input_ids is None:
             return inputs_embeds
@@ -110,7 +120,7 @@ class PaddedModel(PreTrainedModel):
             raise InputError(
                 f"input_ids must have the shape (batch, positions), got {tuple(input_ids.shape)}."
             )
-        if input_ids.is_floating_point():
+        if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
             raise InputError(f"input_ids must be integers, got {input_ids.dtype}.")
         table: Any = self.get_input_embeddings()
         vocabulary = int(table.weight.shape[0])
@@ -135,17 +145,6 @@ def refuse_unknown(name: str, kwargs: dict[str, Any]) -> None:
     """Raise UnsupportedError for arguments that nobody reads; None says nothing, and PEFT passes it for some tasks."""
     if unknown := [key for key, value in kwargs.items() if value is not None]:
         raise UnsupportedError(f"{name} does not know the argument {', '.join(sorted(unknown))}.")
-
-
-def replace_rows(rows: Tensor, where: Tensor, features: Tensor) -> Tensor:
-    """`rows` (…, D) with the rows at `where` (…) replaced by `features` (n, D), in order."""
-    wanted = int(where.sum())
-    if wanted != len(features):
-        raise InputError(
-            f"the prompt has {wanted} image tokens, the pictures have {len(features)} features; process text and "
-            "pictures together, with the processor of this checkpoint."
-        )
-    return rows.masked_scatter(where[..., None], features.to(device=rows.device, dtype=rows.dtype))
 
 
 def take_repeated(kwargs: dict[str, Any], position_ids: Tensor | None) -> None:

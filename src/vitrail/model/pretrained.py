@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitrail.arguments import checked
 from vitrail.configs import PretrainedConfig
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.model.adapted import AdapterMethods
@@ -89,6 +90,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
     # --- files --------------------------------------------------------------------------------------------
 
     @classmethod
+    @checked
     def from_pretrained(
         cls: type[Self],
         pretrained_model_name_or_path: "str | os.PathLike[str]",
@@ -141,6 +143,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
         )
         return load_pretrained(cls, pretrained_model_name_or_path, config=config, hub=hub, options=kwargs)
 
+    @checked
     def save_pretrained(
         self,
         save_directory: "str | Path",
@@ -195,6 +198,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
         """The table of input embeddings."""
         raise NotImplementedError
 
+    @checked
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the table of input embeddings."""
         raise UnsupportedError(f"{type(self).__name__} has no input embeddings that could be replaced.")
@@ -203,6 +207,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
         """The head, or None."""
         return None
 
+    @checked
     def resize_token_embeddings(
         self,
         new_num_tokens: int | None = None,
@@ -251,6 +256,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
                 return parameter.dtype
         return torch.float32
 
+    @checked
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Number of parameters; a tied head counts once."""
         left_out = set()
@@ -265,6 +271,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
 
     # --- training -----------------------------------------------------------------------------------------
 
+    @checked
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: "dict[str, Any] | None" = None
     ) -> None:

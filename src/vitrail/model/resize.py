@@ -10,14 +10,19 @@ from vitrail.model.layers import Embedding, Linear
 from vitrail.model.protocol import Pretrained
 from vitrail.quant.replace import Quantized
 
+MOST_ROWS = 2**24  # ids of the largest vocabulary of the field, many times
+
 
 def resize_token_embeddings(
     model: Pretrained, new_num_tokens: int | None, pad_to_multiple_of: int | None, mean_resizing: bool
 ) -> nn.Module:
     """Give embeddings and head `new_num_tokens` rows, rounded up to a multiple; see PreTrainedModel."""
     table = cast(nn.Embedding, model.get_input_embeddings())
-    rows = table.num_embeddings if new_num_tokens is None else new_num_tokens
+    if not isinstance(table, nn.Embedding):
+        raise UnsupportedError(f"{type(model).__name__} has no table of token embeddings to resize.")
+    rows = table.num_embeddings if new_num_tokens is None else int(new_num_tokens)
     if pad_to_multiple_of is not None:
+        pad_to_multiple_of = int(pad_to_multiple_of)
         if pad_to_multiple_of < 1:
             raise InputError(f"pad_to_multiple_of must be positive, got {pad_to_multiple_of}.")
         rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
@@ -33,6 +38,8 @@ def resize_token_embeddings(
     text = model.config.get_text_config()
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is table.weight
+    if rows > MOST_ROWS:
+        raise InputError(f"new_num_tokens must be at most {MOST_ROWS:,}, got {rows:,}.")
     larger = Embedding(rows, table.embedding_dim).to(device=table.weight.device, dtype=table.weight.dtype)
     _fill(larger.weight, table.weight, text.initializer_range, mean_resizing)
     larger.weight.requires_grad_(table.weight.requires_grad)

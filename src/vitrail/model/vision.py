@@ -22,6 +22,7 @@ from vitrail.model.record import Record
 from vitrail.ops import rope, threads
 from vitrail.ops.attention import AttentionPlan
 from vitrail.ops.backend import AttentionMetadata
+from vitrail.ops.inputs import as_pixels, check_flags
 from vitrail.ops.linear import linear
 from vitrail.ops.rows import rotate_pair
 from vitrail.ops.segments import Segments
@@ -130,6 +131,11 @@ class PixtralVisionModel(PreTrainedModel):
         if args:
             raise UnsupportedError("PixtralVisionModel.forward does not know further arguments.")
         refuse_unknown("PixtralVisionModel.forward", kwargs)
+        check_flags(output_attentions=output_attentions, return_dict=return_dict)
+        check_flags(output_hidden_states=output_hidden_states)
+        pixel_values, image_sizes = as_pixels(pixel_values, image_sizes)
+        if pixel_values is None:
+            raise InputError("the vision tower needs pixel_values; got None.")
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         weights = self.config.output_attentions if output_attentions is None else output_attentions
         grids = self.grids(pixel_values, image_sizes)

@@ -28,6 +28,7 @@ from vitrail.model.outputs import (
 from vitrail.model.padded import refuse_unknown, take_cache, take_repeated
 from vitrail.model.projector import LlavaMultiModalProjector, Mistral3MultiModalProjector
 from vitrail.model.vision import PixtralVisionModel
+from vitrail.ops.inputs import as_tensors, check_flags
 
 
 class VisionLanguageModel(CausalModel):
@@ -140,6 +141,8 @@ class VisionLanguageModel(CausalModel):
         Raises:
             InputError: arguments that do not fit each other. ContextError: too many positions, an unknown id.
         """
+        check_flags(return_dict=return_dict)
+        input_ids, inputs_embeds = as_tensors(self.device, input_ids=input_ids, inputs_embeds=inputs_embeds)
         items = kwargs.pop("num_items_in_batch", None)
         past_key_values = take_cache(kwargs, past_key_values)
         features = take_features(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vitrail.arguments import checked
 from vitrail.configs.fields import LIMITS, shown
 from vitrail.configs.params import config_dict_of
 from vitrail.errors import CheckpointError
@@ -82,6 +83,7 @@ def picture_settings(folder: str | os.PathLike[str], format: str | None = None) 
     }
 
 
+@checked
 def processor_parts(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
     """The arguments of `PixtralProcessor` for a tokenizer of mistral-common alone. Raises CheckpointError."""
     from vitrail.images.processor import PixtralImageProcessor

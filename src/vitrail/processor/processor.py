@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrail.arguments import check, checked
 from vitrail.configs.fields import check_cell, check_field
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
@@ -38,6 +39,7 @@ _DECIDED = frozenset(
 _GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
 
 
+@checked
 class PixtralProcessor:
     """A tokenizer and an image processor as one, for Pixtral and Mistral 3 checkpoints.
 
@@ -122,9 +124,9 @@ class PixtralProcessor:
     def __call__(
         self,
         images: Any = None,
-        text: str | RenderedPrompt | Sequence[str | RenderedPrompt] | None = None,
-        audio: None = None,
-        videos: None = None,
+        text: Any = None,
+        audio: Any = None,
+        videos: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Texts and their pictures → input_ids, attention_mask (B, T), pixel_values (N, 3, H, W), image_sizes (N, 2).
@@ -304,6 +306,7 @@ class PixtralProcessor:
         """Keywords of a call → the tokenizer's, the image processor's, and return_tensors."""
         flat = {name: value for name, value in given.items() if name not in _GROUPS}
         for group in _GROUPS:
+            check("PixtralProcessor", group, given.get(group), Mapping[str, Any] | None)
             for name, value in (given.get(group) or {}).items():
                 if name in flat:
                     raise InputError(f"{name} is given twice: in {group} and beside it")

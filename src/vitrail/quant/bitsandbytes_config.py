@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 
 import torch
 
+from vitrail.arguments import checked_except, short
 from vitrail.errors import ConfigError, UnsupportedError
+from vitrail.files.json import json_text, shown_json
 from vitrail.files.writing import write_text
 
 _STORAGE = ("float16", "float32", "int8", "uint8", "float64", "bfloat16")
@@ -20,6 +21,7 @@ _COMPUTE = ("float16", "bfloat16", "float32", "float64")
 _ECHOES = ("quant_method", "_load_in_8bit", "_load_in_4bit")
 
 
+@checked_except("__init__", "from_dict")
 class BitsAndBytesConfig:
     """How to quantise while loading: 4 bits (NF4 or FP4) or 8 bits, as bitsandbytes stores them.
 
@@ -85,17 +87,17 @@ class BitsAndBytesConfig:
             "bnb_4bit_use_double_quant",
         ):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}.")
+                raise ConfigError(f"{name} must be true or false, got {short(getattr(self, name))}.")
         if self.load_in_4bit and self.load_in_8bit:
             raise ConfigError("load_in_4bit and load_in_8bit are both true; choose one.")
         if isinstance(self.llm_int8_threshold, bool) or not isinstance(self.llm_int8_threshold, (int, float)):
-            raise ConfigError(f"llm_int8_threshold must be a number, got {self.llm_int8_threshold!r}.")
+            raise ConfigError(f"llm_int8_threshold must be a number, got {short(self.llm_int8_threshold)}.")
         skip = self.llm_int8_skip_modules
         if skip is not None and not (isinstance(skip, list) and all(isinstance(name, str) for name in skip)):
-            raise ConfigError(f"llm_int8_skip_modules must be a list of names, got {skip!r}.")
+            raise ConfigError(f"llm_int8_skip_modules must be a list of names, got {short(skip)}.")
         if self.bnb_4bit_quant_type not in ("fp4", "nf4"):
             raise ConfigError(
-                f"bnb_4bit_quant_type must be 'fp4' or 'nf4', got {self.bnb_4bit_quant_type!r}."
+                f"bnb_4bit_quant_type must be 'fp4' or 'nf4', got {short(self.bnb_4bit_quant_type)}."
             )
         if self.llm_int8_has_fp16_weight:
             raise UnsupportedError(
@@ -125,6 +127,8 @@ class BitsAndBytesConfig:
 
         With `return_unused_kwargs` the pair (config, other keywords) is returned.
         """
+        if not isinstance(config_dict, Mapping):
+            raise ConfigError(f"a BitsAndBytesConfig is made of a dict, got {type(config_dict).__name__}.")
         config = cls(**copy.deepcopy(dict(config_dict)))
         unused = config.update(**kwargs)
         if return_unused_kwargs:
@@ -156,7 +160,7 @@ class BitsAndBytesConfig:
     def to_json_string(self, use_diff: bool = True) -> str:
         """Indented JSON with sorted keys: the difference from the defaults, or everything."""
         values = self.to_diff_dict() if use_diff else self.to_dict()
-        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+        return json_text(values, "the BitsAndBytesConfig")
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Write every key to a JSON file."""
@@ -172,7 +176,7 @@ class BitsAndBytesConfig:
     __hash__ = None  # type: ignore[assignment]  # mutable: equality is by content
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {json.dumps(self.to_dict(), indent=2, sort_keys=True)}\n"
+        return f"{type(self).__name__} {shown_json(self.to_dict())}"
 
 
 def _dtype(
@@ -182,6 +186,6 @@ def _dtype(
         return default
     word = str(value).removeprefix("torch.") if isinstance(value, (str, torch.dtype)) else None
     if word not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {short(value)}.")
     dtype: torch.dtype = getattr(torch, word)
     return dtype

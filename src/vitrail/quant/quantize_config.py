@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vitrail.arguments import checked_except
 from vitrail.errors import CheckpointError, ConfigError
 
 METHOD = "vitrail"
@@ -16,6 +17,7 @@ PARTS = ("q8", "q4", "bf16")  # what head, embeddings and tower may be; for embe
 _LONGEST = 1000  # patterns, and letters of one
 
 
+@checked_except("__init__", "from_dict")
 class QuantizeConfig:
     """How to quantise in Vitrail's own formats, while loading or with `vitrail quantize`.
 
@@ -64,6 +66,8 @@ class QuantizeConfig:
 
         CheckpointError for a layout that this version does not know, ConfigError for an unknown key or value.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a QuantizeConfig is made of a dict, got {type(values).__name__}.")
         given = dict(values)
         given.pop("quant_method", None)
         version = given.pop("version", None)

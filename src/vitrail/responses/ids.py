@@ -9,6 +9,8 @@ from vitrail.errors import InputError
 
 def to_list(value: Any) -> Any:
     """Tensors and arrays, also inside lists, as plain lists of numbers."""
+    if getattr(value, "is_meta", False) or getattr(value, "is_sparse", False):
+        raise InputError("ids in a tensor must have values; this one is sparse or on the meta device")
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, (list, tuple)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from vitrail.arguments import check_methods, checked
 from vitrail.errors import InputError
 from vitrail.responses.control_names import control_names
 from vitrail.responses.events import (
@@ -30,6 +31,7 @@ OTHER_TURNS = ("<s>", "[INST]", "[SYSTEM_PROMPT]", "[AVAILABLE_TOOLS]", "[TOOL_R
 _NAMES = (CALLS, CALL_ID, ARGS, END_CALLS, THINK, END_THINK, "</s>", *OTHER_TURNS)
 
 
+@checked
 class ResponseParser:
     """Takes the ids of one answer as they come and gives out pieces; `response` is the whole so far.
 
@@ -49,6 +51,7 @@ class ResponseParser:
         if ids not in ("model", "fresh"):
             raise InputError(f'ids is "model" or "fresh"; got {ids!r}')
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer) if _is_processor(tokenizer) else tokenizer
+        check_methods("tokenizer", tokenizer, "decode", "convert_ids_to_tokens")
         self._controls = control_names(tokenizer, _NAMES)
         self._end = tokenizer.eos_token_id
         self._pad = tokenizer.pad_token_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vitrail.arguments import check, checked
 from vitrail.errors import InputError
 from vitrail.images.batch_feature import BatchFeature, check_tensor_type
 from vitrail.prompts.builtin import Encoder, Format
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _CHAT_OPTIONS = ("add_generation_prompt", "continue_final_message", "tools", "documents")
 
 
+@checked
 class BaseTokenizer:
     """The methods that do not depend on how a text is encoded."""
 
@@ -138,9 +140,9 @@ class BaseTokenizer:
     ) -> list[str]:
         """The texts of several sequences of ids: a tensor (B, T), or a list of what `decode` takes."""
         refuse_unknown("batch_decode", kwargs)
-        return [
-            self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in to_list(sequences)
-        ]
+        rows = to_list(sequences)
+        check("batch_decode", "sequences", rows, list)
+        return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in rows]
 
     def pad(
         self,

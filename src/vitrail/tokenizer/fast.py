@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from vitrail.arguments import check_methods, checked
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
@@ -39,6 +40,7 @@ from vitrail.tokenizer.special_tokens import NAMES, read_additional, read_named,
 from vitrail.tokenizer.vocabulary import Vocabulary, clean_up
 
 
+@checked
 class FastTokenizer(Vocabulary, BaseTokenizer):
     """A tokenizer.json with the methods of transformers' fast tokenizers.
 
@@ -49,6 +51,7 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
 
     def __init__(self, tokenizer_object: Any, chat_template: Any = None, **config: Any) -> None:
         """`tokenizer_object`: a `tokenizers.Tokenizer`; `config`: the entries of a tokenizer_config.json."""
+        check_methods("tokenizer_object", tokenizer_object, "encode_batch", "no_padding")
         self._tokenizer = tokenizer_object
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -191,7 +194,9 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         _refuse({}, kwargs)
         try:
             with no_panic("these ids cannot be decoded"):
-                text: str = self._tokenizer.decode(to_ids(token_ids), skip_special_tokens=skip_special_tokens)
+                text: str = self._tokenizer.decode(
+                    to_ids(token_ids), skip_special_tokens=bool(skip_special_tokens)
+                )
         except OverflowError as error:
             raise InputError(f"ids must be below 2**32: {error}") from error
         clean = clean_up_tokenization_spaces

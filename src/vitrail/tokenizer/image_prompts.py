@@ -48,6 +48,7 @@ class ImagePromptEncoder:
         prompts = [self.tokenizer.read_prompt(text, self.tokens[0]) for text in texts]
         if images is None and any(prompt.sources for prompt in prompts):
             images = [prompt.sources for prompt in prompts]
+        images = _without_none(images, len(prompts))
         vision = self.prepare(images, image_options or {}) if _holds_images(images) else BatchFeature()
         if not prompts:
             return vision
@@ -114,6 +115,17 @@ class ImagePromptEncoder:
         if nested and len(images) > 1 and [len(row) for row in images] != counts:
             rows = [len(row) for row in images]
             raise InputError(f"the texts have {counts} {name}, but their lists hold {rows} pictures")
+
+
+def _without_none(images: Any, prompts: int) -> Any:
+    """Images with a list for each prompt where one of them is None, which stands for a text without images."""
+    if not isinstance(images, (list, tuple)) or all(row is not None for row in images):
+        return images
+    if len(images) != prompts:
+        raise InputError(
+            f"images holds None, which stands for a text without pictures; it has {len(images)} entries for {prompts} texts."
+        )
+    return [[] if row is None else row if isinstance(row, (list, tuple)) else [row] for row in images]
 
 
 def _holds_images(images: Any) -> bool:

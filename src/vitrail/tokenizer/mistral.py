@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from vitrail.arguments import checked
 from vitrail.errors import CheckpointError, InputError, PromptError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
@@ -38,6 +39,7 @@ _NEEDLESS = ("add_generation_prompt", "format", "reasoning_effort")
 _SENTENCEPIECE = re.compile(r".*\.model(\.v\d+(m\d+)?)?")
 
 
+@checked
 class MistralCommonTokenizer(MistralRows):
     """Mistral's own tokenizers and chat formats, with the methods of transformers' class of this name.
 

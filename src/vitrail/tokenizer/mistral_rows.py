@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitrail.arguments import checked
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.tokenizer.base import BaseTokenizer, refuse_unknown
@@ -13,6 +14,7 @@ from vitrail.tokenizer.padding import pad_rows
 _STRATEGIES = ("longest_first", "do_not_truncate")
 
 
+@checked
 class MistralRows(MistralVocabulary, BaseTokenizer):
     """The methods of transformers' class that take ids already made."""
 

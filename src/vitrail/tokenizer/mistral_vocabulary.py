@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from vitrail.arguments import checked
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.responses.ids import to_ids
 
 
+@checked
 class MistralVocabulary:
     """The vocabulary of `tokenizer`, a mistral-common MistralTokenizer, and its special tokens."""
 

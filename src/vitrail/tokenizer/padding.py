@@ -28,6 +28,9 @@ _TRUNCATIONS: dict[Any, bool] = {True: True, "longest_first": True, "only_first"
 _TRUNCATIONS |= {False: False, None: False, "do_not_truncate": False}
 
 
+LONGEST_ROW = 2**26  # ids; a context is a thousand times shorter
+
+
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """How long rows of ids may and must be: `pad` says to what they are padded, `limit` where they are cut."""
@@ -99,6 +102,8 @@ def pad_rows(
         target = plan.length
     if plan.multiple:
         target = -(-target // plan.multiple) * plan.multiple
+    if target > LONGEST_ROW:
+        raise InputError(f"rows would be padded to {int(target):,} ids; at most {LONGEST_ROW:,} are made")
     for name, value in pads.items():
         for row in rows.get(name, ()):
             filler = [value] * (target - len(row))

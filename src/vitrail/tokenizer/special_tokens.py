@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import CheckpointError
@@ -105,9 +106,11 @@ def token_text(value: Any, name: str) -> str:
     """The text of a token that is given as text, as JSON object or as `AddedToken`. Raises CheckpointError."""
     text = value.get("content") if isinstance(value, Mapping) else getattr(value, "content", value)
     if not isinstance(text, str):
-        raise CheckpointError(f"{name} must be a text or an object with 'content'; got {value!r}")
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise CheckpointError(f"{name} must be valid Unicode; got {text!r}")
+        raise CheckpointError(f"{name} must be a text or an object with 'content'; got {value!r:.100}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{name} holds half of a character, {text!a:.100}; correct the text") from None
     return text
 
 
@@ -131,7 +134,11 @@ def setting(config: Mapping[str, Any], name: str, kinds: tuple[type, ...], defau
     value = config.get(name)
     if value is None:
         return default
-    if not isinstance(value, kinds) or isinstance(value, bool):
+    if (
+        not isinstance(value, kinds)
+        or isinstance(value, bool)
+        or (isinstance(value, float) and not isfinite(value))
+    ):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise CheckpointError(f"tokenizer_config.json: {name} must be {wanted}; got {value!r}")
     return value
@@ -149,6 +156,6 @@ def read_additional(config: Mapping[str, Any]) -> list[str]:
     )
     if isinstance(listed, Mapping):
         listed = listed.values()
-    elif isinstance(listed, str) or not isinstance(listed, Iterable):
-        raise CheckpointError(f"additional_special_tokens must be a list of tokens; got {listed!r}")
+    if isinstance(listed, (str, bytes)) or not isinstance(listed, Collection):
+        raise CheckpointError(f"additional_special_tokens must be a list of tokens; got {listed!r:.100}")
     return [token_text(token, "additional_special_tokens") for token in listed]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vitrail.arguments import check, checked
 from vitrail.errors import InputError
 from vitrail.responses.ids import to_ids
 from vitrail.tokenizer.safety import no_panic
-from vitrail.tokenizer.special_tokens import NAMES, SpecialTokens, added_token, read_additional
+from vitrail.tokenizer.special_tokens import NAMES, SpecialTokens, added_token, read_additional, token_text
 
 _CLEANUPS = (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're")
 
 
+@checked
 class Vocabulary(SpecialTokens):
     """The vocabulary of a `tokenizers.Tokenizer`, with the methods that transformers' fast tokenizers have."""
 
@@ -21,17 +23,23 @@ class Vocabulary(SpecialTokens):
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """Id of a token, or ids of several; the unknown token's for one that is not in the vocabulary."""
         if isinstance(tokens, str):
+            if not tokens.isascii():
+                token_text(tokens, "a token")
             found = self._tokenizer.token_to_id(tokens)
             unknown = self.named_tokens.get("unk_token")
             return self._tokenizer.token_to_id(unknown) if found is None and unknown is not None else found
+        check("convert_tokens_to_ids", "tokens", tokens, str | list[str])
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """Token of an id, or tokens of several."""
         if isinstance(ids, int):
-            return self._tokenizer.id_to_token(ids)
+            (index,) = to_ids(ids)
+            return self._tokenizer.id_to_token(index) if index < 2**32 else None
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        return [self._tokenizer.id_to_token(item) for item in to_ids(ids) if item not in skipped]
+        return [
+            self._tokenizer.id_to_token(item) for item in to_ids(ids) if item not in skipped and item < 2**32
+        ]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text that a list of tokens stands for."""
@@ -78,12 +86,15 @@ class Vocabulary(SpecialTokens):
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """How many ids `add_special_tokens` adds."""
-        return int(self._tokenizer.num_special_tokens_to_add(pair))
+        return int(self._tokenizer.num_special_tokens_to_add(bool(pair)))
 
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         """Add tokens to the vocabulary; returns how many were new. The model's embeddings have to grow with it."""
         listed = new_tokens if isinstance(new_tokens, (list, tuple)) else [new_tokens]
-        tokens = [t if isinstance(t, str) else added_token(t, special=special_tokens) for t in listed]
+        tokens = [
+            token_text(t, "a token") if isinstance(t, str) else added_token(t, special=special_tokens)
+            for t in listed
+        ]
         add = self._tokenizer.add_special_tokens if special_tokens else self._tokenizer.add_tokens
         added = int(add(tokens))
         self._vocabulary_changed()

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 
 from vitrail.adapters.config import LoraConfig
+from vitrail.arguments import checked
 from vitrail.auto import AutoConfig
 from vitrail.errors import InputError
 from vitrail.files.writing import refuse_blocked, writing
@@ -50,6 +51,7 @@ class Reading:
         return [f"{one.records.name}: {fault}" for one in sets for fault in one.faults]
 
 
+@checked
 @dataclass(frozen=True)
 class Job:
     """What is trained on what.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from vitrail.arguments import checked, short
 from vitrail.errors import InputError
 from vitrail.train.lr_schedule import Kind
 
@@ -14,6 +15,7 @@ Chosen = Literal["adamw", "muon"]
 Precision = Literal["float32", "bf16"]
 
 
+@checked
 @dataclass(frozen=True)
 class Settings:
     """How a model is trained.
@@ -84,7 +86,7 @@ class Settings:
     def _check(self, name: str, kind: Any, good: bool, wanted: str) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, kind) or not good:
-            raise InputError(f"{name} must be {wanted}, got {value!r}.")
+            raise InputError(f"{name} must be {wanted}, got {short(value)}.")
 
     def as_dict(self) -> dict[str, Any]:
         """The settings, for a file."""

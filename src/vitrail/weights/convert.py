@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vitrail.arguments import checked
 from vitrail.configs import PretrainedConfig, read_config
 from vitrail.configs.params_writer import params_from_config, params_text
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
@@ -55,6 +56,7 @@ class _Job:
     heads: Heads
 
 
+@checked
 def convert(
     source: str | os.PathLike[str], out: str | os.PathLike[str], to: str, *, progress: Progress | None = None
 ) -> Converted:
@@ -70,6 +72,8 @@ def convert(
     cannot be written, UnsupportedError for what the other format does not hold (quantised weights).
     """
     target = Path(out)
+    if not target.name:
+        raise InputError(f"{str(out)!r} names no folder to write into.")
     check_new(target)
     job = _prepare(source, to)
     size = sum(entry.nbytes for file in job.checkpoint.files.values() for entry in file.entries.values())

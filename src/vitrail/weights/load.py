@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitrail.arguments import short
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.ops import memory
 from vitrail.quant.config import BitsAndBytesConfig, Quantization, read_quantization
@@ -122,7 +123,7 @@ def resolve_dtype(
     value = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(value, torch.dtype) or value not in FLOATS:
         names = ", ".join(str(known).removeprefix("torch.") for known in FLOATS)
-        raise InputError(f"dtype must be 'auto' or one of {names}, got {dtype!r}.")
+        raise InputError(f"dtype must be 'auto' or one of {names}, got {short(dtype)}.")
     return value
 
 

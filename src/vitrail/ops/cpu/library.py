@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from vitrail.arguments import checked
 from vitrail.errors import ConfigError
 
 ENVIRONMENT = "VITRAIL_KERNELS"
@@ -162,6 +163,7 @@ def status() -> Status:
     return Status(used, "", compiler, others, torch.get_num_threads())
 
 
+@checked
 @contextmanager
 def using(isa: str) -> Iterator[None]:
     """Within the block kernels are those of `isa`, or none for "off": for tests and benchmarks, not for threads.

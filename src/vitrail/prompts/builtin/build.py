@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from vitrail.arguments import checked
 from vitrail.errors import PromptError
 from vitrail.prompts.builtin.built_prompt import BuiltPrompt
 from vitrail.prompts.builtin.card import write_card
@@ -19,6 +20,7 @@ from vitrail.prompts.builtin.versions import FORMATS, find_format
 from vitrail.prompts.builtin.writing import write_sections
 
 
+@checked
 def build_prompt(
     conversation: Any,
     format: str | Format,

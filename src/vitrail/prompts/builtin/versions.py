@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vitrail.arguments import short
 from vitrail.errors import PromptError
 from vitrail.prompts.builtin.description import Efforts, Format
 
@@ -90,6 +91,6 @@ def find_format(name: str | Format) -> Format:
     """The format of a name. Raises PromptError that lists the names."""
     if isinstance(name, Format):
         return name
-    if name not in FORMATS:
-        raise PromptError(f"format is one of {', '.join(FORMATS)}; got {name!r}")
+    if not isinstance(name, str) or name not in FORMATS:
+        raise PromptError(f"format is one of {', '.join(FORMATS)}; got {short(name)}")
     return FORMATS[name]

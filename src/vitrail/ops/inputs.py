@@ -1,0 +1,126 @@
+"""Inputs of models as callers pass them (tensors, numpy arrays, lists), as tensors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.arguments import shown
+from vitrail.errors import InputError
+
+PICTURES = (
+    "pixel_values must be a tensor (pictures, channels, height, width) or a list of pictures of 3 dimensions"
+)
+
+
+def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Any:
+    """A list or numpy array as a tensor on `device`; None and tensors as they are.
+
+    Raises:
+        InputError: anything else, rows of different lengths, or numbers that no model computes with.
+    """
+    if value is not None and not isinstance(value, Tensor):
+        if isinstance(value, (str, bytes)) or not (
+            hasattr(value, "__array__") or isinstance(value, (list, tuple))
+        ):
+            raise InputError(f"{name} must be a tensor, an array or lists of numbers; got {shown(value)}.")
+        try:
+            value = torch.stack(list(value)) if _holds_tensors(value) else torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{name} cannot become a tensor ({reason}); give rows of one length.") from None
+        value = value if device is None else value.to(device)
+    if value is not None and value.is_meta and device is not None and device.type != "meta":
+        raise InputError(f"{name} is on the meta device and holds no values; the model is on {device}.")
+    if value is not None and (value.is_complex() or value.layout != torch.strided or value.is_nested):
+        raise InputError(
+            f"{name} must be a plain tensor of real numbers, got {value.dtype} as {value.layout}."
+        )
+    return value
+
+
+def as_tensors(device: torch.device, **values: Any) -> list[Any]:
+    """Several inputs by their names, each as `as_tensor` gives it."""
+    return [as_tensor(name, value, device) for name, value in values.items()]
+
+
+def check_flags(**flags: Any) -> None:
+    """Raise InputError unless each is None, True or False (or 1 or 0)."""
+    for name, value in flags.items():
+        if value is not None and not isinstance(value, (bool, int)):
+            raise InputError(f"{name} must be True, False or None; got {shown(value)}.")
+
+
+def as_pixels(pixel_values: Any, image_sizes: Any) -> tuple[Any, Any]:
+    """(N, C, H, W) of a batch, or of pictures in lists nested as old processors nest them; and the sizes.
+
+    Pictures of different sizes are padded at the right and the bottom, which is what image_sizes says then.
+    """
+    if image_sizes is not None:
+        image_sizes = as_tensor("image_sizes", image_sizes, torch.device("cpu"))
+        if image_sizes.is_floating_point() or image_sizes.dtype == torch.bool:
+            raise InputError(f"image_sizes must be integers, got {image_sizes.dtype}.")
+    if pixel_values is None or isinstance(pixel_values, Tensor):
+        return as_tensor("pixel_values", pixel_values), image_sizes
+    if hasattr(pixel_values, "__array__") and getattr(pixel_values, "ndim", 0) == 4:
+        return as_tensor("pixel_values", pixel_values), image_sizes
+    pictures = _pictures(pixel_values)
+    if any(picture.dim() != 3 or picture.shape[0] != pictures[0].shape[0] for picture in pictures):
+        raise InputError(f"{PICTURES}; got {[tuple(picture.shape) for picture in pictures]!s:.200}.")
+    if not pictures:
+        raise InputError("pixel_values holds no picture; leave it out for text alone.")
+    sizes = [tuple(picture.shape[1:]) for picture in pictures]
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    batch = pictures[0].new_zeros(len(pictures), pictures[0].shape[0], height, width)
+    for place, picture in zip(batch, pictures, strict=True):
+        place[:, : picture.shape[1], : picture.shape[2]] = picture
+    return batch, torch.tensor(sizes) if image_sizes is None and len(set(sizes)) > 1 else image_sizes
+
+
+def _pictures(value: Any, depth: int = 0) -> list[Tensor]:
+    """The pictures in nested lists, in order; None stands for a row of text alone."""
+    if value is None:
+        return []
+    if hasattr(value, "__array__") or (isinstance(value, (list, tuple)) and _depth(value) == 3):
+        found = as_tensor("pixel_values", value)
+        return list(found) if found.dim() == 4 else [found]
+    if not isinstance(value, (list, tuple)) or depth > 4:
+        raise InputError(f"{PICTURES}; got {shown(value)}.")
+    return [picture for part in value for picture in _pictures(part, depth + 1)]
+
+
+def _depth(value: Any) -> int:
+    """How deeply numbers are nested in lists; 0 where the innermost thing is no number."""
+    depth = 0
+    while isinstance(value, (list, tuple)) and value and depth < 8:
+        value, depth = value[0], depth + 1
+    return depth if isinstance(value, (int, float)) else 0
+
+
+def _holds_tensors(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple)) and bool(value) and all(isinstance(part, Tensor) for part in value)
+    )
+
+
+def replace_rows(rows: Tensor, where: Tensor, features: Tensor) -> Tensor:
+    """`rows` (…, D) with the rows at `where` (…) replaced by `features` (n, D), in order."""
+    wanted = int(where.sum())
+    if wanted != len(features):
+        raise InputError(
+            f"the prompt has {wanted} image tokens, the pictures have {len(features)} features; process text and "
+            "pictures together, with the processor of this checkpoint."
+        )
+    return rows.masked_scatter(where[..., None], features.to(device=rows.device, dtype=rows.dtype))
+
+
+def chosen_layers(layer: Any, depth: int) -> Sequence[int]:
+    """`vision_feature_layer` as a list, each within a tower of `depth` blocks. Raises InputError otherwise."""
+    layers = [layer] if isinstance(layer, int) else list(layer) if isinstance(layer, (list, tuple)) else []
+    if not layers or any(not isinstance(one, int) or isinstance(one, bool) for one in layers):
+        raise InputError(f"vision_feature_layer must be an integer or a list of them; got {shown(layer)}.")
+    for one in layers:
+        if not -depth - 1 <= one <= depth:
+            raise InputError(f"vision_feature_layer {one} is outside the tower's {depth} layers.")
+    return layers
