@@ -155,9 +155,9 @@ def measure(library: str, folder: str) -> None:
         ]
         options["config"] = transformers.Mistral3Config.from_dict(configuration(layers, "mistral"))
     model, load = watched(lambda: kind.from_pretrained(folder, **options))
-    rows = [[10, 10, 12, 10, 10, 13]]  # a picture of 56 × 56 pixels: two rows of two tokens
+    rows = [[10, 10, 12, 10, 10, 13]]  # an image of 56 × 56 pixels: two rows of two tokens
     ids = torch.tensor([[1, 3, *rows[0], 1500, 2500, 3500, 4]])
-    pictures = {
+    images = {
         "pixel_values": torch.zeros(1, 3, 56, 56, dtype=torch.bfloat16),
         "image_sizes": torch.tensor([[56, 56]]),
     }
@@ -165,7 +165,7 @@ def measure(library: str, folder: str) -> None:
         lambda: model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            **pictures,
+            **images,
             max_new_tokens=4,
             min_new_tokens=4,
             do_sample=False,

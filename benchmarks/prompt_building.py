@@ -1,8 +1,8 @@
 """Building one long prompt, Vitrail beside mistral-common: python benchmarks/prompt_building.py [ROUNDS].
 
-100 messages with 20 pictures, and without any. Both are timed in turn, round by round, with the same tokenizer file and
-the pictures already as data URLs or sizes. mistral-common's call cannot leave the pictures' pixels out; it is timed once
-with 1×1 pictures, where they cost next to nothing, and once with pictures of 320×240. Vitrail writes the same [IMG] grids.
+100 messages with 20 images, and without any. Both are timed in turn, round by round, with the same tokenizer file and
+the images already as data URLs or sizes. mistral-common's call cannot leave the images' pixels out; it is timed once
+with 1×1 images, where they cost next to nothing, and once with images of 320×240. Vitrail writes the same [IMG] grids.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from vitrail.prompts.builtin import build_prompt, encode_prompt
 from vitrail.prompts.builtin.sizes import lay_out
 from vitrail.tokenizer.mistral import MistralCommonTokenizer
 
-MESSAGES, PICTURES = 100, 20
-TEXT = "Describe the picture, please: what does the sign say, and which colour is the house behind it? "
+MESSAGES, IMAGES = 100, 20
+TEXT = "Describe the image, please: what does the sign say, and which colour is the house behind it? "
 
 
 def main(rounds: int) -> None:
     file = files("mistral_common") / "data" / "mistral_instruct_tokenizer_241114.model.v7m1"
     tokenizer = MistralCommonTokenizer(str(file))
-    for pictures, width, height in ((0, 1, 1), (PICTURES, 1, 1), (PICTURES, 320, 240)):
-        shown = {"pictures": pictures, "size": f"{width}x{height}"}
-        print(json.dumps({**shown, **compare(tokenizer, pictures, width, height, rounds)}))
+    for images, width, height in ((0, 1, 1), (IMAGES, 1, 1), (IMAGES, 320, 240)):
+        shown = {"images": images, "size": f"{width}x{height}"}
+        print(json.dumps({**shown, **compare(tokenizer, images, width, height, rounds)}))
 
 
 def compare(
-    tokenizer: MistralCommonTokenizer, pictures: int, width: int, height: int, rounds: int
+    tokenizer: MistralCommonTokenizer, images: int, width: int, height: int, rounds: int
 ) -> dict[str, float]:
     """Median milliseconds of both calls, and the median of the rounds' ratios."""
-    ours_of = conversation(f"size:{width}x{height}", pictures)
-    theirs_of = conversation(data_url(width, height), pictures)
+    ours_of = conversation(f"size:{width}x{height}", images)
+    theirs_of = conversation(data_url(width, height), images)
     format, encoder = tokenizer.prompt_format(), tokenizer.encoder
 
     def grid(height: int, width: int) -> Any:
@@ -69,11 +69,11 @@ def compare(
     }
 
 
-def conversation(url: str, pictures: int) -> list[dict[str, Any]]:
+def conversation(url: str, images: int) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for turn in range(MESSAGES // 2):
         parts: list[dict[str, Any]] = [{"type": "text", "text": f"{turn}: {TEXT * (1 + turn % 3)}"}]
-        if turn < pictures:
+        if turn < images:
             parts.insert(0, {"type": "image_url", "image_url": {"url": url}})
         messages.append({"role": "user", "content": parts})
         messages.append({"role": "assistant", "content": f"Answer {turn}. {TEXT}"})

@@ -1,6 +1,6 @@
-"""Vitrail beside Tesseract over a folder of pictures: python benchmarks/read_tesseract.py FOLDER [ROUNDS [THREADS]].
+"""Vitrail beside Tesseract over a folder of images: python benchmarks/read_tesseract.py FOLDER [ROUNDS [THREADS]].
 
-`vitrail read FOLDER --json`, start-up included, and Tesseract twice: one process a picture (as a script over files does)
+`vitrail read FOLDER --json`, start-up included, and Tesseract twice: one process an image (as a script over files does)
 and one process for all (a list of files). Vitrail has two threads, which it makes two processes of; Tesseract has THREADS
 (2): on a machine that others use, its second one mostly waits for the first, and it is faster with 1. The runs take
 turns; what counts is the median of the rounds' ratios. CPU seconds are told beside them.
@@ -50,7 +50,7 @@ def main(folder: Path, rounds: int, threads: str) -> None:
                 command()
                 seconds[name].append(time.perf_counter() - begun)
                 work[name].append(processor_seconds() - before)
-    result: dict[str, object] = {"pictures": len(files), "rounds": rounds, "tesseract_threads": int(threads)}
+    result: dict[str, object] = {"images": len(files), "rounds": rounds, "tesseract_threads": int(threads)}
     for name, times in seconds.items():
         result[f"{name}_seconds"] = round(statistics.median(times), 2)
         result[f"{name}_cpu_seconds"] = round(statistics.median(work[name]), 2)

@@ -1,7 +1,7 @@
-"""What pictures cost: N equal ones against one, ragged ones against their sum, and the dense mask of transformers.
+"""What images cost: N equal ones against one, ragged ones against their sum, and the dense mask of transformers.
 
     OMP_NUM_THREADS=1 python benchmarks/vision_ragged.py [--width 1024] [--layers 2] [--side 512] [--rounds 3]
-    … --dense 4     also transformers' tower (needs the `test` extra) on 1 and 4 pictures
+    … --dense 4     also transformers' tower (needs the `test` extra) on 1 and 4 images
 
 Rounds are interleaved, so that a machine that slows down slows every row; the least CPU time of each is shown.
 CPU seconds and not wall seconds, since a shared machine makes the latter meaningless.
@@ -46,26 +46,26 @@ def interleaved(work: dict[str, Work], rounds: int) -> dict[str, float]:
     return least
 
 
-def pictures(sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Noise padded to the largest picture, and the sizes."""
+def images(sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Noise padded to the largest image, and the sizes."""
     table = torch.tensor(sizes)
     height, width = table.amax(0).tolist()
     return torch.randn(len(sizes), 3, height, width), table
 
 
 def tower(config: PixtralVisionConfig, sizes: list[tuple[int, int]], model: PixtralVisionModel) -> Work:
-    """One call of our tower on pictures of these sizes."""
-    pixels, table = pictures(sizes)
+    """One call of our tower on images of these sizes."""
+    pixels, table = images(sizes)
     return lambda: model(pixels, table)
 
 
 def dense(config: PixtralVisionConfig, sizes: list[tuple[int, int]]) -> Work:
-    """One call of transformers' tower (SDPA under one mask over all pictures) of the same geometry."""
+    """One call of transformers' tower (SDPA under one mask over all images) of the same geometry."""
     import transformers
 
     settings = transformers.PixtralVisionConfig(**config.to_dict())
     model = transformers.PixtralVisionModel._from_config(settings, attn_implementation="sdpa").eval()
-    pixels, table = pictures(sizes)
+    pixels, table = images(sizes)
     return lambda: model(pixels, table)
 
 

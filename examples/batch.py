@@ -1,4 +1,4 @@
-"""Several pictures of different sizes in one batch; each row is what it would be alone."""
+"""Several images of different sizes in one batch; each row is what it would be alone."""
 
 from vitrail import AutoModelForImageTextToText, AutoProcessor, embedded_path, load_image
 
@@ -6,15 +6,15 @@ processor = AutoProcessor.from_pretrained(embedded_path())
 model = AutoModelForImageTextToText.from_pretrained(embedded_path(), dtype="float32")
 
 sign = load_image("examples/sign.png")
-pictures = [sign, sign.resize((sign.width * 3 // 4, sign.height * 3 // 4))]
+images = [sign, sign.resize((sign.width * 3 // 4, sign.height * 3 // 4))]
 conversations = [
     [
         {
             "role": "user",
-            "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What does it say?"}],
+            "content": [{"type": "image", "image": image}, {"type": "text", "text": "What does it say?"}],
         }
     ]
-    for picture in pictures
+    for image in images
 ]
 inputs = processor.apply_chat_template(
     conversations,

@@ -1,8 +1,8 @@
 """The dialogue that the Pixtral Large card describes: python examples/card_dialogue.py [FOLDER].
 
-A tool draws a picture, the picture comes back in the tool's result, and the conversation goes on about it. FOLDER is a
+A tool draws an image, the image comes back in the tool's result, and the conversation goes on about it. FOLDER is a
 checkpoint with a v7m1 tokenizer; its model then answers. Without FOLDER the answers are written down here, and a tiny
-model with random weights shows that the picture is still seen at the end: another picture gives other predictions.
+model with random weights shows that the image is still seen at the end: another image gives other predictions.
 """
 
 import sys
@@ -26,7 +26,7 @@ TOOLS = [
         "type": "function",
         "function": {
             "name": "draw",
-            "description": "Draws a circle and returns the picture.",
+            "description": "Draws a circle and returns the image.",
             "parameters": {
                 "type": "object",
                 "properties": {"colour": {"type": "string"}},
@@ -38,9 +38,9 @@ TOOLS = [
 
 
 def draw(colour):
-    picture = Image.new("RGB", (96, 64), "white")
-    ImageDraw.Draw(picture).ellipse((32, 16, 64, 48), fill=colour)
-    return picture
+    image = Image.new("RGB", (96, 64), "white")
+    ImageDraw.Draw(image).ellipse((32, 16, 64, 48), fill=colour)
+    return image
 
 
 def dialogue(colour):
@@ -101,8 +101,8 @@ def main(folder=None):
     processor, model = load(folder)
     inputs = prepare(processor, "red").to(model.device, dtype=model.dtype)
     ids = inputs["input_ids"][0]
-    pictures = int((ids == processor.image_end_token_id).sum())
-    print(f"{len(ids)} ids after fifteen questions, {pictures} picture among them")
+    images = int((ids == processor.image_end_token_id).sum())
+    print(f"{len(ids)} ids after fifteen questions, {images} image among them")
     if folder is not None:
         answer = model.generate(**inputs, max_new_tokens=100)
         print(processor.decode(answer[0, len(ids) :], skip_special_tokens=True))
@@ -113,7 +113,7 @@ def main(folder=None):
             model(**batch).logits[0, -1]
             for batch in (inputs, {**inputs, "pixel_values": other["pixel_values"]})
         )
-    print(f"another picture in its place changes the next prediction by up to {(red - blue).abs().max():.1e}")
+    print(f"another image in its place changes the next prediction by up to {(red - blue).abs().max():.1e}")
 
 
 if __name__ == "__main__":

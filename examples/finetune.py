@@ -1,6 +1,6 @@
 """Teach the embedded reader seven-segment meters with LoRA: python examples/finetune.py [--out DIR] [--steps N].
 
-It draws its own pictures, trains for about ten minutes on two cores, and says how many unseen meters the reader gets
+It draws its own images, trains for about ten minutes on two cores, and says how many unseen meters the reader gets
 right before and after. DIR then holds an adapter: model.load_adapter(DIR).
 """
 
@@ -67,7 +67,7 @@ def reading(chance: random.Random) -> str:
 
 
 def write_talks(folder: Path, count: int, chance: random.Random) -> Path:
-    """`count` pictures and a file with a conversation about each on a line."""
+    """`count` images and a file with a conversation about each on a line."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "meters.jsonl").open("w", encoding="utf-8") as file:
         for number in range(count):
@@ -99,12 +99,12 @@ def right(model: AutoModelForImageTextToText, processor: AutoProcessor, count: i
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--out", type=Path, default=Path("meters"))
-parser.add_argument("--pictures", type=int, default=2000)
+parser.add_argument("--images", type=int, default=2000)
 parser.add_argument("--steps", type=int, default=400)
 parser.add_argument("--tests", type=int, default=100)
 options = parser.parse_args()
 
-data = write_talks(options.out / "pictures", options.pictures, random.Random(0))
+data = write_talks(options.out / "images", options.images, random.Random(0))
 job = TrainingJob(
     data,
     str(embedded_path()),

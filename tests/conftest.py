@@ -106,9 +106,9 @@ def tiny_ministral3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[..., Image.Image]:
-    """picture(height, width, seed=0, mode="RGB") → a PIL picture that is always the same."""
-    return tiny.picture
+def image() -> Callable[..., Image.Image]:
+    """image(height, width, seed=0, mode="RGB") → a PIL image that is always the same."""
+    return tiny.image
 
 
 @pytest.fixture

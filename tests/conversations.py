@@ -8,7 +8,7 @@ import string
 from typing import Any
 
 WORDS = (
-    *("the picture", "What's shown here?", "it's", "row 3.14", "e-mail@example.org", "x=y", "GPU", "no,"),
+    *("the image", "What's shown here?", "it's", "row 3.14", "e-mail@example.org", "x=y", "GPU", "no,"),
     *("Décrivez cette image,", "s'il vous plaît", "naïve façade", "Größe und Übersicht", "straße", "Ärger"),
     *("¿Qué hay aquí, señor?", "mañana", "Perché l'immagine è così?", "però", "Não há ninguém;", "descrição"),
     *(
@@ -105,12 +105,12 @@ Conversation = dict[str, Any]
 
 
 class Writer:
-    """Writes conversations for one version: where it takes pictures and thinking, and how its ids look."""
+    """Writes conversations for one version: where it takes images and thinking, and how its ids look."""
 
     def __init__(self, version: str, seed: int) -> None:
         self.version = version
         self.random = random.Random(f"{version} {seed}")
-        self.pictures = version not in ("v1", "v2", "v3", "v7")
+        self.images = version not in ("v1", "v2", "v3", "v7")
         self.thinks = version in ("v13", "v15")
         self.free_ids = version in ("v1", "v2", "v13", "v15")
 
@@ -187,16 +187,16 @@ class Writer:
         return [self._part(role) for _ in range(self._number(5))]
 
     def _part(self, role: str) -> dict[str, Any]:
-        shows = self.pictures and (role == "user" or (role == "tool" and self.version == "v15"))
+        shows = self.images and (role == "user" or (role == "tool" and self.version == "v15"))
         thinks = self.thinks and (role == "assistant" or (role == "system" and self.version == "v13"))
         if shows and self._maybe(0.45):
-            return self._picture()
+            return self._image()
         if thinks and self._maybe(0.3):
             part: dict[str, Any] = {"type": "thinking", "thinking": self.text()}
             return part | ({"closed": self._maybe(0.5)} if self._maybe(0.5) else {})
         return {"type": "text", "text": self.text()}
 
-    def _picture(self) -> dict[str, Any]:
+    def _image(self) -> dict[str, Any]:
         sides = (self.random.randint(1, 90), self.random.randint(1, 90))
         width, height = self.random.choice(
             ((2048, 33), (33, 2048), (3080, 57)) if self._maybe(0.02) else (sides,)
@@ -268,7 +268,7 @@ class Writer:
         elif spoiled == 3:
             message["content"] = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]
         elif spoiled == 4:
-            message["content"] = [{"type": "text", "text": "a"}, self._picture()]
+            message["content"] = [{"type": "text", "text": "a"}, self._image()]
         elif spoiled == 5:
             messages.insert(at, dict(message))
         elif spoiled == 6:

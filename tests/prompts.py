@@ -22,7 +22,7 @@ RECORDED = Path(__file__).parent / "golden" / "data" / "prompts"
 SENTENCEPIECE = ("v1", "v2", "v3", "v7", "v7m1")
 TEKKEN = ("v3-tekken", "v7-tekken", "v11", "v13", "v15")
 VERSIONS = (*SENTENCEPIECE, *TEKKEN)
-TAKE_PICTURES = ("v7m1", *TEKKEN)
+TAKE_IMAGES = ("v7m1", *TEKKEN)
 Record = dict[str, Any]
 
 
@@ -75,8 +75,8 @@ def tokenizer_folder(version: str) -> Path:
 
 
 def grid_of(version: str, height: int, width: int) -> Grid:
-    """The grid that mistral-common gives a picture of this size."""
-    config = tokenizer(version).picture_config
+    """The grid that mistral-common gives an image of this size."""
+    config = tokenizer(version).image_config
     return image_grid(
         height,
         width,
@@ -90,7 +90,7 @@ def grid_of(version: str, height: int, width: int) -> Grid:
 def build(
     record: Record, version: str, format: Format | None = None, mode: str = "test"
 ) -> tuple[BuiltPrompt, list[Grid]]:
-    """A record's prompt in Vitrail's builder, with its pictures' grids."""
+    """A record's prompt in Vitrail's builder, with its images' grids."""
     prompt = build_prompt(
         record["messages"],
         tokenizer(version).prompt_format() if format is None else format,
@@ -102,16 +102,16 @@ def build(
     return lay_out(prompt, functools.partial(grid_of, version), placeholders=True)
 
 
-def with_pictures(messages: Any) -> Any:
-    """Messages with pictures of one colour in the place of `size:WxH`."""
+def with_images(messages: Any) -> Any:
+    """Messages with images of one colour in the place of `size:WxH`."""
     if isinstance(messages, list):
-        return [with_pictures(item) for item in messages]
+        return [with_images(item) for item in messages]
     if isinstance(messages, dict):
         url = messages.get("image_url")
         if isinstance(url, dict) and str(url.get("url", "")).startswith("size:"):
             width, height = map(int, url["url"][5:].split("x"))
             return {"type": "image", "image": Image.new("RGB", (width, height), (200, 120, 40))}
-        return {key: with_pictures(value) for key, value in messages.items()}
+        return {key: with_images(value) for key, value in messages.items()}
     return messages
 
 

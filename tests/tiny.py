@@ -1,4 +1,4 @@
-"""Tiny random checkpoints and pictures for the tests, always the same; written with our own saving code.
+"""Tiny random checkpoints and images for the tests, always the same; written with our own saving code.
 
 A checkpoint takes its tokenizer, chat template and processor settings from tests/golden/data, in the layout
 of transformers 4.57 (preprocessor_config.json beside processor_config.json), so that both libraries load it.
@@ -20,8 +20,8 @@ DATA = Path(__file__).parent / "golden" / "data"
 FAMILIES = {"llava": "pixtral-0", "mistral3": "mistral3-0", "ministral3": "ministral3-0"}
 
 
-def picture(height: int, width: int, *, seed: int = 0, mode: str = "RGB") -> Image.Image:
-    """A picture (height, width) of soft noise: smooth enough to survive resizing, never flat."""
+def image(height: int, width: int, *, seed: int = 0, mode: str = "RGB") -> Image.Image:
+    """An image (height, width) of soft noise: smooth enough to survive resizing, never flat."""
     generator = np.random.default_rng(seed * 1_000_003 + height * 1_009 + width)
     coarse = generator.integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), dtype=np.uint8)
     return Image.fromarray(coarse, "RGB").resize((width, height), Image.Resampling.BICUBIC).convert(mode)
@@ -83,11 +83,11 @@ def write_inputs(folder: Path, family: str = "llava") -> None:
     tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
     tokenizer["model_input_names"] = ["input_ids", "attention_mask"]  # as published files say; 4.57 adds one
     processor = json.loads((source / "processor_config.json").read_text("utf-8"))
-    pictures = processor.pop("image_processor") | {"processor_class": "PixtralProcessor"}
+    images = processor.pop("image_processor") | {"processor_class": "PixtralProcessor"}
     for name, data in (
         ("tokenizer_config.json", tokenizer),
         ("processor_config.json", processor),
-        ("preprocessor_config.json", pictures),
+        ("preprocessor_config.json", images),
     ):
         (folder / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 

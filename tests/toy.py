@@ -53,11 +53,11 @@ class ToyModel:
     def encode_images(self, pixel_values: Tensor, image_sizes: Any = None) -> list[Tensor]:
         """One feature per two columns of the first pixel row."""
         if self.image_token_id is None:
-            raise InputError("a text-only model cannot read pictures")
+            raise InputError("a text-only model cannot read images")
         self.encoded += len(pixel_values)
         found = []
-        for picture, (_, width) in zip(pixel_values.double(), image_sizes.tolist(), strict=True):
-            columns = picture[0, 0, :width:2]
+        for image, (_, width) in zip(pixel_values.double(), image_sizes.tolist(), strict=True):
+            columns = image[0, 0, :width:2]
             found.append(torch.sin(columns[:, None] * torch.arange(1, WIDTH + 1)))
         return found
 

@@ -19,7 +19,7 @@ from vitrail.tokenizer.fast import FastTokenizer
 IMAGE = 10
 IDS = torch.arange(30, 36)[None]
 CHAT = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
-PICTURE = tiny.picture(28, 42)
+PICTURE = tiny.image(28, 42)
 
 
 class Odd:

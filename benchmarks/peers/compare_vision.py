@@ -1,6 +1,6 @@
-"""Vitrail's vision tower beside transformers': one picture and several, the same geometry, random weights.
+"""Vitrail's vision tower beside transformers': one image and several, the same geometry, random weights.
 
-    python benchmarks/peers/compare_vision.py [--format bf16] [--layers 2] [--side 1024] [--pictures 1,4]
+    python benchmarks/peers/compare_vision.py [--format bf16] [--layers 2] [--side 1024] [--images 1,4]
 
 Layers are the tower's. The projector is part of neither side.
 """
@@ -23,14 +23,14 @@ from vitrail.model.cost import tower_cost
 
 
 class Tower:
-    """Our tower on noise of so many pictures."""
+    """Our tower on noise of so many images."""
 
-    def __init__(self, model: Any, pictures: int, side: int) -> None:
+    def __init__(self, model: Any, images: int, side: int) -> None:
         vision = model.config.vision_config
         patches = side // vision.patch_size
-        self.cost = tower_cost(model, [(patches, patches)] * pictures)
+        self.cost = tower_cost(model, [(patches, patches)] * images)
         self._tower = model.vision_tower
-        self._pixels = torch.randn(pictures, 3, side, side).to(model.dtype)
+        self._pixels = torch.randn(images, 3, side, side).to(model.dtype)
 
     @torch.inference_mode()
     def __call__(self) -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--format", choices=("bf16", "f32"), default="bf16")
     parser.add_argument("--side", type=int, default=1024)
-    parser.add_argument("--pictures", default="1")
+    parser.add_argument("--images", default="1")
     given = parser.parse_args()
     set_threads(given.threads)
     params = params_of(given.geometry, 1)
@@ -54,13 +54,13 @@ def main() -> None:
     patches = (given.side // model.config.vision_config.patch_size) ** 2
     limit = MatrixRate(tower_shapes(model, patches), clock)
     sides = {}
-    for count in numbers(given.pictures):
+    for count in numbers(given.images):
         work = Tower(model, count, given.side)
         sides[str(count)] = Timed(work)
         compared(
             f"tower, {count} of {given.side}², {given.format}",
             sides[str(count)],
-            lambda count=count: peer.ask("encode", pictures=count, side=given.side)["seconds"],  # type: ignore[misc]
+            lambda count=count: peer.ask("encode", images=count, side=given.side)["seconds"],  # type: ignore[misc]
             given.turns,
             work=work.cost.flop,
             limits={"PyTorch's products": limit.rate},
@@ -73,8 +73,8 @@ def main() -> None:
         for name in list(sides)[1:]:
             factor = ratio(found, name, first)
             each = factor["median"] * int(first) / int(name)
-            print(f"{name} pictures cost {factor['median']:.2f} × {first}: {each:.2f} each")
-            keep(given.out, {"what": f"{name} pictures against {first}", "seconds": factor})
+            print(f"{name} images cost {factor['median']:.2f} × {first}: {each:.2f} each")
+            keep(given.out, {"what": f"{name} images against {first}", "seconds": factor})
 
 
 if __name__ == "__main__":

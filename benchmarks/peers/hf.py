@@ -124,10 +124,10 @@ class Tower:
         self.model = model
 
     @torch.inference_mode()
-    def encode(self, pictures: int, side: int) -> dict[str, float]:
-        """Seconds for so many pictures of side × side pixels."""
-        pixels = torch.randn(pictures, 3, side, side).to(self.model.dtype)
-        sizes = [(side, side)] * pictures
+    def encode(self, images: int, side: int) -> dict[str, float]:
+        """Seconds for so many images of side × side pixels."""
+        pixels = torch.randn(images, 3, side, side).to(self.model.dtype)
+        sizes = [(side, side)] * images
         started = clock()
         self.model(pixels, image_sizes=sizes)
         return {"seconds": clock() - started}

@@ -21,6 +21,7 @@ MOVED = {
     "bench.work": "model.cost",
     "cli.estimate": "model.estimate",
     "cli.model_info": "describe",
+    "cli.pictures": "cli.images",
     "cli.model_parts": "model.architecture",
     "generate.cache": "kv.cache",
     "generate.context": "generate.runner",

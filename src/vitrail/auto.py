@@ -145,7 +145,7 @@ def _image_processor_type(folder: CheckpointFolder) -> str:
         return str(named).replace("FeatureExtractor", "ImageProcessor")
     raise CheckpointError(
         f"{folder} has no preprocessor_config.json, and no processor_config.json with an image_processor; "
-        "a checkpoint that reads pictures was expected."
+        "a checkpoint that reads images was expected."
     )
 
 
@@ -259,7 +259,7 @@ class AutoModelForCausalLM(_AutoModel):
         if kind not in ("mistral", "ministral3"):
             raise ConfigError(
                 f"{cls.__name__} loads mistral and ministral3; this checkpoint is {kind!r}. "
-                "Models that read pictures are loaded by AutoModelForImageTextToText."
+                "Models that read images are loaded by AutoModelForImageTextToText."
             )
         return MistralForCausalLM
 

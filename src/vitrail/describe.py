@@ -18,7 +18,7 @@ from vitrail.files.safetensors import TensorSpec
 from vitrail.images.grid import Dialect, image_grid
 from vitrail.model.architecture import Part, architecture
 from vitrail.model.cost import kv_bytes, prefill_cost, vision_cost
-from vitrail.processor.load import picture_settings
+from vitrail.processor.load import image_settings
 from vitrail.quant.config import Quantization, read_quantization
 from vitrail.quant.formats import FORMATS
 from vitrail.quant.policy import to_pack
@@ -71,7 +71,7 @@ class ModelInfo:
     cache: dict[str, int]  # precision → bytes per 1,000 positions
     positions: int
     question: dict[str, int]  # a text of QUESTION ids with an image where the model reads them: ids, flop
-    pictures: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def describe(folder: str | os.PathLike[str], name: str, format: str | None = Non
         weights=weights,
         tokenizer=_tokenizer(folder),
         **_model(config, network, headers, plan, stored),
-        **_images(network, picture_settings(folder) if config.has_vision else {}),
+        **_image_costs(network, image_settings(folder) if config.has_vision else {}),
     )
 
 
@@ -137,7 +137,7 @@ def describe_config(config: PretrainedConfig, name: str) -> ModelInfo:
         formats=[],
         weights=weights,
         **_model(config, network, headers, plan, None),
-        **_images(network, settings),
+        **_image_costs(network, settings),
     )
 
 
@@ -159,7 +159,7 @@ def _model(
     }
 
 
-def _images(network: Any, settings: dict[str, Any]) -> dict[str, Any]:
+def _image_costs(network: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """What images of common sizes cost, and a question with one: the work until its answer begins."""
     ids, flop = QUESTION, 0
     if settings:
@@ -168,7 +168,7 @@ def _images(network: Any, settings: dict[str, Any]) -> dict[str, Any]:
         flop = vision_cost(network, [(grid.height // side, grid.width // side)]).flop
         ids += grid.tokens
     question = {"ids": ids, "flop": flop + prefill_cost(network, ids).flop}
-    return {"pictures": _pictures(settings) if settings else {}, "question": question}
+    return {"images": _image_sizes(settings) if settings else {}, "question": question}
 
 
 def _names(folder: CheckpointFolder) -> list[str]:
@@ -317,7 +317,7 @@ def _cache(text: MistralConfig) -> dict[str, int]:
     return {name: 1000 * kv_bytes(text, dtype) for name, dtype in names.items()}
 
 
-def _pictures(settings: dict[str, Any]) -> dict[str, Any]:
+def _image_sizes(settings: dict[str, Any]) -> dict[str, Any]:
     dialects: tuple[Dialect, ...] = ("hf", "mistral")
     used: Dialect = settings["dialect"]
     rows = []

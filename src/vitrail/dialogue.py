@@ -12,14 +12,14 @@ from typing import Any
 
 from vitrail.arguments import check, check_methods, checked_except
 from vitrail.errors import InputError, PromptError
-from vitrail.generate.reuse import Continuation, PromptMemory, PromptPicture
+from vitrail.generate.reuse import Continuation, PromptImage, PromptMemory
 from vitrail.images.request import image_request
 from vitrail.ops.in_use import alone
-from vitrail.processor.prepared import PreparedPicture, lay_out
+from vitrail.processor.prepared import PreparedImage, lay_out
 from vitrail.processor.processor import PixtralProcessor
 from vitrail.prompts.messages import ImagePart, Message, Part, normalize
 from vitrail.responses.events import Piece
-from vitrail.responses.reply import PromptSize, Reply
+from vitrail.responses.reply import PromptSize, Reply, renamed
 from vitrail.responses.streamer import ResponseStream
 
 LONGEST = 512  # new tokens, where neither the caller nor generation_config.json says
@@ -29,20 +29,20 @@ Raw = dict[str, Any]
 
 @dataclass(frozen=True)
 class Attachment:
-    """A file that was opened for a message before there is one. raw: its part; pictures: prepared, a PDF's pages."""
+    """A file that was opened for a message before there is one. raw: its part; images: prepared, a PDF's pages."""
 
     raw: Raw
-    pictures: tuple[ImagePart, ...]
+    images: tuple[ImagePart, ...]
 
     @property
     def tokens(self) -> int:
-        """What its pictures cost."""
-        return sum(part.source.tokens for part in self.pictures)
+        """What its images cost."""
+        return sum(part.source.tokens for part in self.images)
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A message as it was given, and as the prompt's makers read it, its pictures prepared."""
+    """A message as it was given, and as the prompt's makers read it, its images prepared."""
 
     raw: Raw
     message: Message
@@ -53,14 +53,14 @@ class Dialogue:
     """A conversation that grows turn by turn.
 
     Every prompt is built from all messages, so it is the prompt that a fresh start would have; the ids that it begins
-    with and that are in the cache, the model's own answers included, are not computed again. A picture goes through the
+    with and that are in the cache, the model's own answers included, are not computed again. An image goes through the
     image processor and the vision tower once, whatever happens to the text around it.
 
     Args:
         model: one of Vitrail's, loaded.
         processor: a PixtralProcessor, or the tokenizer of a checkpoint that reads text only.
         messages: to go on from, in any spelling; see `messages`.
-        max_image_tokens: the most that a picture may cost.
+        max_image_tokens: the most that an image may cost.
         pages: opens files in messages, `load_pages` with other limits than its own.
         prompt_options: what apply_chat_template takes to shape prompts: tools, format, chat_template, …
     """
@@ -94,9 +94,11 @@ class Dialogue:
         """Positions in the cache."""
         return self._memory.length
 
+    pictures_encoded = renamed("images_encoded")
+
     @property
-    def pictures_encoded(self) -> int:
-        """Pictures that went through the vision tower since the beginning."""
+    def images_encoded(self) -> int:
+        """Images that went through the vision tower since the beginning."""
         return self._memory.encoded
 
     @property
@@ -125,7 +127,7 @@ class Dialogue:
             self._memory.forget()
 
     def attach(self, part: Raw) -> Attachment:
-        """Open a picture or a file for a coming message, in whose content it may stand. Errors as `load`."""
+        """Open an image or a file for a coming message, in whose content it may stand. Errors as `load`."""
         (entry,) = self._read([{"role": "user", "content": [part]}])
         return Attachment(part, entry.message.images)
 
@@ -186,10 +188,10 @@ class Dialogue:
     def _answer(
         self, entries: list[_Entry], began: float, calls: "_Callbacks", options: dict[str, Any]
     ) -> Reply:
-        ids, pictures = lay_out(self.processor, [entry.message for entry in entries], **self._options)
-        costs = tuple(picture.tokens for picture in pictures)
+        ids, images = lay_out(self.processor, [entry.message for entry in entries], **self._options)
+        costs = tuple(image.tokens for image in images)
         if calls.on_prompt is not None:
-            calls.on_prompt(PromptSize(len(ids), costs, tuple(picture.size for picture in pictures)))
+            calls.on_prompt(PromptSize(len(ids), costs, tuple(image.size for image in images)))
         if "streamer" in options:
             raise InputError("ask() takes no streamer=; on_event= is called with each piece of the answer.")
         stream = ResponseStream(self.processor, calls.on_event)
@@ -197,7 +199,7 @@ class Dialogue:
         if (stop := calls.stop) is not None:
             options["stopping_criteria"] = lambda *_: stop()
         options["max_new_tokens"] = self._longest(len(ids), options.get("max_new_tokens"))
-        shown = [PromptPicture(p.key, p.image_tokens, p.pixels) for p in pictures]
+        shown = [PromptImage(p.key, p.image_tokens, p.pixels) for p in images]
         found = self._memory.go_on(ids, shown, streamer=stream, progress=calls.progress, **options)
         done = time.perf_counter()
         response = stream.response
@@ -206,8 +208,8 @@ class Dialogue:
             prompt_tokens=len(ids),
             reused=found.reused,
             computed=found.computed,
-            picture_tokens=costs,
-            pictures_encoded=found.encoded,
+            image_tokens=costs,
+            images_encoded=found.encoded,
             completion_tokens=len(found.ids),
             stopped_by=_stopped_by(found),
             seconds={
@@ -232,7 +234,7 @@ class Dialogue:
 
     @image_request()
     def _read(self, messages: Sequence[Raw]) -> list[_Entry]:
-        """Messages with their pictures opened and prepared."""
+        """Messages with their images opened and prepared."""
         if not isinstance(messages, Sequence) or not all(
             isinstance(message, Mapping) for message in messages
         ):
@@ -252,22 +254,22 @@ class Dialogue:
     def _prepare(self, part: Part) -> Part:
         if not isinstance(part, ImagePart):
             return part
-        if isinstance(part.source, PreparedPicture):
+        if isinstance(part.source, PreparedImage):
             return part
         if not isinstance(self.processor, PixtralProcessor):
-            raise PromptError("this checkpoint reads text only; it cannot be shown pictures")
+            raise PromptError("this checkpoint reads text only; it cannot be shown images")
         if part.source is None:
-            raise PromptError("a picture has no source; a conversation's pictures stand in its messages")
-        return ImagePart(PreparedPicture(self.processor, part.source, self._image_options), part.extra)
+            raise PromptError("an image has no source; a conversation's images stand in its messages")
+        return ImagePart(PreparedImage(self.processor, part.source, self._image_options), part.extra)
 
 
 def _spread(content: Any) -> Any:
-    """A message's content with the pictures of its attachments in their place."""
+    """A message's content with the images of its attachments in their place."""
     if not isinstance(content, (list, tuple)):
         return content
     parts: list[Any] = []
     for part in content:
-        parts.extend(part.pictures if isinstance(part, Attachment) else [part])
+        parts.extend(part.images if isinstance(part, Attachment) else [part])
     return parts
 
 

@@ -1,9 +1,9 @@
 """The tree of errors that a person can meet. No logic lives here.
 
 VitrailError
-├── InputError            a question, picture, message or argument that cannot be used
+├── InputError            a question, image, message or argument that cannot be used
 │   ├── ArgumentError     an argument that a call does not have, lacks, or that is of the wrong kind
-│   ├── ImageError        a picture that cannot be opened, is too large, too small or damaged
+│   ├── ImageError        an image that cannot be opened, is too large, too small or damaged
 │   ├── PromptError       messages or templates that cannot become a prompt
 │   └── ContextError      more positions than the model has, or an id beyond the vocabulary
 ├── ConfigError           a configuration with a missing, ill-typed or unknown value
@@ -20,7 +20,7 @@ class VitrailError(Exception):
 
 
 class InputError(VitrailError, ValueError):
-    """A question, picture, message or argument that cannot be used."""
+    """A question, image, message or argument that cannot be used."""
 
 
 class ArgumentError(InputError, TypeError):
@@ -28,7 +28,7 @@ class ArgumentError(InputError, TypeError):
 
 
 class ImageError(InputError):
-    """A picture that cannot be opened, is too large, too small or damaged."""
+    """An image that cannot be opened, is too large, too small or damaged."""
 
 
 class PromptError(InputError):

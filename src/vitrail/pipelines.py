@@ -65,7 +65,7 @@ def pipeline(
     pipeline_class: Any = None,
     **kwargs: Any,
 ) -> "ImageTextToTextPipeline":
-    """A callable from messages and pictures to text.
+    """A callable from messages and images to text.
 
     `model` is a folder, a hub name or a loaded model; `processor` (folder, name or object) defaults to the
     one beside the model; what `model_kwargs` say of the hub (cache_dir, local_files_only) and of the `format` counts for
@@ -149,7 +149,7 @@ def _load_processor(name: str | os.PathLike[str] | None, hub: dict[str, Any]) ->
 
 @checked
 class ImageTextToTextPipeline:
-    """Answers messages with pictures. Each question is run by itself, so none can change another's answer.
+    """Answers messages with images. Each question is run by itself, so none can change another's answer.
 
     Called with one conversation it gives a list of one record, with a list of conversations a list of such
     lists, with `images` and `text` one list with a record per text; with num_return_sequences in `generate_kwargs` as
@@ -167,7 +167,7 @@ class ImageTextToTextPipeline:
             processor = _load_processor(_source_of(model), {})
         if not hasattr(processor, "apply_chat_template") or not hasattr(processor, "image_processor"):
             raise InputError(
-                f"{TASK} needs a processor of pictures and text, got {type(processor).__name__}; "
+                f"{TASK} needs a processor of images and text, got {type(processor).__name__}; "
                 "this checkpoint may read text only."
             )
         check_methods("model", model, "generate", "to", "eval")
@@ -187,7 +187,7 @@ class ImageTextToTextPipeline:
 
     @property
     def dtype(self) -> "torch.dtype":
-        """The numbers of the model's pictures."""
+        """The numbers of the model's images."""
         found: torch.dtype = self.model.dtype
         return found
 
@@ -196,7 +196,7 @@ class ImageTextToTextPipeline:
 
         Keywords: max_new_tokens, generate_kwargs (anything generate() takes), return_full_text,
         return_tensors, continue_final_message, skip_special_tokens, clean_up_tokenization_spaces,
-        stop_sequence, timeout (seconds per picture fetched), max_image_tokens, tools. Raises InputError for
+        stop_sequence, timeout (seconds per image fetched), max_image_tokens, tools. Raises InputError for
         a keyword that it does not know.
         """
         options = {**self._defaults, **_known(kwargs)}
@@ -209,12 +209,12 @@ class ImageTextToTextPipeline:
         if _is_batch(text):
             given = [None] * len(text) if images is None else list(images)
             if len(given) != len(text):
-                raise InputError(f"{len(text)} conversations came with {len(given)} lists of pictures.")
+                raise InputError(f"{len(text)} conversations came with {len(given)} lists of images.")
             return [self._answer_chat(chat, own, options) for chat, own in zip(text, given, strict=True)]
         if isinstance(text, Mapping):
             return self._answer_prompts(text.get("images"), text.get("text"), options)
         if text is None:
-            raise InputError("the pipeline needs text beside the pictures.")
+            raise InputError("the pipeline needs text beside the images.")
         if hasattr(text, "read"):
             raise InputError("pipeline: text is a prompt or messages, not a file.")
         check("pipeline", "text", text, str | Iterable[Any])
@@ -225,7 +225,7 @@ class ImageTextToTextPipeline:
     def _answer_chat(
         self, chat: Sequence[Mapping[str, Any]], images: Any, options: dict[str, Any]
     ) -> list[Record]:
-        messages = _with_pictures(chat, images)
+        messages = _with_images(chat, images)
         continued = options.get("continue_final_message")
         if continued is None:
             continued = messages[-1]["role"] == "assistant"
@@ -249,7 +249,7 @@ class ImageTextToTextPipeline:
 
     def _answer_prompts(self, images: Any, text: Any, options: dict[str, Any]) -> list[Record]:
         if text is None:
-            raise InputError("the pipeline needs text beside the pictures.")
+            raise InputError("the pipeline needs text beside the images.")
         if options.get("tools") is not None:
             raise InputError("tools belong to messages; a prompt has its tools written in it already.")
         check("pipeline", "text", text, str | Sequence[str])
@@ -384,7 +384,7 @@ def _fetching(timeout: float | None) -> Iterator[None]:
         yield
 
 
-def _with_pictures(chat: Sequence[Mapping[str, Any]], images: Any) -> Messages:
+def _with_images(chat: Sequence[Mapping[str, Any]], images: Any) -> Messages:
     """A copy of the conversation whose parts {"type": "image"} without a source have theirs from `images`."""
     given = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
     left = iter(given)
@@ -402,7 +402,7 @@ def _with_pictures(chat: Sequence[Mapping[str, Any]], images: Any) -> Messages:
                     used += 1
         messages.append({**message, "content": content})
     if used != len(given):
-        raise InputError(f"the messages leave {used} pictures open, and {len(given)} came in images=.")
+        raise InputError(f"the messages leave {used} images open, and {len(given)} came in images=.")
     return messages
 
 

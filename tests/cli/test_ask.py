@@ -25,9 +25,9 @@ QUESTION = "What does it say?"
 
 @pytest.fixture(scope="module")
 def sign(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A picture file of 60×90 pixels (height×width)."""
-    path = tmp_path_factory.mktemp("pictures") / "sign.png"
-    tiny.picture(60, 90).save(path)
+    """An image file of 60×90 pixels (height×width)."""
+    path = tmp_path_factory.mktemp("images") / "sign.png"
+    tiny.image(60, 90).save(path)
     return str(path)
 
 
@@ -36,13 +36,13 @@ def ask(*words: str, model: Path, more: tuple[str, ...] = ()) -> int:
     return main(["ask", *words, "--model", str(model), "--max-new-tokens", "6", *more])
 
 
-def expected(model: Path, pictures: list[Any], text: str = QUESTION, **kwargs: Any) -> str:
+def expected(model: Path, images: list[Any], text: str = QUESTION, **kwargs: Any) -> str:
     """The answer through the Python API."""
     import vitrail
 
     processor = vitrail.AutoProcessor.from_pretrained(model)
     network = vitrail.AutoModelForImageTextToText.from_pretrained(model)
-    parts = [{"type": "image", "image": p} for p in pictures] + [{"type": "text", "text": text}]
+    parts = [{"type": "image", "image": p} for p in images] + [{"type": "text", "text": text}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": parts}],
         add_generation_prompt=True,
@@ -61,19 +61,19 @@ def test_the_answer_is_that_of_the_api(
     """stdout holds the text and nothing else; stderr stays empty without a terminal."""
     assert ask(sign, QUESTION, model=tiny_mistral3) == 0
     out, err = capsys.readouterr()
-    assert out == expected(tiny_mistral3, [tiny.picture(60, 90)]) + "\n"
+    assert out == expected(tiny_mistral3, [tiny.image(60, 90)]) + "\n"
     assert err == ""
 
 
-def test_several_pictures_come_in_order(
+def test_several_images_come_in_order(
     tiny_llava: Path, sign: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first picture on the line is the first one in the prompt."""
+    """The first image on the line is the first one in the prompt."""
     other = tmp_path / "other.png"
-    tiny.picture(40, 72, seed=3).save(other)
+    tiny.image(40, 72, seed=3).save(other)
     assert ask(str(other), sign, QUESTION, model=tiny_llava) == 0
-    pictures = [tiny.picture(40, 72, seed=3), tiny.picture(60, 90)]
-    assert capsys.readouterr().out == expected(tiny_llava, pictures) + "\n"
+    images = [tiny.image(40, 72, seed=3), tiny.image(60, 90)]
+    assert capsys.readouterr().out == expected(tiny_llava, images) + "\n"
 
 
 def test_json_tells_text_tokens_and_seconds(
@@ -84,10 +84,10 @@ def test_json_tells_text_tokens_and_seconds(
     out = capsys.readouterr().out
     record = json.loads(out)
     assert out.count("\n") == 1
-    assert record["text"] == expected(tiny_mistral3, [tiny.picture(60, 90)])
+    assert record["text"] == expected(tiny_mistral3, [tiny.image(60, 90)])
     assert record["model"] == str(tiny_mistral3)
     # 60×90 at patch 7, merge 2 → 5 rows of 7 [IMG] and a break (or the end) each
-    assert record["tokens"]["pictures"] == [5 * 8]
+    assert record["tokens"]["images"] == [5 * 8]
     assert record["tokens"]["prompt"] > 40
     assert 1 <= record["tokens"]["completion"] <= 6
     assert set(record["seconds"]) == {"load", "prepare", "first_token", "generate", "total"}
@@ -95,12 +95,12 @@ def test_json_tells_text_tokens_and_seconds(
     assert record["stopped_by"] == ("length" if record["tokens"]["completion"] == 6 else "stop")
 
 
-def test_max_image_tokens_shrinks_the_picture(
+def test_max_image_tokens_shrinks_the_image(
     tiny_mistral3: Path, sign: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The budget holds, and `vitrail tokens` foretells it."""
     assert ask(sign, QUESTION, model=tiny_mistral3, more=("--json", "--max-image-tokens", "20")) == 0
-    (cost,) = json.loads(capsys.readouterr().out)["tokens"]["pictures"]
+    (cost,) = json.loads(capsys.readouterr().out)["tokens"]["images"]
     assert cost <= 20
     assert main(["tokens", sign, "--model", str(tiny_mistral3), "--max-image-tokens", "20"]) == 0
     assert int(capsys.readouterr().out.split()[0]) == cost
@@ -129,10 +129,10 @@ def test_a_system_prompt_is_put_before(
     assert counts[1] > counts[0]
 
 
-def test_a_picture_comes_through_standard_input(
+def test_an_image_comes_through_standard_input(
     tiny_mistral3: Path, monkeypatch: pytest.MonkeyPatch, sign: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """'-' is a picture of its own."""
+    """'-' is an image of its own."""
 
     class Pipe:
         buffer = BytesIO(Path(sign).read_bytes())
@@ -142,15 +142,15 @@ def test_a_picture_comes_through_standard_input(
 
     monkeypatch.setattr(sys, "stdin", Pipe())
     assert ask("-", QUESTION, model=tiny_mistral3) == 0
-    assert capsys.readouterr().out == expected(tiny_mistral3, [tiny.picture(60, 90)]) + "\n"
+    assert capsys.readouterr().out == expected(tiny_mistral3, [tiny.image(60, 90)]) + "\n"
 
 
 def test_text_alone_is_a_question_too(tiny_llava: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a checkpoint that was named; the embedded one reads pictures."""
+    """Of a checkpoint that was named; the embedded one reads images."""
     assert ask("How are you?", model=tiny_llava) == 0
     assert capsys.readouterr().out == expected(tiny_llava, [], "How are you?") + "\n"
     assert main(["ask", "How are you?"]) == 2
-    assert "needs a picture" in capsys.readouterr().err
+    assert "needs an image" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -207,7 +207,7 @@ def test_waiting_is_shown_on_a_terminal_only(tiny_llava: Path, sign: str) -> Non
     os.close(leader)
     assert process.returncode == 0
     assert b"loading" in shown
-    assert b"1 picture" in shown
+    assert b"1 image" in shown
     assert b"\x1b" not in out
 
 
@@ -317,4 +317,4 @@ def test_a_model_that_reads_text_only_answers_text(
     assert ask("How are you?", model=tmp_path, more=("--json",)) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["text"]
-    assert record["tokens"]["pictures"] == []
+    assert record["tokens"]["images"] == []

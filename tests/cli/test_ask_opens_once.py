@@ -73,7 +73,7 @@ def test_ask_any_folder_reads_every_file_once(
 ) -> None:
     fixtures = {"hf": "tiny_mistral3", "mistral": "mistral_folder"}
     folder = request.getfixturevalue(fixtures[kind]) if kind in fixtures else embedded_path()
-    tiny.picture(40, 60).save(tmp_path / "sign.png")
+    tiny.image(40, 60).save(tmp_path / "sign.png")
     words = ["ask", str(tmp_path / "sign.png"), "What does it say?", "--max-new-tokens", "2", "--json"]
     with openings(folder) as counts:
         assert main([*words, *([] if kind == "embedded" else ["--model", str(folder)])]) == 0
@@ -93,7 +93,7 @@ def test_pipeline_opens_its_folder_once(tiny_mistral3: Path) -> None:
 
 
 def test_read_opens_the_embedded_folder_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.picture(40, 60).save(tmp_path / "sign.png")
+    tiny.image(40, 60).save(tmp_path / "sign.png")
     with openings(embedded_path()) as counts:
         assert main(["read", str(tmp_path / "sign.png")]) == 0
     assert capsys.readouterr().out

@@ -64,8 +64,8 @@ def test_prefill_counts_every_product(told: Any) -> None:
     assert one["limit"] == "matrix products"
 
 
-def test_vision_measures_every_number_of_pictures(told: Any) -> None:
-    record = told("vision", "--side", "70", "--pictures", "1,2", "--format", "f32")
+def test_vision_measures_every_number_of_images(told: Any) -> None:
+    record = told("vision", "--side", "70", "--images", "1,2", "--format", "f32")
     one, two = record["measured"]
     assert "64 × 64" in one["what"]  # whole patches
     assert (one["tokens"], two["tokens"]) == (16, 32)
@@ -85,7 +85,7 @@ def test_e2e_has_every_stage(told: Any) -> None:
     assert [one["what"] for one in record["measured"]] == [
         "vision tower and projector", "prompt read", "answer, per token",
     ]  # fmt: skip
-    assert record["picture_tokens"] == 4 * 5
+    assert record["image_tokens"] == 4 * 5
     assert record["seconds_to_first_token"] > record["measured"][0]["seconds"]
 
 

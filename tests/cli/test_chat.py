@@ -31,8 +31,8 @@ Talk = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def sign(tmp_path: Path) -> str:
-    """A picture file of 60×90 pixels (height×width)."""
-    tiny.picture(60, 90).save(tmp_path / "sign.png")
+    """An image file of 60×90 pixels (height×width)."""
+    tiny.image(60, 90).save(tmp_path / "sign.png")
     return str(tmp_path / "sign.png")
 
 
@@ -64,21 +64,21 @@ def expected(model: Path, messages: list[dict[str, Any]]) -> str:
     return text
 
 
-def test_the_second_turn_about_a_picture_computes_only_its_own_tokens(
+def test_the_second_turn_about_an_image_computes_only_its_own_tokens(
     talk: Talk, sign: str, tiny_llava: Path
 ) -> None:
     """One JSON line a turn; what is reused, computed and encoded stands in it, and the answers are the API's."""
     status, out, err = talk([f"/image {sign}", "What does it say?", "And below?", "/stats"], "--json")
     first, second, stats = records(out)
     assert status == 0
-    assert "1 picture, 104 tokens" in err
+    assert "1 image, 104 tokens" in err
     costs = first["tokens"]
-    assert (costs["reused"], costs["computed"], costs["pictures"]) == (0, costs["prompt"], [104])
-    assert first["pictures_encoded"] == 1
+    assert (costs["reused"], costs["computed"], costs["images"]) == (0, costs["prompt"], [104])
+    assert first["images_encoded"] == 1
     again = second["tokens"]
     assert again["reused"] + again["computed"] == again["prompt"]
     assert again["reused"] >= costs["prompt"]
-    assert (second["pictures_encoded"], again["pictures"]) == (0, [104])
+    assert (second["images_encoded"], again["images"]) == (0, [104])
     assert set(second["seconds"]) == {"prepare", "first_token", "total"}
     assert stats["stats"]["encoded"] == 1
     assert stats["stats"]["computed"] == costs["computed"] + again["computed"]
@@ -112,7 +112,7 @@ def test_standard_output_holds_the_answers_only(talk: Talk, sign: str) -> None:
         "user: Hello.",
         "system: Be brief.",
         "1 computed",
-        "no picture waits",
+        "no image waits",
         "/image PATH",
     ):
         assert shown in err
@@ -211,7 +211,7 @@ def test_saving_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monke
         (json.dumps([{"role": "user", "content": "x"}] * 10_001), "10,001 messages; at most 10,000"),
         (
             json.dumps([{"role": "user", "content": [{"type": "image"}] * 1001}]),
-            "1,001 pictures; at most 1,000",
+            "1,001 images; at most 1,000",
         ),
         ("[" * 100_000, "nested too deeply"),
     ],
@@ -261,8 +261,8 @@ def test_a_pdf_counts_as_its_pages(talk: Talk, tmp_path: Path) -> None:
     scan.write_bytes(pdfs.pdf((36, 36, pdfs.RED), (36, 72, pdfs.BLUE)))
     _, out, _ = talk(["Read.", "And?", f"/save {path}"], str(scan), "--json")
     first, second = records(out)
-    assert (len(first["tokens"]["pictures"]), first["pictures_encoded"]) == (2, 2)
-    assert second["pictures_encoded"] == 0
+    assert (len(first["tokens"]["images"]), first["images_encoded"]) == (2, 2)
+    assert second["images_encoded"] == 0
     assert load_messages(str(path))[0]["content"][0] == {"type": "file", "path": str(scan)}
     status, _, err = talk([f"/image {scan}"], "--pdf-pages", "1")
     assert status == 2 and "has 2 pages; at most 1" in err

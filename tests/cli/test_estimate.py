@@ -183,11 +183,11 @@ def test_in_words() -> None:
     assert not Estimate(2, 0.01).noticeable
 
 
-def test_ask_tells_what_pictures_cost_and_how_long_it_will_take(
+def test_ask_tells_what_images_cost_and_how_long_it_will_take(
     tiny_mistral3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sign = tmp_path / "sign.png"
-    tiny.picture(60, 90).save(sign)
+    tiny.image(60, 90).save(sign)
     words = ["What?", "--model", str(tiny_mistral3), "--max-new-tokens", "2"]
     assert main(["ask", str(sign), *words]) == 0
     assert capsys.readouterr().err == ""
@@ -195,11 +195,11 @@ def test_ask_tells_what_pictures_cost_and_how_long_it_will_take(
     monkeypatch.setattr(module, "NOTICEABLE", 0)
     assert main(["ask", str(sign), *words]) == 0
     told = capsys.readouterr().err
-    assert told.startswith("vitrail: the picture costs 40 of ")
+    assert told.startswith("vitrail: the image costs 40 of ")
     assert "; the answer begins in about " in told
     assert told.count("\n") == 1
     assert main(["ask", str(sign), str(sign), *words]) == 0
-    assert "2 pictures cost 80 of " in capsys.readouterr().err
+    assert "2 images cost 80 of " in capsys.readouterr().err
     assert main(["ask", *words]) == 0
     assert " tokens; the answer begins" in capsys.readouterr().err
     assert main(["ask", str(sign), *words, "--json"]) == 0

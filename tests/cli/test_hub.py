@@ -18,7 +18,7 @@ NAME = "owner/tiny"
 @pytest.fixture
 def sign(tmp_path: Path) -> str:
     path = tmp_path / "sign.png"
-    tiny.picture(60, 90).save(path)
+    tiny.image(60, 90).save(path)
     return str(path)
 
 

@@ -22,7 +22,7 @@ from vitrail.images.grid import image_tokens
 
 KEYS = {
     "model", "folder", "architecture", "model_type", "format", "formats", "weights", "geometry", "parameters", "tied",
-    "memory", "free", "cache", "positions", "pictures", "tokenizer", "question", "speed",
+    "memory", "free", "cache", "positions", "images", "tokenizer", "question", "speed",
 }  # fmt: skip
 
 
@@ -106,17 +106,17 @@ def test_published_geometries_from_the_configuration_alone(name: str, told: Any,
     }.get(name, 163_840_000)  # fmt: skip
 
 
-def test_pictures_cost_what_the_processor_makes_of_them(tiny_mistral3: Path, told: Any) -> None:
+def test_images_cost_what_the_processor_makes_of_them(tiny_mistral3: Path, told: Any) -> None:
     record = told(tiny_mistral3)
-    pictures = record["pictures"]
+    images = record["images"]
     processor = vitrail.AutoProcessor.from_pretrained(tiny_mistral3)
-    assert (pictures["patch_size"], pictures["merge"], pictures["dialect"]) == (7, 2, "hf")
-    for row in pictures["sizes"]:
-        picture = tiny.picture(row["height"], row["width"])
-        inputs = processor(text="[IMG]", images=[picture], return_tensors="pt")
+    assert (images["patch_size"], images["merge"], images["dialect"]) == (7, 2, "hf")
+    for row in images["sizes"]:
+        image = tiny.image(row["height"], row["width"])
+        inputs = processor(text="[IMG]", images=[image], return_tensors="pt")
         assert inputs["input_ids"].shape[1] == row["tokens"] == row["hf"]
         assert inputs["image_sizes"].tolist() == [[row["read_height"], row["read_width"]]]
-        edge = pictures["longest_edge"]
+        edge = images["longest_edge"]
         assert row["mistral"] == image_tokens(
             row["height"], row["width"], patch_size=7, merge=2, longest_edge=edge, dialect="mistral"
         )
@@ -125,7 +125,7 @@ def test_pictures_cost_what_the_processor_makes_of_them(tiny_mistral3: Path, tol
 def test_a_folder_in_mistrals_own_format(native: Path, told: Any, shown: Any) -> None:
     record = told(native)
     assert (record["format"], record["formats"]) == ("mistral", ["mistral"])
-    assert record["pictures"]["dialect"] == "mistral"
+    assert record["images"]["dialect"] == "mistral"
     assert (
         record["parameters"]["total"]
         == vitrail.AutoModelForImageTextToText.from_pretrained(native).num_parameters()
@@ -152,7 +152,7 @@ def test_both_formats_and_both_tokenizers(native: Path, tmp_path: Path, told: An
     assert (first["format"], second["format"]) == ("hf", "mistral")
     assert first["formats"] == ["hf", "mistral"]
     assert first["parameters"] == second["parameters"]
-    assert second["pictures"]["dialect"] == "mistral"
+    assert second["images"]["dialect"] == "mistral"
     assert first["tokenizer"] == {
         "used": "tekken.json",
         "found": ["tekken.json", "tokenizer.json"],
@@ -181,7 +181,7 @@ def test_the_embedded_reader_and_the_tree(shown: Any, told: Any) -> None:
 def test_a_text_model(tmp_path: Path, told: Any, shown: Any) -> None:
     vitrail.MistralForCausalLM(tiny.config("mistral3").text_config).save_pretrained(tmp_path)
     record = told(tmp_path)
-    assert record["pictures"] == {}
+    assert record["images"] == {}
     assert record["parameters"]["vision_tower"] == 0
     assert record["geometry"].keys() == {"text"}
     text = shown(tmp_path)
@@ -235,7 +235,7 @@ def test_a_name_of_the_hub_fetches_no_weights(
     }  # fmt: skip
     assert record["model"] == "owner/tiny"
     here = told(tiny_llava)
-    for same in ("parameters", "pictures", "cache", "tokenizer", "architecture"):
+    for same in ("parameters", "images", "cache", "tokenizer", "architecture"):
         assert record[same] == here[same], same
     for form, need in record["memory"].items():  # the order of tensors in the files is not known yet
         assert need["weights"] == here["memory"][form]["weights"]
@@ -357,7 +357,7 @@ def test_info_geometry_counts_the_published_parameters_without_a_network(
     assert found["speed"]["tokens_per_second"]["q4"] == pytest.approx(
         found["speed"]["bytes_per_second"] / read, abs=1e-3
     )
-    assert found["question"]["ids"] == found["pictures"]["sizes"][2]["tokens"] + 32
+    assert found["question"]["ids"] == found["images"]["sizes"][2]["tokens"] + 32
     assert found["speed"]["question_seconds"] == pytest.approx(
         found["question"]["flop"] / found["speed"]["flop_per_second"], abs=1e-3
     )

@@ -39,9 +39,9 @@ def says(capsys: pytest.CaptureFixture[str]) -> Says:
 
 @pytest.fixture(scope="module")
 def sign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good picture."""
-    path = tmp_path_factory.mktemp("pictures") / "sign.png"
-    tiny.picture(48, 64).save(path)
+    """A good image."""
+    path = tmp_path_factory.mktemp("images") / "sign.png"
+    tiny.image(48, 64).save(path)
     return path
 
 
@@ -84,7 +84,7 @@ def png(height: int, width: int) -> bytes:
         (["ask", "sign.png", "What?", "--top-p", "1.5", "--temperature", "1"], "--top-p"),
         (["ask", "sign.png", "What?", "--seed", "3"], "--temperature"),
         (["ask", "sign.png", "What?", "--dtype", "int3"], "int3"),
-        (["tokens"], "PICTURE"),
+        (["tokens"], "IMAGE"),
         (["answer", "sign.png"], "answer"),
     ],
 )
@@ -103,11 +103,11 @@ def test_every_command_shows_examples(name: str, capsys: pytest.CaptureFixture[s
 
 
 def test_a_forgotten_question(says: Says, sign: Path) -> None:
-    """A lone picture is no question."""
+    """A lone image is no question."""
     assert "a question is missing" in says("ask", sign)
 
 
-# --- pictures ----------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------
 
 
 def test_a_missing_file(says: Says, tmp_path: Path) -> None:
@@ -116,23 +116,23 @@ def test_a_missing_file(says: Says, tmp_path: Path) -> None:
 
 
 def test_a_folder(says: Says, tmp_path: Path) -> None:
-    """A folder is no picture."""
+    """A folder is no image."""
     assert str(tmp_path) in says("ask", tmp_path, "What?")
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"just some text\n", "no picture"),
+        (b"just some text\n", "no image"),
         (b"", "empty"),
         (png(64, 64)[:20], "damaged"),
-        (png(0, 64), "no picture"),
+        (png(0, 64), "no image"),
         (png(14143, 14143), "million"),
         (png(3000, 1), "times"),
     ],
     ids=["text", "empty", "truncated", "no pixels", "200 million pixels", "1x3000"],
 )
-def test_a_file_that_is_no_usable_picture(says: Says, tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_file_that_is_no_usable_image(says: Says, tmp_path: Path, content: bytes, said: str) -> None:
     """Told before any model is loaded, from the header where that is enough."""
     path = tmp_path / "sign.png"
     path.write_bytes(content)
@@ -140,7 +140,7 @@ def test_a_file_that_is_no_usable_picture(says: Says, tmp_path: Path, content: b
     assert said in says("tokens", path)
 
 
-def test_a_picture_cut_off_in_its_pixels(says: Says, sign: Path, tmp_path: Path) -> None:
+def test_an_image_cut_off_in_its_pixels(says: Says, sign: Path, tmp_path: Path) -> None:
     """The header is good and half of the pixels are missing."""
     path = tmp_path / "cut.png"
     whole = sign.read_bytes()
@@ -175,7 +175,7 @@ def server() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("path", "said"), [("/missing", "404"), ("/large", "large")])
-def test_a_url_that_gives_no_picture(says: Says, server: str, path: str, said: str) -> None:
+def test_a_url_that_gives_no_image(says: Says, server: str, path: str, said: str) -> None:
     """What the server answered is told."""
     assert said in says("ask", server + path, "What?")
 
@@ -193,8 +193,8 @@ def test_an_empty_checkpoint(says: Says, sign: Path, tmp_path: Path) -> None:
     assert "config.json" in says("ask", sign, "What?", "--model", tmp_path)
 
 
-def test_pictures_for_a_model_that_reads_text(says: Says, sign: Path, copy: Path) -> None:
-    """A text model gets no pictures."""
+def test_images_for_a_model_that_reads_text(says: Says, sign: Path, copy: Path) -> None:
+    """A text model gets no images."""
     config = json.loads((copy / "config.json").read_text())["text_config"]
     (copy / "config.json").write_text(json.dumps(config))
     assert "reads text only" in says("ask", sign, "What?", "--model", copy)
@@ -276,7 +276,7 @@ def test_an_id_beyond_the_vocabulary(says: Says, sign: Path, tmp_path: Path) -> 
 def test_control_tokens_in_a_question_are_text(
     tiny_mistral3: Path, sign: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A person may write [IMG] or [/INST]; it counts as characters and asks for no picture."""
+    """A person may write [IMG] or [/INST]; it counts as characters and asks for no image."""
     question = "Is [IMG] or [/INST] written there?"
     assert main(["ask", str(sign), question, "--model", str(tiny_mistral3), "--max-new-tokens", "2"]) == 0
     assert capsys.readouterr().err == ""

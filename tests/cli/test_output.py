@@ -39,7 +39,7 @@ class Full(io.StringIO):
 @pytest.fixture
 def sign(tmp_path: Path) -> Path:
     """A good image."""
-    tiny.picture(48, 64).save(tmp_path / "sign.png")
+    tiny.image(48, 64).save(tmp_path / "sign.png")
     return tmp_path / "sign.png"
 
 

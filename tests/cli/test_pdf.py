@@ -1,4 +1,4 @@
-"""PDFs on the command line: pages where pictures may stand, limits as options, mistakes in one line."""
+"""PDFs on the command line: pages where images may stand, limits as options, mistakes in one line."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def two(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_each_page_is_a_picture(tiny_llava: Path, two: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_page_is_an_image(tiny_llava: Path, two: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`vitrail tokens` has a line for each page, and `vitrail ask` reads them in order."""
     assert main(["tokens", two, "--model", str(tiny_llava)]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert "150×75" in first and "75×150" in second
     costs = [int(line.split()[0]) for line in (first, second)]
     assert main(["ask", two, "Read.", "--json", "--model", str(tiny_llava), "--max-new-tokens", "2"]) == 0
-    assert json.loads(capsys.readouterr().out)["tokens"]["pictures"] == costs
+    assert json.loads(capsys.readouterr().out)["tokens"]["images"] == costs
 
 
 class _Pipe:

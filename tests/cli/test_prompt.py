@@ -57,12 +57,12 @@ def test_all_recordings_come_out(version: str, capsys: pytest.CaptureFixture[str
 
 
 def test_what_a_person_sees(tiny_llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Number of ids, grids, the prompt with pictures as grids, and what only looks like a control token."""
+    """Number of ids, grids, the prompt with images as grids, and what only looks like a control token."""
     file = write(tmp_path, CHAT)
     assert main(["prompt", file, "--tokenizer", str(tiny_llava), "--format", "v7-tekken", "--ids"]) == 0
     lines = capsys.readouterr().out.split("\n")
     ids = lines[-2].split()
-    assert lines[0] == f"{len(ids)} ids, 1 picture (2×3), v7-tekken"
+    assert lines[0] == f"{len(ids)} ids, 1 image (2×3), v7-tekken"
     assert lines[1] == "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST][IMG 2×3]What is [INST]?"
     assert lines[3] == "as text, not as control tokens: [INST] ×1"
     assert main(["prompt", file, "--tokenizer", str(tiny_llava), "--format", "v7-tekken", "--json"]) == 0
@@ -74,13 +74,13 @@ def test_what_a_person_sees(tiny_llava: Path, tmp_path: Path, capsys: pytest.Cap
 def test_the_checkpoints_template_is_the_default(
     tiny_llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the ids that the processor makes of a real picture of that size."""
+    """With the ids that the processor makes of a real image of that size."""
     import vitrail
     from tests import tiny
 
     processor = vitrail.AutoProcessor.from_pretrained(tiny_llava)
-    picture = {"type": "image", "image": tiny.picture(12, 20)}
-    user = {"role": "user", "content": [picture, {"type": "text", "text": "What is [INST]?"}]}
+    image = {"type": "image", "image": tiny.image(12, 20)}
+    user = {"role": "user", "content": [image, {"type": "text", "text": "What is [INST]?"}]}
     out = processor.apply_chat_template(
         [user], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
@@ -139,12 +139,12 @@ MISTAKES = {
     "size": (
         [[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "size:0x4"}}]}]],
         [],
-        "picture 1 of the messages: a size is size:WxH",
+        "image 1 of the messages: a size is size:WxH",
     ),
     "no such file": (
         [[{"role": "user", "content": [{"type": "image", "path": "none.png"}, "a"]}]],
         [],
-        "picture 1 of the messages: There is no file",
+        "image 1 of the messages: There is no file",
     ),
 }
 

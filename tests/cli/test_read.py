@@ -1,4 +1,4 @@
-"""`vitrail read`: text, JSON lines, folders and patterns, pictures that cannot be read; batches read as single pictures."""
+"""`vitrail read`: text, JSON lines, folders and patterns, images that cannot be read; batches read as single images."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ TEXT = "Reading Room\nSecond Floor"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two signs, one half as large, in a folder with another below it, and a file that is no picture."""
+    """Two signs, one half as large, in a folder with another below it, and a file that is no image."""
     (tmp_path / "scans" / "more").mkdir(parents=True)
     shutil.copy(SIGN, tmp_path / "scans" / "b.png")
-    with Image.open(SIGN) as picture:
-        picture.convert("RGB").save(tmp_path / "scans" / "more" / "a.JPG", quality=95)
-    (tmp_path / "scans" / "notes.txt").write_text("no picture")
+    with Image.open(SIGN) as image:
+        image.convert("RGB").save(tmp_path / "scans" / "more" / "a.JPG", quality=95)
+    (tmp_path / "scans" / "notes.txt").write_text("no image")
     return tmp_path / "scans"
 
 
-def test_one_picture_gives_its_text_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_image_gives_its_text_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["read", str(SIGN)]) == 0
     told = capsys.readouterr()
     assert told.out == TEXT + "\n"
     assert told.err == ""
 
 
-def test_several_pictures_are_named_on_every_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_images_are_named_on_every_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["read", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [f"{folder / 'b.png'}: Reading Room", f"{folder / 'b.png'}: Second Floor"]
@@ -56,12 +56,12 @@ def test_json_is_one_object_a_file(folder: Path, capsys: pytest.CaptureFixture[s
     assert records[0]["seconds"] > 0
 
 
-def test_a_broken_picture_does_not_stop_the_others(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_image_does_not_stop_the_others(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "a.png").write_bytes(SIGN.read_bytes()[:200])
     assert main(["read", str(folder / "a.png"), str(folder / "b.png")]) == 2
     told = capsys.readouterr()
     assert told.out.splitlines()[0] == f"{folder / 'b.png'}: Reading Room"
-    assert "1 of 2 pictures could not be read" in told.err
+    assert "1 of 2 images could not be read" in told.err
     assert main(["read", str(folder), "--json"]) == 2
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {Path(record["file"]).name for record in records if "error" in record} == {"a.png"}
@@ -70,7 +70,7 @@ def test_a_broken_picture_does_not_stop_the_others(folder: Path, capsys: pytest.
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("nothing*.png", "no file fits"), ("empty", "has no pictures"), ("missing.png", "missing.png")],
+    [("nothing*.png", "no file fits"), ("empty", "has no images"), ("missing.png", "missing.png")],
 )
 def test_names_that_stand_for_nothing(
     tmp_path: Path, name: str, says: str, capsys: pytest.CaptureFixture[str]
@@ -87,24 +87,24 @@ def test_a_file_that_is_named_twice_is_read_once(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_batches_of_any_size_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Image.open(SIGN) as picture:
-        sign = picture.convert("RGB")
-    pictures = [sign, sign.crop((0, 0, sign.width, sign.height // 2)), sign.resize((200, 80))]
+    with Image.open(SIGN) as image:
+        sign = image.convert("RGB")
+    images = [sign, sign.crop((0, 0, sign.width, sign.height // 2)), sign.resize((200, 80))]
     reader = BatchReader()
-    together = list(reader.read(pictures))
-    alone = [next(reader.read([picture])) for picture in pictures]
+    together = list(reader.read(images))
+    alone = [next(reader.read([image])) for image in images]
     assert [reading.text for reading in together] == [reading.text for reading in alone]
     for one, other in zip(together, alone, strict=True):
         assert one.confidence == pytest.approx(other.confidence, abs=1e-3)
     monkeypatch.setattr("vitrail.reader.reading.WINDOW", 2)
-    assert [reading.text for reading in reader.read(iter(pictures))] == [reading.text for reading in together]
+    assert [reading.text for reading in reader.read(iter(images))] == [reading.text for reading in together]
 
 
 @pytest.mark.slow
 def test_processes_read_the_same_in_the_same_order(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Image.open(SIGN) as picture:
+    with Image.open(SIGN) as image:
         for number in range(5):
-            picture.crop((0, 0, picture.width - 20 * number, picture.height)).save(folder / f"c{number}.png")
+            image.crop((0, 0, image.width - 20 * number, image.height)).save(folder / f"c{number}.png")
     (folder / "broken.png").write_bytes(SIGN.read_bytes()[:200])
     records = []
     for processes in ("1", "3"):
@@ -118,8 +118,8 @@ def test_processes_read_the_same_in_the_same_order(folder: Path, capsys: pytest.
 
 def test_pages_of_a_pdf_are_read_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pypdfium2")
-    with Image.open(SIGN) as picture:
-        sign = picture.convert("RGB")
+    with Image.open(SIGN) as image:
+        sign = image.convert("RGB")
     upper = sign.crop((0, 0, sign.width, sign.height // 2))
     sign.save(tmp_path / "signs.pdf", save_all=True, append_images=[upper], resolution=150)
     assert main(["read", str(tmp_path / "signs.pdf"), str(SIGN), "--json"]) == 0
@@ -153,14 +153,14 @@ def test_read_several_files_on_a_terminal_shows_one_bar_from_the_start(
 
 
 @pytest.mark.slow
-def test_generated_pictures_read_the_same_together_and_alone(tmp_path: Path) -> None:
+def test_generated_images_read_the_same_together_and_alone(tmp_path: Path) -> None:
     font = ImageFont.load_default(20)
     assert isinstance(font, ImageFont.FreeTypeFont)
     (tmp_path / "plain.otf").write_bytes(font.font_bytes)
     make_testset(tmp_path / "set", [tmp_path], count=20, seed=7)
-    pictures = [load_image(path) for path in sorted((tmp_path / "set").glob("*.png"))]
+    images = [load_image(path) for path in sorted((tmp_path / "set").glob("*.png"))]
     reader = BatchReader()
-    together = list(reader.read(pictures))
-    alone = [next(reader.read([picture])) for picture in pictures]
+    together = list(reader.read(images))
+    alone = [next(reader.read([image])) for image in images]
     assert [reading.text for reading in together] == [reading.text for reading in alone]
     assert max(len(reading.text) for reading in together) > 10

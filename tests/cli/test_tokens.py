@@ -25,10 +25,10 @@ def test_costs_are_those_of_the_processor(
     folder = shutil.copytree(tiny_llava, tmp_path / "model")
     file = folder / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | settings), "utf-8")
-    picture = tmp_path / "picture.png"
-    tiny.picture(57, 61).save(picture)
-    assert main(["tokens", str(picture), "--model", str(folder)]) == 0
+    image = tmp_path / "image.png"
+    tiny.image(57, 61).save(image)
+    assert main(["tokens", str(image), "--model", str(folder)]) == 0
     processor = vitrail.AutoProcessor.from_pretrained(folder)
-    ids = processor(text="[IMG]", images=str(picture))["input_ids"][0]
+    ids = processor(text="[IMG]", images=str(image))["input_ids"][0]
     cost = sum(int((ids == index).sum()) for index in processor.image_ids)
     assert int(capsys.readouterr().out.split()[0]) == cost == processor.num_image_tokens(57, 61)

@@ -24,9 +24,9 @@ from vitrail.train import metrics
 
 @pytest.fixture(scope="module")
 def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of six conversations, one of them with a picture."""
+    """A file of six conversations, one of them with an image."""
     folder = tmp_path_factory.mktemp("talks")
-    tiny.picture(16, 24).save(folder / "a.png")
+    tiny.image(16, 24).save(folder / "a.png")
     lines: list[Any] = [
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"Hello {n}."}] for n in range(5)
     ]
@@ -46,7 +46,7 @@ def test_check_counts_and_trains_nothing(
     talks: Path, tiny_llava: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(talks), "--model", str(tiny_llava), "--check"]) == 0
-    assert capsys.readouterr().out.startswith("6 conversations, 1 pictures, ")
+    assert capsys.readouterr().out.startswith("6 conversations, 1 images, ")
 
 
 def test_bad_lines_are_told_before_training_and_skipped_when_asked(

@@ -58,7 +58,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference(
         f"{MISTRAL3}.get_image_features",
         "default of image_sizes: 'required' -> None",
-        "without sizes every picture fills its room, as for Llava",
+        "without sizes every image fills its room, as for Llava",
     ),
     *(
         Difference(

@@ -32,8 +32,8 @@ ROUNDING = (
 _SINGLE, _TEXT, _BATCH, _FOUR_BITS, _FORWARD = (f"mistral3-{i}" for i in (2, 3, 4, 5, 7))
 
 
-def _picture(where: tuple[str, ...], url: str, place: str) -> Erratum:
-    return Erratum(where, f'"{url}"', place, "tests have no network: the picture is a local file")
+def _image(where: tuple[str, ...], url: str, place: str) -> Erratum:
+    return Erratum(where, f'"{url}"', place, "tests have no network: the image is a local file")
 
 
 ERRATA: tuple[Erratum, ...] = (
@@ -63,7 +63,7 @@ ERRATA: tuple[Erratum, ...] = (
         (_FOUR_BITS,),
         ".to(model.device, dtype=torch.bfloat16)",
         ".to(model.device, dtype=model.dtype)",
-        "without a dtype a 4-bit model is loaded in float16, and transformers cannot read bfloat16 pictures with it; "
+        "without a dtype a 4-bit model is loaded in float16, and transformers cannot read bfloat16 images with it; "
         "Vitrail can, and a test of its own runs the block as it stands",
         "mistake",
     ),
@@ -81,23 +81,23 @@ ERRATA: tuple[Erratum, ...] = (
         "{model}",
         "tests have no network: the model is a tiny checkpoint in a folder",
     ),
-    # --- pictures ---
-    _picture(("pixtral-1", "pixtral-2"), "https://picsum.photos/id/237/200/300", "{first}"),
-    _picture(("pixtral-1", "pixtral-2"), "https://picsum.photos/seed/picsum/200/300", "{second}"),
-    _picture(
+    # --- images ---
+    _image(("pixtral-1", "pixtral-2"), "https://picsum.photos/id/237/200/300", "{first}"),
+    _image(("pixtral-1", "pixtral-2"), "https://picsum.photos/seed/picsum/200/300", "{second}"),
+    _image(
         ("mistral3-1",),
         "https://hugging-face.cn/datasets/huggingface/documentation-images/resolve/main/bee.jpg",
         "{first}",
     ),
-    _picture((_SINGLE, _FORWARD), "http://images.cocodataset.org/val2017/000000039769.jpg", "{second}"),
-    _picture((_BATCH, _FOUR_BITS), "https://llava-vl.github.io/static/images/view.jpg", "{first}"),
-    _picture((_BATCH,), "https://www.ilankelman.org/stopsigns/australia.jpg", "{second}"),
-    _picture(
+    _image((_SINGLE, _FORWARD), "http://images.cocodataset.org/val2017/000000039769.jpg", "{second}"),
+    _image((_BATCH, _FOUR_BITS), "https://llava-vl.github.io/static/images/view.jpg", "{first}"),
+    _image((_BATCH,), "https://www.ilankelman.org/stopsigns/australia.jpg", "{second}"),
+    _image(
         (_FOUR_BITS,),
         "https://cdn.britannica.com/61/93061-050-99147DCE/Statue-of-Liberty-Island-New-York-Bay.jpg",
         "{second}",
     ),
-    _picture(
+    _image(
         (_FOUR_BITS,),
         "https://thumbs.dreamstime.com/b/golden-gate-bridge-san-francisco-purple-flowers-california-"
         "echium-candicans-36805947.jpg",
@@ -107,19 +107,19 @@ ERRATA: tuple[Erratum, ...] = (
         ("pixtral-2",),
         "requests.get(dog_url, stream=True).raw",
         "dog_url",
-        "tests have no network: the picture is a local file",
+        "tests have no network: the image is a local file",
     ),
     Erratum(
         ("pixtral-2",),
         "requests.get(mountain_url, stream=True).raw",
         "mountain_url",
-        "tests have no network: the picture is a local file",
+        "tests have no network: the image is a local file",
     ),
     Erratum(
         (_FORWARD,),
         "requests.get(url, stream=True).raw",
         "url",
-        "tests have no network: the picture is a local file",
+        "tests have no network: the image is a local file",
     ),
     # --- the machine ---
     Erratum(

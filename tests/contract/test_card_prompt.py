@@ -20,14 +20,14 @@ def printed() -> str:
 
 
 def test_the_cards_example_is_what_its_messages_give() -> None:
-    picture = {"type": "image", "image": tiny.picture(16, 16)}
+    image = {"type": "image", "image": tiny.image(16, 16)}
     results = "<tool results including images>"
     conversation = [
         {"role": "system", "content": "<system prompt>"},
-        {"role": "user", "content": [picture, {"type": "text", "text": "<user message>"}]},
+        {"role": "user", "content": [image, {"type": "text", "text": "<user message>"}]},
         {
             "role": "assistant",
-            "content": [picture, {"type": "text", "text": "<assistant response>"}],
+            "content": [image, {"type": "text", "text": "<assistant response>"}],
             "tool_calls": [CALL],
         },
         {"role": "tool", "tool_call_id": "call00001", "content": results},
@@ -43,14 +43,14 @@ def test_the_cards_example_is_what_its_messages_give() -> None:
     assert shown == printed()
 
 
-def test_pictures_everywhere_and_several_users_in_a_row() -> None:
-    """System prompts anywhere, [INST] for each of several user turns, pictures in results and answers."""
-    picture = {"type": "image", "image": tiny.picture(16, 16)}
+def test_images_everywhere_and_several_users_in_a_row() -> None:
+    """System prompts anywhere, [INST] for each of several user turns, images in results and answers."""
+    image = {"type": "image", "image": tiny.image(16, 16)}
     conversation = [
         {"role": "user", "content": "one"},
-        {"role": "user", "content": [{"type": "text", "text": "two"}, picture]},
+        {"role": "user", "content": [{"type": "text", "text": "two"}, image]},
         {"role": "system", "content": "be brief"},
-        {"role": "assistant", "content": [picture, {"type": "text", "text": "three"}]},
+        {"role": "assistant", "content": [image, {"type": "text", "text": "three"}]},
         {"role": "user", "content": "four"},
     ]
     prompt = build_prompt(conversation, "card")

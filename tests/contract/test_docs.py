@@ -45,12 +45,12 @@ NOT_RUN = (
     "python examples/",
 )
 # What an example is given here so that it takes seconds.
-SHORTENED = {"examples/finetune.py": ["--pictures", "6", "--steps", "2", "--tests", "1"]}
-# What an example names and a test has not got: a published checkpoint and pictures of the web.
+SHORTENED = {"examples/finetune.py": ["--images", "6", "--steps", "2", "--tests", "1"]}
+# What an example names and a test has not got: a published checkpoint and images of the web.
 STAND_INS = {
     "mistral-community/pixtral-12b": "checkpoint",
-    "https://picsum.photos/id/237/200/300": "picture",
-    "https://picsum.photos/seed/picsum/200/300": "picture",
+    "https://picsum.photos/id/237/200/300": "image",
+    "https://picsum.photos/seed/picsum/200/300": "image",
 }
 
 
@@ -75,7 +75,7 @@ def blocks(page: str) -> list[Block]:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with the examples' pictures and files where the pages expect them."""
+    """An empty folder to work in, with the examples' images and files where the pages expect them."""
     (tmp_path / "examples").mkdir()
     for file in (
         file for kind in ("png", "json", "jsonl", "txt") for file in (ROOT / "examples").glob(f"*.{kind}")
@@ -89,8 +89,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def stand_ins(tiny_llava: Path, tmp_path: Path) -> dict[str, str]:
     """STAND_INS with the files that stand in."""
     path = tmp_path / "stand-in.png"
-    tiny.picture(80, 60).save(path)
-    files = {"checkpoint": str(tiny_llava), "picture": str(path)}
+    tiny.image(80, 60).save(path)
+    files = {"checkpoint": str(tiny_llava), "image": str(path)}
     return {name: files[kind] for name, kind in STAND_INS.items()}
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import vitrail
-from tests.parity.pairs import IMAGE, VISION_LANGUAGE, Pair, Shape, build, close, inputs, pictures
+from tests.parity.pairs import IMAGE, VISION_LANGUAGE, Pair, Shape, build, close, images, inputs
 
 LLAVA = VISION_LANGUAGE[0]
 MISTRAL3 = next(shape for shape in VISION_LANGUAGE if shape.name == "small-3")
@@ -31,7 +31,7 @@ def pair(shape: Shape) -> Pair:
 
 @pytest.fixture(scope="module")
 def prompt(shape: Shape) -> dict[str, Tensor]:
-    """One conversation with three pictures."""
+    """One conversation with three images."""
     return inputs(shape, None)
 
 
@@ -79,8 +79,8 @@ def test_a_list_of_layers_joins_their_features_for_mistral3() -> None:
     ours = run(pair.ours, given)
     projector = pair.theirs.model.multi_modal_projector
     with torch.no_grad():
-        hidden = pair.theirs.model.vision_tower(**pictures(shape), output_hidden_states=True).hidden_states
-        sizes = pictures(shape)["image_sizes"]
+        hidden = pair.theirs.model.vision_tower(**images(shape), output_hidden_states=True).hidden_states
+        sizes = images(shape)["image_sizes"]
         merged = [projector.patch_merger(projector.norm(hidden[i][0]), sizes) for i in LISTED]
         features = projector.linear_2(projector.act(projector.linear_1(torch.cat(merged, dim=-1))))
         close(ours.image_hidden_states, features, "features")
@@ -197,7 +197,7 @@ def test_the_configuration_can_ask_for_tuples_attentions_and_hidden_states(shape
     told = run(model, given, return_dict=True, output_attentions=False, output_hidden_states=False)
     assert told.attentions is None and told.hidden_states is None
     assert torch.equal(output[0], told.logits)
-    tower = run(model.vision_tower, pictures(shape), return_dict=True)
+    tower = run(model.vision_tower, images(shape), return_dict=True)
     assert tower.attentions is None  # the tower's own configuration does not ask
 
 
@@ -210,19 +210,19 @@ def test_shapes_of_what_is_recorded(pair: Pair, shape: Shape) -> None:
     assert [tuple(a.shape) for a in output.attentions] == [(batch, text.num_attention_heads, new, new)] * 3
     rows = output.attentions[0].sum(-1)
     assert torch.allclose(rows[given["attention_mask"].bool()[:, None].expand_as(rows)], torch.ones(()))
-    seen = run(pair.ours.vision_tower, pictures(shape), output_attentions=True, output_hidden_states=True)
-    patches = sum(h * w for h, w in shape.pictures)
+    seen = run(pair.ours.vision_tower, images(shape), output_attentions=True, output_hidden_states=True)
+    patches = sum(h * w for h, w in shape.images)
     assert [tuple(h.shape) for h in seen.hidden_states] == [(1, patches, tower.hidden_size)] * 3
     assert [tuple(a.shape) for a in seen.attentions] == [(1, tower.num_attention_heads, patches, patches)] * 2
     assert torch.equal(seen.last_hidden_state, seen.hidden_states[-1])
-    assert torch.equal(run(pair.ours.vision_tower, pictures(shape), return_dict=False)[0], seen[0])
+    assert torch.equal(run(pair.ours.vision_tower, images(shape), return_dict=False)[0], seen[0])
 
 
 def test_image_hidden_states_are_the_image_features(
     pair: Pair, shape: Shape, prompt: dict[str, Tensor]
 ) -> None:
-    features = run(pair.ours.get_image_features, pictures(shape))
-    assert [len(picture) for picture in features] == shape.tokens
+    features = run(pair.ours.get_image_features, images(shape))
+    assert [len(image) for image in features] == shape.tokens
     output = run(pair.ours, prompt)
     assert torch.equal(output.image_hidden_states, torch.cat(features))
     assert tuple(output.image_hidden_states.shape) == (
@@ -245,7 +245,7 @@ def test_attribute_key_and_index(pair: Pair, prompt: dict[str, Tensor]) -> None:
 # --- inputs_embeds, past_key_values, cache_position -------------------------------------------------------
 
 
-def test_embeddings_with_pictures(pair: Pair, prompt: dict[str, Tensor]) -> None:
+def test_embeddings_with_images(pair: Pair, prompt: dict[str, Tensor]) -> None:
     given = {k: v for k, v in prompt.items() if k != "input_ids"}
     rows = pair.ours.get_input_embeddings()(prompt["input_ids"]).detach()
     ours = run(pair.ours, given, inputs_embeds=rows)

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 import vitrail
-from tests.parity.pairs import TEXTS, VISION_LANGUAGE, Pair, Shape, build, close, inputs, pictures
+from tests.parity.pairs import TEXTS, VISION_LANGUAGE, Pair, Shape, build, close, images, inputs
 
 LLAVA = VISION_LANGUAGE[0]
 MISTRAL3, TIED = (s for s in VISION_LANGUAGE if s.name in ("small-3", "tied"))
@@ -314,12 +314,12 @@ def test_unsupported_and_unknown_arguments_of_generate(
         model.generate(input_ids=inputs(shape, None)["input_ids"], **options)
 
 
-def test_image_features_of_one_picture(pair: Pair, shape: Shape) -> None:
+def test_image_features_of_one_image(pair: Pair, shape: Shape) -> None:
     if shape.family == "mistral":
         with pytest.raises(vitrail.InputError, match="text-only"):
             pair.ours.encode_images(torch.zeros(1, 3, 16, 16), None)
         return
-    given = pictures(shape)
+    given = images(shape)
     height, width = given["image_sizes"][0].tolist()
     alone = pair.ours.get_image_features(given["pixel_values"][:1, :, :height, :width])
     close(alone[0].detach(), pair.ours.get_image_features(**given)[0].detach(), "features")

@@ -18,7 +18,7 @@ import torch
 
 import vitrail
 from tests import tiny
-from tests.parity.pairs import TEXTS, VISION_LANGUAGE, build, inputs, pictures
+from tests.parity.pairs import TEXTS, VISION_LANGUAGE, build, images, inputs
 
 ROOT = Path(__file__).parents[2]
 NAMES: dict[str, list[str]] = json.loads(Path(__file__).with_name("signatures_5_24.json").read_text("utf-8"))[
@@ -114,7 +114,7 @@ def value_of(where: str, name: str) -> Any:
     if name == "mm_encoder_outputs":
         shape = SHAPES["Llava" if where.startswith("Llava") else "Mistral3"]
         model = model_of(where) if "forward" in where else model_of("Llava")
-        return {"image": model.get_image_features(**pictures(shape))}
+        return {"image": model.get_image_features(**images(shape))}
     return VALUES.get(name, True)
 
 
@@ -122,7 +122,7 @@ def forward(where: str, name: str) -> Any:
     owner, _, method = where.partition(".")
     model = model_of(owner)
     if owner == "PixtralVisionModel":
-        given: dict[str, Any] = pictures(SHAPES["Pixtral"])
+        given: dict[str, Any] = images(SHAPES["Pixtral"])
         return model.vision_tower(**({name: value_of(where, name)} | given))
     if owner.endswith("Model"):
         model = model.model
@@ -136,7 +136,7 @@ def forward(where: str, name: str) -> Any:
         if name == "mm_encoder_outputs":
             del given["pixel_values"], given["image_sizes"]
         if "image" in method:
-            given = pictures(shape)
+            given = images(shape)
     if name == "inputs_embeds":
         return model(inputs_embeds=model.get_input_embeddings()(IDS))
     if name == "input_ids" or name in given:
@@ -195,7 +195,7 @@ def save(where: str, name: str, tmp_path: Path) -> Any:
 def prepare(where: str, name: str) -> Any:
     owner, _, method = where.partition(".")
     value = value_of(where, name)
-    image = tiny.picture(16, 24)
+    image = tiny.image(16, 24)
     if owner == "PixtralImageProcessor":
         if name == "images":
             return processor().image_processor.preprocess(images=image)

@@ -35,14 +35,14 @@ Values = Callable[[str], dict[str, Any]]
 def values(
     tmp_path_factory: pytest.TempPathFactory, tiny_llava: Path, tiny_mistral3: Path
 ) -> Callable[[str], dict[str, Any]]:
-    """values(block's name) → what the places in its errata stand for: checkpoint and pictures."""
+    """values(block's name) → what the places in its errata stand for: checkpoint and images."""
     folder = tmp_path_factory.mktemp("snippets")
-    pictures = {}
+    images = {}
     for seed, (place, size) in enumerate(
         {"first": (300, 200), "second": (310, 190), "third": (64, 150)}.items()
     ):
-        pictures[place] = folder / f"{place}.png"
-        tiny.picture(*size, seed=seed).save(pictures[place])
+        images[place] = folder / f"{place}.png"
+        tiny.image(*size, seed=seed).save(images[place])
     plain = {"pixtral": tiny_llava, "mistral3": tiny_mistral3}
     wide = {
         "pixtral": tiny.write_checkpoint(folder / "llava", "llava", **WHOLE_BLOCKS),
@@ -51,7 +51,7 @@ def values(
 
     def of(name: str) -> dict[str, Any]:
         models = wide if name in FOUR_BITS else plain
-        return {"model": models[name.partition("-")[0]], **pictures}
+        return {"model": models[name.partition("-")[0]], **images}
 
     return of
 
@@ -73,7 +73,7 @@ def both(name: str, values: Values, skip: tuple[str, ...] = ()) -> tuple[Run, Ru
 
 
 def assert_same(ours: Any, theirs: Any, what: str) -> None:
-    """Texts and whole numbers identical, pictures within 1e-6; other objects are not compared."""
+    """Texts and whole numbers identical, images within 1e-6; other objects are not compared."""
     if isinstance(ours, torch.Tensor):
         assert isinstance(theirs, torch.Tensor) and ours.shape == theirs.shape, what
         assert ours.dtype == theirs.dtype, what
@@ -191,7 +191,7 @@ def test_pipeline_block_runs_in_bfloat16(values: Values) -> None:
 
 
 def test_batch_block_in_4_bits_runs_as_it_stands(values: Values) -> None:
-    """bfloat16 pictures for a model in float16: what the document writes, and transformers refuses."""
+    """bfloat16 images for a model in float16: what the document writes, and transformers refuses."""
     source = snippets.patched(ALL["mistral3-5"], "vitrail", values("mistral3-5"), skip=("dtype", "mistake"))
     run = snippets.run(source)
     assert run.names["inputs"]["pixel_values"].dtype == torch.bfloat16
@@ -211,15 +211,15 @@ def test_configuration_block(values: Values) -> None:
 
 
 def test_prompt_block(values: Values, tiny_llava: Path) -> None:
-    """The prompt of the document, with its picture: the same ids from both processors."""
+    """The prompt of the document, with its image: the same ids from both processors."""
     import transformers
 
     import vitrail
 
     prompt = snippets.run(ALL[PROMPT].source).shown
-    picture = Image.open(values(PROMPT)["first"])
+    image = Image.open(values(PROMPT)["first"])
     ours, theirs = (
-        library.AutoProcessor.from_pretrained(tiny_llava)(text=prompt, images=picture, return_tensors="pt")
+        library.AutoProcessor.from_pretrained(tiny_llava)(text=prompt, images=image, return_tensors="pt")
         for library in (vitrail, transformers)
     )
     assert_same(ours, theirs, "inputs")

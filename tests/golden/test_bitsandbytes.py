@@ -216,9 +216,9 @@ def test_a_saved_model_gives_the_recorded_logits(case: str) -> None:
     wanted = expected[f"{case}.logits"]
     assert (output.logits[:, -16:] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     if case == "single":
-        pictures = expected["single.image_hidden_states"]
-        got = torch.as_tensor(output.image_hidden_states).reshape(pictures.shape)
-        assert (got - pictures).abs().max() <= 1e-5 * pictures.abs().max()
+        images = expected["single.image_hidden_states"]
+        got = torch.as_tensor(output.image_hidden_states).reshape(images.shape)
+        assert (got - images).abs().max() <= 1e-5 * images.abs().max()
 
 
 def test_a_saved_model_is_saved_as_it_was(tmp_path: Path) -> None:

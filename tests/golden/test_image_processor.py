@@ -28,20 +28,20 @@ def _processor(kind: str, setting: str) -> Any:
     return KINDS[kind](size={"longest_edge": edge}, patch_size={"height": patch, "width": patch})
 
 
-def _picture(name: str) -> Image.Image:
+def _image(name: str) -> Image.Image:
     return Image.open(DATA / "images" / f"{name}.png")
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_recorded_picture(kind: str, setting: str) -> None:
+def test_every_recorded_image(kind: str, setting: str) -> None:
     """Sizes identical; PIL pixels within 1e-6; tensor pixels within one level (measured: 0 levels)."""
     golden = load_file(DATA / "image_processor" / f"{setting}.safetensors")
     names = sorted({key.split(".")[1] for key in golden} - {"batch"})
     assert len(names) >= 4
     processor = _processor(kind, setting)
     for name in names:
-        made = processor(_picture(name), return_tensors="np")
+        made = processor(_image(name), return_tensors="np")
         assert made.image_sizes.tolist() == [golden[f"{kind}.{name}.size"].tolist()]
         expected, pixels = golden[f"{kind}.{name}.pixels"], made.pixel_values[0]
         assert pixels.dtype == np.float32
@@ -55,8 +55,8 @@ def test_every_recorded_picture(kind: str, setting: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_is_padded_with_zeros_after_normalising(kind: str) -> None:
     golden = load_file(DATA / "image_processor" / "p8e96.safetensors")
-    pictures = [_picture(f"0{index}") for index in range(4)]
-    made = _processor(kind, "p8e96")(pictures, return_tensors="pt")
+    images = [_image(f"0{index}") for index in range(4)]
+    made = _processor(kind, "p8e96")(images, return_tensors="pt")
     assert made.image_sizes.tolist() == golden[f"{kind}.batch.sizes"].tolist()
     assert made.pixel_values.shape == golden[f"{kind}.batch.pixels"].shape
     assert np.abs(made.pixel_values.numpy() - golden[f"{kind}.batch.pixels"]).max() <= 1e-6

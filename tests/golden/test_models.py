@@ -71,7 +71,7 @@ def test_greedy_ids(name: str, which: str) -> None:
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_loss_and_gradient_norms(name: str) -> None:
-    """Prompt: picture 0 and "a dog"; labels: its last six ids; recorded: every parameter's gradient's norm."""
+    """Prompt: image 0 and "a dog"; labels: its last six ids; recorded: every parameter's gradient's norm."""
     recorded, given = case(name, "loss"), inputs(case(name, "single"))
     start = given["input_ids"][:, : int((given["input_ids"] == IMAGE_END).nonzero()[0, 1]) + 1]
     given["input_ids"] = torch.cat([start, torch.tensor([A_DOG])], dim=1)

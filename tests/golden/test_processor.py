@@ -41,9 +41,7 @@ def check(out: BatchFeature, name: str, case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "case"), CASES, ids=IDS)
-def test_prompts_and_pictures(
-    processors: dict[str, PixtralProcessor], name: str, case: dict[str, Any]
-) -> None:
+def test_prompts_and_images(processors: dict[str, PixtralProcessor], name: str, case: dict[str, Any]) -> None:
     images = pictures(case)
     given = {"images": images} if any(images) else {}
     check(processors[name](text=case["prompts"], padding=True, return_tensors="pt", **given), name, case)

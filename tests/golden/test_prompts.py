@@ -1,16 +1,16 @@
-"""Built-in prompt formats against mistral-common's recordings: ids, pictures, refusals, truncation, infilling."""
+"""Built-in prompt formats against mistral-common's recordings: ids, images, refusals, truncation, infilling."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.prompts import TAKE_PICTURES, TEKKEN, VERSIONS, Record, build, records, tokenizer, with_pictures
+from tests.prompts import TAKE_IMAGES, TEKKEN, VERSIONS, Record, build, records, tokenizer, with_images
 from vitrail.errors import PromptError
 from vitrail.images.grid import image_grid
 from vitrail.processor.load import processor_parts
 from vitrail.processor.processor import PixtralProcessor
 from vitrail.prompts.builtin import build_prompt, encode_prompt, fim_prompt, fit_prompt
-from vitrail.prompts.builtin.pieces import Picture
+from vitrail.prompts.builtin.pieces import Image
 from vitrail.prompts.builtin.sizes import lay_out
 
 pytestmark = pytest.mark.filterwarnings("ignore:tools are left out")
@@ -161,7 +161,7 @@ def test_truncated(version: str) -> None:
             continue
         short = fit_prompt(prompt, encoder, record["max_length"])
         assert encode_prompt(short, encoder) == record["ids"]
-        assert [[p.grid.rows, p.grid.cols] for p in short.pieces if isinstance(p, Picture)] == record["grids"]
+        assert [[p.grid.rows, p.grid.cols] for p in short.pieces if isinstance(p, Image)] == record["grids"]
         assert len(short.images) == len(record["grids"])
         kept = {place for section in short.sections for place in section.messages}
         assert sorted({*kept, *short.dropped}) == list(range(len(record["messages"])))
@@ -185,13 +185,13 @@ def test_fim(version: str) -> None:
 
 
 def test_card() -> None:
-    picture = {"type": "image_url", "image_url": {"url": "size:20x20"}}
+    image = {"type": "image_url", "image_url": {"url": "size:20x20"}}
     call = {"id": "abcdefgh1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     conversation = [
         {"role": "system", "content": "s"},
-        {"role": "user", "content": [picture, {"type": "text", "text": "u"}]},
-        {"role": "assistant", "content": [picture, {"type": "text", "text": "a"}], "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "abcdefgh1", "content": [{"type": "text", "text": "r"}, picture]},
+        {"role": "user", "content": [image, {"type": "text", "text": "u"}]},
+        {"role": "assistant", "content": [image, {"type": "text", "text": "a"}], "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "abcdefgh1", "content": [{"type": "text", "text": "r"}, image]},
         {"role": "user", "content": "v"},
     ]
     tools = [{"type": "function", "function": {"name": "f"}}]
@@ -209,12 +209,12 @@ def test_card() -> None:
     assert encode_prompt(prompt, tokenizer("v7m1").encoder) == CARD_IDS
 
 
-@pytest.mark.parametrize("version", TAKE_PICTURES)
+@pytest.mark.parametrize("version", TAKE_IMAGES)
 def test_processor_calls(version: str) -> None:
     """What a processor makes of messages is the recording, in one step and in two."""
     processor = PixtralProcessor(**processor_parts(tokenizer(version)))
     for record in records(version)[1::12]:
-        options, messages = options_of(record), with_pictures(record["messages"])
+        options, messages = options_of(record), with_images(record["messages"])
         out = processor.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
         assert out["input_ids"].tolist() == [record["ids"]]
         assert len(out.get("image_sizes", ())) == len(record["grids"])
@@ -225,7 +225,7 @@ def test_processor_calls(version: str) -> None:
             assert (again["pixel_values"] == out["pixel_values"]).all()
 
 
-@pytest.mark.parametrize("version", [version for version in VERSIONS if version not in TAKE_PICTURES])
+@pytest.mark.parametrize("version", [version for version in VERSIONS if version not in TAKE_IMAGES])
 def test_tokenizer_calls(version: str) -> None:
     """The same of the tokenizers for text alone."""
     model = tokenizer(version)
@@ -238,16 +238,16 @@ def test_tokenizer_calls(version: str) -> None:
             assert model(text)["input_ids"] == record["ids"]
 
 
-@pytest.mark.parametrize("version", TAKE_PICTURES)
+@pytest.mark.parametrize("version", TAKE_IMAGES)
 def test_the_cards_format_in_two_steps(version: str) -> None:
-    """With every tokenizer that has names for pictures; the ids are what its rules say (unit/test_card_format.py)."""
+    """With every tokenizer that has names for images; the ids are what its rules say (unit/test_card_format.py)."""
     processor = PixtralProcessor(**processor_parts(tokenizer(version)))
-    picture = with_pictures({"type": "image_url", "image_url": {"url": "size:40x33"}})
+    image = with_images({"type": "image_url", "image_url": {"url": "size:40x33"}})
     call = {"id": "abcdefgh1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     messages = [
-        {"role": "user", "content": [{"type": "text", "text": "[IMG] u"}, picture]},
-        {"role": "assistant", "content": [picture, {"type": "text", "text": "a"}], "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "abcdefgh1", "content": [{"type": "text", "text": "r"}, picture]},
+        {"role": "user", "content": [{"type": "text", "text": "[IMG] u"}, image]},
+        {"role": "assistant", "content": [image, {"type": "text", "text": "a"}], "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "abcdefgh1", "content": [{"type": "text", "text": "r"}, image]},
         {"role": "system", "content": "[INST] s"},
         {"role": "user", "content": "v"},
     ]

@@ -10,13 +10,13 @@ from tests.conversations import MARKERS, Writer
 from tests.convert import json_tokenizer
 from tests.prompts import (
     SENTENCEPIECE,
-    TAKE_PICTURES,
+    TAKE_IMAGES,
     TEKKEN,
     VERSIONS,
     build,
     records,
     tokenizer,
-    with_pictures,
+    with_images,
 )
 from vitrail.errors import PromptError, UnsupportedError
 from vitrail.processor.load import processor_parts
@@ -96,16 +96,16 @@ def test_format_that_control_tokens_do_not_tell() -> None:
         json_tokenizer(TEKKEN[0]).prompt_format()
 
 
-@pytest.mark.parametrize("version", TAKE_PICTURES)
+@pytest.mark.parametrize("version", TAKE_IMAGES)
 def test_processor(version: str) -> None:
-    """A processor over a tokenizer.json, by name of the format: pictures and ids of the recordings, in both ways."""
+    """A processor over a tokenizer.json, by name of the format: images and ids of the recordings, in both ways."""
     parts = processor_parts(tokenizer(version))
     processor = PixtralProcessor(**{**parts, "tokenizer": json_tokenizer(version)})
     for record in records(version)[1::15]:
         options = {name: record[name] for name in ("tools", "continue_final_message")}
         if record.get("reasoning_effort"):
             options["reasoning_effort"] = record["reasoning_effort"]
-        messages = with_pictures(record["messages"])
+        messages = with_images(record["messages"])
         out = processor.apply_chat_template(
             messages, format=version, tokenize=True, return_dict=True, **options
         )

@@ -35,7 +35,7 @@ def both(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 
 def logits(model: Any) -> Tensor:
-    """Of a prompt with a picture of 2 × 3 tokens, longer than the small yarn's range."""
+    """Of a prompt with an image of 2 × 3 tokens, longer than the small yarn's range."""
     side = model.config.vision_config.patch_size * getattr(model.config, "spatial_merge_size", 1)
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(1, 3, 2 * side, 3 * side, generator=generator)

@@ -34,7 +34,7 @@ def _new(found, width):
     return ends
 
 
-def _pictures(*widths, seed=0):
+def _images(*widths, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {
         "pixel_values": torch.rand(len(widths), 3, 4, 2 * max(widths), generator=generator),
@@ -75,7 +75,7 @@ def test_padding_comes_back_as_it_was():
 def test_chunks_change_nothing(chunk):
     model = ToyModel()
     rows = [[1, 9, *[IMAGE] * 5, 14], [1, 8], [1, IMAGE, 30, *[IMAGE] * 7, 4]]
-    inputs = _batch(rows) | _pictures(5, 1, 7)
+    inputs = _batch(rows) | _images(5, 1, 7)
     found = generate(model, **inputs, max_new_tokens=6, prefill_chunk_size=chunk)
     prefill = [step for step in model.steps if step.logits_indices is not None]
     assert all(step.segments.rows <= chunk for step in prefill)
@@ -170,20 +170,20 @@ def test_each_prompt_may_have_its_own_seed():
         generate(ToyModel(), ids, seed=[1, 2, 3], **options)
 
 
-def test_the_same_words_about_other_pictures_are_another_prompt():
+def test_the_same_words_about_other_images_are_another_prompt():
     options = {"do_sample": True, "seed": 4, "max_new_tokens": 10, "eos_token_id": None}
     ids = torch.tensor([[1, IMAGE, IMAGE, 9]])
-    pictures = _pictures(2, 2)
-    both = generate(ToyModel(), ids.repeat(2, 1), **pictures, **options)
+    images = _images(2, 2)
+    both = generate(ToyModel(), ids.repeat(2, 1), **images, **options)
     for n in range(2):
-        own = {name: value[n : n + 1] for name, value in pictures.items()}
+        own = {name: value[n : n + 1] for name, value in images.items()}
         assert torch.equal(both[n : n + 1], generate(ToyModel(), ids, **own, **options))
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-def test_completions_share_the_reading_of_prompt_and_pictures(recorded):
+def test_completions_share_the_reading_of_prompt_and_images(recorded):
     model = ToyModel()
-    inputs = _batch([[1, IMAGE, IMAGE, *range(10, 50)], [1, IMAGE, 9]]) | _pictures(2, 1)
+    inputs = _batch([[1, IMAGE, IMAGE, *range(10, 50)], [1, IMAGE, 9]]) | _images(2, 1)
     options = {
         "do_sample": True,
         "seed": 2,
@@ -228,7 +228,7 @@ def test_cached_and_chunked_equal_whole_with_a_real_model(family):
 
 def test_a_conversation_goes_on_from_its_cache():
     model = ToyModel()
-    inputs = _batch([[1, IMAGE, IMAGE, 10, 11], [1, 8, 9]]) | _pictures(2)
+    inputs = _batch([[1, IMAGE, IMAGE, 10, 11], [1, 8, 9]]) | _images(2)
     first = generate(model, **inputs, max_new_tokens=9, return_dict_in_generate=True)
     kept = torch.cat([inputs["attention_mask"], torch.ones(2, first.sequences.shape[1] - 5)], dim=1)
     for row, reason in enumerate(first.finish_reasons):
@@ -239,9 +239,9 @@ def test_a_conversation_goes_on_from_its_cache():
     ids = torch.cat([first.sequences, further], dim=1)
     mask = torch.cat([kept, torch.ones(2, 2)], dim=1)
     model.steps.clear()
-    picture = _pictures(1, seed=1)
+    image = _images(1, seed=1)
     found = generate(
-        model, ids, attention_mask=mask, past_key_values=first.past_key_values, max_new_tokens=5, **picture
+        model, ids, attention_mask=mask, past_key_values=first.past_key_values, max_new_tokens=5, **image
     )
     assert model.steps[0].segments.rows <= 2 * 3  # the further ids, and each row's last one
     both = {
@@ -249,7 +249,7 @@ def test_a_conversation_goes_on_from_its_cache():
         "image_sizes": torch.tensor([[4, 4], [4, 2]]),
     }
     both["pixel_values"][0] = inputs["pixel_values"][0]
-    both["pixel_values"][1, :, :, :2] = picture["pixel_values"][0]
+    both["pixel_values"][1, :, :, :2] = image["pixel_values"][0]
     assert torch.equal(found, generate(ToyModel(), ids, attention_mask=mask, max_new_tokens=5, **both))
 
 
@@ -379,7 +379,7 @@ def test_refusals_say_what_is_wrong(keywords, error, words):
         (torch.ones(2, dtype=torch.long), InputError, "whole numbers"),
         (torch.ones(1, 0, dtype=torch.long), InputError, "prompt 0 has no position"),
         (torch.tensor([[1, 5], [0, 0]]), InputError, "prompt 1 has no position"),
-        (torch.tensor([[1, IMAGE]]), InputError, "1 image tokens and came without pictures"),
+        (torch.tensor([[1, IMAGE]]), InputError, "1 image tokens and came without images"),
         ([[1, 2]], InputError, "as a tensor"),
     ],
 )
@@ -391,13 +391,13 @@ def test_prompts_that_cannot_be_used(ids, error, words):
 def test_counts_of_image_tokens_and_features_must_agree():
     ids = torch.tensor([[1, IMAGE, IMAGE, 9]])
     for widths in ((1,), (3,), (2, 2)):
-        with pytest.raises(InputError, match=rf"2 image tokens, the pictures have {sum(widths)}"):
-            generate(ToyModel(), ids, **_pictures(*widths))
+        with pytest.raises(InputError, match=rf"2 image tokens, the images have {sum(widths)}"):
+            generate(ToyModel(), ids, **_images(*widths))
 
 
-def test_a_text_only_model_reads_no_pictures():
+def test_a_text_only_model_reads_no_images():
     with pytest.raises(InputError, match="text-only"):
-        generate(ToyModel(image=None), torch.tensor([[1, 9]]), **_pictures(1))
+        generate(ToyModel(image=None), torch.tensor([[1, 9]]), **_images(1))
 
 
 def test_the_last_position_can_be_used():

@@ -91,8 +91,8 @@ def test_embeddings_with_a_cache_equal_uncached(form: str, whole: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("pictures", ["all", "new"])
-def test_images_with_a_cache_equal_uncached(pictures: str) -> None:
+@pytest.mark.parametrize("images", ["all", "new"])
+def test_images_with_a_cache_equal_uncached(images: str) -> None:
     ids = torch.tensor([[1, IMAGE, IMAGE, 10, 11]])
     more = torch.tensor([[40, IMAGE, 41]])
     pixels = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -112,8 +112,8 @@ def test_images_with_a_cache_equal_uncached(pictures: str) -> None:
     right = generate(model, whole, use_cache=False, **both, **options)[:, whole.shape[1] :]
     cache = begun.past_key_values
     part, mask = whole[:, cache.get_seq_length() :], torch.ones_like(whole)
-    if pictures == "all":  # pictures that the cache has are not those of the new ids
-        with pytest.raises(InputError, match="has 1 image tokens, the pictures have 3 features"):
+    if images == "all":  # images that the cache has are not those of the new ids
+        with pytest.raises(InputError, match="has 1 image tokens, the images have 3 features"):
             generate(model, part, attention_mask=mask, past_key_values=cache, **both, **options)
         found = generate(model, whole, attention_mask=mask, past_key_values=cache, **both, **options)
         assert torch.equal(found[:, whole.shape[1] :], right)

@@ -1,4 +1,4 @@
-"""128k is real: a prompt of 131,072 positions with 40 pictures, in chunks, in little memory, and the same as whole."""
+"""128k is real: a prompt of 131,072 positions with 40 images, in chunks, in little memory, and the same as whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 POSITIONS = 131_072
-PICTURES = 40
+IMAGES = 40
 GIB = 1 << 30
 
 SCRIPT = """
@@ -20,7 +20,7 @@ import torch
 from tests import tiny
 from vitrail.generate.loop import generate
 
-positions, pictures = int(sys.argv[1]), int(sys.argv[2])
+positions, images = int(sys.argv[1]), int(sys.argv[2])
 IMAGE, BREAK, END = 10, 12, 13
 model = tiny.model(
     "llava",
@@ -34,14 +34,14 @@ one = ([IMAGE] * 32 + [BREAK]) * 32
 one[-1] = END
 generator = torch.Generator().manual_seed(0)
 ids = [1]
-for _ in range(pictures):
-    ids += one + torch.randint(20, 500, (positions // pictures // 2,), generator=generator).tolist()
+for _ in range(images):
+    ids += one + torch.randint(20, 500, (positions // images // 2,), generator=generator).tolist()
 ids += torch.randint(20, 500, (positions - len(ids),), generator=generator).tolist()
-assert len(ids) == positions and ids.count(IMAGE) == pictures * 32 * 32
+assert len(ids) == positions and ids.count(IMAGE) == images * 32 * 32
 inputs = {
     "input_ids": torch.tensor([ids]),
-    "pixel_values": torch.randn(pictures, 3, side, side, generator=generator),
-    "image_sizes": torch.tensor([[side, side]] * pictures),
+    "pixel_values": torch.randn(images, 3, side, side, generator=generator),
+    "image_sizes": torch.tensor([[side, side]] * images),
 }
 
 def memory():
@@ -74,11 +74,11 @@ json.dump({
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="reads the kernel's memory counters (Linux)"
 )
-def test_131072_positions_with_40_pictures_fit_into_two_gib():
+def test_131072_positions_with_40_images_fit_into_two_gib():
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(POSITIONS), str(PICTURES)],
+        [sys.executable, "-c", SCRIPT, str(POSITIONS), str(IMAGES)],
         capture_output=True,
         text=True,
         env=environment,

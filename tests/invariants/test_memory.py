@@ -1,4 +1,4 @@
-"""Memory of the vision tower grows with the number of pictures, not with its square: measured in a process of its own."""
+"""Memory of the vision tower grows with the number of images, not with its square: measured in a process of its own."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ print(json.dumps(peak - start))
 
 
 def added(count: int) -> int:
-    """Bytes that the tower takes for `count` pictures of 512 × 512."""
+    """Bytes that the tower takes for `count` images of 512 × 512."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -66,10 +66,10 @@ def added(count: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
-def test_eight_pictures_take_less_than_nine_times_one() -> None:
+def test_eight_images_take_less_than_nine_times_one() -> None:
     one = added(1)
     eight = added(8)
-    rows = 1024 * 256 * 4  # one activation of one picture
+    rows = 1024 * 256 * 4  # one activation of one image
     assert one > 2 * rows  # the measurement sees the activations
     assert one < 1024 * 1024 * 4 * 4  # and they are less than one matrix of scores of each head
     assert eight < 9 * one, f"{eight / one:.2f} times"

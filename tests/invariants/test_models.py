@@ -1,4 +1,4 @@
-"""What must hold whatever the weights: cached = full, batch = single, packed = one by one, pictures apart, chunks = whole.
+"""What must hold whatever the weights: cached = full, batch = single, packed = one by one, images apart, chunks = whole.
 
 float32 and 1e-5 of the largest value, since products of different shapes round differently; where the same
 product is computed, equality is exact.
@@ -45,7 +45,7 @@ def unit(family: str) -> int:
 
 
 def pictures(family: str, grids: list[tuple[int, int]], seed: int = 0) -> list[Tensor]:
-    """Pictures (3, H, W) of (rows, columns) tokens."""
+    """Images (3, H, W) of (rows, columns) tokens."""
     generator = torch.Generator().manual_seed(seed)
     side = unit(family)
     return [torch.randn(3, h * side, w * side, generator=generator) for h, w in grids]
@@ -62,7 +62,7 @@ def packed(images: list[Tensor], filler: float = 0.0) -> dict[str, Tensor]:
 
 
 def ids_of(grids: list[tuple[int, int]], text: int, seed: int = 0) -> Tensor:
-    """(1, T): a start, the image tokens of each picture with a word after it, then `text` words."""
+    """(1, T): a start, the image tokens of each image with a word after it, then `text` words."""
     generator = torch.Generator().manual_seed(seed)
     ids = [1]
     for h, w in grids:
@@ -78,7 +78,7 @@ GRIDS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, ma
 
 @settings(max_examples=15, deadline=None)
 @given(grids=GRIDS, family=st.sampled_from(FAMILIES))
-def test_packed_pictures_equal_one_by_one(grids: list[tuple[int, int]], family: str) -> None:
+def test_packed_images_equal_one_by_one(grids: list[tuple[int, int]], family: str) -> None:
     images = pictures(family, grids)
     together = model(family).encode_images(**packed(images))
     assert [len(features) for features in together] == [h * w for h, w in grids]
@@ -88,7 +88,7 @@ def test_packed_pictures_equal_one_by_one(grids: list[tuple[int, int]], family: 
 
 @pytest.mark.parametrize("rows", [1, 12, 40])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pictures_in_groups_equal_pictures_at_once(
+def test_images_in_groups_equal_images_at_once(
     family: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Features, hidden states and attentions, however few patches go through the blocks together."""
@@ -125,10 +125,10 @@ def test_what_lies_in_the_padding_changes_nothing(family: str, filler: float) ->
 
 @settings(max_examples=15, deadline=None)
 @given(grids=GRIDS.filter(lambda g: len(g) > 1), family=st.sampled_from(FAMILIES), data=st.data())
-def test_one_picture_cannot_change_anothers_features(
+def test_one_image_cannot_change_anothers_features(
     grids: list[tuple[int, int]], family: str, data: Any
 ) -> None:
-    """Bit for bit: even where the other picture becomes NaN."""
+    """Bit for bit: even where the other image becomes NaN."""
     images = pictures(family, grids)
     before = model(family).encode_images(**packed(images))
     changed = data.draw(st.integers(0, len(grids) - 1))
@@ -139,7 +139,7 @@ def test_one_picture_cannot_change_anothers_features(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_order_of_pictures_is_order_of_features(family: str) -> None:
+def test_order_of_images_is_order_of_features(family: str) -> None:
     images = pictures(family, [(2, 3), (1, 1), (3, 2), (2, 3)])
     there = model(family).encode_images(**packed(images))
     back = model(family).encode_images(**packed(images[::-1]))
@@ -172,7 +172,7 @@ def test_cached_equals_full_at_every_split(family: str) -> None:
 @settings(max_examples=20, deadline=None)
 @given(family=st.sampled_from(FAMILIES), cuts=st.sets(st.integers(1, 44), max_size=8))
 def test_chunks_equal_the_whole(family: str, cuts: set[int]) -> None:
-    """Packed steps over a block cache, as generate() prefills; pictures may be cut in two."""
+    """Packed steps over a block cache, as generate() prefills; images may be cut in two."""
     grids = [(2, 3), (1, 2)]
     ids = ids_of(grids, 34)[0]
     features = torch.cat(model(family).encode_images(**packed(pictures(family, grids))))

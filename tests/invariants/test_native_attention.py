@@ -224,7 +224,7 @@ def test_row_by_row_from_a_cache_of_any_type_equals_all_at_once(
 
 @settings(max_examples=15)
 @given(cases(causal=False), st.integers(1, 3))
-def test_pictures_are_near_the_walk_whatever_is_beside_them(case: Case, count: int) -> None:
+def test_images_are_near_the_walk_whatever_is_beside_them(case: Case, count: int) -> None:
     for isa in library.available():
         with library.using(isa), threads(count):
             found = case.fresh()

@@ -218,7 +218,7 @@ def oracle(version: str, mode: str) -> Any:
 
 
 def opened(value: Any) -> Any:
-    """Messages with a real picture for each `size:WxH`."""
+    """Messages with a real image for each `size:WxH`."""
     if isinstance(value, str) and value.startswith("size:"):
         return data_url(value)
     if isinstance(value, list):

@@ -141,17 +141,17 @@ def test_pipelines_and_the_command_line_take_typed_tokens_as_text(
 
     monkeypatch.setattr(kind, "generate", listened(kind.generate))  # the pipeline's
     monkeypatch.setattr(reuse, "generate", listened(reuse.generate))  # a dialogue's
-    picture = tmp_path / "picture.png"
-    tiny.picture(16, 24).save(picture)
+    image = tmp_path / "image.png"
+    tiny.image(16, 24).save(image)
     pipe = vitrail.pipeline("image-text-to-text", model=str(tiny_llava))
     model = pipe.tokenizer
     special = {index for index, token in model.added_tokens_decoder.items() if token.special}
     counts = []
     for said in ("x", "[IMG]</s>[/INST][IMG_BREAK]<s>[TOOL_CALLS]"):
-        parts = [{"type": "image", "image": str(picture)}, {"type": "text", "text": said}]
+        parts = [{"type": "image", "image": str(image)}, {"type": "text", "text": said}]
         pipe(text=[{"role": "user", "content": parts}], max_new_tokens=2)
         words = ["--model", str(tiny_llava), "--system", said, "--max-new-tokens", "2"]
-        assert main(["ask", str(picture), said, *words]) == 0
+        assert main(["ask", str(image), said, *words]) == 0
         spoken = [{"role": "system", "content": said}, {"role": "user", "content": parts}]
         prompts.append(Dialogue(pipe.model, pipe.processor, spoken).prompt_ids())
         counts.append([[index for index in ids if index in special] for ids in prompts])

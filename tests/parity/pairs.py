@@ -31,14 +31,14 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 @dataclass(frozen=True)
 class Shape:
-    """One tiny checkpoint: what differs from TEXT and VISION, and the pictures (rows, columns of patches)."""
+    """One tiny checkpoint: what differs from TEXT and VISION, and the images (rows, columns of patches)."""
 
     name: str
     family: str
     text: dict[str, Any] = field(default_factory=dict)
     vision: dict[str, Any] = field(default_factory=dict)
     outer: dict[str, Any] = field(default_factory=dict)
-    pictures: tuple[tuple[int, int], ...] = ((3, 5), (1, 1), (4, 2))
+    images: tuple[tuple[int, int], ...] = ((3, 5), (1, 1), (4, 2))
 
     def __str__(self) -> str:
         return self.name
@@ -50,8 +50,8 @@ class Shape:
 
     @property
     def tokens(self) -> list[int]:
-        """Image tokens of each picture."""
-        return [(rows // self.merge) * (cols // self.merge) for rows, cols in self.pictures]
+        """Image tokens of each image."""
+        return [(rows // self.merge) * (cols // self.merge) for rows, cols in self.images]
 
 
 VISION_LANGUAGE = [
@@ -142,7 +142,7 @@ def widen(model: nn.Module, gain: float) -> None:
 
 
 def inputs(shape: Shape, padding: str | None = "left") -> dict[str, Tensor]:
-    """Two conversations of different lengths, the pictures dealt out to both; None: one conversation, no padding.
+    """Two conversations of different lengths, the images dealt out to both; None: one conversation, no padding.
 
     position_ids are counted without the padding, as generate() does; transformers' bare forward() would count it.
     """
@@ -169,24 +169,24 @@ def inputs(shape: Shape, padding: str | None = "left") -> dict[str, Tensor]:
     given["input_ids"], given["attention_mask"] = torch.tensor(ids), torch.tensor(mask)
     given["position_ids"] = (given["attention_mask"].cumsum(1) - 1).clamp(min=0)
     if counts:
-        given |= pictures(shape)
+        given |= images(shape)
     return given
 
 
-def pictures(shape: Shape) -> dict[str, Tensor]:
-    """pixel_values padded to the largest picture with zeros, and image_sizes."""
+def images(shape: Shape) -> dict[str, Tensor]:
+    """pixel_values padded to the largest image with zeros, and image_sizes."""
     side = {**VISION, **shape.vision}["patch_size"]
-    sizes = torch.tensor(shape.pictures) * side
+    sizes = torch.tensor(shape.images) * side
     height, width = sizes.amax(dim=0).tolist()
     pixels = torch.zeros(len(sizes), 3, height, width)
     generator = torch.Generator().manual_seed(11)
-    for picture, (h, w) in zip(pixels, sizes.tolist(), strict=True):
-        picture[:, :h, :w] = torch.randn(3, h, w, generator=generator)
+    for image, (h, w) in zip(pixels, sizes.tolist(), strict=True):
+        image[:, :h, :w] = torch.randn(3, h, w, generator=generator)
     return {"pixel_values": pixels, "image_sizes": sizes}
 
 
 def joined_features(features: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """All pictures' features (tokens, D); the reference gives a tuple of them or one tensor."""
+    """All images' features (tokens, D); the reference gives a tuple of them or one tensor."""
     return features if isinstance(features, Tensor) else torch.cat(list(features))
 
 

@@ -20,9 +20,9 @@ from tests.parity.pairs import (
     Shape,
     build,
     close,
+    images,
     inputs,
     joined_features,
-    pictures,
 )
 
 LLAVA = VISION_LANGUAGE[0]
@@ -78,7 +78,7 @@ def test_bare_model_ways_of_calling_are_one(shape: Shape) -> None:
         from_rows = bare(**{k: v for k, v in given.items() if k != "input_ids"}, inputs_embeds=rows)
         assert torch.equal(from_rows[0], plain[0])
         if shape is not TEXT:
-            features = bare.get_image_features(**pictures(shape))
+            features = bare.get_image_features(**images(shape))
             text = {k: v for k, v in given.items() if k not in ("pixel_values", "image_sizes")}
             for image in (features, features.pooler_output, torch.cat(list(features))):
                 for one in (bare, model):
@@ -166,7 +166,7 @@ def test_gradients_flow_through_recorded_tensors(shape: Shape, padding: str | No
 def test_gradients_flow_through_what_the_tower_records(shape: Shape) -> None:
     pair = build(shape, gain=0.7)
     towers = Pair(pair.ours.vision_tower, pair.theirs.model.vision_tower)
-    given = pictures(shape)
+    given = images(shape)
     ours, theirs = ({} for _ in range(2))
     for model, into in ((towers.ours, ours), (towers.theirs, theirs)):
         output = model(**given, output_hidden_states=True, output_attentions=True)
@@ -177,7 +177,7 @@ def test_gradients_flow_through_what_the_tower_records(shape: Shape) -> None:
         (last * torch.linspace(-1, 1, last.numel()).view_as(last)).sum().backward()
         into.update({name: x.grad for name, x in kept.items()})
         into.update({name: p.grad for name, p in model.named_parameters()})
-    whole = torch.block_diag(*(torch.ones(h * w, h * w) for h, w in shape.pictures)).bool()
+    whole = torch.block_diag(*(torch.ones(h * w, h * w) for h, w in shape.images)).bool()
     for name, expected in theirs.items():
         found = ours[name]
         if name.startswith("attentions"):

@@ -28,7 +28,7 @@ class Pair:
 
     ours: Any
     theirs: Any
-    side: int  # pixels of a picture per image token
+    side: int  # pixels of an image per image token
 
     def both(self, **inputs: Any) -> tuple[Any, Any]:
         with warnings.catch_warnings():
@@ -44,28 +44,28 @@ class Pair:
     def prompts(self, *grids: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
         """A left-padded batch: one prompt per list of grids (rows, columns of image tokens)."""
         generator = torch.Generator().manual_seed(len(grids))
-        rows, pictures = [], []
+        rows, images = [], []
         for grid in grids:
             ids = [1, *torch.randint(20, 400, (3 + len(rows),), generator=generator).tolist()]
             for height, width in grid:
                 for _ in range(height):
                     ids += [IMAGE] * width + [BREAK]
                 ids[-1] = END
-                pictures.append(torch.randn(3, height * self.side, width * self.side, generator=generator))
+                images.append(torch.randn(3, height * self.side, width * self.side, generator=generator))
             rows.append([*ids, 30 + len(rows), 40])
         longest = max(map(len, rows))
         inputs = {
             "input_ids": torch.tensor([[PAD] * (longest - len(row)) + row for row in rows]),
             "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
         }
-        if pictures:
-            height = max(p.shape[1] for p in pictures)
-            width = max(p.shape[2] for p in pictures)
-            pixels = torch.zeros(len(pictures), 3, height, width)
-            for n, picture in enumerate(pictures):
-                pixels[n, :, : picture.shape[1], : picture.shape[2]] = picture
+        if images:
+            height = max(p.shape[1] for p in images)
+            width = max(p.shape[2] for p in images)
+            pixels = torch.zeros(len(images), 3, height, width)
+            for n, image in enumerate(images):
+                pixels[n, :, : image.shape[1], : image.shape[2]] = image
             inputs["pixel_values"] = pixels
-            inputs["image_sizes"] = torch.tensor([p.shape[1:] for p in pictures])
+            inputs["image_sizes"] = torch.tensor([p.shape[1:] for p in images])
         return inputs
 
 
@@ -114,7 +114,7 @@ GRIDS = [
 
 
 @pytest.mark.parametrize("grids", GRIDS)
-def test_greedy_ids_with_pictures_and_padding(pair, grids):
+def test_greedy_ids_with_images_and_padding(pair, grids):
     found = pair.agree(**pair.prompts(*grids), max_new_tokens=12)
     assert len(set(found[0, -12:].tolist())) > 3  # the checkpoint says something
 

@@ -1,4 +1,4 @@
-"""Live parity of gradients with transformers 4.57 in float32: every parameter, the pictures and the embeddings.
+"""Live parity of gradients with transformers 4.57 in float32: every parameter, the images and the embeddings.
 
 Bound: 1e-5 of each gradient's largest value.
 """
@@ -17,14 +17,14 @@ SHAPES = [*VISION_LANGUAGE, *TEXTS]
 
 
 def answer_labels(given: dict[str, Tensor]) -> Tensor:
-    """Every id that has a predecessor and is no picture, no padding."""
+    """Every id that has a predecessor and is no image, no padding."""
     ids, mask = given["input_ids"], given["attention_mask"]
     before = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, :-1]], dim=1)
     return torch.where((mask * before == 1) & (ids != IMAGE), ids, -100)
 
 
 def gradients(model: Any, given: dict[str, Tensor]) -> dict[str, Any]:
-    """Of every parameter by name and of the pictures."""
+    """Of every parameter by name and of the images."""
     given = dict(given)
     if "pixel_values" in given:
         given["pixel_values"] = given["pixel_values"].clone().requires_grad_(True)

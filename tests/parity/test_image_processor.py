@@ -65,24 +65,24 @@ def test_the_mistral_grid(height: int, width: int, setting: tuple[int, int, int]
 
 @pytest.mark.parametrize("setting", [(16, 1024), (14, 112), (7, 64)])
 @pytest.mark.parametrize("tensors", ["pt", "np"])
-def test_pictures_one_by_one_and_in_a_batch(setting: tuple[int, int], tensors: str) -> None:
-    """Bit for bit: a level of a picture goes through the same arithmetic."""
+def test_images_one_by_one_and_in_a_batch(setting: tuple[int, int], tensors: str) -> None:
+    """Bit for bit: a level of an image goes through the same arithmetic."""
     patch, edge = setting
     options: Any = {"size": {"longest_edge": edge}, "patch_size": {"height": patch, "width": patch}}
     ours, theirs = PixtralImageProcessor(**options), Reference(**options)
-    pictures = [picture(*size, seed=seed) for seed, size in enumerate(SIZES)]
-    for image in pictures:
+    images = [picture(*size, seed=seed) for seed, size in enumerate(SIZES)]
+    for image in images:
         _same(ours(image, return_tensors=tensors), theirs(image, return_tensors=tensors), within=0)
-    made = ours(pictures, return_tensors=tensors)
-    _same(made, theirs(pictures, return_tensors=tensors), within=0)
+    made = ours(images, return_tensors=tensors)
+    _same(made, theirs(images, return_tensors=tensors), within=0)
     assert type(made["image_sizes"]) is (torch.Tensor if tensors == "pt" else np.ndarray)
-    nested = [pictures[:2], pictures[2:]]
+    nested = [images[:2], images[2:]]
     _same(ours(nested, return_tensors=tensors), theirs(nested, return_tensors=tensors), within=0)
 
 
 def test_lists_without_return_tensors() -> None:
-    pictures = [picture(40, 30), picture(30, 60)]
-    ours, theirs = PixtralImageProcessor()(pictures), Reference()(pictures)
+    images = [picture(40, 30), picture(30, 60)]
+    ours, theirs = PixtralImageProcessor()(images), Reference()(images)
     assert ours["image_sizes"] == theirs["image_sizes"]
     assert type(ours["pixel_values"]) is type(theirs["pixel_values"]) is list
     _same(ours, theirs, within=0)
@@ -225,7 +225,7 @@ def test_mistral_pixels(height: int, width: int, setting: tuple[int, int, int]) 
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA"])
-def test_mistral_modes_and_large_pictures(mode: str) -> None:
+def test_mistral_modes_and_large_images(mode: str) -> None:
     image = picture(900, 1731)
     if mode in ("RGBA", "LA"):
         image.putalpha(picture(900, 1731, seed=1).convert("L"))

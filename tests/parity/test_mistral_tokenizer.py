@@ -170,7 +170,7 @@ def conversation(file: Path) -> list[dict[str, Any]]:
             "role": "user",
             "content": [{"type": "text", "text": "What is [INST]?"}, {"type": "image", "path": str(file)}],
         },
-        {"role": "assistant", "content": "A picture."},
+        {"role": "assistant", "content": "An image."},
         {"role": "user", "content": "Sure?"},
     ]
 
@@ -212,7 +212,7 @@ def test_tools_and_continuing(tekken: MistralCommonTokenizer, reference: Any) ->
     assert mine == reference.apply_chat_template(chat, tools=tools, continue_final_message=True)
 
 
-def test_pictures_of_other_sizes_in_any_form(tekken: MistralCommonTokenizer) -> None:
+def test_images_of_other_sizes_in_any_form(tekken: MistralCommonTokenizer) -> None:
     images = [
         {"type": "image", "image": picture(20, 20)},
         {"type": "image", "image": np.asarray(picture(40, 16))},
@@ -247,7 +247,7 @@ def test_sentencepiece(name: str, tmp_path: Path) -> None:
 
 
 def test_ids_of_pixtral_large(large: MistralCommonTokenizer) -> None:
-    """FORMATS §6.1: v7 with spaces, a picture's ids of its own."""
+    """FORMATS §6.1: v7 with spaces, an image's ids of its own."""
     image = {"type": "image", "image": picture(20, 20)}
     chat = [{"role": "user", "content": [{"type": "text", "text": "a"}, image]}]
     assert large.apply_chat_template(chat) == [1, 3, 10, 10, 14, 10, 10, 15, 1032, 4]

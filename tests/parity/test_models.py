@@ -18,9 +18,9 @@ from tests.parity.pairs import (
     Shape,
     build,
     close,
+    images,
     inputs,
     joined_features,
-    pictures,
 )
 
 SHAPES = [*VISION_LANGUAGE, *TEXTS]
@@ -32,7 +32,7 @@ def kept_rows(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def labels_of(given: dict[str, Tensor]) -> Tensor:
-    """Labels on the last three ids of each row that are no padding and no pictures."""
+    """Labels on the last three ids of each row that are no padding and no images."""
     ids, mask = given["input_ids"], given["attention_mask"]
     from_end = mask.flip(1).cumsum(1).flip(1)
     return torch.where((mask == 1) & (from_end <= 3) & (ids != IMAGE), ids, -100)
@@ -85,7 +85,7 @@ def test_text_alone_through_a_model_with_eyes(shape: Shape) -> None:
 @pytest.mark.parametrize("shape", VISION_LANGUAGE, ids=str)
 def test_the_tower_alone(shape: Shape) -> None:
     pair = build(shape)
-    given = pictures(shape)
+    given = images(shape)
     with torch.no_grad():
         ours = pair.ours.vision_tower(**given, output_hidden_states=True, output_attentions=True)
         theirs = pair.theirs.vision_tower(**given, output_hidden_states=True, output_attentions=True)
@@ -99,15 +99,15 @@ def test_the_tower_alone(shape: Shape) -> None:
 @pytest.mark.parametrize("shape", VISION_LANGUAGE, ids=str)
 def test_image_features_one_by_one(shape: Shape) -> None:
     pair = build(shape)
-    given = pictures(shape)
+    given = images(shape)
     layer = shape.outer.get("vision_feature_layer", -1)
     options = {"vision_feature_select_strategy": "full"} if shape.family == "llava" else {}
     with torch.no_grad():
         ours = pair.ours.get_image_features(**given, vision_feature_layer=layer, **options)
         theirs = pair.theirs.get_image_features(**given, vision_feature_layer=layer, **options)
-    assert len(ours) == len(theirs) == len(shape.pictures)
+    assert len(ours) == len(theirs) == len(shape.images)
     for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        close(a, b, f"picture {index}")
+        close(a, b, f"image {index}")
 
 
 # The reference itself fails to continue behind a window of one position.

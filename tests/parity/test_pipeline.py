@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 
 def user(*parts: Any) -> dict[str, Any]:
-    """A user's message; a str is text, anything else a picture."""
+    """A user's message; a str is text, anything else an image."""
     return {
         "role": "user",
         "content": [
@@ -25,8 +25,8 @@ def user(*parts: Any) -> dict[str, Any]:
     }
 
 
-ONE = tiny.picture(60, 90)
-TWO = tiny.picture(40, 72, seed=3)
+ONE = tiny.image(60, 90)
+TWO = tiny.image(40, 72, seed=3)
 CHAT = [user(ONE, "What is this?")]
 TURNS = [
     {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
@@ -47,7 +47,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "begun answer": {"text": BEGUN},
     "begun answer, new text": {"text": BEGUN, "return_full_text": False},
     "begun answer as a turn of its own": {"text": BEGUN, "continue_final_message": False},
-    "pictures apart": {"images": [ONE], "text": [{"role": "user", "content": [{"type": "image"}]}]},
+    "images apart": {"images": [ONE], "text": [{"role": "user", "content": [{"type": "image"}]}]},
     "prompt": {"images": ONE, "text": PROMPT},
     "prompt, new text": {"images": ONE, "text": PROMPT, "return_full_text": False},
     "prompts": {"images": [ONE, TWO], "text": [PROMPT, PROMPT]},
@@ -150,7 +150,7 @@ def test_the_default_length_is_theirs(pipes: tuple[Any, Any]) -> None:
 
 
 def test_the_messages_of_the_caller_stay_untouched(pipes: tuple[Any, Any]) -> None:
-    """transformers writes pictures into them; here the caller's list is as before."""
+    """transformers writes images into them; here the caller's list is as before."""
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
     before = repr(chat)
     pipes[0](images=[ONE], text=chat, max_new_tokens=2)
@@ -164,7 +164,7 @@ def test_the_messages_of_the_caller_stay_untouched(pipes: tuple[Any, Any]) -> No
         ({"images": ONE}, vitrail.InputError, "text"),
         ({"text": CHAT, "do_sample": True}, vitrail.InputError, "do_sample"),
         ({"text": CHAT, "batch_size": 4}, vitrail.UnsupportedError, "batch_size"),
-        ({"text": CHAT, "images": [ONE]}, vitrail.InputError, "pictures"),
+        ({"text": CHAT, "images": [ONE]}, vitrail.InputError, "images"),
         ({"text": [{"role": "user"}]}, vitrail.InputError, "content"),
         (
             {"text": CHAT, "max_new_tokens": 3, "generate_kwargs": {"max_new_tokens": 4}},

@@ -28,12 +28,12 @@ def pair(
         source, model_input_names=["input_ids", "attention_mask"]
     )
     patch, edge, merge = {"pixtral-0": (8, 96, 1), "mistral3-0": (7, 112, 2)}[request.param]
-    pictures = transformers.PixtralImageProcessor(
+    images = transformers.PixtralImageProcessor(
         patch_size={"height": patch, "width": patch}, size={"longest_edge": edge}
     )
     folder = tmp_path_factory.mktemp("processor")
     transformers.PixtralProcessor(
-        pictures,
+        images,
         tokenizer,
         patch_size=patch,
         spatial_merge_size=merge,
@@ -56,15 +56,15 @@ SIZES = [(2, 5), (7, 113), (40, 40), (96, 97), (150, 31), (300, 200), (5, 200)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_one_picture(pair: tuple[PixtralProcessor, Any], size: tuple[int, int]) -> None:
-    """Every size of picture becomes the same ids."""
+def test_one_image(pair: tuple[PixtralProcessor, Any], size: tuple[int, int]) -> None:
+    """Every size of image becomes the same ids."""
     ours, theirs = pair
     image = picture(*size)
     prompt = f"<s>[INST][IMG]{QUESTION}[/INST]"
     same(ours(text=prompt, images=image), theirs(text=prompt, images=image))
 
 
-def test_numbers_of_pictures(pair: tuple[PixtralProcessor, Any]) -> None:
+def test_numbers_of_images(pair: tuple[PixtralProcessor, Any]) -> None:
     ours, theirs = pair
     images = [picture(30, 60), picture(60, 30, seed=1), picture(99, 99, seed=2), picture(8, 8, seed=3)]
     texts = ["<s>[INST][IMG]a[IMG][/INST]", "<s>[INST]none[/INST]", "<s>[INST][IMG][IMG]b[/INST]"]
@@ -100,7 +100,7 @@ def test_options(pair: tuple[PixtralProcessor, Any], options: dict[str, Any]) ->
 
 
 def conversations(folder: Path) -> list[list[dict[str, Any]]]:
-    """Conversations in the spellings of the documents, with pictures on disk."""
+    """Conversations in the spellings of the documents, with images on disk."""
     files = []
     for seed, (height, width) in enumerate([(40, 60), (70, 30), (64, 64)]):
         file = folder / f"{seed}.png"
@@ -147,7 +147,7 @@ def test_chat(pair: tuple[PixtralProcessor, Any], tmp_path: Path, chosen: list[i
 
 
 def test_two_steps(pair: tuple[PixtralProcessor, Any]) -> None:
-    """The second snippet of the first document: a prompt as text, then pictures."""
+    """The second snippet of the first document: a prompt as text, then images."""
     ours, theirs = pair
     parts = [
         {"type": "text", "text": "Can this"},

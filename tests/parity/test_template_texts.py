@@ -59,7 +59,7 @@ WHOLES = (
     "{% for x in c %}{{ loop.index }}{{ x }}{% if x == 'm' %}{% break %}{% endif %}{% endfor %}",
     "{% for x in c.split('[INST]') %}({{ x }}){% endfor %}",
     "{% if '<s>' in c %}{{ c }}{% else %}no{% endif %}",
-    "{% set d = {'img': 'a picture', '22': 'twenty-two'} %}{{ d[c] if c in d else d.get(c, '[IMG]') }}",
+    "{% set d = {'img': 'an image', '22': 'twenty-two'} %}{{ d[c] if c in d else d.get(c, '[IMG]') }}",
     "{% set ns = namespace(found=false, all='') %}{% for x in c %}{% if x in 'img' %}{% set ns.found = true %}"
     "{% set ns.all = ns.all + x|upper %}{% endif %}{% endfor %}{{ ns.found }}{{ ns.all }}",
     "{% macro show(x, y='[IMG]') %}{{ y if x == 'img' else x|title }}{% endmacro %}{{ show(c) }}{{ show(c, '<s>') }}",

@@ -186,7 +186,7 @@ def test_the_shown_weights_are_the_ones_applied(drawn: tuple[Problem, int | None
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5), st.sampled_from([2, 4, 88]), st.integers(0, 99))
-def test_pictures_see_all_of_themselves_and_nothing_else(lengths: list[int], width: int, seed: int) -> None:
+def test_images_see_all_of_themselves_and_nothing_else(lengths: list[int], width: int, seed: int) -> None:
     made = problem(lengths, heads=3, groups=3, width=width, causal=False, seed=seed)
     found = run(made)
     assert_near(found, made.expected())

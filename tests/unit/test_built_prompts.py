@@ -1,4 +1,4 @@
-"""Built-in formats through tokenizers and processors: pictures beside, truncation, trusted strings, templates, faults."""
+"""Built-in formats through tokenizers and processors: images beside, truncation, trusted strings, templates, faults."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vitrail.processor.load import processor_parts
 from vitrail.processor.processor import PixtralProcessor
 from vitrail.tokenizer.mistral import MistralCommonTokenizer
 
-PICTURE = {"type": "image", "image": Image.new("RGB", (40, 33), "red")}
+IMAGE = {"type": "image", "image": Image.new("RGB", (40, 33), "red")}
 CHAT = [
     {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": [{"type": "text", "text": "What is </s>?"}, PICTURE]},
+    {"role": "user", "content": [{"type": "text", "text": "What is </s>?"}, IMAGE]},
     {"role": "assistant", "content": "A square. "},
-    {"role": "user", "content": [PICTURE, {"type": "text", "text": "And [INST]?"}, PICTURE]},
+    {"role": "user", "content": [IMAGE, {"type": "text", "text": "And [INST]?"}, IMAGE]},
 ]
 
 
@@ -59,18 +59,18 @@ def test_two_steps(processor: PixtralProcessor) -> None:
         assert (again["pixel_values"] == once["pixel_values"]).all()
 
 
-def test_pictures_beside_the_messages(processor: PixtralProcessor) -> None:
-    """A picture without a source is a place; it is given to the processor, or missed."""
+def test_images_beside_the_messages(processor: PixtralProcessor) -> None:
+    """An image without a source is a place; it is given to the processor, or missed."""
     text = processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
-    picture = PICTURE["image"]
-    assert processor(text=text, images=picture)["image_sizes"].tolist() == [[48, 48]]
-    with pytest.raises(InputError, match=r"1 .* 0 pictures"):
+    image = IMAGE["image"]
+    assert processor(text=text, images=image)["image_sizes"].tolist() == [[48, 48]]
+    with pytest.raises(InputError, match=r"1 .* 0 images"):
         processor(text=text)
 
 
 def test_batches(processor: PixtralProcessor) -> None:
     """Rows of a batch are what each conversation is alone."""
-    other = [{"role": "user", "content": [PICTURE]}]
+    other = [{"role": "user", "content": [IMAGE]}]
     texts = processor.apply_chat_template([CHAT, other])
     rows = processor(text=texts, return_tensors=None)["input_ids"]
     assert rows[1] == processor.apply_chat_template(other, tokenize=True)[0].tolist()
@@ -86,7 +86,7 @@ def test_trusted_strings(processor: PixtralProcessor) -> None:
     for text in ("<s>[INST] hi[/INST]", "[INST] hi[/INST]"):
         assert processor(text=text)["input_ids"].tolist() == [[1, 3, *user, 4]]
     assert processor(text="hi")["input_ids"].tolist() == [[1, *user]]
-    out = processor(text="[INST][IMG][/INST]", images=PICTURE["image"])
+    out = processor(text="[INST][IMG][/INST]", images=IMAGE["image"])
     assert out["input_ids"].tolist() == [[1, 3, *([10] * 3 + [14]) * 2, *[10] * 3, 15, 4]]
     assert processor(text="hi hi hi hi", truncation=True, max_length=3)["input_ids"].shape == (1, 3)
 
@@ -144,11 +144,11 @@ def test_faults(
         processor.apply_chat_template([{"role": "user", "content": "a"}], **options)
 
 
-def test_text_tokenizers_have_no_pictures() -> None:
+def test_text_tokenizers_have_no_images() -> None:
     with pytest.raises(CheckpointError, match="text alone"):
         processor_parts(tokenizer("v3"))
-    with pytest.raises(PromptError, match=r"content\[0\]: .* no picture .*v7m1"):
-        tokenizer("v3").apply_chat_template([{"role": "user", "content": [PICTURE]}], format="auto")
+    with pytest.raises(PromptError, match=r"content\[0\]: .* no image .*v7m1"):
+        tokenizer("v3").apply_chat_template([{"role": "user", "content": [IMAGE]}], format="auto")
 
 
 def test_files_that_are_no_tokenizers(tmp_path: Path) -> None:

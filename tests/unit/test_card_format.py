@@ -13,7 +13,7 @@ from tests.prompts import tokenizer
 from vitrail.errors import PromptError
 from vitrail.prompts.builtin import build_prompt, encode_prompt
 
-PICTURE = {"type": "image"}
+IMAGE = {"type": "image"}
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 TOOLS_TEXT = (
     '[AVAILABLE_TOOLS] [{"type": "function", "function": {"name": "f", "description": "", "parameters": '
@@ -63,11 +63,11 @@ CALLED_A = f"[TOOL_CALLS] [{called(A)}][/TOOL_CALLS]"
         ),
         # 2. user turns in a row stay apart
         ([says("user", "u"), says("user", "v")], None, "[INST] u[/INST][INST] v[/INST]"),
-        # 3. pictures where they stand, texts joined by nothing
+        # 3. images where they stand, texts joined by nothing
         (
             [
-                says("user", parts("a", "", "b", PICTURE, "c")),
-                says("assistant", parts(PICTURE, "d ", PICTURE)),
+                says("user", parts("a", "", "b", IMAGE, "c")),
+                says("assistant", parts(IMAGE, "d ", IMAGE)),
             ],
             None,
             "[INST] ab[IMG]c[/INST][IMG]d [IMG]</s>",
@@ -90,13 +90,13 @@ CALLED_A = f"[TOOL_CALLS] [{called(A)}][/TOOL_CALLS]"
             None,
             f"[INST] u[/INST][TOOL_CALLS] [{called(A)}, {called(B)}][/TOOL_CALLS]</s>",
         ),
-        # 6. results in the order of the calls, pictures among them
+        # 6. results in the order of the calls, images among them
         (
             [
                 says("user", "u"),
                 says("assistant", "x", tool_calls=[call(A), call(B)]),
-                result(B, parts("b", PICTURE)),
-                result(A, parts(PICTURE)),
+                result(B, parts("b", IMAGE)),
+                result(A, parts(IMAGE)),
             ],
             None,
             f"[INST] u[/INST] x[TOOL_CALLS] [{called(A)}, {called(B)}][/TOOL_CALLS][TOOL_RESULTS] [IMG][/TOOL_RESULTS]"
@@ -137,7 +137,7 @@ def test_continued() -> None:
         ),
         ([says("user", "u"), CALLS_A, says("assistant", "a")], None, r"messages\[2\]: 1 results are missing"),
         ([says("user", "u"), says("assistant", "")], None, r"messages\[1\].content: .* empty"),
-        ([says("system", parts(PICTURE))], None, r"messages\[0\].content\[0\]: .* no picture"),
+        ([says("system", parts(IMAGE))], None, r"messages\[0\].content\[0\]: .* no image"),
         ([says("system", "s")], TOOLS, "tools: .* user's turn"),
         (
             [says("user", "u"), says("assistant", "", tool_calls=[call("short")])],
@@ -162,10 +162,10 @@ def test_refused(messages: list[Any], tools: Any, said: str) -> None:
 
 def test_strict_formats_name_it() -> None:
     """What v7m1 refuses and the card promises is refused with the card's name."""
-    picture_in_result = [says("user", "u"), CALLS_A, result(A, parts(PICTURE))]
+    image_in_result = [says("user", "u"), CALLS_A, result(A, parts(IMAGE))]
     late_system = [says("user", "u"), says("assistant", "a"), says("system", "s"), says("user", "v")]
-    picture_in_answer = [says("user", "u"), says("assistant", parts(PICTURE)), says("user", "v")]
-    for messages in (picture_in_result, late_system, picture_in_answer):
+    image_in_answer = [says("user", "u"), says("assistant", parts(IMAGE)), says("user", "v")]
+    for messages in (image_in_result, late_system, image_in_answer):
         with pytest.raises(PromptError, match=r"^messages\[[0-9]\].*accepted by format .*'card'"):
             build_prompt(messages, "v7m1")
 

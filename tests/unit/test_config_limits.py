@@ -181,7 +181,7 @@ def test_files_beside_config_huge_value_is_one_sentence(
 
     def use() -> None:
         processor = vitrail.AutoProcessor.from_pretrained(folder)
-        processor(text="[IMG]", images=tiny.picture(20, 20))
+        processor(text="[IMG]", images=tiny.image(20, 20))
         GenerationConfig.from_pretrained(folder)
 
     said = attempt(use)

@@ -1,4 +1,4 @@
-"""Dialogue: the prompts of a conversation are those of a fresh start, and no position or picture is computed twice."""
+"""Dialogue: the prompts of a conversation are those of a fresh start, and no position or image is computed twice."""
 
 from __future__ import annotations
 
@@ -54,31 +54,31 @@ def ask(dialogue: Dialogue, content: Any, **options: Any) -> Reply:
     return dialogue.ask(content, max_new_tokens=LENGTH, do_sample=False, **options)
 
 
-def shown(text: str, *pictures: Any) -> list[dict[str, Any]]:
-    """The parts of a question about pictures."""
-    return [*({"type": "image", "image": p} for p in pictures), {"type": "text", "text": text}]
+def shown(text: str, *images: Any) -> list[dict[str, Any]]:
+    """The parts of a question about images."""
+    return [*({"type": "image", "image": p} for p in images), {"type": "text", "text": text}]
 
 
 def test_the_second_turn_computes_only_its_own_tokens(
     parts: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tower runs once for a picture, and the decoder sees the new question, the answer's end, and what is drawn."""
+    """The tower runs once for an image, and the decoder sees the new question, the answer's end, and what is drawn."""
     model, _ = parts
-    seen: dict[str, list[int]] = {"pictures": [], "positions": []}
+    seen: dict[str, list[int]] = {"images": [], "positions": []}
     encode, step = model.encode_images, model.step
     monkeypatch.setattr(
         model,
         "encode_images",
-        lambda pixels, sizes: seen["pictures"].append(len(pixels)) or encode(pixels, sizes),
+        lambda pixels, sizes: seen["images"].append(len(pixels)) or encode(pixels, sizes),
     )
     monkeypatch.setattr(
         model, "step", lambda rows, *rest: seen["positions"].append(len(rows)) or step(rows, *rest)
     )
     dialogue = Dialogue(model, parts[1])
-    first = ask(dialogue, shown("Read.", tiny.picture(60, 90)))
-    assert (first.reused, first.computed, first.pictures_encoded) == (0, first.prompt_tokens, 1)
+    first = ask(dialogue, shown("Read.", tiny.image(60, 90)))
+    assert (first.reused, first.computed, first.images_encoded) == (0, first.prompt_tokens, 1)
     assert sum(seen["positions"]) == first.prompt_tokens + first.completion_tokens - 1
-    assert seen["pictures"] == [1]
+    assert seen["images"] == [1]
     seen["positions"].clear()
     second = ask(dialogue, "And below?")
     own = second.prompt_tokens - first.prompt_tokens
@@ -88,17 +88,17 @@ def test_the_second_turn_computes_only_its_own_tokens(
     assert second.computed + second.reused == second.prompt_tokens
     assert second.reused >= first.prompt_tokens
     assert sum(seen["positions"]) == second.computed + second.completion_tokens - 1
-    assert (seen["pictures"], second.pictures_encoded, dialogue.pictures_encoded) == ([1], 0, 1)
-    assert second.picture_tokens == first.picture_tokens
+    assert (seen["images"], second.images_encoded, dialogue.images_encoded) == ([1], 0, 1)
+    assert second.image_tokens == first.image_tokens
 
 
 def test_prompts_and_answers_are_those_of_a_fresh_start(parts: tuple[Any, Any]) -> None:
-    """Turn by turn, with pictures in the first and the third one; the ids are those of the whole conversation built anew."""
+    """Turn by turn, with images in the first and the third one; the ids are those of the whole conversation built anew."""
     dialogue = Dialogue(*parts)
     questions = [
-        shown("Read.", tiny.picture(40, 60)),
+        shown("Read.", tiny.image(40, 60)),
         "And?",
-        shown("These?", tiny.picture(40, 60, seed=2), tiny.picture(20, 30)),
+        shown("These?", tiny.image(40, 60, seed=2), tiny.image(20, 30)),
     ]
     for question in questions:
         asked = [*dialogue.messages, {"role": "user", "content": question}]
@@ -126,20 +126,20 @@ def test_an_answer_whose_text_gives_other_ids(one: tuple[Any, Any]) -> None:
 
 
 def test_retry_system_and_clear(one: tuple[Any, Any]) -> None:
-    """A retry computes next to nothing, another system prompt everything but the picture, a clear begins anew."""
+    """A retry computes next to nothing, another system prompt everything but the image, a clear begins anew."""
     dialogue = Dialogue(*one)
     with pytest.raises(InputError, match="nothing was asked"):
         dialogue.retry()
-    first = ask(dialogue, shown("Read.", tiny.picture(40, 60)))
+    first = ask(dialogue, shown("Read.", tiny.image(40, 60)))
     again = dialogue.retry(max_new_tokens=LENGTH, do_sample=False)
-    assert (again.computed, again.pictures_encoded) == (1, 0)
+    assert (again.computed, again.images_encoded) == (1, 0)
     assert again.response.text == first.response.text
     assert len(dialogue.messages) == 2
     dialogue.system = "Be brief."
     assert dialogue.system == "Be brief."
     third = dialogue.retry(max_new_tokens=LENGTH, do_sample=False)
     assert third.computed > third.prompt_tokens - 3
-    assert (third.pictures_encoded, dialogue.pictures_encoded) == (0, 1)
+    assert (third.images_encoded, dialogue.images_encoded) == (0, 1)
     assert third.response.text == fresh(one, dialogue.messages[:-1])
     dialogue.clear()
     assert dialogue.messages == [{"role": "system", "content": "Be brief."}]
@@ -148,13 +148,13 @@ def test_retry_system_and_clear(one: tuple[Any, Any]) -> None:
     assert dialogue.messages == []
 
 
-def test_another_picture_of_the_same_size(one: tuple[Any, Any]) -> None:
-    """Same words, same ids, another content: nothing of the old picture is reused."""
+def test_another_image_of_the_same_size(one: tuple[Any, Any]) -> None:
+    """Same words, same ids, another content: nothing of the old image is reused."""
     dialogue = Dialogue(*one)
-    ask(dialogue, shown("Read.", tiny.picture(40, 60, seed=1)))
+    ask(dialogue, shown("Read.", tiny.image(40, 60, seed=1)))
     dialogue.load([])
-    turn = ask(dialogue, shown("Read.", tiny.picture(40, 60, seed=2)))
-    assert (turn.reused, turn.pictures_encoded) == (2, 1)  # <s>[INST]
+    turn = ask(dialogue, shown("Read.", tiny.image(40, 60, seed=2)))
+    assert (turn.reused, turn.images_encoded) == (2, 1)  # <s>[INST]
     assert turn.response.text == fresh(one, dialogue.messages[:-1])
 
 
@@ -178,7 +178,7 @@ def test_stopping_keeps_the_conversation(one: tuple[Any, Any]) -> None:
 
 
 def test_a_mistake_changes_nothing(one: tuple[Any, Any], tmp_path: Path) -> None:
-    """A picture that is missing, a prompt that is too long, an interruption while it is read."""
+    """An image that is missing, a prompt that is too long, an interruption while it is read."""
     dialogue = Dialogue(*one)
     ask(dialogue, "Hello.")
     before = dialogue.messages
@@ -210,28 +210,28 @@ def test_the_answer_is_cut_to_what_the_context_has_left(one: tuple[Any, Any]) ->
 
 def test_a_pdf_counts_as_its_pages(one: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """In a message of a conversation too, and its pages go through the tower once."""
-    pages = [tiny.picture(40, 30, seed=n) for n in range(3)]
+    pages = [tiny.image(40, 30, seed=n) for n in range(3)]
     monkeypatch.setattr("vitrail.images.pdf._render", lambda *_: pages)
     data = base64.b64encode(pdfs.pdf((9, 9, pdfs.RED))).decode()
     dialogue = Dialogue(*one)
     part = {"type": "file", "file": {"file_data": data}}
     first = ask(dialogue, [part, {"type": "text", "text": "Read."}])
-    assert (len(first.picture_tokens), first.pictures_encoded) == (3, 3)
+    assert (len(first.image_tokens), first.images_encoded) == (3, 3)
     assert first.response.text == fresh(one, [{"role": "user", "content": shown("Read.", *pages)}])
-    assert ask(dialogue, "And?").pictures_encoded == 0
+    assert ask(dialogue, "And?").images_encoded == 0
 
 
 def test_prepared_pixels_are_not_kept(one: tuple[Any, Any]) -> None:
     """They are made anew when they are needed again, the same."""
     dialogue = Dialogue(*one)
-    ask(dialogue, shown("Read.", tiny.picture(40, 60)))
-    (picture,) = (part.source for part in dialogue._entries[0].message.images)
-    assert picture._pixels is None
-    assert fingerprint(picture.pixels()) == picture.key
+    ask(dialogue, shown("Read.", tiny.image(40, 60)))
+    (image,) = (part.source for part in dialogue._entries[0].message.images)
+    assert image._pixels is None
+    assert fingerprint(image.pixels()) == image.key
 
 
 def test_text_alone_with_a_tokenizer(tiny_llava: Path) -> None:
-    """A checkpoint that reads text only has no processor; pictures are refused."""
+    """A checkpoint that reads text only has no processor; images are refused."""
     config = vitrail.AutoConfig.from_pretrained(tiny_llava).text_config
     model = tiny.randomize(vitrail.MistralForCausalLM(config)).eval()
     tokenizer = vitrail.AutoTokenizer.from_pretrained(tiny_llava)
@@ -245,15 +245,26 @@ def test_text_alone_with_a_tokenizer(tiny_llava: Path) -> None:
     out = model.generate(wanted, max_new_tokens=LENGTH, do_sample=False)
     assert tokenizer.decode(out[0, wanted.shape[1] :], skip_special_tokens=True) == second.response.text
     buffer = BytesIO()
-    tiny.picture(9, 9).save(buffer, "PNG")
+    tiny.image(9, 9).save(buffer, "PNG")
     with pytest.raises(PromptError, match="text only"):
         ask(dialogue, shown("Read.", buffer.getvalue()))
 
 
 def test_half_precision_reuses_too(one: tuple[Any, Any]) -> None:
-    """The pictures come in the model's numbers."""
+    """The images come in the model's numbers."""
     model = vitrail.LlavaForConditionalGeneration(one[0].config).to(torch.bfloat16)
     dialogue = Dialogue(tiny.randomize(model).eval(), one[1])
-    first = ask(dialogue, shown("Read.", tiny.picture(20, 30)))
+    first = ask(dialogue, shown("Read.", tiny.image(20, 30)))
     second = ask(dialogue, "And?")
-    assert second.reused >= first.prompt_tokens and second.pictures_encoded == 0
+    assert second.reused >= first.prompt_tokens and second.images_encoded == 0
+
+
+def test_reply_old_names_of_attributes_warn_with_the_new_one() -> None:
+    from vitrail.responses.events import Response
+    from vitrail.responses.reply import Reply
+
+    reply = Reply(Response(()), 3, 0, 3, (2,), 1, 0, "stop", {})
+    with pytest.warns(DeprecationWarning, match="is called image_tokens"):
+        assert reply.picture_tokens == (2,)
+    with pytest.warns(DeprecationWarning, match="is called images_encoded"):
+        assert reply.pictures_encoded == 1

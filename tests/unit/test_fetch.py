@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tiny import picture
+from tests.tiny import image
 from vitrail import ImageError, ImageLimits, load_image
 from vitrail.images.fetch import FetchPolicy, fetch, is_global
 
 FILE = io.BytesIO()
-picture(12, 10).save(FILE, "PNG")
+image(12, 10).save(FILE, "PNG")
 PNG = FILE.getvalue()
 QUICK = FetchPolicy(timeout=1.0)
 
@@ -64,7 +64,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(b"", 799)
 
     def serve_page(self, rest: str) -> None:
-        self._answer(b"<html>no picture</html>")
+        self._answer(b"<html>no image</html>")
 
     def serve_short(self, rest: str) -> None:
         self._answer(PNG[:50], length=len(PNG))
@@ -131,8 +131,8 @@ def url(server: Any) -> str:
 
 
 @pytest.mark.parametrize("path", ["good", "chunked", "hops/2", "good?size=1", "good/a%20b/ü"])
-def test_a_picture_is_fetched(url: str, path: str) -> None:
-    assert np.array_equal(np.asarray(load_image(f"{url}/{path}")), np.asarray(picture(12, 10)))
+def test_an_image_is_fetched(url: str, path: str) -> None:
+    assert np.array_equal(np.asarray(load_image(f"{url}/{path}")), np.asarray(image(12, 10)))
 
 
 def test_what_is_sent(server: Any, url: str) -> None:
@@ -149,7 +149,7 @@ def test_what_is_sent(server: Any, url: str) -> None:
     [
         ("missing", r"answered 404 \(Not Found\); 200 was expected"),
         ("teapot", "answered 799"),
-        ("page", "no picture in a format"),
+        ("page", "no image in a format"),
         ("short", r"ended after 50 of \d+ bytes"),
         ("announced", "larger than 64 MiB"),
         ("compressed", "compressed"),
@@ -160,7 +160,7 @@ def test_what_is_sent(server: Any, url: str) -> None:
         ("to/http:__user:secret@localhost_a", "user name or password"),
     ],
 )
-def test_answers_that_are_no_picture(url: str, path: str, says: str) -> None:
+def test_answers_that_are_no_image(url: str, path: str, says: str) -> None:
     with pytest.raises(ImageError, match=says) as caught:
         load_image(f"{url}/{path}?token=hidden")
     assert "hidden" not in str(caught.value)
@@ -219,10 +219,10 @@ def test_urls_that_are_none(bad: str) -> None:
 
 
 def test_a_strict_policy(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    strict = FetchPolicy.strict(("pictures.example",))
+    strict = FetchPolicy.strict(("images.example",))
     for bad, says in (
         (f"{url}/good", "may start with https"),
-        ("https://pictures.example:8443/a.png", "port 8443"),
+        ("https://images.example:8443/a.png", "port 8443"),
         ("https://elsewhere.example/a.png", "not on the list"),
     ):
         with pytest.raises(ImageError, match=says):
@@ -233,7 +233,7 @@ def test_a_strict_policy(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         lambda *a, **k: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.7", 443))],
     )
     with pytest.raises(ImageError, match="not public"):
-        fetch("https://pictures.example/a.png", strict)
+        fetch("https://images.example/a.png", strict)
 
 
 def test_private_addresses_are_refused_after_a_redirect_too(url: str) -> None:
@@ -356,8 +356,8 @@ def test_the_address_that_was_checked_is_the_one_that_is_connected_to(
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, server.server_port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    assert fetch("http://pictures.example/good", QUICK) == PNG
-    assert asked == ["pictures.example"]
+    assert fetch("http://images.example/good", QUICK) == PNG
+    assert asked == ["images.example"]
 
 
 def test_one_private_address_among_public_ones_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,14 +366,14 @@ def test_one_private_address_among_public_ones_is_enough(monkeypatch: pytest.Mon
     ]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
     with pytest.raises(ImageError, match="not public"):
-        fetch("https://pictures.example/a.png", FetchPolicy.strict(None))
+        fetch("https://images.example/a.png", FetchPolicy.strict(None))
 
 
 def test_nothing_is_fetched_for_strangers_but_from_named_hosts() -> None:
     with pytest.raises(ImageError, match="URLs are not fetched here; send the image as a data URL"):
-        fetch("https://pictures.example/a.png", FetchPolicy.untrusted())
-    policy = FetchPolicy.untrusted(("pictures.example",))
-    assert policy == FetchPolicy.strict(("pictures.example",)) and not policy.allow_files
+        fetch("https://images.example/a.png", FetchPolicy.untrusted())
+    policy = FetchPolicy.untrusted(("images.example",))
+    assert policy == FetchPolicy.strict(("images.example",)) and not policy.allow_files
     with pytest.raises(ImageError, match="not on the list"):
         fetch("https://elsewhere.example/a.png", policy)
 

@@ -71,7 +71,7 @@ def test_where_the_dialects_differ(
         (SMALL, (1540, 1540), 3080),
     ],
 )
-def test_what_a_picture_costs(settings: dict[str, Any], size: tuple[int, int], tokens: int) -> None:
+def test_what_an_image_costs(settings: dict[str, Any], size: tuple[int, int], tokens: int) -> None:
     width, height = size
     assert image_tokens(height, width, **settings) == tokens
     assert image_tokens(height, width, dialect="mistral", **settings) == tokens

@@ -29,7 +29,7 @@ def test_folders_are_taken_as_they_are(tmp_path: Path) -> None:
 
 
 def test_nothing_else_in_the_library_connects() -> None:
-    """Only the hub's client and the fetcher of pictures may import what opens connections."""
+    """Only the hub's client and the fetcher of images may import what opens connections."""
     import vitrail
 
     root = Path(vitrail.__file__).parent

@@ -24,7 +24,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
-PNG = encoded(tiny.picture(10, 12))
+PNG = encoded(tiny.image(10, 12))
 
 
 # What a file repeats
@@ -160,7 +160,7 @@ def test_escapes_of_a_data_url_take_little_memory() -> None:
     text = "data:image/png," + "%41" * 300_000
     tracemalloc.start()
     try:
-        with pytest.raises(ImageError, match="no picture"):
+        with pytest.raises(ImageError, match="no image"):
             load_image(text)
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:

@@ -17,9 +17,9 @@ from PIL import Image
 import vitrail
 from tests import tiny
 from vitrail import FetchPolicy, ImageError, image_request, load_image, load_pages
-from vitrail.cli.pictures import open_parts
+from vitrail.cli.images import open_parts
 from vitrail.images.request import set_image_defaults
-from vitrail.processor.prepared import PreparedPicture
+from vitrail.processor.prepared import PreparedImage
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -28,7 +28,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
-PNG = encoded(tiny.picture(10, 12))
+PNG = encoded(tiny.image(10, 12))
 
 
 # What may be opened
@@ -119,7 +119,7 @@ def test_defaults_hold_in_every_thread(tmp_path: Path) -> None:
         thread.join()
     finally:
         set_image_defaults()
-    assert found == ["Local files are not opened here; send the picture as a data URL."]
+    assert found == ["Local files are not opened here; send the image as a data URL."]
     work()
     assert len(found) == 1
 
@@ -165,9 +165,9 @@ def test_command_line_keeps_some_pixels_and_opens_the_rest_again(
     """All are opened before a model is; eight photographs are not held at full size."""
     names = []
     for number in range(3):
-        tiny.picture(20, 30).save(tmp_path / f"{number}.png")
+        tiny.image(20, 30).save(tmp_path / f"{number}.png")
         names.append(str(tmp_path / f"{number}.png"))
-    monkeypatch.setattr("vitrail.cli.pictures._KEPT_PIXELS", 700)
+    monkeypatch.setattr("vitrail.cli.images._KEPT_PIXELS", 700)
     parts = open_parts(names)
     assert [sorted(part) for part in parts] == [["image", "type"], ["path", "type"], ["path", "type"]]
     assert [part["path"] for part in parts[1:]] == names[1:]
@@ -179,8 +179,8 @@ def test_conversation_keeps_no_image_that_is_larger_than_what_the_model_reads(
     assistant: vitrail.Assistant,
 ) -> None:
     """The pixels are the same each time they are asked for, whichever of the two is kept."""
-    for image in (tiny.picture(600, 900), tiny.picture(30, 40)):
-        prepared = PreparedPicture(assistant.processor, image, {})
+    for image in (tiny.image(600, 900), tiny.image(30, 40)):
+        prepared = PreparedImage(assistant.processor, image, {})
         first, again = prepared.pixels(), prepared.pixels()
         assert torch.equal(first, again)
         assert (prepared._image is None) == (first.nbytes <= 4 * image.width * image.height)

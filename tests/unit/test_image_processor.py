@@ -63,12 +63,12 @@ def test_every_spelling_gives_the_same_pixels(kind: Any, tmp_path: Path) -> None
 
 
 @BOTH
-def test_a_picture_in_a_batch_equals_the_picture_alone(kind: Any) -> None:
-    pictures = [picture(40, 30), picture(16, 90), picture(70, 20)]
+def test_an_image_in_a_batch_equals_the_image_alone(kind: Any) -> None:
+    images = [picture(40, 30), picture(16, 90), picture(70, 20)]
     processor = kind(patch_size=16)
-    batch = processor(pictures, return_tensors="pt")
+    batch = processor(images, return_tensors="pt")
     assert batch.pixel_values.shape == (3, 3, 80, 96)
-    for index, image in enumerate(pictures):
+    for index, image in enumerate(images):
         alone = processor(image, return_tensors="pt")
         height, width = batch.image_sizes[index].tolist()
         assert torch.equal(batch.pixel_values[index, :, :height, :width], alone.pixel_values[0])
@@ -86,7 +86,7 @@ def test_kinds_of_results(kind: Any) -> None:
     assert list(lists) == kind.model_input_names == ["pixel_values", "image_sizes"]
 
 
-def test_data_format_none_keeps_that_of_the_pictures() -> None:
+def test_data_format_none_keeps_that_of_the_images() -> None:
     image = picture(20, 30)
     array = np.asarray(image)
     processor = PixtralImageProcessor()
@@ -143,7 +143,7 @@ def test_grey_and_transparent_arrays_become_rgb(kind: Any) -> None:
 
 
 @BOTH
-def test_exif_turns_files_and_not_pil_pictures(kind: Any) -> None:
+def test_exif_turns_files_and_not_pil_images(kind: Any) -> None:
     image = picture(16, 48)
     exif = image.getexif()
     exif[0x0112] = 6
@@ -245,20 +245,20 @@ def test_what_only_one_class_does() -> None:
 
 @BOTH
 @pytest.mark.parametrize("images", [[], None, 5, [picture(4, 4), None], {"image": 1}])
-def test_what_is_no_picture(kind: Any, images: Any) -> None:
+def test_what_is_no_image(kind: Any, images: Any) -> None:
     with pytest.raises(ImageError):
         kind()(images)
 
 
 @BOTH
-def test_a_damaged_picture_that_was_opened_lazily(kind: Any) -> None:
+def test_a_damaged_image_that_was_opened_lazily(kind: Any) -> None:
     cut = Image.open(io.BytesIO(_png(picture(64, 64))[:2000]))
     with pytest.raises(ImageError, match="damaged or truncated"):
         kind()(cut)
 
 
 @BOTH
-def test_a_picture_that_keeps_no_pixel(kind: Any) -> None:
+def test_an_image_that_keeps_no_pixel(kind: Any) -> None:
     with pytest.raises(ImageError, match="less than one pixel"):
         kind(size={"longest_edge": 100})(picture(1, 101))
     assert kind(size={"longest_edge": 100})(picture(1, 100))["image_sizes"] == [(16, 112)]

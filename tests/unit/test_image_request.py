@@ -34,7 +34,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
-PNG = encoded(tiny.picture(10, 12))
+PNG = encoded(tiny.image(10, 12))
 
 
 # A request's count
@@ -55,7 +55,7 @@ def test_request_counts_images_pixels_and_bytes_together() -> None:
     with image_request(limits=SMALL):
         for _ in range(3):
             load_image(PNG)
-        load_image(tiny.picture(500, 500))  # the caller's own
+        load_image(tiny.image(500, 500))  # the caller's own
         with pytest.raises(ImageError, match="opens at most 3 images, pages of PDFs included"):
             load_image(PNG)
     for limits, data, says in (
@@ -108,7 +108,7 @@ def test_images_are_decoded_one_by_one(fast: bool, monkeypatch: pytest.MonkeyPat
     import weakref
 
     made = vitrail.PixtralImageProcessorFast() if fast else vitrail.PixtralImageProcessor()
-    images = [tiny.picture(40 + 8 * n, 64) for n in range(4)]
+    images = [tiny.image(40 + 8 * n, 64) for n in range(4)]
     alive: list[Any] = []
 
     def load(source: Any, *args: Any, **options: Any) -> Image.Image:
@@ -164,7 +164,7 @@ def asking(request: ImageRequest) -> Iterator[ImageRequest]:
 def test_isolated_decoding_gives_the_same_pixels(stranger: ImageRequest) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    image = tiny.picture(30, 50)
+    image = tiny.image(30, 50)
     files = [
         encoded(image),
         encoded(image, "JPEG", exif=exif),
@@ -182,9 +182,9 @@ def test_isolated_decoding_refuses_as_this_process_does(stranger: ImageRequest) 
     with asking(stranger):
         for data, says in (
             (PNG[:60], "damaged or truncated"),
-            (b"text, no picture", r"format that is read \(PNG, JPEG, WEBP, GIF\)"),
-            (encoded(tiny.picture(8, 8), "BMP"), "format that is read"),
-            (encoded(tiny.picture(8, 8), "TIFF"), "format that is read"),
+            (b"text, no image", r"format that is read \(PNG, JPEG, WEBP, GIF\)"),
+            (encoded(tiny.image(8, 8), "BMP"), "format that is read"),
+            (encoded(tiny.image(8, 8), "TIFF"), "format that is read"),
             (encoded(Image.new("1", (8_000, 8_000))), "at most 40 million are decoded"),
             (hostile.jpeg(64, 200), "100 scans"),
         ):
@@ -274,7 +274,7 @@ def test_process_serves_in_frames() -> None:
 
     with pytest.raises(EOFError):
         serve(receive, sent.append)
-    assert sent == [HEAD.pack(SIZE, 12, 10), HEAD.pack(PIXELS, 12, 10), tiny.picture(10, 12).tobytes()]
+    assert sent == [HEAD.pack(SIZE, 12, 10), HEAD.pack(PIXELS, 12, 10), tiny.image(10, 12).tobytes()]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

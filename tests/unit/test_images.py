@@ -46,10 +46,10 @@ def pixels(image: Image.Image) -> np.ndarray[Any, Any]:
 # Sources
 
 
-def test_every_source_gives_the_same_picture(tmp_path: Path) -> None:
+def test_every_source_gives_the_same_image(tmp_path: Path) -> None:
     original = picture(20, 30)
     expected, data = np.asarray(original), encoded(original)
-    path = tmp_path / "a picture.png"
+    path = tmp_path / "an image.png"
     path.write_bytes(data)
     plain = base64.b64encode(data).decode()
     array = np.asarray(original)
@@ -104,8 +104,8 @@ def test_arrays_of_grey_and_with_opacity() -> None:
     assert (pixels(load_image(half)) == 128).all()
 
 
-def test_a_telephone_picture_with_several_frames() -> None:
-    """Pillow takes a JPEG with a second picture inside for a format of its own (MPO)."""
+def test_a_telephone_image_with_several_frames() -> None:
+    """Pillow takes a JPEG with a second image inside for a format of its own (MPO)."""
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     data = encoded(first, "MPO", save_all=True, append_images=[second])
     assert np.abs(pixels(load_image(data)).astype(int) - (255, 0, 0)).max() <= 4
@@ -199,7 +199,7 @@ def test_files_are_turned_upright_and_objects_are_not(orientation: int, kind: st
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_damaged_exif_block_does_not_spoil_the_picture() -> None:
+def test_a_damaged_exif_block_does_not_spoil_the_image() -> None:
     data = encoded(Image.new("RGB", (4, 4), "red"), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
     assert load_image(data).size == (4, 4)
 
@@ -227,8 +227,8 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_text_file_named_png(tmp_path: Path) -> None:
     path = tmp_path / "notes.png"
-    path.write_text("no picture at all\n" * 20)
-    with pytest.raises(ImageError, match=r"notes\.png' is no picture in a format that is read \(PNG, JPEG"):
+    path.write_text("no image at all\n" * 20)
+    with pytest.raises(ImageError, match=r"notes\.png' is no image in a format that is read \(PNG, JPEG"):
         load_image(path)
     path.write_bytes(b"")
     with pytest.raises(ImageError, match=r"notes\.png' is empty"):
@@ -241,9 +241,9 @@ def test_a_truncated_file(kind: str, share: float, tmp_path: Path) -> None:
     data = encoded(picture(64, 64), kind)
     path = tmp_path / "cut"
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ImageError, match=r"damaged or truncated|no picture"):
+    with pytest.raises(ImageError, match=r"damaged or truncated|no image"):
         load_image(path)
-    with pytest.raises(ImageError, match=r"damaged or truncated|no picture"):
+    with pytest.raises(ImageError, match=r"damaged or truncated|no image"):
         load_image(path.read_bytes())
 
 
@@ -271,11 +271,11 @@ def test_a_lazily_opened_bomb_is_not_decoded(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("source", [np.zeros((0, 5, 3), np.uint8), Image.new("RGB", (0, 5)), bomb(0, 5)])
 def test_no_pixels(source: Any) -> None:
-    with pytest.raises(ImageError, match=r"no pixels|damaged|no picture"):
+    with pytest.raises(ImageError, match=r"no pixels|damaged|no image"):
         load_image(source)
 
 
-def test_narrow_pictures() -> None:
+def test_narrow_images() -> None:
     with pytest.raises(ImageError, match="more than 1000 times"):
         load_image(Image.new("RGB", (3000, 1)))
     assert load_image(Image.new("RGB", (300, 1))).size == (300, 1)
@@ -314,7 +314,7 @@ def test_formats_that_are_not_on_the_list(tmp_path: Path) -> None:
         ("data:image/png;base64,@@@@", "no valid base64"),
         ("data:text/html,hello", "type image"),
         ("data:image/png;base64,", "empty"),
-        ("data:image/png;base64," + base64.b64encode(b"text, no picture").decode(), "no picture"),
+        ("data:image/png;base64," + base64.b64encode(b"text, no image").decode(), "no image"),
         ("file://elsewhere/a.png", "this machine"),
     ],
 )
@@ -338,7 +338,7 @@ def test_other_types(source: Any) -> None:
         np.zeros((4, 4), complex),
     ],
 )
-def test_arrays_that_are_no_pictures(array: Any) -> None:
+def test_arrays_that_are_no_images(array: Any) -> None:
     with pytest.raises(ImageError):
         load_image(array)
     with pytest.raises(ImageError, match="300"):

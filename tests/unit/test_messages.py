@@ -15,9 +15,9 @@ from vitrail.prompts.messages import (
     Message,
     TextPart,
     ThinkPart,
+    images,
     normalize,
     normalize_batch,
-    pictures,
 )
 
 IMAGE = Image.new("RGB", (4, 4))
@@ -61,7 +61,7 @@ def test_text_spellings(part: Any) -> None:
 )
 def test_image_spellings(part: Any, source: Any) -> None:
     messages = normalize(user(part, {"type": "text", "text": "?"}))
-    assert pictures(messages) == [ImagePart(source)]
+    assert images(messages) == [ImagePart(source)]
 
 
 def test_extras_are_kept() -> None:

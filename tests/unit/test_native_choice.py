@@ -80,7 +80,7 @@ def test_kernels_take_as_many_threads_as_pytorch() -> None:
 
 
 def logits(model: Any, isa: str) -> torch.Tensor:
-    """Of a prompt with a picture, with the kernels of an instruction set, as float32."""
+    """Of a prompt with an image, with the kernels of an instruction set, as float32."""
     config = model.config
     side = config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1) * 3
     ids = torch.tensor([[1, *[config.image_token_index] * 9, *range(20, 40)]])

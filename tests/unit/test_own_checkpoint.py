@@ -123,9 +123,9 @@ def test_layers_of_one_input_are_one_call(q4: Path, monkeypatch: pytest.MonkeyPa
     assert together == [3, 2]
 
 
-def test_pictures_are_read(q4: Path) -> None:
+def test_images_are_read(q4: Path) -> None:
     processor = vitrail.AutoProcessor.from_pretrained(q4)
-    inputs = processor(text="[INST][IMG]What?[/INST]", images=[tiny.picture(40, 56)], return_tensors="pt")
+    inputs = processor(text="[INST][IMG]What?[/INST]", images=[tiny.image(40, 56)], return_tensors="pt")
     model = quantised.load(q4)
     ids = model.generate(**inputs, max_new_tokens=5, do_sample=False)
     assert ids.shape[1] > inputs["input_ids"].shape[1]

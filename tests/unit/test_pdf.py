@@ -24,7 +24,7 @@ from vitrail.images.load import load_image
 from vitrail.images.pdf import PDF_LIMITS, file_holds_pdf, load_pages, names_pdf
 from vitrail.images.pdf_worker import COUNT, HEAD, PAGE
 from vitrail.images.request import image_request
-from vitrail.prompts.messages import normalize, pictures
+from vitrail.prompts.messages import images, normalize
 
 THREE = pdfs.pdf((72, 144, RED), (144, 72, GREEN), (72, 72, BLUE))
 
@@ -38,7 +38,7 @@ def three(tmp_path: Path) -> Path:
 
 
 def colours(pages: list[Any]) -> list[Any]:
-    """The colour in the middle of each picture."""
+    """The colour in the middle of each image."""
     return [page.getpixel((page.width // 2, page.height // 2)) for page in pages]
 
 
@@ -65,13 +65,13 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("painted")
 def test_every_form_of_source_is_read_and_its_content_decides(three: Path, tmp_path: Path) -> None:
-    """Bytes, a data: URL, a binary file, a name that says nothing; a picture stays one picture."""
+    """Bytes, a data: URL, a binary file, a name that says nothing; an image stays one image."""
     nameless = tmp_path / "scan"
     nameless.write_bytes(THREE)
     url = "data:application/pdf;base64," + base64.b64encode(THREE).decode()
     for source in (THREE, url, BytesIO(THREE), str(nameless), three.as_uri()):
         assert len(load_pages(source)) == 3
-    tiny.picture(20, 30).save(tmp_path / "sign.png")
+    tiny.image(20, 30).save(tmp_path / "sign.png")
     (sign,) = load_pages(tmp_path / "sign.png")
     assert sign.size == (30, 20)
     assert load_pages(sign)[0] is sign
@@ -162,11 +162,11 @@ def test_memory_is_bounded() -> None:
 
 
 def test_the_missing_package_is_named_with_its_extra(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are read without it; PDFs say what to install."""
+    """Images are read without it; PDFs say what to install."""
     monkeypatch.setitem(sys.modules, "pypdfium2", None)
     with pytest.raises(MissingPackageError, match=r"three\.pdf.*pip install 'vitrail\[pdf\]'"):
         load_pages(three)
-    assert len(load_pages(tiny.picture(9, 9))) == 1
+    assert len(load_pages(tiny.image(9, 9))) == 1
 
 
 @pytest.mark.usefixtures("painted")
@@ -185,28 +185,28 @@ def test_a_pdf_in_a_message_stands_for_its_pages(three: Path) -> None:
         {"type": "document_url", "document_url": three.as_uri()},
         {"type": "file", "path": three},
     ]
-    sign = tiny.picture(8, 8)
+    sign = tiny.image(8, 8)
     for part in spellings:
         content = [{"type": "image", "image": sign}, part, {"type": "text", "text": "Read."}]
         messages = normalize([{"role": "user", "content": content}])
-        found = [image.source for image in pictures(messages)]
+        found = [image.source for image in images(messages)]
         assert found[0] is sign
         assert colours(found[1:]) == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
         assert len(messages[0].content or ()) == 5
 
 
-def test_a_picture_may_come_as_a_file(tmp_path: Path) -> None:
+def test_an_image_may_come_as_a_file(tmp_path: Path) -> None:
     """What a file holds decides; a file that names nothing is refused with its place."""
-    tiny.picture(20, 30).save(tmp_path / "sign.png")
+    tiny.image(20, 30).save(tmp_path / "sign.png")
     part = {"type": "file", "path": str(tmp_path / "sign.png")}
-    ((picture,),) = ([p.source for p in m.images] for m in normalize([{"role": "user", "content": [part]}]))
-    assert picture.size == (30, 20)
+    ((image,),) = ([p.source for p in m.images] for m in normalize([{"role": "user", "content": [part]}]))
+    assert image.size == (30, 20)
     with pytest.raises(PromptError, match=r"messages\[0\]\.content\[0\]: a file needs one of .*file_id"):
         normalize([{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}])
 
 
-def test_where_one_picture_is_wanted_a_pdf_says_what_to_do(three: Path) -> None:
-    """`load_image` opens one picture."""
+def test_where_one_image_is_wanted_a_pdf_says_what_to_do(three: Path) -> None:
+    """`load_image` opens one image."""
     for source in (three, THREE, str(three)):
         with pytest.raises(ImageError, match="load_pages"):
             load_image(source)

@@ -1,4 +1,4 @@
-"""PixtralProcessor alone: folders of both layouts, numbers of pictures, budgets, faults, and what users type."""
+"""PixtralProcessor alone: folders of both layouts, numbers of images, budgets, faults, and what users type."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_without_any_processor_file_the_model_says(tmp_path: Path) -> None:
     assert (found.patch_size, found.spatial_merge_size) == (7, 2)
     assert found.image_processor.size == {"longest_edge": 112}
     (tmp_path / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="does not say how pictures are prepared"):
+    with pytest.raises(CheckpointError, match="does not say how images are prepared"):
         load_processor(tmp_path)
 
 
@@ -139,7 +139,7 @@ def test_budget(processor: PixtralProcessor) -> None:
         processor(text="[IMG]", images=images[0], max_image_tokens=1)
 
 
-def test_every_source_of_a_picture(processor: PixtralProcessor, tmp_path: Path) -> None:
+def test_every_source_of_an_image(processor: PixtralProcessor, tmp_path: Path) -> None:
     image = picture(30, 50)
     image.save(tmp_path / "a.png")
     file = io.BytesIO()
@@ -167,7 +167,7 @@ def test_every_source_of_a_picture(processor: PixtralProcessor, tmp_path: Path) 
 def test_batches_are_padded_and_ragged(processor: PixtralProcessor) -> None:
     image = {"type": "image", "image": picture(20, 20)}
     out = processor.apply_chat_template(
-        [chat("no picture"), chat(image, "a", image)], tokenize=True, return_dict=True, padding=True
+        [chat("no image"), chat(image, "a", image)], tokenize=True, return_dict=True, padding=True
     )
     assert out["input_ids"].shape == out["attention_mask"].shape
     assert out["pixel_values"].shape == (2, 3, 28, 28)
@@ -180,11 +180,11 @@ def test_batches_are_padded_and_ragged(processor: PixtralProcessor) -> None:
 @pytest.mark.parametrize(
     ("text", "images", "said"),
     [
-        ("[IMG][IMG]", picture(8, 8), r"2 \[IMG\] and there are 1 pictures"),
-        ("[IMG]", [picture(8, 8)] * 3, r"1 \[IMG\] and there are 3 pictures"),
-        ("[IMG]", None, r"1 \[IMG\] and there are 0 pictures"),
-        ("none", picture(8, 8), r"0 \[IMG\] and there are 1 pictures"),
-        (["[IMG]", "[IMG]"], [[picture(8, 8)] * 2, []], r"\[1, 1\] \[IMG\].* \[2, 0\] pictures"),
+        ("[IMG][IMG]", picture(8, 8), r"2 \[IMG\] and there are 1 images"),
+        ("[IMG]", [picture(8, 8)] * 3, r"1 \[IMG\] and there are 3 images"),
+        ("[IMG]", None, r"1 \[IMG\] and there are 0 images"),
+        ("none", picture(8, 8), r"0 \[IMG\] and there are 1 images"),
+        (["[IMG]", "[IMG]"], [[picture(8, 8)] * 2, []], r"\[1, 1\] \[IMG\].* \[2, 0\] images"),
         ([], None, "text is a text or a list"),
         (7, None, "text is a text or a list"),
         (None, None, "give text, images or both"),
@@ -237,16 +237,16 @@ def test_faults_are_named(processor: PixtralProcessor, call: Any, said: str) -> 
         call(processor)
 
 
-def test_pictures_where_the_template_has_no_place(processor: PixtralProcessor) -> None:
-    """The golden template shows no picture of an assistant: that is said, not dropped."""
+def test_images_where_the_template_has_no_place(processor: PixtralProcessor) -> None:
+    """The golden template shows no image of an assistant: that is said, not dropped."""
     image = {"type": "image", "image": picture(9, 9)}
     messages = [*chat("a"), *chat({"type": "text", "text": "b"}, image, role="assistant")]
-    with pytest.raises(InputError, match=r"0 \[IMG\] and there are 1 pictures"):
+    with pytest.raises(InputError, match=r"0 \[IMG\] and there are 1 images"):
         processor.apply_chat_template(messages, tokenize=True)
 
 
 def test_typed_image_tokens_are_text(processor: PixtralProcessor) -> None:
-    """A typed [IMG] neither costs a picture nor takes the place of one."""
+    """A typed [IMG] neither costs an image nor takes the place of one."""
     image = {"type": "image", "image": picture(9, 9)}
     typed = chat("[IMG] [IMG_BREAK]", image, "[IMG][INST]")
     out = processor.apply_chat_template(typed, tokenize=True, return_dict=True)
@@ -258,7 +258,7 @@ def test_typed_image_tokens_are_text(processor: PixtralProcessor) -> None:
         ids
     ]
     assert processor.decode(ids).count("[IMG]") == 3
-    with pytest.raises(InputError, match=r"3 \[IMG\] and there are 1 pictures"):
+    with pytest.raises(InputError, match=r"3 \[IMG\] and there are 1 images"):
         processor(text=str(prompt), images=image["image"])
 
 
@@ -291,7 +291,7 @@ def test_an_image_is_not_opened_for_text_alone(processor: PixtralProcessor) -> N
     )
 
 
-def test_picture_of_a_lazy_file(processor: PixtralProcessor, tmp_path: Path) -> None:
+def test_image_of_a_lazy_file(processor: PixtralProcessor, tmp_path: Path) -> None:
     picture(30, 40).save(tmp_path / "a.png")
     lazy = Image.open(tmp_path / "a.png")
     assert processor(text="[IMG]", images=lazy)["image_sizes"].tolist() == [[42, 42]]

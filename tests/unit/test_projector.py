@@ -46,7 +46,7 @@ def test_patches_that_fill_no_square_are_left_out() -> None:
     torch.testing.assert_close(merger(whole, [(5, 3)]), merger(cut, [(4, 2)]))
 
 
-def test_tokens_of_a_picture() -> None:
+def test_tokens_of_an_image() -> None:
     merged = Mistral3MultiModalProjector(tiny.config("mistral3"))
     assert [merged.tokens(grid) for grid in [(4, 6), (5, 3), (2, 2)]] == [6, 2, 1]
     plain = LlavaMultiModalProjector(tiny.config("llava"))

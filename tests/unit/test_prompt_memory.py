@@ -11,24 +11,24 @@ from torch import Tensor
 from tests.toy import IMAGE, ToyModel
 from vitrail.errors import InputError
 from vitrail.generate.loop import generate
-from vitrail.generate.reuse import Continuation, PromptMemory, PromptPicture
+from vitrail.generate.reuse import Continuation, PromptImage, PromptMemory
 from vitrail.images.fingerprint import fingerprint
 
 TEXT = [1, 5, 6, 7, 8]
 
 
-def picture(value: float, tokens: int = 3) -> PromptPicture:
-    """A picture of one row, whose features depend on `value`; the toy has a feature for two columns."""
+def image(value: float, tokens: int = 3) -> PromptImage:
+    """An image of one row, whose features depend on `value`; the toy has a feature for two columns."""
     pixels = torch.full((3, 1, 2 * tokens), value)
-    return PromptPicture(fingerprint(pixels), tokens, lambda: pixels)
+    return PromptImage(fingerprint(pixels), tokens, lambda: pixels)
 
 
-def fresh(model: ToyModel, ids: list[int], pictures: list[PromptPicture], **options: Any) -> tuple[int, ...]:
+def fresh(model: ToyModel, ids: list[int], images: list[PromptImage], **options: Any) -> tuple[int, ...]:
     """What generate() draws without any memory."""
     given = {}
-    if pictures:
-        pixels = torch.stack([p.pixels() for p in pictures])
-        sizes = torch.tensor([[1, pixels.shape[3]]] * len(pictures))
+    if images:
+        pixels = torch.stack([p.pixels() for p in images])
+        sizes = torch.tensor([[1, pixels.shape[3]]] * len(images))
         given = {"pixel_values": pixels, "image_sizes": sizes}
     out = generate(model, torch.tensor([ids]), **given, max_new_tokens=6, **options)
     assert isinstance(out, Tensor)
@@ -47,13 +47,13 @@ def model() -> ToyModel:
     return ToyModel()
 
 
-def go_on(memory: PromptMemory, ids: list[int], pictures: list[PromptPicture] | None = None) -> Continuation:
-    return memory.go_on(ids, pictures or [], max_new_tokens=6)
+def go_on(memory: PromptMemory, ids: list[int], images: list[PromptImage] | None = None) -> Continuation:
+    return memory.go_on(ids, images or [], max_new_tokens=6)
 
 
 def test_the_second_turn_computes_only_its_own_positions(model: ToyModel) -> None:
-    """The prompt, the answer's ids and the picture are cached; the decoder and the tower see the rest."""
-    memory, sign = PromptMemory(model), picture(0.5)
+    """The prompt, the answer's ids and the image are cached; the decoder and the tower see the rest."""
+    memory, sign = PromptMemory(model), image(0.5)
     ids = [1, IMAGE, IMAGE, IMAGE, *TEXT]
     first = go_on(memory, ids, [sign])
     assert (first.reused, first.computed, first.encoded) == (0, len(ids), 1)
@@ -83,28 +83,28 @@ def test_what_differs_is_computed_anew_and_what_follows_it(model: ToyModel) -> N
         assert found.reused == reused
 
 
-def test_another_picture_of_the_same_size_is_noticed(model: ToyModel) -> None:
+def test_another_image_of_the_same_size_is_noticed(model: ToyModel) -> None:
     """Their ids are equal. The part before it is reused; its features are remembered when it comes back."""
     memory = PromptMemory(model)
     ids = [1, 4, IMAGE, IMAGE, IMAGE, 5, IMAGE, IMAGE, IMAGE, 6]
-    red, blue, grey = picture(0.1), picture(0.9), picture(0.4)
+    red, blue, grey = image(0.1), image(0.9), image(0.4)
     assert go_on(memory, ids, [red, blue]).encoded == 2
-    for pictures, reused, encoded in (
+    for images, reused, encoded in (
         ([red, grey], 6, 1),
         ([blue, grey], 2, 0),
         ([blue, blue], 6, 0),
         ([red, blue], 2, 0),
     ):
-        found = go_on(memory, ids, pictures)
+        found = go_on(memory, ids, images)
         assert (found.reused, found.encoded) == (reused, encoded)
-        assert found.ids == fresh(model, ids, pictures)
+        assert found.ids == fresh(model, ids, images)
 
 
-def test_a_part_of_a_picture_is_never_reused(model: ToyModel) -> None:
-    """A smaller picture whose ids are the beginning of the larger one's."""
+def test_a_part_of_an_image_is_never_reused(model: ToyModel) -> None:
+    """A smaller image whose ids are the beginning of the larger one's."""
     memory = PromptMemory(model)
-    go_on(memory, [1, 4, *[IMAGE] * 4, 6, 7], [picture(0.5, 4)])
-    small = picture(0.5, 2)
+    go_on(memory, [1, 4, *[IMAGE] * 4, 6, 7], [image(0.5, 4)])
+    small = image(0.5, 2)
     found = go_on(memory, [1, 4, *[IMAGE] * 2, 6, 7], [small])
     assert (found.reused, found.encoded) == (2, 1)
     assert found.ids == fresh(model, [1, 4, IMAGE, IMAGE, 6, 7], [small])
@@ -114,7 +114,7 @@ def test_features_are_bounded(model: ToyModel) -> None:
     """The oldest are forgotten, and encoded again when they are needed."""
     memory = PromptMemory(model, feature_bytes=3 * 8 * 8)
     ids = [1, IMAGE, IMAGE, IMAGE, 6]
-    red, blue = picture(0.1), picture(0.9)
+    red, blue = image(0.1), image(0.9)
     assert [go_on(memory, ids, [p]).encoded for p in (red, red, blue, blue, red)] == [1, 0, 1, 0, 1]
     memory.forget()
     assert memory.length == 0
@@ -154,17 +154,17 @@ def test_a_long_conversation_grows_the_cache() -> None:
     assert found.ids == fresh(model, ids[: -len(found.ids)], [])
 
 
-def test_pictures_and_image_tokens_must_fit(model: ToyModel) -> None:
+def test_images_and_image_tokens_must_fit(model: ToyModel) -> None:
     """Nothing is cached then."""
     memory = PromptMemory(model)
-    for pictures in ([], [picture(0.5, 2)], [picture(0.5), picture(0.5)]):
+    for images in ([], [image(0.5, 2)], [image(0.5), image(0.5)]):
         with pytest.raises(InputError, match="3 image tokens"):
-            go_on(memory, [1, IMAGE, IMAGE, IMAGE, 6], pictures)
+            go_on(memory, [1, IMAGE, IMAGE, IMAGE, 6], images)
     assert memory.length == 0
 
 
 def test_fingerprints_tell_shapes_and_kinds_of_numbers_apart() -> None:
-    """A picture of 30×100 with the bytes of one of 100×30 is another picture."""
+    """An image of 30×100 with the bytes of one of 100×30 is another image."""
     pixels = torch.arange(24.0).reshape(3, 2, 4)
     assert fingerprint(pixels) == fingerprint(pixels.clone())
     others = (pixels.reshape(3, 4, 2), pixels.double(), pixels + 1, pixels.to(torch.bfloat16))

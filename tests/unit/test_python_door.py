@@ -59,7 +59,7 @@ def test_load_without_a_name_reads_the_sign(reader: vitrail.Assistant) -> None:
     reply = reader.ask(SIGN, QUESTION)
     assert str(reply) == reply.text == TEXT
     assert (reply.stopped_by, reply.reasoning, reply.tool_calls) == ("stop", "", ())
-    assert reply.prompt_tokens > sum(reply.picture_tokens) > 0
+    assert reply.prompt_tokens > sum(reply.image_tokens) > 0
     assert set(reply.seconds) == {"prepare", "first_token", "total"}
     assert reader.model.dtype == torch.float32
 
@@ -69,7 +69,7 @@ def test_ask_any_form_of_an_image_gives_the_same_answer(
     form: str, assistant: vitrail.Assistant, tmp_path: Path
 ) -> None:
     path = tmp_path / "image.png"
-    image = tiny.picture(60, 90)
+    image = tiny.image(60, 90)
     image.save(path)
     given: dict[str, Any] = {
         "path": path,
@@ -85,27 +85,27 @@ def test_ask_any_form_of_an_image_gives_the_same_answer(
 
 
 def test_ask_several_images_and_none(assistant: vitrail.Assistant) -> None:
-    images = [tiny.picture(40, 60), tiny.picture(20, 30)]
+    images = [tiny.image(40, 60), tiny.image(20, 30)]
     reply = assistant.ask(images, QUESTION, max_new_tokens=LENGTH)
-    assert (reply.text, len(reply.picture_tokens)) == (fresh(assistant, images), 2)
+    assert (reply.text, len(reply.image_tokens)) == (fresh(assistant, images), 2)
     reply = assistant.ask(None, "Hello.", max_new_tokens=LENGTH)
-    assert (reply.text, reply.picture_tokens) == (fresh(assistant, [], "Hello."), ())
+    assert (reply.text, reply.image_tokens) == (fresh(assistant, [], "Hello."), ())
 
 
 def test_ask_a_pdf_counts_as_its_pages(
     assistant: vitrail.Assistant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever its file is called."""
-    pages = [tiny.picture(40, 30, seed=n) for n in range(2)]
+    pages = [tiny.image(40, 30, seed=n) for n in range(2)]
     monkeypatch.setattr("vitrail.images.pdf._render", lambda *_: pages)
     path = tmp_path / "scan"
     path.write_bytes(pdfs.pdf((9, 9, pdfs.RED)))
     reply = assistant.ask(path, QUESTION, max_new_tokens=LENGTH)
-    assert (reply.text, len(reply.picture_tokens)) == (fresh(assistant, pages), 2)
+    assert (reply.text, len(reply.image_tokens)) == (fresh(assistant, pages), 2)
 
 
 def test_ask_options_reach_prompt_images_and_generation(assistant: vitrail.Assistant) -> None:
-    image = tiny.picture(60, 90)
+    image = tiny.image(60, 90)
     plain = assistant.ask(image, QUESTION, max_new_tokens=2)
     assert plain.stopped_by == "length"
     assert (
@@ -113,7 +113,7 @@ def test_ask_options_reach_prompt_images_and_generation(assistant: vitrail.Assis
         > plain.prompt_tokens
     )
     small = assistant.ask(image, QUESTION, max_image_tokens=20, max_new_tokens=2)
-    assert sum(small.picture_tokens) <= 20 < sum(plain.picture_tokens)
+    assert sum(small.image_tokens) <= 20 < sum(plain.image_tokens)
     drawn = {"do_sample": True, "temperature": 1.5, "seed": 4}
     reply = assistant.ask(image, QUESTION, max_new_tokens=LENGTH, **drawn)
     assert reply.text == fresh(assistant, [image], **drawn)
@@ -250,7 +250,7 @@ def test_load_a_checkpoint_that_reads_text_only(tiny_llava: Path, tmp_path: Path
     assert type(assistant.model).__name__ == "MistralForCausalLM"
     assert assistant.ask(None, "Hello.", max_new_tokens=LENGTH).completion_tokens
     with pytest.raises(vitrail.PromptError, match="text only"):
-        assistant.ask(tiny.picture(9, 9), QUESTION)
+        assistant.ask(tiny.image(9, 9), QUESTION)
     with pytest.raises(vitrail.InputError, match="text only"):
         assistant.read(SIGN)
 
@@ -275,12 +275,12 @@ def test_hear_is_on_event_and_warns(assistant: vitrail.Assistant) -> None:
 def test_on_prompt_sees_the_size_before_the_prompt_is_read(assistant: vitrail.Assistant) -> None:
     calls: list[Any] = []
     reply = assistant.ask(
-        tiny.picture(60, 90),
+        tiny.image(60, 90),
         QUESTION,
         on_prompt=calls.append,
         progress=lambda *_: calls.append("read"),
         max_new_tokens=1,
     )
-    size = vitrail.PromptSize(reply.prompt_tokens, reply.picture_tokens, ((70, 98),))
+    size = vitrail.PromptSize(reply.prompt_tokens, reply.image_tokens, ((70, 98),))
     assert calls[0] == size
     assert "read" in calls[1:]

@@ -32,12 +32,12 @@ for line in sys.stdin.buffer:
 
 
 class Echo:
-    """Reads a picture's width; holds three pictures at once, as BatchReader holds a window."""
+    """Reads an image's width; holds three images at once, as BatchReader holds a window."""
 
-    def read(self, pictures: Iterable[Image.Image]) -> Iterator[Reading]:
+    def read(self, images: Iterable[Image.Image]) -> Iterator[Reading]:
         held = []
-        for picture in pictures:
-            held.append(Reading(str(picture.width), 1.0, 0.0))
+        for image in images:
+            held.append(Reading(str(image.width), 1.0, 0.0))
             if len(held) == 3:
                 yield from held
                 held = []
@@ -47,7 +47,7 @@ class Echo:
 def open_widths(name: str) -> list[Image.Image]:
     """ "3,5": two pages 3 and 5 pixels wide; "bad": an error."""
     if name == "bad":
-        raise ImageError("bad is no picture")
+        raise ImageError("bad is no image")
     return [Image.new("RGB", (int(width), 1)) for width in name.split(",") if width]
 
 
@@ -66,7 +66,7 @@ def test_every_file_comes_once_in_order_with_its_pages(names: list[str]) -> None
     found = list(read_files(Echo(), names, open_widths))
     expected = [[] if name in ("bad", "") else name.split(",") for name in names]
     assert [[page.text for page in file.pages] for file in found] == expected
-    assert [file.error for file in found] == ["bad is no picture" if n == "bad" else None for n in names]
+    assert [file.error for file in found] == ["bad is no image" if n == "bad" else None for n in names]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_processes_share_all_files(stand_in: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_process_that_dies_is_an_error(stand_in: Path) -> None:
-    with pytest.raises(VitrailError, match=r"ended before its pictures were read \(status 9\)"):
+    with pytest.raises(VitrailError, match=r"ended before its images were read \(status 9\)"):
         list(read_apart(["a", "die"], 2))
 
 

@@ -43,7 +43,7 @@ def test_edit_distance_is_a_metric(a: str, b: str, c: str) -> None:
 
 def test_score_counts_edits_per_character_of_the_truth() -> None:
     result = score([Label("1.png", "abcd"), Label("2.png", "ef")], ["abxd", "ef"])
-    assert (result.pictures, result.characters, result.edits, result.exact) == (2, 6, 1, 1)
+    assert (result.images, result.characters, result.edits, result.exact) == (2, 6, 1, 1)
     assert result.error_rate == pytest.approx(1 / 6)
     assert [graded.label.file for graded in result.worst(5)] == ["1.png"]
 
@@ -56,7 +56,7 @@ def test_groups_are_scored_apart_worst_first() -> None:
     result = score(labels, ["ab", "xx"])
     assert {name: part.error_rate for name, part in result.by("font").items()} == {"B": 1.0, "A": 0.0}
     assert list(result.by("font")) == ["B", "A"]
-    assert {name: part.pictures for name, part in result.by("wear").items()} == {"noisy": 2, "turned": 1}
+    assert {name: part.images for name, part in result.by("wear").items()} == {"noisy": 2, "turned": 1}
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"a": 1}', '[{"file": "x.png"}]', "[3]"])
@@ -94,8 +94,8 @@ def test_a_testset_is_made_judged_and_shown(tmp_path: Path, capsys: pytest.Captu
         assert np.asarray(sheet.convert("L")).min() < 100
     assert evaluate.main([str(folder), "--by", "wear"]) == 0
     told = capsys.readouterr().out
-    assert "| wear | pictures | vitrail CER | exact |" in told
-    assert "of 6 pictures without error" in told
+    assert "| wear | images | vitrail CER | exact |" in told
+    assert "of 6 images without error" in told
     assert evaluate.main([str(tmp_path / "nothing")]) == 2
 
 
@@ -144,7 +144,7 @@ def test_pointers_are_right_when_heads_look_at_the_character() -> None:
     batch = _batch()
     packed = prompts(batch)
     right = [torch.full((6, n, n), 1e-6) for n in packed.lengths]
-    # "a" lies on the first picture token, "b" on the second. "a" takes three ids (line, place, letter), "b" two.
+    # "a" lies on the first image token, "b" on the second. "a" takes three ids (line, place, letter), "b" two.
     first = int(packed.keep[0])
     assert packed.ids[2] == charset.IMG
     right[0][:, first : first + 3, 2] = right[0][:, first + 3 : first + 5, 3] = 1.0

@@ -77,7 +77,7 @@ def test_the_folder_is_complete_and_agrees_with_the_training(tmp_path: Path) -> 
         "tokenizer.json",
         "tokenizer_config.json",
     ]
-    pictures = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert pictures["size"] == {"longest_edge": 512}
-    assert pictures["patch_size"] == {"height": 8, "width": 8}
+    images = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert images["size"] == {"longest_edge": 512}
+    assert images["patch_size"] == {"height": 8, "width": 8}
     assert json.loads((tmp_path / "processor_config.json").read_text())["spatial_merge_size"] == 2

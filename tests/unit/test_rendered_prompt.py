@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.prompts import tokenizer
-from tests.tiny import DATA, picture
+from tests.tiny import DATA, image
 from vitrail.errors import InputError
 from vitrail.processor.processor import PixtralProcessor, load_processor
 from vitrail.prompts.builtin import build_prompt
@@ -104,6 +104,6 @@ def test_a_sliced_prompt_is_one_of_one_author(processor: PixtralProcessor) -> No
         ids = model(made, add_special_tokens=False)["input_ids"]
         assert ids == model.backend_tokenizer.encode(made, add_special_tokens=False).ids
         assert ids.count(model.convert_tokens_to_ids("[/INST]")) == 2
-    with pytest.raises(InputError, match=r"1 \[IMG\] and there are 0 pictures"):
+    with pytest.raises(InputError, match=r"1 \[IMG\] and there are 0 images"):
         processor(text=text + "")
-    assert processor(text=text + "", images=picture(14, 14))["image_sizes"].shape == (1, 2)
+    assert processor(text=text + "", images=image(14, 14))["image_sizes"].shape == (1, 2)

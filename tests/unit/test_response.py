@@ -213,7 +213,7 @@ BROKEN = {
     "nothing": ("a[TOOL_CALLS]</s>", "a", []),
     "[ARGS] alone": ("a[ARGS]b</s>", "ab", []),
     "[/THINK] alone": ("a[/THINK]b</s>", "ab", []),
-    "a picture": ("a[IMG]b</s>", "ab", []),
+    "an image": ("a[IMG]b</s>", "ab", []),
     "same id": (
         "[TOOL_CALLS]f[CALL_ID]x[ARGS]{}[TOOL_CALLS]g[CALL_ID]x[ARGS]{}</s>",
         "",

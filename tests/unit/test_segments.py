@@ -38,7 +38,7 @@ def test_runs_cover_every_segment_once_in_order(pairs: list[tuple[int, int]]) ->
         assert pairs[first] != pairs[second]
 
 
-def test_pictures_see_all_of_themselves() -> None:
+def test_images_see_all_of_themselves() -> None:
     segments = Segments.from_grids([(2, 3), (1, 1), (4, 2)])
     assert segments.q_host == (0, 6, 7, 15)
     assert segments.kv_host == (6, 1, 8)

@@ -58,7 +58,7 @@ def at_once(works: list[Callable[[], Any]]) -> list[Any]:
 def question(processor: Any, number: int) -> dict[str, Any]:
     parts: list[dict[str, Any]] = [{"type": "text", "text": f"question {number} " * (number + 1)}]
     if number % 2:
-        parts.insert(0, {"type": "image", "image": tiny.picture(30 + 10 * number, 40, seed=number)})
+        parts.insert(0, {"type": "image", "image": tiny.image(30 + 10 * number, 40, seed=number)})
     chat = [{"role": "user", "content": parts}]
     return dict(
         processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)

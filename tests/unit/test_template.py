@@ -45,7 +45,7 @@ def test_both_names_of_a_text(key: str, read: str, written: str) -> None:
 
 @pytest.mark.parametrize("given", [{"type": "image"}, {"type": "image_url", "image_url": "x"}])
 @pytest.mark.parametrize("known", ["image", "image_url"])
-def test_both_names_of_a_picture(given: dict[str, Any], known: str) -> None:
+def test_both_names_of_an_image(given: dict[str, Any], known: str) -> None:
     template = f"{{% for p in messages[0]['content'] %}}{{% if p['type'] == '{known}' %}}[IMG]{{% endif %}}{{% endfor %}}"
     assert show(template, [{"role": "user", "content": [given]}]) == "[IMG]"
 

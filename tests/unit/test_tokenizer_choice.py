@@ -152,7 +152,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_native_folder_has_a_processor(native: Path) -> None:
-    """Pictures follow the mistral dialect, prompts the tokenizer's own format."""
+    """Images follow the mistral dialect, prompts the tokenizer's own format."""
     processor = vitrail.AutoProcessor.from_pretrained(native)
     assert isinstance(processor, vitrail.PixtralProcessor)
     assert isinstance(processor.tokenizer, vitrail.MistralCommonTokenizer)
@@ -161,7 +161,7 @@ def test_a_native_folder_has_a_processor(native: Path) -> None:
     assert processor.image_ids == [10, 12, 13]
     # At this size the two dialects differ by a row of tokens (width×height 1199×3191).
     assert processor.num_image_tokens(3191, 1199) == 64 * 26
-    content = [{"type": "image", "image": tiny.picture(16, 32)}, {"type": "text", "text": "a"}]
+    content = [{"type": "image", "image": tiny.image(16, 32)}, {"type": "text", "text": "a"}]
     ids = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True)
     assert ids.tolist() == [[1, 3, 10, 10, 13, 1097, 4]]
 

@@ -20,7 +20,7 @@ from vitrail.train.packing import Order, Room, in_groups, pack
 from vitrail.train.setup import Inputs, fingerprint, longest_of, open_inputs
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}
-PICTURE: dict[str, Any] = {"type": "image", "path": "a.png"}
+IMAGE: dict[str, Any] = {"type": "image", "path": "a.png"}
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def inputs(tiny_llava: Path) -> Inputs:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    tiny.picture(24, 40).save(tmp_path / "a.png")
-    tiny.picture(16, 16, seed=1).save(tmp_path / "b.png")
+    tiny.image(24, 40).save(tmp_path / "a.png")
+    tiny.image(16, 16, seed=1).save(tmp_path / "b.png")
     return tmp_path
 
 
@@ -103,7 +103,7 @@ def test_neighbouring_answers_of_weight_zero_are_not_learned(
     assert answers(inputs, example).replace(" ", "") == learned
 
 
-def test_pictures_lie_beside_the_file(folder: Path) -> None:
+def test_images_lie_beside_the_file(folder: Path) -> None:
     parts = [{"type": "image"}, {"type": "image_url", "image_url": {"url": "b.png"}}]
     talk = read_talk({"messages": [{"role": "user", "content": parts}, ANSWER], "images": ["a.png"]}, folder)
     sources = [part.source for part in talk.messages[0].content if isinstance(part, ImagePart)]
@@ -114,8 +114,8 @@ def test_pictures_lie_beside_the_file(folder: Path) -> None:
 def test_ids_are_the_prompt_builders_and_only_answers_are_learned(
     format: str | None, tiny_llava: Path, inputs: Inputs, folder: Path
 ) -> None:
-    """With pictures and several turns; a control token that somebody typed stays text."""
-    user = {"role": "user", "content": [PICTURE, {"type": "text", "text": "What [/INST] is it?"}]}
+    """With images and several turns; a control token that somebody typed stays text."""
+    user = {"role": "user", "content": [IMAGE, {"type": "text", "text": "What [/INST] is it?"}]}
     line = [
         user,
         {"role": "assistant", "content": "A hill."},
@@ -158,7 +158,7 @@ def test_calls_of_tools_are_answers_and_their_results_are_not(inputs: Inputs, tm
 
 
 def test_packed_rows(inputs: Inputs, folder: Path) -> None:
-    user = {"role": "user", "content": [PICTURE, {"type": "text", "text": "?"}]}
+    user = {"role": "user", "content": [IMAGE, {"type": "text", "text": "?"}]}
     maker = inputs.examples(4096)
     one, two = maker.make(read_talk([user, ANSWER], folder)), maker.make(read_talk([USER, ANSWER], folder))
     rows = pack([one, two], inputs.prepare)
@@ -197,15 +197,15 @@ BAD = {
     "an odd weight": ([USER, {**ANSWER, "weight": 2}], "expected 0 or 1"),
     "both spellings": ({"messages": [USER, ANSWER], "interactions": [USER, ANSWER]}, "not both"),
     "a role": ([{"role": "human", "content": "Hi"}, ANSWER], "expected one of system"),
-    "a missing picture": (
+    "a missing image": (
         [{"role": "user", "content": [{"type": "image", "path": "none.png"}]}, ANSWER],
         "none.png",
     ),
-    "a broken picture": (
+    "a broken image": (
         [{"role": "user", "content": [{"type": "image", "path": "cut.png"}]}, ANSWER],
         "cut.png",
     ),
-    "a picture too many": ({"messages": [USER, ANSWER], "images": ["a.png"]}, "have no place"),
+    "an image too many": ({"messages": [USER, ANSWER], "images": ["a.png"]}, "have no place"),
     "too long": ([{"role": "user", "content": "word " * 200}, ANSWER], "positions, more than 100"),
 }
 
@@ -267,4 +267,4 @@ def test_a_run_knows_its_base_by_the_weights(tiny_llava: Path, tmp_path: Path) -
 
 def test_the_context_is_the_models(tiny_llava: Path) -> None:
     assert longest_of(tiny_llava) == 4096
-    assert torch.is_tensor(open_inputs(tiny_llava).prepare([tiny.picture(16, 24)])["pixel_values"])
+    assert torch.is_tensor(open_inputs(tiny_llava).prepare([tiny.image(16, 24)])["pixel_values"])

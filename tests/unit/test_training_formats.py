@@ -31,8 +31,8 @@ def inputs(tiny_llava: Path) -> Inputs:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    tiny.picture(24, 40).save(tmp_path / "a.png")
-    tiny.picture(16, 16, seed=1).save(tmp_path / "b.png")
+    tiny.image(24, 40).save(tmp_path / "a.png")
+    tiny.image(16, 16, seed=1).save(tmp_path / "b.png")
     return tmp_path
 
 
@@ -99,7 +99,7 @@ def test_spelling_gives_the_example_of_plain_messages(name: str, inputs: Inputs,
     maker = inputs.examples(4096)
     example, expected = maker.make(read_talk(given, folder)), maker.make(read_talk(plain, folder))
     assert example.ids == expected.ids and example.labels == expected.labels
-    assert [one.tobytes() for one in example.pictures] == [one.tobytes() for one in expected.pictures]
+    assert [one.tobytes() for one in example.images] == [one.tobytes() for one in expected.images]
 
 
 def test_sharegpt_calls_and_observations_are_joined_by_their_ids(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_json_list_fault_names_the_item(inputs: Inputs, folder: Path) -> None:
 
 def encoded(seed: int) -> bytes:
     stream = io.BytesIO()
-    tiny.picture(24, 40, seed=seed).save(stream, "PNG")
+    tiny.image(24, 40, seed=seed).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -210,9 +210,7 @@ def test_parquet_rows_with_images_equal_json_lines(inputs: Inputs, folder: Path)
     for number in (4, 0, 3):  # across row groups, back and forth
         expected = inputs.examples(4096).make(read_talk(rows[number], folder))
         assert data[number].ids == expected.ids
-        assert (
-            data[number].pictures[0].tobytes() == tiny.picture(24, 40, seed=number).convert("RGB").tobytes()
-        )
+        assert data[number].images[0].tobytes() == tiny.image(24, 40, seed=number).convert("RGB").tobytes()
     (folder / "cut.parquet").write_bytes((folder / "data.parquet").read_bytes()[:100])
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         open_records(folder / "cut.parquet")
@@ -223,7 +221,7 @@ def test_datasets_object_and_saved_folder_equal_plain_messages(inputs: Inputs, f
     rows = [
         {"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
                       {"role": "assistant", "content": [{"type": "text", "text": f"A hill {n}."}]}],
-         "images": [tiny.picture(24, 40, seed=n)]}
+         "images": [tiny.image(24, 40, seed=n)]}
         for n in range(3)
     ]  # fmt: skip
     made = datasets.Dataset.from_list(rows)
@@ -233,7 +231,7 @@ def test_datasets_object_and_saved_folder_equal_plain_messages(inputs: Inputs, f
         data = open_dataset(source, inputs.examples(4096))
         assert data.faults == []
         assert [data[n].ids for n in range(3)] == [plain[n].ids for n in range(3)]
-        assert data[1].pictures[0].tobytes() == plain[1].pictures[0].tobytes()
+        assert data[1].images[0].tobytes() == plain[1].images[0].tobytes()
     assert (
         open_dataset(made.select([1, 0, 2]), inputs.examples(4096)).digest
         != open_dataset(made, inputs.examples(4096)).digest
@@ -255,7 +253,7 @@ def test_data_without_the_extra_is_one_sentence(
 
 
 def test_rows_digest_changes_with_an_image() -> None:
-    first, second = ([{"messages": [USER, ANSWER], "images": [tiny.picture(8, 8, seed=n)]}] for n in (0, 1))
+    first, second = ([{"messages": [USER, ANSWER], "images": [tiny.image(8, 8, seed=n)]}] for n in (0, 1))
     assert open_records(first).digest() == open_records(first).digest()
     assert open_records(first).digest() != open_records(second).digest()
 

@@ -32,9 +32,9 @@ WORDS = ["red", "green", "blue", "a dog", "a hill", "two birds", "nothing"]
 
 @pytest.fixture(scope="module")
 def data(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Seven conversations of different lengths, two of them with pictures."""
+    """Seven conversations of different lengths, two of them with images."""
     folder = tmp_path_factory.mktemp("talks")
-    tiny.picture(16, 24).save(folder / "a.png")
+    tiny.image(16, 24).save(folder / "a.png")
     lines = []
     for number, word in enumerate(WORDS):
         content: list[dict[str, Any]] = [{"type": "text", "text": "What" + " is it" * number}]

@@ -23,7 +23,7 @@ def model() -> Any:
 
 
 def given(**changes: Any) -> dict[str, Any]:
-    """A conversation about one picture of 2 × 3 patches, changed."""
+    """A conversation about one image of 2 × 3 patches, changed."""
     good = {
         "input_ids": torch.tensor([[1, *[IMAGE] * 6, 20, 21]]),
         "pixel_values": torch.zeros(1, 3, 16, 24),
@@ -35,17 +35,17 @@ def given(**changes: Any) -> dict[str, Any]:
 
 CACHE = tuple((torch.zeros(1, 2, 4, 24), torch.zeros(1, 2, 4, 24)) for _ in range(3))
 WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
-    ("fewer-pictures", {"pixel_values": None, "image_sizes": None}, InputError, "6 image tokens.*no pixel_values"),
-    ("smaller-picture", {"image_sizes": torch.tensor([[8, 24]])}, InputError, "6 image tokens.*3 features"),
-    ("more-pictures", {"pixel_values": torch.zeros(2, 3, 16, 24), "image_sizes": None}, InputError, "6 image.*12 feat"),
+    ("fewer-images", {"pixel_values": None, "image_sizes": None}, InputError, "6 image tokens.*no pixel_values"),
+    ("smaller-image", {"image_sizes": torch.tensor([[8, 24]])}, InputError, "6 image tokens.*3 features"),
+    ("more-images", {"pixel_values": torch.zeros(2, 3, 16, 24), "image_sizes": None}, InputError, "6 image.*12 feat"),
     ("no-tokens", {"input_ids": torch.tensor([[1, 20, 21]]), "attention_mask": None}, InputError, "0 image tokens"),
-    ("sizes-count", {"image_sizes": torch.tensor([[16, 24], [16, 24]])}, InputError, "1 pictures.*2 in image_sizes"),
-    ("sizes-larger", {"image_sizes": torch.tensor([[16, 32]])}, InputError, "picture 0: image_sizes says 16×32"),
+    ("sizes-count", {"image_sizes": torch.tensor([[16, 24], [16, 24]])}, InputError, "1 images.*2 in image_sizes"),
+    ("sizes-larger", {"image_sizes": torch.tensor([[16, 32]])}, InputError, "image 0: image_sizes says 16×32"),
     ("sizes-nothing", {"image_sizes": torch.tensor([[0, 24]])}, InputError, "at least one patch of 8"),
     ("sizes-shape", {"image_sizes": torch.tensor([16, 24])}, InputError, "image_sizes"),
     ("sizes-list", {"image_sizes": [[16, 24, 3]]}, InputError, "image_sizes"),
-    ("pixels-shape", {"pixel_values": torch.zeros(3, 16, 24)}, InputError, r"\(pictures, 3, height, width\)"),
-    ("pixels-none", {"pixel_values": torch.zeros(0, 3, 16, 24), "image_sizes": None}, InputError, "no picture"),
+    ("pixels-shape", {"pixel_values": torch.zeros(3, 16, 24)}, InputError, r"\(images, 3, height, width\)"),
+    ("pixels-none", {"pixel_values": torch.zeros(0, 3, 16, 24), "image_sizes": None}, InputError, "no image"),
     ("vocabulary", {"input_ids": torch.tensor([[1, 512]]), "attention_mask": None}, ContextError, "id 512.*of 512"),
     ("negative-id", {"input_ids": torch.tensor([[1, -3]]), "attention_mask": None}, ContextError, "id -3"),
     ("float-ids", {"input_ids": torch.zeros(1, 3)}, InputError, "must be integers"),
@@ -93,7 +93,7 @@ def test_the_good_one_is_good() -> None:
     assert model()(**given()).logits.shape == (1, 9, 512)
 
 
-def test_pictures_for_a_text_only_model() -> None:
+def test_images_for_a_text_only_model() -> None:
     text = vitrail.MistralForCausalLM(model().config.text_config)
     with pytest.raises(UnsupportedError, match="pixel_values"):
         text(**given())

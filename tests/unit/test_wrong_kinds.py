@@ -21,7 +21,7 @@ import torch
 
 import vitrail
 from tests import tiny
-from tests.wrong_kinds import CHAT, IDS, PICTURE, WRONG, Call, World, public_calls
+from tests.wrong_kinds import CHAT, IDS, IMAGE, WRONG, Call, World, public_calls
 from vitrail.arguments import check, checked
 
 FEW, MANY = 211, 13  # of so many cases one is tried: in every run, and in each part of the slow test
@@ -229,7 +229,7 @@ def test_a_secret_is_never_shown() -> None:
 
 def made(world: World) -> dict[str, Any]:
     """A prompt with one image, as the processor makes it."""
-    return dict(world.processor(text="<s>[INST][IMG]What is it?[/INST]", images=PICTURE, return_tensors="pt"))
+    return dict(world.processor(text="<s>[INST][IMG]What is it?[/INST]", images=IMAGE, return_tensors="pt"))
 
 
 @pytest.mark.parametrize("form", ["numpy", "lists", "int32", "nested pixels"])
@@ -281,7 +281,7 @@ def test_generate_puts_images_into_embeddings(world: World) -> None:
     new = world.model.generate(inputs_embeds=embeds, **beside, max_new_tokens=4)
     whole = world.model.generate(**given, max_new_tokens=4)
     assert new.tolist() == whole[:, given["input_ids"].shape[1] :].tolist()
-    with pytest.raises(vitrail.InputError, match="0 image tokens, the pictures have"):
+    with pytest.raises(vitrail.InputError, match="0 image tokens, the images have"):
         world.model.generate(
             inputs_embeds=embeds[:, :1], pixel_values=given["pixel_values"], max_new_tokens=1
         )
@@ -291,13 +291,13 @@ def test_generate_puts_images_into_embeddings(world: World) -> None:
 def test_none_among_images_is_a_text_without_one(world: World, nested: bool) -> None:
     texts = ["[IMG] one", "none", "[IMG] two"]
     found = world.processor(
-        text=texts, images=[[PICTURE], None, [PICTURE]] if nested else [PICTURE, None, PICTURE], padding=True
+        text=texts, images=[[IMAGE], None, [IMAGE]] if nested else [IMAGE, None, IMAGE], padding=True
     )
-    wanted = world.processor(text=texts, images=[[PICTURE], [], [PICTURE]], padding=True)
+    wanted = world.processor(text=texts, images=[[IMAGE], [], [IMAGE]], padding=True)
     assert found["input_ids"].tolist() == wanted["input_ids"].tolist()
     assert torch.equal(found["pixel_values"], wanted["pixel_values"])
     with pytest.raises(vitrail.InputError, match="2 entries for 3 texts"):
-        world.processor(text=texts, images=[PICTURE, None])
+        world.processor(text=texts, images=[IMAGE, None])
 
 
 def test_a_refused_answer_leaves_the_conversation(world: World) -> None:

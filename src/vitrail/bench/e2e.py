@@ -1,4 +1,4 @@
-"""`vitrail bench e2e`: a picture and a short question to the first token and some more, stage by stage."""
+"""`vitrail bench e2e`: an image and a short question to the first token and some more, stage by stage."""
 
 import time
 from itertools import pairwise
@@ -15,19 +15,19 @@ from vitrail.bench.random_model import random_model
 from vitrail.bench.report import MULTIPLY, READ, Measured, Report, Setting
 from vitrail.bench.stream import StreamingRead
 from vitrail.bench.timing import Turn
-from vitrail.generate.features import PictureFeatures
+from vitrail.generate.features import ImageFeatures
 from vitrail.generate.runner import Request, Runner
 from vitrail.images.grid import Grid, image_grid
 from vitrail.images.processor import PixtralImageProcessor
 from vitrail.model.cost import Cost, decode_cost, prefill_cost, vision_cost
 
-QUESTION = 16  # ids of text after the picture
+QUESTION = 16  # ids of text after the image
 ANSWER = 8  # ids that are drawn
-STAGES = ("picture prepared", "vision tower and projector", "prompt read", "answer, per token")
+STAGES = ("image prepared", "vision tower and projector", "prompt read", "answer, per token")
 
 
 class Conversation:
-    """A model, a noise picture of side × side pixels, and a question about it."""
+    """A model, a noise image of side × side pixels, and a question about it."""
 
     def __init__(self, model: Any, side: int) -> None:
         vision = model.config.vision_config
@@ -38,7 +38,7 @@ class Conversation:
         )
         self.patches = (self.grid.rows * merge, self.grid.cols * merge)
         self.ids = _ids(self.grid, int(model.image_token_id), model.text_config.vocab_size)
-        self._picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        self._image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
         self._processor = PixtralImageProcessor(
             size={"longest_edge": vision.image_size}, patch_size=vision.patch_size * merge
         )
@@ -56,10 +56,10 @@ class Conversation:
     def run(self) -> list[float]:
         """Seconds of every stage."""
         marks = [time.perf_counter()]
-        given = self._processor(self._picture, return_tensors="pt")
+        given = self._processor(self._image, return_tensors="pt")
         pixels = given["pixel_values"].to(self.model.dtype)
         marks.append(time.perf_counter())
-        features = PictureFeatures(self.model, pixels, given["image_sizes"])
+        features = ImageFeatures(self.model, pixels, given["image_sizes"])
         marks.append(time.perf_counter())
         runner = Runner(self.model, [Request(self.ids, features=features)], room=ANSWER)
         chosen = runner.prefill().argmax(-1)
@@ -93,7 +93,7 @@ def bench_e2e(setting: Setting) -> Report:
     stages = list(zip(STAGES, tokens, work.costs(), turns, kinds, strict=True))
     more = {
         "ids": len(work.ids),
-        "picture_tokens": work.grid.tokens,
+        "image_tokens": work.grid.tokens,
         f"{STAGES[0].replace(' ', '_')}_seconds": turns[0].seconds,
         "seconds_to_first_token": sum(turn.seconds for turn in turns[:3]),
     }
@@ -101,7 +101,7 @@ def bench_e2e(setting: Setting) -> Report:
 
 
 def _ids(grid: Grid, image: int, vocabulary: int) -> Tensor:
-    """A picture's ids, each row ended by another id, and a question's."""
+    """An image's ids, each row ended by another id, and a question's."""
     other = (image + 1) % vocabulary
     row = [image] * grid.cols + [other]
     return torch.tensor([other, *row * grid.rows, *[other] * QUESTION])

@@ -17,7 +17,7 @@ class Setting:
     """What is measured: names and numbers as they were given.
 
     layers: of the decoder, or of the tower where only that is measured; context: positions that are cached before;
-    side: of a square picture, in pixels; repeat: turns. progress: called with what is being done.
+    side: of a square image, in pixels; repeat: turns. progress: called with what is being done.
     """
 
     geometry: str

@@ -1,4 +1,4 @@
-"""`vitrail bench vision`: square pictures through tower and projector, beside PyTorch's products of the tower's shapes."""
+"""`vitrail bench vision`: square images through tower and projector, beside PyTorch's products of the tower's shapes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +16,8 @@ from vitrail.images.grid import Grid
 from vitrail.model.cost import vision_cost
 
 
-class Pictures:
-    """Noise of `count` pictures of side × side pixels, prepared; each call computes their features.
+class Images:
+    """Noise of `count` images of side × side pixels, prepared; each call computes their features.
 
     The side is cut to whole tokens.
     """
@@ -36,25 +36,25 @@ class Pictures:
 
     @torch.inference_mode()
     def __call__(self) -> list[Tensor]:
-        """The rows that replace each picture's tokens."""
+        """The rows that replace each image's tokens."""
         features: list[Tensor] = self._model.encode_images(self._pixels)
         return features
 
 
 def bench_vision(setting: Setting, counts: Sequence[int]) -> Report:
-    """Each of these numbers of pictures in one call; layers are the tower's, and the decoder has one."""
+    """Each of these numbers of images in one call; layers are the tower's, and the decoder has one."""
     params = params_of(setting.geometry, 1)
     params["vision_encoder"]["num_hidden_layers"] = setting.layers
     setting.progress("making weights")
     model = random_model(params, setting.format)
     setting.progress("warming up")
-    works = [Pictures(model, count, setting.side or 1024) for count in counts]
+    works = [Images(model, count, setting.side or 1024) for count in counts]
     limit = MatrixRate(tower_shapes(model, works[0].patches))
     turns = by_turns(works, [limit.rate] * len(works), setting.turns())
     measured = []
     for count, work, turn in zip(counts, works, turns, strict=True):
         more = {"of_as_many_first_ones": turn.seconds / turns[0].seconds * counts[0] / count}
-        what = f"{count} {'picture' if count == 1 else 'pictures'} of {work.side} × {work.side} pixels"
+        what = f"{count} {'image' if count == 1 else 'images'} of {work.side} × {work.side} pixels"
         measured.append(
             Measured(what, work.tokens, work.cost, turn, MULTIPLY, more if count != counts[0] else {})
         )

@@ -1,4 +1,4 @@
-"""`vitrail ask PICTURE… QUESTION`: its options and what it prints.
+"""`vitrail ask IMAGE… QUESTION`: its options and what it prints.
 
 assistant.load loads; the answer is the first of a Dialogue, which calls generate() through generate/reuse.py.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitrail.cli.files import read_tools
+from vitrail.cli.images import open_parts, split_words
 from vitrail.cli.options import (
     answer_options,
     complete_files,
@@ -23,7 +24,6 @@ from vitrail.cli.options import (
     take_pdf_limits,
 )
 from vitrail.cli.output import echo, echo_json
-from vitrail.cli.pictures import open_parts, split_words
 from vitrail.cli.record import answer_record
 from vitrail.cli.screen import Printer, Waiting, waiting
 from vitrail.cli.source import Source, embedded, read_model
@@ -42,13 +42,13 @@ Examples:
   curl -s https://example.org/a.jpg | vitrail ask - "What is this?" --model ./pixtral-12b
   vitrail ask sign.png "What does it say?" --json | jq .text
 
-Exit status: 0 answered, 2 something was wrong with the question, a picture or the model
+Exit status: 0 answered, 2 something was wrong with the question, an image or the model
 (one line on stderr says what), 130 interrupted.
 """
 
 
 @click.command("ask", epilog=EXAMPLES)
-@click.argument("words", nargs=-1, metavar="PICTURE… QUESTION", shell_complete=complete_files)
+@click.argument("words", nargs=-1, metavar="IMAGE… QUESTION", shell_complete=complete_files)
 @model_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: text, token counts, timings.")
 @click.option("--system", metavar="TEXT", help="A system prompt.")
@@ -78,9 +78,9 @@ def ask(
     revision: str | None,
     **options: Any,
 ) -> None:
-    """Answer QUESTION about each PICTURE, on this machine.
+    """Answer QUESTION about each IMAGE, on this machine.
 
-    A PICTURE is a file or a URL; '-' reads one from standard input, and a PDF counts as its pages. The text appears as
+    A IMAGE is a file or a URL; '-' reads one from standard input, and a PDF counts as its pages. The text appears as
     it is made; calls of tools follow it, one on a line. Reasoning goes to standard error.
     """
     names, text = split_words(words)
@@ -91,13 +91,11 @@ def ask(
     if options["system"] is not None and any(message.get("role") == "system" for message in history):
         raise InputError(f"{conversation} has a system prompt of its own; leave out --system")
     if not (names or history) and model is None:
-        raise InputError(
-            'the embedded reader needs a picture; write: vitrail ask PICTURE "What does it say?"'
-        )
+        raise InputError('the embedded reader needs an image; write: vitrail ask IMAGE "What does it say?"')
     with waiting() as line:
         parts = open_parts(names, limits, line.say)
     source = Source.open(embedded() if model is None else model, format_name, revision)
-    config = read_model(source, with_pictures=bool(parts))
+    config = read_model(source, with_images=bool(parts))
     source.fetch_weights()
     printer = Printer()
     with waiting() as line:
@@ -190,7 +188,7 @@ class _Shown:
             self.line.stop()
             if self.printer is not None:
                 echo(f"vitrail: {_cost(prompt)}; {self.estimate.in_words()}", err=True)
-        images = f"{self.images} picture{'s' if self.images > 1 else ''}, " if self.images else ""
+        images = f"{self.images} image{'s' if self.images > 1 else ''}, " if self.images else ""
         self._reading = f"reading {images}{prompt.tokens} tokens"
         self.line.say(self._reading)
 
@@ -207,5 +205,5 @@ def _cost(prompt: "PromptSize") -> str:
     number = len(prompt.image_tokens)
     if not number:
         return f"{prompt.tokens:,} tokens"
-    word = "the picture costs" if number == 1 else f"{number} pictures cost"
+    word = "the image costs" if number == 1 else f"{number} images cost"
     return f"{word} {sum(prompt.image_tokens):,} of {prompt.tokens:,} tokens"

@@ -30,7 +30,7 @@ Examples:
   vitrail bench decode --layers 8
   vitrail bench decode --rows 1,2,4,8,16 --context 2048 --json
   vitrail bench prefill --geometry ministral-3-3b --layers 4 --rows 512
-  vitrail bench vision --format bf16 --side 512 --pictures 1,4
+  vitrail bench vision --format bf16 --side 512 --images 1,4
 """
 
 
@@ -142,18 +142,24 @@ def prefill(rows: tuple[int, ...], **options: Any) -> None:
 @bench.command("vision")
 @_shared("bf16", "Tower")
 @click.option(
-    "--side", type=click.IntRange(min=1), default=1024, show_default=True, help="Pixels of a picture's side."
+    "--side", type=click.IntRange(min=1), default=1024, show_default=True, help="Pixels of an image's side."
 )
 @click.option(
-    "--pictures", type=Counts(), default="1", show_default=True, help="Pictures in one call, e.g. 1,4."
+    "--images",
+    "--pictures",  # its old name
+    "images",
+    type=Counts(),
+    default="1",
+    show_default=True,
+    help="Images in one call, e.g. 1,4.",
 )
-def vision(side: int, pictures: tuple[int, ...], **options: Any) -> None:
-    """Pictures through the vision tower and the projector."""
+def vision(side: int, images: tuple[int, ...], **options: Any) -> None:
+    """Images through the vision tower and the projector."""
 
     def work(setting: "Setting") -> "Report":
         from vitrail.bench.vision import bench_vision
 
-        return bench_vision(setting, pictures)
+        return bench_vision(setting, images)
 
     _run(work, options, "vision_encoder", side=side)
 
@@ -180,10 +186,10 @@ def load(folder: str | None, **options: Any) -> None:
 @bench.command("e2e")
 @_shared("q4")
 @click.option(
-    "--side", type=click.IntRange(min=1), default=512, show_default=True, help="Pixels of the picture's side."
+    "--side", type=click.IntRange(min=1), default=512, show_default=True, help="Pixels of the image's side."
 )
 def e2e(side: int, **options: Any) -> None:
-    """A picture and a short question, stage by stage to the first token and eight more."""
+    """An image and a short question, stage by stage to the first token and eight more."""
 
     def work(setting: "Setting") -> "Report":
         from vitrail.bench.e2e import bench_e2e

@@ -1,9 +1,10 @@
-"""`vitrail chat [PICTURE…]`: its options. The conversation is run in cli/chat_room.py."""
+"""`vitrail chat [IMAGE…]`: its options. The conversation is run in cli/chat_room.py."""
 
 from typing import Any
 
 import click
 
+from vitrail.cli.images import STDIN
 from vitrail.cli.options import (
     answer_options,
     complete_files,
@@ -14,7 +15,6 @@ from vitrail.cli.options import (
     take_generation,
     take_pdf_limits,
 )
-from vitrail.cli.pictures import STDIN
 from vitrail.cli.screen import waiting
 from vitrail.cli.source import Source, embedded, read_model
 from vitrail.cli.transcript import load_messages
@@ -34,7 +34,7 @@ mistake; one line on stderr says what), 130 interrupted.
 
 
 @click.command("chat", epilog=EXAMPLES)
-@click.argument("pictures", nargs=-1, metavar="[PICTURE…]", shell_complete=complete_files)
+@click.argument("images", nargs=-1, metavar="[IMAGE…]", shell_complete=complete_files)
 @model_option
 @click.option(
     "--json",
@@ -54,7 +54,7 @@ mistake; one line on stderr says what), 130 interrupted.
 @source_options
 @pdf_options
 def chat(
-    pictures: tuple[str, ...],
+    images: tuple[str, ...],
     model: str | None,
     as_json: bool,
     system: str | None,
@@ -66,18 +66,18 @@ def chat(
     revision: str | None,
     **options: Any,
 ) -> None:
-    """Talk with a model about pictures, on this machine.
+    """Talk with a model about images, on this machine.
 
-    Each PICTURE, a file or a URL, goes with the first message; a PDF counts as its pages. A message is a line, or several
+    Each IMAGE, a file or a URL, goes with the first message; a PDF counts as its pages. A message is a line, or several
     lines between lines of three quotes. From a pipe, each line is a message, and standard output holds answers only.
     """
     refuse_idle(options)
-    if STDIN in pictures:
-        raise InputError("standard input is the conversation; give the picture as a file, or use vitrail ask")
+    if STDIN in images:
+        raise InputError("standard input is the conversation; give the image as a file, or use vitrail ask")
     limits = take_pdf_limits(options)
     messages = [] if conversation is None else load_messages(conversation)
     source = Source.open(embedded() if model is None else model, format_name, revision)
-    config = read_model(source, with_pictures=bool(pictures))
+    config = read_model(source, with_images=bool(images))
     source.fetch_weights()
     with waiting() as line:
         line.say(f"loading {model or 'the embedded reader'}")
@@ -97,5 +97,5 @@ def chat(
             **options,
         )
         room = ChatRoom(loaded.model, loaded.processor, settings, run_command)
-    room.begin(messages, system, pictures)
+    room.begin(messages, system, images)
     room.run()

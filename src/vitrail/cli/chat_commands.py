@@ -36,12 +36,10 @@ def run_command(room: ChatRoom, name: str, rest: str) -> None:
 def _image(room: ChatRoom, rest: str) -> None:
     if not rest:
         names = [str(one.raw.get("path") or one.raw.get("url")) for one in room.pending]
-        room.tell(
-            "\n".join(names) if names else "no picture waits for the next message; /image PATH adds one."
-        )
+        room.tell("\n".join(names) if names else "no image waits for the next message; /image PATH adds one.")
         return
     attachment = room.attach(_unquoted(rest))
-    room.tell(f"{_pictures(len(attachment.pictures))}, {attachment.tokens:,} tokens, for the next message.")
+    room.tell(f"{_images(len(attachment.images))}, {attachment.tokens:,} tokens, for the next message.")
 
 
 def _system(room: ChatRoom, rest: str) -> None:
@@ -98,24 +96,24 @@ def _history(room: ChatRoom, rest: str) -> None:
 def _stats(room: ChatRoom, rest: str) -> None:
     last, totals = room.last, room.totals
     prompt = 0 if last is None else last.prompt_tokens
-    pictures = [] if last is None else list(last.picture_tokens)
+    images = [] if last is None else list(last.image_tokens)
     if room.settings.as_json:
-        record = {"cached": room.dialogue.cached, "prompt": prompt, "pictures": pictures, **asdict(totals)}
+        record = {"cached": room.dialogue.cached, "prompt": prompt, "images": images, **asdict(totals)}
         record["seconds"] = round(totals.seconds, 4)
         echo_json({"stats": record})
         return
     lines = [f"cached         {room.dialogue.cached:,} positions"]
     if last is not None:
-        cost = f", {sum(pictures):,} of them for {_pictures(len(pictures))}" if pictures else ""
+        cost = f", {sum(images):,} of them for {_images(len(images))}" if images else ""
         lines += [
             f"last prompt    {prompt:,} tokens{cost}",
-            f"  of it        {last.reused:,} reused, {last.computed:,} computed, {_pictures(last.pictures_encoded)} encoded",
+            f"  of it        {last.reused:,} reused, {last.computed:,} computed, {_images(last.images_encoded)} encoded",
             f"last answer    {last.completion_tokens:,} tokens; {last.seconds['first_token']:.2f} s to the first, "
             f"{last.seconds['total']:.2f} s in all",
         ]
     lines.append(
         f"all {totals.answers:,} answers  {totals.reused:,} reused, {totals.computed:,} computed, "
-        f"{_pictures(totals.encoded)} encoded, {totals.completion:,} drawn, {totals.seconds:.2f} s"
+        f"{_images(totals.encoded)} encoded, {totals.completion:,} drawn, {totals.seconds:.2f} s"
     )
     room.tell("\n".join(lines))
 
@@ -133,7 +131,7 @@ def _quit(room: ChatRoom, rest: str) -> None:
 
 COMMANDS = {
     "image": Command(
-        _image, "/image PATH", "show a picture or a PDF with the next message; alone: what waits"
+        _image, "/image PATH", "show an image or a PDF with the next message; alone: what waits"
     ),
     "system": Command(_system, "/system TEXT", "set the system prompt; - removes it; alone: show it"),
     "save": Command(_save, "/save FILE", "write the conversation, as vitrail ask and vitrail prompt read it"),
@@ -156,8 +154,8 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if quoted else text
 
 
-def _pictures(number: int) -> str:
-    return "1 picture" if number == 1 else f"{number:,} pictures"
+def _images(number: int) -> str:
+    return "1 image" if number == 1 else f"{number:,} images"
 
 
 def _shown(part: Any) -> str:

@@ -51,7 +51,7 @@ class Totals:
         self.answers += 1
         self.computed += reply.computed
         self.reused += reply.reused
-        self.encoded += reply.pictures_encoded
+        self.encoded += reply.images_encoded
         self.completion += reply.completion_tokens
         self.seconds += reply.seconds["total"]
 
@@ -81,12 +81,12 @@ class ChatRoom:
         self.going_on = True
         self._attempt = 0
 
-    def begin(self, messages: Sequence[dict[str, Any]], system: str | None, pictures: Sequence[str]) -> None:
+    def begin(self, messages: Sequence[dict[str, Any]], system: str | None, images: Sequence[str]) -> None:
         """Take what the command line gave."""
         self.load(messages)
         if system is not None:
             self.dialogue.system = system
-        for name in pictures:
+        for name in images:
             self.attach(name)
 
     def run(self) -> None:
@@ -114,7 +114,7 @@ class ChatRoom:
         echo(text, err=True, dim=True)
 
     def attach(self, name: str) -> Attachment:
-        """Open a picture or PDF for the next message."""
+        """Open an image or PDF for the next message."""
         with self._opening(name):
             attachment = self.dialogue.attach(file_part(name))
         self.pending.append(attachment)
@@ -156,7 +156,7 @@ class ChatRoom:
 
     @contextmanager
     def _opening(self, name: str) -> Iterator[None]:
-        """While pictures are opened, a line says so."""
+        """While images are opened, a line says so."""
         with waiting() as line:
             line.say(f"opening {name}")
             self._say = line.say
@@ -195,15 +195,15 @@ class ChatRoom:
         self.answer([*self.pending, {"type": "text", "text": text}] if self.pending else text)
 
     def _prompt(self) -> str:
-        number = sum(len(attachment.pictures) for attachment in self.pending)
-        return f"[{number} picture{'s' if number > 1 else ''}] > " if number else "> "
+        number = sum(len(attachment.images) for attachment in self.pending)
+        return f"[{number} image{'s' if number > 1 else ''}] > " if number else "> "
 
     def _record(self, reply: Reply) -> dict[str, Any]:
         return answer_record(
             reply,
             self.settings.name,
             tokens={"reused": reply.reused, "computed": reply.computed},
-            more={"pictures_encoded": reply.pictures_encoded},
+            more={"images_encoded": reply.images_encoded},
         )
 
 

@@ -34,7 +34,7 @@ def show(info: ModelInfo, speed: dict[str, Any]) -> None:
     """Write all of it to standard output. speed: the record of `bench.limits`."""
     console = PlainConsole(width=None if sys.stdout.isatty() else WIDTH)
     console.print(_facts(info))
-    for table in (_parameters(info), _memory(info, speed), _pictures(info)):
+    for table in (_parameters(info), _memory(info, speed), _images(info)):
         if table is not None:
             console.print(table)
     console.print(_speed(info, speed))
@@ -166,7 +166,7 @@ def _number(value: float | None) -> str:
 
 
 def _speed(info: ModelInfo, speed: dict[str, Any]) -> str:
-    image = "1024 × 768 pixels and a short question" if info.pictures else "a short question"
+    image = "1024 × 768 pixels and a short question" if info.images else "a short question"
     return (
         f"This machine reads {in_words(speed['bytes_per_second'])} a second and computes "
         f"{speed['flop_per_second'] / 1e9:,.0f} billion operations a second: an answer to {image} "
@@ -175,15 +175,15 @@ def _speed(info: ModelInfo, speed: dict[str, Any]) -> str:
     )
 
 
-def _pictures(info: ModelInfo) -> Table | None:
+def _images(info: ModelInfo) -> Table | None:
     """Tokens by size, and beside them those of the other dialect where it counts otherwise."""
-    if not info.pictures:
+    if not info.images:
         return None
-    used = info.pictures["dialect"]
+    used = info.images["dialect"]
     other = "hf" if used == "mistral" else "mistral"
-    sizes = info.pictures["sizes"]
+    sizes = info.images["sizes"]
     differs = any(row[other] != row["tokens"] for row in sizes)
-    table = _table("picture", "read at", f"tokens ({used})", *([f"tokens ({other})"] if differs else []))
+    table = _table("image", "read at", f"tokens ({used})", *([f"tokens ({other})"] if differs else []))
     for row in sizes:
         cells = [
             f"{row['width']} × {row['height']}",

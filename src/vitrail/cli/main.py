@@ -45,7 +45,7 @@ SMALLER = "Use a smaller or quantised model (vitrail quantize), --dtype bfloat16
 @click.version_option(__version__, "-V", "--version", prog_name="vitrail", message="%(prog)s %(version)s")
 @click.pass_context
 def app(context: click.Context) -> None:
-    """Ask questions about pictures, answered by Mistral's Pixtral family on this machine."""
+    """Ask questions about images, answered by Mistral's Pixtral family on this machine."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (MemoryError, RuntimeError) as error:
             if not _is_lack_of_memory(error):
                 raise
-            return _complain("there is not enough memory for this model and these pictures.", SMALLER)
+            return _complain("there is not enough memory for this model and these images.", SMALLER)
         except (click.Abort, KeyboardInterrupt):
             return 130
 

@@ -46,7 +46,7 @@ image_tokens_option = click.option(
     "--max-image-tokens",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Shrink each picture until it costs at most N tokens.",
+    help="Shrink each image until it costs at most N tokens.",
 )
 
 
@@ -65,7 +65,7 @@ def source_options(command: Command) -> Command:
 
 
 def answer_options(command: Command) -> Command:
-    """Adds what shapes an answer: limits of pictures and answer, how ids are drawn, adapter, dtype, cache and device.
+    """Adds what shapes an answer: limits of images and answer, how ids are drawn, adapter, dtype, cache and device.
 
     `refuse_idle` checks them.
     """

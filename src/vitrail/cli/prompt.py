@@ -58,7 +58,7 @@ def prompt(
     """Show the prompt that a conversation becomes, to the last token.
 
     FILE is a JSON list of messages, an object with "messages" and "tools", or such an object on every line (JSON
-    Lines); '-' is standard input. A picture may be given by its size alone: {"type": "image_url", "image_url":
+    Lines); '-' is standard input. An image may be given by its size alone: {"type": "image_url", "image_url":
     {"url": "size:640x480"}}.
     """
     if diff is not None and (as_json or with_ids):

@@ -1,4 +1,4 @@
-"""Prompts on the screen: control tokens coloured on a terminal, pictures as their grids, differences line by line."""
+"""Prompts on the screen: control tokens coloured on a terminal, images as their grids, differences line by line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitrail.cli.output import echo
 if TYPE_CHECKING:
     from vitrail.processor.prompt_view import PromptView, Run
 
-STYLES = {"control": "bold cyan", "picture": "bold magenta", "text": ""}
+STYLES = {"control": "bold cyan", "image": "bold magenta", "text": ""}
 
 
 class PromptPrinter:
@@ -81,7 +81,7 @@ def _size(view: PromptView) -> str:
     parts = [f"{len(view.ids)} ids"]
     if view.grids:
         cells = ", ".join(f"{rows}×{cols}" for rows, cols in view.grids)
-        parts.append(f"{len(view.grids)} picture{'s' if len(view.grids) > 1 else ''} ({cells})")
+        parts.append(f"{len(view.grids)} image{'s' if len(view.grids) > 1 else ''} ({cells})")
     return f"{', '.join(parts)}, {view.format}"
 
 

@@ -1,4 +1,4 @@
-"""`vitrail read FILE…`: the text of many pictures, by the embedded reader. Reading itself is reader/reading.py's work."""
+"""`vitrail read FILE…`: the text of many images, by the embedded reader. Reading itself is reader/reading.py's work."""
 
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vitrail.cli.images import STDIN, open_image
 from vitrail.cli.options import complete_files
 from vitrail.cli.output import echo, echo_json, one_line
-from vitrail.cli.pictures import STDIN, open_picture
 from vitrail.cli.screen import waiting
 from vitrail.errors import InputError
 from vitrail.reader.files import FileReading, Reading, find_images, open_file, read_files
@@ -28,7 +28,7 @@ Examples:
   vitrail read scans/ --json | jq -r 'select(.confidence < 0.8) | .file'
   vitrail read labels.pdf --json
 
-Exit status: 0 all were read, 2 a picture could not be read (one line on stderr says why; the others are read).
+Exit status: 0 all were read, 2 an image could not be read (one line on stderr says why; the others are read).
 """
 
 
@@ -54,7 +54,7 @@ Exit status: 0 all were read, 2 a picture could not be read (one line on stderr 
     help="How many processes read side by side.  [default: one a core, for at least 40 files each]",
 )
 def read(names: tuple[str, ...], as_json: bool, model: Path | None, processes: int | None) -> None:
-    """Read the printed text in each FILE: a picture, a folder of pictures, a PDF, or a pattern such as 'scans/*.png'.
+    """Read the printed text in each FILE: an image, a folder of images, a PDF, or a pattern such as 'scans/*.png'.
 
     Each line of text is printed after its file's name (without it for a single file). The confidence is the
     probability of the character that the reader was least sure of.
@@ -71,7 +71,7 @@ def read(names: tuple[str, ...], as_json: bool, model: Path | None, processes: i
                 failed.append(files[index])
                 _tell_failure(files[index], reading.error, as_json)
     if failed:
-        what = "the picture" if len(files) == 1 else f"{len(failed)} of {len(files)} pictures"
+        what = "the image" if len(files) == 1 else f"{len(failed)} of {len(files)} images"
         raise InputError(f"{what} could not be read: {', '.join(failed[:3])}{' …' if failed[3:] else ''}")
 
 
@@ -86,7 +86,7 @@ def _read_here(files: Sequence[str], model: Path | None) -> Generator[tuple[int,
 
 
 def _open(name: str) -> "list[PilImage]":
-    return [open_picture(name)] if name == STDIN else open_file(name)
+    return [open_image(name)] if name == STDIN else open_file(name)
 
 
 def _in_order(

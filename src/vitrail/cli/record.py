@@ -27,7 +27,7 @@ def answer_record(
         "tokens": {
             "prompt": reply.prompt_tokens,
             **(tokens or {}),
-            "pictures": list(reply.picture_tokens),
+            "images": list(reply.image_tokens),
             "completion": reply.completion_tokens,
         },
         **(more or {}),

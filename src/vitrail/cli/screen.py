@@ -56,7 +56,7 @@ class Printer:
         self._thinking = False
 
     def write(self, piece: str) -> None:
-        """Write and flush; on a terminal without the control characters a picture's text could smuggle in."""
+        """Write and flush; on a terminal without the control characters an image's text could smuggle in."""
         if self._terminal:
             piece = printable(piece)
         self._open = True  # first, for an interruption may come before the next line

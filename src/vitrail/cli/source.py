@@ -47,13 +47,13 @@ class Source:
             self.folder.fetch_weights()
 
 
-def read_model(source: Source, *, with_pictures: bool) -> "PretrainedConfig":
+def read_model(source: Source, *, with_images: bool) -> "PretrainedConfig":
     """The checkpoint's configuration, read before torch is imported: a wrong folder is told at once."""
     from vitrail.auto import AutoConfig
 
     config = AutoConfig.from_pretrained(source.folder)
-    if with_pictures and not config.has_vision:
-        raise InputError(f"{source.name} reads text only; ask it without pictures or choose another --model")
+    if with_images and not config.has_vision:
+        raise InputError(f"{source.name} reads text only; ask it without images or choose another --model")
     return config
 
 

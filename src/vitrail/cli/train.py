@@ -49,7 +49,7 @@ def _number(flag: str, kind: Any, text: str) -> Callable[[Command], Command]:
     shell_complete=complete_files,
     help="Checkpoint to begin from. [default: the embedded reader]",
 )
-@click.option("--check", is_flag=True, help="Check every line and picture of DATA, and stop.")
+@click.option("--check", is_flag=True, help="Check every line and image of DATA, and stop.")
 @click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be used.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in the end.")
 @click.option(
@@ -113,7 +113,7 @@ def _number(flag: str, kind: Any, text: str) -> Callable[[Command], Command]:
 @_number("--keep", click.IntRange(1), "Checkpoints that stay. [default: 2]")
 @_number("--seed", click.IntRange(0), "Of order, fresh adapters and dropout. [default: 0]")
 @_number("--max-length", click.IntRange(1), "Positions of the longest conversation. [default: the model's]")
-@_number("--max-image-tokens", click.IntRange(2), "Shrink each picture until it costs at most N tokens.")
+@_number("--max-image-tokens", click.IntRange(2), "Shrink each image until it costs at most N tokens.")
 @click.option("--format", "format_name", metavar="NAME", help="Prompt format, as for `vitrail prompt`.")
 @click.option(
     "--dtype",
@@ -213,7 +213,7 @@ def _tell_check(reading: "Reading", as_json: bool) -> None:
         "positions": sum(data.positions),
         "learned": sum(data.learned),
         "longest": max(data.positions, default=0),
-        "pictures": data.pictures,
+        "images": data.images,
         "bad_lines": len(reading.faults),
         "lacking": dict(data.lacking.most_common()),
     }
@@ -221,7 +221,7 @@ def _tell_check(reading: "Reading", as_json: bool) -> None:
         echo_json({**found, "faults": reading.faults})
     else:
         echo(
-            f"{found['conversations']} conversations, {found['pictures']} pictures, {found['positions']} tokens, "
+            f"{found['conversations']} conversations, {found['images']} images, {found['positions']} tokens, "
             f"{found['learned']} of them learned, {found['longest']} in the longest; "
             f"{found['bad_lines']} {data.records.unit}s cannot be used"
         )

@@ -12,7 +12,7 @@ from vitrail.cli.files import read_input
 from vitrail.errors import InputError, PromptError
 
 MOST_MESSAGES = 10_000
-MOST_PICTURES = 1_000  # parts; a PDF is one of them
+MOST_IMAGES = 1_000  # parts; a PDF is one of them
 
 
 def save_messages(messages: Sequence[dict[str, Any]], name: str, *, overwrite: bool = False) -> Path:
@@ -55,15 +55,15 @@ def load_messages(name: str) -> list[dict[str, Any]]:
         raise PromptError(f"{path}: expected a list of messages, each with 'role' and 'content'")
     if len(messages) > MOST_MESSAGES:
         raise PromptError(f"{path} has {len(messages):,} messages; at most {MOST_MESSAGES:,} are read")
-    if (pictures := sum(map(count_pictures, messages))) > MOST_PICTURES:
-        raise PromptError(f"{path} has {pictures:,} pictures; at most {MOST_PICTURES:,} are read")
+    if (images := sum(map(count_images, messages))) > MOST_IMAGES:
+        raise PromptError(f"{path} has {images:,} images; at most {MOST_IMAGES:,} are read")
     if found[0].tools or found[0].continue_final_message:
         warnings.warn(f"{path}: tools and continue_final_message are not used here", stacklevel=2)
     return messages
 
 
-def count_pictures(message: dict[str, Any]) -> int:
-    """How many parts of a message are pictures or files."""
+def count_images(message: dict[str, Any]) -> int:
+    """How many parts of a message are images or files."""
     content = message.get("content")
     parts = content if isinstance(content, list) else []
     return sum(isinstance(part, dict) and part.get("type") not in ("text", "thinking") for part in parts)

@@ -241,7 +241,7 @@ def _vision_language(given: _Given, text: dict[str, Any], folder: CheckpointFold
 
 
 def _image_ids(given: _Given, folder: CheckpointFolder | None) -> dict[str, int]:
-    """The ids of pictures' tokens by their name in config.json; absent break and end ids stay absent."""
+    """The ids of images' tokens by their name in config.json; absent break and end ids stay absent."""
     ids = {"image_token_id": IMAGE_TOKEN}
     for name in _IMAGE_IDS:
         if given.optional(name) is not None:

@@ -209,5 +209,5 @@ def small_3_text() -> MistralConfig:
 
 
 def small_3_vision() -> PixtralVisionConfig:
-    """The vision tower of Mistral Small 3.1 and later: patches of 14, pictures up to 1540."""
+    """The vision tower of Mistral Small 3.1 and later: patches of 14, images up to 1540."""
     return PixtralVisionConfig(image_size=1540, patch_size=14, head_dim=64)

@@ -1,6 +1,6 @@
 """The Hugging Face hub's own client, wrapped: what lies there, one file of it, and its errors in our words.
 
-Only this file imports it, and nothing else in the library connects to anything but the picture URLs of a question.
+Only this file imports it, and nothing else in the library connects to anything but the image URLs of a question.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def choose_tokenizer_file(names: Iterable[str], mode: str = "auto") -> str | Non
 
 
 def version_of(name: str) -> tuple[int, int]:
-    """Version and picture version in the name of a *.model.v* file; (0, 0) where there is none."""
+    """Version and image version in the name of a *.model.v* file; (0, 0) where there is none."""
     found = _VERSIONED.fullmatch(name)
     return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import InputError
-from vitrail.generate.features import PictureFeatures
+from vitrail.generate.features import ImageFeatures
 from vitrail.generate.outputs import GenerateOutput
 from vitrail.generate.prompt import Prompt, count_ids
 from vitrail.generate.protocol import GeneratingModel
@@ -68,7 +68,7 @@ class Decoding:
         self._logits: list[Tensor] = []
         self._sampler = Sampler()
         self._states: list[SamplingState] = []
-        self._pictures: list[bytes] = []  # a fingerprint of each prompt's pictures
+        self._images: list[bytes] = []  # a fingerprint of each prompt's images
         self._cache_left_open: Runner | None = None
 
     @property
@@ -162,32 +162,32 @@ class Decoding:
             fresh = sum(count_ids(request.fresh, model.image_token_id) for request in requests)
             if fresh and prompt.embeds is None:
                 raise InputError(
-                    f"the prompt has {fresh} image tokens and came without pictures; give pixel_values."
+                    f"the prompt has {fresh} image tokens and came without images; give pixel_values."
                 )
         else:
             self._hand_out(requests, prompt.pixel_values)
         return requests
 
     def _hand_out(self, requests: list[Request], pixel_values: Tensor) -> None:
-        """Give every prompt its place in the features of all pictures."""
+        """Give every prompt its place in the features of all images."""
         prompt, image = self.prompt, self.model.image_token_id
-        features = PictureFeatures(self.model, pixel_values, prompt.image_sizes)
+        features = ImageFeatures(self.model, pixel_values, prompt.image_sizes)
         each = len(requests) // prompt.batch
         counts = [count_ids(row, image) for row in prompt.rows]
         fresh = [count_ids(request.fresh, image) for request in requests[::each]]
-        if features.total == sum(fresh):  # pictures of the positions alone that are not cached yet
+        if features.total == sum(fresh):  # images of the positions alone that are not cached yet
             counts = fresh
         if features.total != sum(counts):
             raise InputError(
-                f"the prompt has {sum(counts)} image tokens, the pictures have {features.total} features; "
-                "process text and pictures together, with the processor of this checkpoint."
+                f"the prompt has {sum(counts)} image tokens, the images have {features.total} features; "
+                "process text and images together, with the processor of this checkpoint."
             )
         begin = 0
         for n, (count, new) in enumerate(zip(counts, fresh, strict=True)):
             for request in requests[n * each : (n + 1) * each]:
                 request.features, request.next_feature = features, begin + count - new
             if self.config.do_sample:  # nothing else asks who a row is
-                self._pictures.append(features.digest(begin, begin + count))
+                self._images.append(features.digest(begin, begin + count))
             begin += count
 
     def _begin(self) -> list[SamplingState]:
@@ -220,11 +220,11 @@ class Decoding:
         return states
 
     def _identity(self, n: int) -> tuple[bytes, ...]:
-        """What tells prompt n from the others: its ids or embeddings, and its pictures."""
+        """What tells prompt n from the others: its ids or embeddings, and its images."""
         prompt = self.prompt
         if prompt.embeds is not None:
             return (prompt.embeds[n].detach().float().cpu().numpy().tobytes(),)
-        return (torch.tensor(prompt.whole(n)).numpy().tobytes(), *self._pictures[n : n + 1])
+        return (torch.tensor(prompt.whole(n)).numpy().tobytes(), *self._images[n : n + 1])
 
     def _runner(self, requests: list[Request]) -> Runner | UncachedRunner:
         config = self.config

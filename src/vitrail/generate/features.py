@@ -1,4 +1,4 @@
-"""Features of the pictures of one call, handed out to the prompts' image tokens in order. No text is read here."""
+"""Features of the images of one call, handed out to the prompts' image tokens in order. No text is read here."""
 
 import hashlib
 from typing import Any
@@ -9,16 +9,16 @@ from torch import Tensor
 from vitrail.errors import InputError
 from vitrail.generate.protocol import GeneratingModel
 
-PIXELS_AT_ONCE = 2048 * 2048  # of all pictures that go through the vision tower together
+PIXELS_AT_ONCE = 2048 * 2048  # of all images that go through the vision tower together
 
 
-class PictureFeatures:
-    """What the vision tower makes of the pictures, each encoded once, a few at a time.
+class ImageFeatures:
+    """What the vision tower makes of the images, each encoded once, a few at a time.
 
     Args:
-        model: encodes pictures.
+        model: encodes images.
         pixel_values: (N, 3, H, W).
-        image_sizes: (N, 2) height and width of each picture without padding, or None.
+        image_sizes: (N, 2) height and width of each image without padding, or None.
 
     Raises:
         InputError: shapes that do not go together, or a text-only model.
@@ -27,7 +27,7 @@ class PictureFeatures:
     def __init__(self, model: GeneratingModel, pixel_values: Tensor, image_sizes: Any) -> None:
         if pixel_values.dim() != 4 or (image_sizes is not None and len(image_sizes) != len(pixel_values)):
             raise InputError(
-                f"pixel_values must have the shape (pictures, channels, height, width) and image_sizes one "
+                f"pixel_values must have the shape (images, channels, height, width) and image_sizes one "
                 f"(height, width) for each, got {tuple(pixel_values.shape)} and {image_sizes!r}."
             )
         self._pixels = pixel_values
@@ -42,11 +42,11 @@ class PictureFeatures:
 
     @property
     def total(self) -> int:
-        """Features of all pictures."""
+        """Features of all images."""
         return int(self._ends[-1]) if self._ends else 0
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Features number start … stop-1 of all pictures, (stop-start, D)."""
+        """Features number start … stop-1 of all images, (stop-start, D)."""
         parts = []
         for features, end in zip(self._features, self._ends, strict=True):
             begin = end - len(features)
@@ -55,7 +55,7 @@ class PictureFeatures:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def digest(self, start: int, stop: int) -> bytes:
-        """A fingerprint of the pictures whose features are number start … stop-1."""
+        """A fingerprint of the images whose features are number start … stop-1."""
         fingerprint = hashlib.blake2b(digest_size=16)
         for index, end in enumerate(self._ends):
             if end - len(self._features[index]) < stop and start < end:

@@ -138,7 +138,7 @@ def fit_context(longest: int, new: int, limit: int | None, *, explicit: bool) ->
     room = limit - longest + 1
     if longest > limit:
         raise ContextError(
-            f"the prompt has {longest} positions, the model {limit}; shorten it or use fewer pictures."
+            f"the prompt has {longest} positions, the model {limit}; shorten it or use fewer images."
         )
     if explicit:
         raise ContextError(

@@ -1,6 +1,6 @@
 """The prompts of one call: padding dropped, ids checked. The model computes nothing here.
 
-Letters: B prompts · T positions of the padded batch · L positions of one prompt · D width · N pictures.
+Letters: B prompts · T positions of the padded batch · L positions of one prompt · D width · N images.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import ContextError, InputError
-from vitrail.generate.features import PictureFeatures
+from vitrail.generate.features import ImageFeatures
 from vitrail.generate.past import CacheCall, Past
 from vitrail.generate.protocol import GeneratingModel
 from vitrail.ops.inputs import as_pixels, as_tensor, replace_rows
@@ -70,7 +70,7 @@ def read_prompt(
     """Check and unpad what generate() was given.
 
     Raises:
-        InputError: missing, doubled or ill-shaped inputs, a prompt without any position, pictures that nobody
+        InputError: missing, doubled or ill-shaped inputs, a prompt without any position, images that nobody
             can read.
         ContextError: an id beyond the vocabulary.
     """
@@ -93,7 +93,7 @@ def read_prompt(
     past = call.past(model.kv_geometry, kept, rows, config.cache_dtype)
     pixel_values = given.get("pixel_values")
     if pixel_values is not None and embeds is not None:
-        embeds, pixel_values = _with_pictures(model, embeds, pixel_values, given.get("image_sizes")), None
+        embeds, pixel_values = _with_images(model, embeds, pixel_values, given.get("image_sizes")), None
     return Prompt(
         ids=ids,
         kept=kept,
@@ -116,9 +116,9 @@ def _tensors(model: GeneratingModel, given: Mapping[str, Any]) -> dict[str, Any]
 
 
 @torch.no_grad()
-def _with_pictures(model: GeneratingModel, embeds: Tensor, pixel_values: Tensor, image_sizes: Any) -> Tensor:
-    """Embeddings whose rows that equal the image token's are replaced by the pictures' features, as in forward()."""
-    features = PictureFeatures(model, pixel_values, image_sizes)
+def _with_images(model: GeneratingModel, embeds: Tensor, pixel_values: Tensor, image_sizes: Any) -> Tensor:
+    """Embeddings whose rows that equal the image token's are replaced by the images' features, as in forward()."""
+    features = ImageFeatures(model, pixel_values, image_sizes)
     marker = model.embed(torch.tensor([model.image_token_id or 0], device=model.device)).to(embeds)
     return replace_rows(embeds, torch.eq(embeds, marker).all(dim=-1), features.rows(0, features.total))
 

@@ -15,7 +15,7 @@ from vitrail.ops.batch import ForwardBatch
 class GeneratingModel(Protocol):
     """A decoder over packed rows, with or without a vision tower.
 
-    Letters: L packed rows · D width · V vocabulary · N pictures.
+    Letters: L packed rows · D width · V vocabulary · N images.
     """
 
     generation_config: GenerationConfig
@@ -34,7 +34,7 @@ class GeneratingModel(Protocol):
 
     @property
     def image_token_id(self) -> int | None:
-        """The id whose rows are replaced by picture features; None for a text-only model."""
+        """The id whose rows are replaced by image features; None for a text-only model."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -45,7 +45,7 @@ class GeneratingModel(Protocol):
         """Where ids are read."""
 
     def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None) -> Sequence[Tensor]:
-        """Pictures (N,3,H,W) → per picture its features (tokens, D)."""
+        """Images (N,3,H,W) → per image its features (tokens, D)."""
 
     def embed(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
         """Ids (L,) → (L, D); rows of image tokens are taken from `features` in order."""

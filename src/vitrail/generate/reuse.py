@@ -1,6 +1,6 @@
 """PromptMemory: what a growing prompt left in the cache, so that the next one computes its own positions only.
 
-It knows ids and prepared pictures; messages and texts are dialogue.py's. Letters: L positions of a prompt · N pictures.
+It knows ids and prepared images; messages and texts are dialogue.py's. Letters: L positions of a prompt · N images.
 """
 
 from collections import OrderedDict
@@ -22,12 +22,12 @@ from vitrail.images.fingerprint import fingerprint
 from vitrail.kv.cache import KVCache
 from vitrail.kv.geometry import stored_dtype
 
-FEATURE_BYTES = 1 << 30  # of pictures' features that are remembered; the oldest are forgotten first
+FEATURE_BYTES = 1 << 30  # of images' features that are remembered; the oldest are forgotten first
 
 
 @dataclass(frozen=True)
-class PromptPicture:
-    """A picture of a prompt. key: `fingerprint` of its pixels; tokens: its image tokens; pixels: gives them, (3, H, W)."""
+class PromptImage:
+    """An image of a prompt. key: `fingerprint` of its pixels; tokens: its image tokens; pixels: gives them, (3, H, W)."""
 
     key: bytes
     tokens: int
@@ -39,7 +39,7 @@ class Continuation:
     """What came of one prompt.
 
     ids: the new ones. reused, computed: positions of the prompt that were cached, and that went through the decoder.
-    encoded: pictures that went through the vision tower. reason: why it ended ("eos", "length", "criteria", …).
+    encoded: images that went through the vision tower. reason: why it ended ("eos", "length", "criteria", …).
     """
 
     ids: tuple[int, ...]
@@ -50,9 +50,9 @@ class Continuation:
 
 
 class PromptMemory:
-    """The keys and values of one prompt, and the features of its pictures.
+    """The keys and values of one prompt, and the features of its images.
 
-    The next prompt may differ from the last one in any way. What both begin with, ids and contents of pictures alike, is
+    The next prompt may differ from the last one in any way. What both begin with, ids and contents of images alike, is
     reused; the rest is dropped and computed. Results are those of a fresh start, within what the split of a prompt into
     steps changes in the last bits.
     """
@@ -64,7 +64,7 @@ class PromptMemory:
         self._dtype = model.dtype  # of the cache
         self._sequence = 0
         self._ids: list[int] = []
-        self._pictures: list[tuple[int, bytes]] = []  # where each begins, and its key
+        self._images: list[tuple[int, bytes]] = []  # where each begins, and its key
 
     @property
     def length(self) -> int:
@@ -73,29 +73,27 @@ class PromptMemory:
 
     @property
     def encoded(self) -> int:
-        """Pictures that went through the vision tower, ever."""
+        """Images that went through the vision tower, ever."""
         return self._tower.encoded
 
     def forget(self) -> None:
         """Give the cache and the features back."""
         self._cache = None
-        self._ids, self._pictures = [], []
+        self._ids, self._images = [], []
         self._tower.forget()
 
-    def go_on(
-        self, ids: Sequence[int], pictures: Sequence[PromptPicture] = (), **options: Any
-    ) -> Continuation:
-        """Draw a completion of the prompt `ids` (L,), in which `pictures` stand in order.
+    def go_on(self, ids: Sequence[int], images: Sequence[PromptImage] = (), **options: Any) -> Continuation:
+        """Draw a completion of the prompt `ids` (L,), in which `images` stand in order.
 
         options: of generate(), stopping_criteria, streamer and progress included. However it ends, what is remembered
         and what is cached agree; an exception takes back what this call cached.
 
-        Raises InputError where pictures and image tokens do not fit, and what generate() raises.
+        Raises InputError where images and image tokens do not fit, and what generate() raises.
         """
-        spans = self._spans(ids, pictures)
+        spans = self._spans(ids, images)
         self._settle_dtype(options)
-        reused = self._common(ids, pictures, spans)
-        fresh = [picture for picture, (start, _) in zip(pictures, spans, strict=True) if start >= reused]
+        reused = self._common(ids, images, spans)
+        fresh = [image for image, (start, _) in zip(images, spans, strict=True) if start >= reused]
         cache = self._cut(reused, room=len(ids) + AHEAD)
         whole, before, reason = list(ids), self.encoded, ""
         try:
@@ -113,9 +111,9 @@ class PromptMemory:
                 reason = (output.finish_reasons or ("",))[0]
         finally:
             self._ids = whole[: cache.length(self._sequence)]
-            self._pictures = [
-                (start, picture.key)
-                for picture, (start, stop) in zip(pictures, spans, strict=True)
+            self._images = [
+                (start, image.key)
+                for image, (start, stop) in zip(images, spans, strict=True)
                 if stop <= len(self._ids)
             ]
         return Continuation(
@@ -126,33 +124,33 @@ class PromptMemory:
             reason=reason,
         )
 
-    def _spans(self, ids: Sequence[int], pictures: Sequence[PromptPicture]) -> list[tuple[int, int]]:
-        """(start, stop) of each picture among the ids, from its first image token past its last."""
-        image = self.model.image_token_id
-        places = [] if image is None else [place for place, index in enumerate(ids) if index == image]
-        wanted = sum(picture.tokens for picture in pictures)
+    def _spans(self, ids: Sequence[int], images: Sequence[PromptImage]) -> list[tuple[int, int]]:
+        """(start, stop) of each image among the ids, from its first image token past its last."""
+        token = self.model.image_token_id
+        places = [] if token is None else [place for place, index in enumerate(ids) if index == token]
+        wanted = sum(image.tokens for image in images)
         if wanted != len(places):
             raise InputError(
-                f"the prompt has {len(places)} image tokens, its {len(pictures)} pictures need {wanted}; lay them out "
+                f"the prompt has {len(places)} image tokens, its {len(images)} images need {wanted}; lay them out "
                 "with the processor of this checkpoint."
             )
         spans, begin = [], 0
-        for picture in pictures:
-            spans.append((places[begin], places[begin + picture.tokens - 1] + 1))
-            begin += picture.tokens
+        for image in images:
+            spans.append((places[begin], places[begin + image.tokens - 1] + 1))
+            begin += image.tokens
         return spans
 
     def _common(
-        self, ids: Sequence[int], pictures: Sequence[PromptPicture], spans: Sequence[tuple[int, int]]
+        self, ids: Sequence[int], images: Sequence[PromptImage], spans: Sequence[tuple[int, int]]
     ) -> int:
-        """Positions that the prompt begins with and that are cached; never a part of a picture, never all."""
+        """Positions that the prompt begins with and that are cached; never a part of an image, never all."""
         common = 0
         limit = min(len(self._ids), len(ids) - 1)  # the last position is read anew: its logits are needed
         while common < limit and self._ids[common] == ids[common]:
             common += 1
-        known = dict(self._pictures)
-        for picture, (start, stop) in zip(pictures, spans, strict=True):
-            if start < common and (stop > common or known.get(start) != picture.key):
+        known = dict(self._images)
+        for image, (start, stop) in zip(images, spans, strict=True):
+            if start < common and (stop > common or known.get(start) != image.key):
                 return start
         return common
 
@@ -165,7 +163,7 @@ class PromptMemory:
         )
         if dtype != self._dtype:
             self._cache, self._dtype = None, dtype
-            self._ids, self._pictures = [], []
+            self._ids, self._images = [], []
 
     def _cut(self, length: int, *, room: int) -> KVCache:
         """The cache with one sequence of `length` positions."""
@@ -179,7 +177,7 @@ class PromptMemory:
 
 
 class _RememberingModel:
-    """A model as generate() sees it, whose vision tower reads each picture once. features: at most `most` bytes of them."""
+    """A model as generate() sees it, whose vision tower reads each image once. features: at most `most` bytes of them."""
 
     def __init__(self, model: GeneratingModel, most: int) -> None:
         self._model, self._most = model, most
@@ -191,7 +189,7 @@ class _RememberingModel:
         return getattr(self._model, name)  # all else is the model's
 
     def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None) -> Sequence[Tensor]:
-        """Per picture its features, (tokens, D); the tower reads those that are not remembered."""
+        """Per image its features, (tokens, D); the tower reads those that are not remembered."""
         if image_sizes is None:
             return self._model.encode_images(pixel_values, None)
         sizes = image_sizes.tolist()
@@ -218,11 +216,11 @@ class _RememberingModel:
             held -= oldest.nbytes
 
 
-def _batch(pictures: Sequence[PromptPicture]) -> dict[str, Any]:
-    """pixel_values (N, 3, H, W), padded at the right and the bottom, and image_sizes (N, 2); {} without pictures."""
-    if not pictures:
+def _batch(images: Sequence[PromptImage]) -> dict[str, Any]:
+    """pixel_values (N, 3, H, W), padded at the right and the bottom, and image_sizes (N, 2); {} without images."""
+    if not images:
         return {}
-    pixels = [picture.pixels() for picture in pictures]
+    pixels = [image.pixels() for image in images]
     height, width = (max(p.shape[axis] for p in pixels) for axis in (1, 2))
     padded = [pad(p, (0, width - p.shape[2], 0, height - p.shape[1])) for p in pixels]
     sizes = torch.tensor([[p.shape[1], p.shape[2]] for p in pixels])

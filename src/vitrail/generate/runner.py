@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import CacheFull
-from vitrail.generate.features import PictureFeatures
+from vitrail.generate.features import ImageFeatures
 from vitrail.generate.prompt import count_ids
 from vitrail.generate.protocol import GeneratingModel
 from vitrail.kv.blocks import BLOCK
@@ -33,7 +33,7 @@ class Request:
     Attributes:
         ids: int64 (L,) on the host; ignored where there are embeddings.
         embeds: (L, D) or None.
-        features: of all pictures of the call, or None.
+        features: of all images of the call, or None.
         next_feature: the number of the feature that the next image token takes.
         done: positions that are cached already.
         past: positions that come before ids and embeds; all of them are cached.
@@ -41,7 +41,7 @@ class Request:
 
     ids: Tensor
     embeds: Tensor | None = None
-    features: PictureFeatures | None = None
+    features: ImageFeatures | None = None
     next_feature: int = 0
     done: int = 0
     past: int = 0

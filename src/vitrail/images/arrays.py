@@ -1,4 +1,4 @@
-"""Pictures that come as numpy arrays or tensors: where their channels lie and what their numbers mean."""
+"""Images that come as numpy arrays or tensors: where their channels lie and what their numbers mean."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_array(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """An array or tensor that is one picture, with the place of its channels.
+    """An array or tensor that is one image, with the place of its channels.
 
     values: (H,W) for grey, (H,W,C) or (C,H,W); layout: FIRST, LAST, or None for (H,W).
     """
@@ -41,7 +41,7 @@ class Pixels:
         layout = check_layout(layout)
         if getattr(values, "is_meta", False) or getattr(values, "is_sparse", False):
             raise ImageError(
-                "A picture's tensor must hold its numbers; this one is sparse or on the meta device."
+                "An image's tensor must hold its numbers; this one is sparse or on the meta device."
             )
         shape = tuple(int(side) for side in values.shape)
         if len(shape) == 2 and layout in (None, "none"):
@@ -54,7 +54,7 @@ class Pixels:
                     return cls(values, LAST)
         told = f" with input_data_format={layout!r}" if layout else ""
         raise ImageError(
-            f"A picture's array is (H,W), (H,W,C) or (C,H,W) with 1, 3 or 4 channels{told}; "
+            f"An image's array is (H,W), (H,W,C) or (C,H,W) with 1, 3 or 4 channels{told}; "
             f"got the shape {shape}."
         )
 
@@ -100,7 +100,7 @@ def to_levels(values: Array, *, fractions: bool = False) -> tuple[np.ndarray[Any
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255), True
     if values.size == 0 or values.dtype.kind not in "iuf":
-        raise ImageError(f"A picture's array holds real numbers; got {values.dtype} of shape {values.shape}.")
+        raise ImageError(f"An image's array holds real numbers; got {values.dtype} of shape {values.shape}.")
     low, high = float(values.min()), float(values.max())
     if fractions and values.dtype.kind == "f" and low >= 0 and high <= 1:
         return np.rint(values.astype(np.float32) * 255).astype(np.uint8), True
@@ -112,6 +112,6 @@ def to_levels(values: Array, *, fractions: bool = False) -> tuple[np.ndarray[Any
     if low >= 0 and high <= 1:
         return (values.astype(np.float64) * 255).astype(np.float32).astype(np.uint8), True
     raise ImageError(
-        f"A picture's numbers are whole ones from 0 to 255 or fractions from 0 to 1; got {values.dtype} "
+        f"An image's numbers are whole ones from 0 to 255 or fractions from 0 to 1; got {values.dtype} "
         f"from {low:g} to {high:g}."
     )

@@ -23,10 +23,10 @@ def serve(receive: Callable[[], bytes], send: Callable[[bytes], None]) -> None:
             send(HEAD.pack(SIZE, width, height))
 
         try:
-            picture = decode(io.BytesIO(encoded), str(asked["subject"]), limits, measured)
-            pixels = picture.tobytes()
+            image = decode(io.BytesIO(encoded), str(asked["subject"]), limits, measured)
+            pixels = image.tobytes()
         except ImageError as error:
             send(HEAD.pack(FAULT, 0, 0) + str(error).encode("utf-8", "replace")[:1500])
             continue
-        send(HEAD.pack(PIXELS, *picture.size))
+        send(HEAD.pack(PIXELS, *image.size))
         send(pixels)

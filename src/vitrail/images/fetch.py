@@ -120,7 +120,7 @@ def _parse(url: str, policy: FetchPolicy) -> SplitResult:
     if not parts.hostname:
         raise ImageError("The URL names no host.")
     if parts.username is not None or parts.password is not None:
-        raise ImageError("A URL with a user name or password is not fetched; download the picture yourself.")
+        raise ImageError("A URL with a user name or password is not fetched; download the image yourself.")
     if policy.ports is not None and port not in policy.ports:
         raise ImageError(f"{_shown(parts)}: port {port} is not allowed.")
     if policy.hosts is not None and parts.hostname.rstrip(".") not in policy.hosts:

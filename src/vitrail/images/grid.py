@@ -1,7 +1,7 @@
-"""How large a picture becomes and how many tokens it costs: arithmetic on sizes; no pixels, no files.
+"""How large an image becomes and how many tokens it costs: arithmetic on sizes; no pixels, no files.
 
 All sizes are (height, width) in pixels. A token covers a square of patch_size · merge pixels. The dialects
-differ in how a side is rounded after a picture is shrunk to the longest edge:
+differ in how a side is rounded after an image is shrunk to the longest edge:
 
     hf        down          transformers since 4.50, and the default here
     hf-ceil   up            transformers up to 4.49
@@ -31,7 +31,7 @@ _ROUNDING: Final[dict[Dialect, Callable[[float], int]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A picture after resizing: its size in pixels and its rows and columns of [IMG] tokens."""
+    """An image after resizing: its size in pixels and its rows and columns of [IMG] tokens."""
 
     height: int
     width: int
@@ -66,7 +66,7 @@ class Grid:
         """Raise InputError unless the image is made of whole squares of `cell` pixels, as resizing makes it."""
         if (self.rows * cell, self.cols * cell) != (self.height, self.width):
             raise InputError(
-                f"a picture of {self.width}×{self.height} pixels (width×height) is not made of whole squares of "
+                f"an image of {self.width}×{self.height} pixels (width×height) is not made of whole squares of "
                 f"{cell}; leave do_resize on"
             )
 
@@ -82,18 +82,18 @@ def image_grid(
     dialect: Dialect = "hf",
     max_image_tokens: int | None = None,
 ) -> Grid:
-    """The grid of a picture of (height, width) pixels (FORMATS §4.1 and §4.2).
+    """The grid of an image of (height, width) pixels (FORMATS §4.1 and §4.2).
 
     patch_size: side of a patch, or (height, width) of it; merge: patches per token along each side;
-    longest_edge: the box (n, n) or (height, width) that a larger picture is shrunk into; it never grows,
+    longest_edge: the box (n, n) or (height, width) that a larger image is shrunk into; it never grows,
     except up to the next whole token. Each side keeps at least one token: where transformers would compute
     zero rows, this gives one, as mistral-common does.
-    max_image_tokens: the most ids (`Grid.tokens`) the picture may cost, else it is shrunk further.
+    max_image_tokens: the most ids (`Grid.tokens`) the image may cost, else it is shrunk further.
 
-    Raises ImageError for a picture without pixels, InputError for a setting that cannot be used.
+    Raises ImageError for an image without pixels, InputError for a setting that cannot be used.
     """
     if height < 1 or width < 1:
-        raise ImageError(f"A picture has at least 1×1 pixels; this one has {height}×{width} (height×width).")
+        raise ImageError(f"An image has at least 1×1 pixels; this one has {height}×{width} (height×width).")
     box = _sides(longest_edge, "longest_edge")
     cell = _sides(patch_size, "patch_size")
     step = _positive(merge, "merge")
@@ -128,7 +128,7 @@ def image_tokens(
     dialect: Dialect = "hf",
     max_image_tokens: int | None = None,
 ) -> int:
-    """What a picture of (height, width) pixels costs in a prompt: its [IMG], [IMG_BREAK] and [IMG_END] ids.
+    """What an image of (height, width) pixels costs in a prompt: its [IMG], [IMG_BREAK] and [IMG_END] ids.
 
     The defaults are those of Pixtral 12B and Pixtral Large; for Mistral Small 3.1 and its relatives give
     patch_size=14, merge=2, longest_edge=1540. Arguments and errors are those of `image_grid`.
@@ -155,7 +155,7 @@ def check_dialect(dialect: str) -> Dialect:
 
 
 def check_budget(max_image_tokens: int) -> int:
-    """`max_image_tokens` itself if a picture can be that small; else InputError."""
+    """`max_image_tokens` itself if an image can be that small; else InputError."""
     if _positive(max_image_tokens, "max_image_tokens") < 2:
         raise InputError(f"max_image_tokens is at least 2 ([IMG] and [IMG_END]); got {max_image_tokens}.")
     return max_image_tokens

@@ -38,7 +38,7 @@ from vitrail.images.tiff_tags import exif_is_sound
 PilImage: TypeAlias = Image.Image
 
 _ORIENTATION_TAG: Final = 0x0112
-# EXIF orientation → what turns the picture upright (Exif 2.32, table 6).
+# EXIF orientation → what turns the image upright (Exif 2.32, table 6).
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -60,16 +60,16 @@ def load_image(
     limits: ImageLimits | None = None,
     policy: FetchPolicy | None = None,
 ) -> Image.Image:
-    """A picture in RGB from a path, URL, data: URL, bytes, binary file, PIL picture, numpy array or tensor.
+    """An image in RGB from a path, URL, data: URL, bytes, binary file, PIL image, numpy array or tensor.
 
-    Files, URLs and bytes are turned upright by their EXIF orientation; PIL pictures, arrays and tensors are
+    Files, URLs and bytes are turned upright by their EXIF orientation; PIL images, arrays and tensors are
     taken as they are. Transparency is laid on white, 16-bit greys are scaled to 8 bits, and of an animation
     the first frame is taken. Arrays and tensors are (H,W), (H,W,C) or (C,H,W) with 1, 3 or 4 channels:
     whole numbers from 0 to 255 (or 65535, in 16-bit unsigned numbers), or fractions from 0 to 1.
 
     timeout: seconds for a URL, instead of the policy's. limits, policy: instead of those of the `image_request`
     around the call, or the defaults.
-    Raises ImageError, in one sentence, for whatever is no picture within the limits.
+    Raises ImageError, in one sentence, for whatever is no image within the limits.
     """
     with image_request(limits, policy) as request:
         if isinstance(source, Image.Image):
@@ -104,49 +104,47 @@ def _open(source: Any, timeout: float | None, request: ImageRequest, left: float
     if callable(getattr(source, "read", None)):
         return _decode(read_binary(source, limits), "This file object holds", request)
     raise ImageError(
-        "A picture is a path, URL, data URL, bytes, PIL picture, numpy array or tensor; "
+        "An image is a path, URL, data URL, bytes, PIL image, numpy array or tensor; "
         f"got {type(source).__name__}."
     )
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL mode as 8-bit RGB: transparency on white, 16-bit greys scaled; RGB comes back as the same object.
 
-    As in transformers, a picture that is not RGB goes over RGBA onto a white ground. Raises ImageError when
-    the file behind a lazily opened picture is damaged.
+    As in transformers, an image that is not RGB goes over RGBA onto a white ground. Raises ImageError when
+    the file behind a lazily opened image is damaged.
     """
-    with _decoding("The picture is"):
-        picture.load()
-        if picture.mode == "RGB":
-            return picture
-        if picture.mode in _WIDE_GREYS:
-            return from_levels(_wide_grey(picture))
-        if picture.mode in ("1", "L") and "transparency" not in picture.info:
-            return picture.convert("RGB")  # what the way over RGBA comes to
-        rows = max(1, _STRIP // picture.width)
-        if picture.height <= rows:
-            return _on_white(picture)
-        whole = Image.new(
-            "RGB", picture.size
-        )  # strip by strip: RGBA, the ground and RGB are 12 bytes a pixel
-        for top in range(0, picture.height, rows):
-            bottom = min(top + rows, picture.height)
-            whole.paste(_on_white(picture.crop((0, top, picture.width, bottom))), (0, top))
+    with _decoding("The image is"):
+        image.load()
+        if image.mode == "RGB":
+            return image
+        if image.mode in _WIDE_GREYS:
+            return from_levels(_wide_grey(image))
+        if image.mode in ("1", "L") and "transparency" not in image.info:
+            return image.convert("RGB")  # what the way over RGBA comes to
+        rows = max(1, _STRIP // image.width)
+        if image.height <= rows:
+            return _on_white(image)
+        whole = Image.new("RGB", image.size)  # strip by strip: RGBA, the ground and RGB are 12 bytes a pixel
+        for top in range(0, image.height, rows):
+            bottom = min(top + rows, image.height)
+            whole.paste(_on_white(image.crop((0, top, image.width, bottom))), (0, top))
         return whole
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
-    if picture.mode == "La":
-        picture = picture.convert("LA")
-    if picture.mode != "RGBA":
-        picture = picture.convert("RGBA")
-    ground = Image.new("RGBA", picture.size, "WHITE")
-    ground.paste(picture, (0, 0), picture)
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode != "RGBA":
+        image = image.convert("RGBA")
+    ground = Image.new("RGBA", image.size, "WHITE")
+    ground.paste(image, (0, 0), image)
     return ground.convert("RGB")
 
 
 def from_levels(levels: "np.ndarray[Any, np.dtype[np.uint8]]") -> Image.Image:
-    """A PIL picture in RGB from whole numbers (H,W,C) with 1, 3 or 4 channels; the fourth is opacity."""
+    """A PIL image in RGB from whole numbers (H,W,C) with 1, 3 or 4 channels; the fourth is opacity."""
     if levels.shape[2] == 1:
         levels = np.repeat(levels, 3, axis=2)
     return to_rgb(Image.fromarray(np.ascontiguousarray(levels)))
@@ -185,51 +183,51 @@ def decode(
     refuse_pointer(begin, subject.rpartition(" ")[0], ImageError)
     if begin.startswith(b"%PDF-"):
         raise ImageError(
-            f"{subject} a PDF, and its pages are pictures of their own: open it with vitrail.load_pages, or name it in "
+            f"{subject} a PDF, and its pages are images of their own: open it with vitrail.load_pages, or name it in "
             'a message as {"type": "file", "path": …}.'
         )
     file.seek(0)
     with _decoding(subject, limits):
         check_file(file, limits)
         file.seek(0)
-        picture: Image.Image = Image.open(file, formats=limits.formats)
-    check_size(picture.height, picture.width, limits)
-    measured(picture.height, picture.width)
+        image: Image.Image = Image.open(file, formats=limits.formats)
+    check_size(image.height, image.width, limits)
+    measured(image.height, image.width)
     with _decoding(subject, limits):
-        picture.load()
-        turn = _UPRIGHT.get(_orientation(picture))
-        if picture.mode == "RGB" and "transparency" in picture.info:
-            picture = picture.convert("RGBA")  # one colour of the file means transparent (PNG's tRNS)
-        picture = to_rgb(picture)
-        return picture if turn is None else picture.transpose(turn)
+        image.load()
+        turn = _UPRIGHT.get(_orientation(image))
+        if image.mode == "RGB" and "transparency" in image.info:
+            image = image.convert("RGBA")  # one colour of the file means transparent (PNG's tRNS)
+        image = to_rgb(image)
+        return image if turn is None else image.transpose(turn)
 
 
-def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation 1…8. A block that cannot be read says nothing: viewers show such pictures too."""
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation 1…8. A block that cannot be read says nothing: viewers show such images too."""
     try:
-        block = picture.info.get("exif")
-        if block is None and "Raw profile type exif" in picture.info:
-            block = bytes.fromhex("".join(picture.info["Raw profile type exif"].split("\n")[3:]))
+        block = image.info.get("exif")
+        if block is None and "Raw profile type exif" in image.info:
+            block = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
         if block and not exif_is_sound(block):
             return 1
-        value = picture.getexif().get(_ORIENTATION_TAG, 1)
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # as many kinds as there are ways to damage it
         return 1
     return value if isinstance(value, int) else 1
 
 
-def _wide_grey(picture: Image.Image) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """Levels (H,W,1) of a grey picture with more than 8 bits."""
-    grey = np.asarray(picture)
-    if picture.mode == "F":
+def _wide_grey(image: Image.Image) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """Levels (H,W,1) of a grey image with more than 8 bits."""
+    grey = np.asarray(image)
+    if image.mode == "F":
         return to_levels(grey[..., None], fractions=True)[0]
     if int(grey.min()) < 0 or int(grey.max()) > 0xFFFF:
-        raise ImageError("A grey picture with 32 bits has no agreed range; save it with 8 or 16 bits.")
+        raise ImageError("A grey image with 32 bits has no agreed range; save it with 8 or 16 bits.")
     levels = np.empty(grey.shape, np.uint8)
-    rows = max(1, _STRIP // picture.width)
-    for top in range(0, picture.height, rows):
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
         levels[top : top + rows] = (grey[top : top + rows].astype(np.uint32) + 128) // 257
-    clear = picture.info.get("transparency")
+    clear = image.info.get("transparency")
     if isinstance(clear, int):
         levels[grey == clear] = 255
     return levels[..., None]
@@ -248,42 +246,42 @@ def _decoding(subject: str, limits: ImageLimits = LIMITS) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         most = limits.max_pixels / 1e6
         raise ImageError(
-            f"The picture has too many pixels; at most {most:.0f} million are decoded. Scale it down first."
+            f"The image has too many pixels; at most {most:.0f} million are decoded. Scale it down first."
         ) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{subject} no picture in a format that is read ({', '.join(limits.formats)})."
+            f"{subject} no image in a format that is read ({', '.join(limits.formats)})."
         ) from error
     except Exception as error:  # decoders fail in every way: OSError, SyntaxError, struct.error, EOFError, …
-        raise ImageError(f"{subject} a damaged or truncated picture; it cannot be decoded.") from error
+        raise ImageError(f"{subject} a damaged or truncated image; it cannot be decoded.") from error
 
 
 def flatten_images(images: Any) -> list[Any]:
-    """As `flatten_sources`, with paths, URLs and bytes opened: PIL pictures, arrays and tensors."""
+    """As `flatten_sources`, with paths, URLs and bytes opened: PIL images, arrays and tensors."""
     return [opened(source) for source in flatten_sources(images)]
 
 
 def opened(source: Any) -> Any:
-    """A PIL picture, array or tensor as it is; `load_image` of anything else."""
+    """A PIL image, array or tensor as it is; `load_image` of anything else."""
     return source if isinstance(source, Image.Image) or is_array(source) else load_image(source)
 
 
 def flatten_sources(images: Any) -> list[Any]:
-    """One picture, a list, or a list of lists, as one flat list; nothing is opened.
+    """One image, a list, or a list of lists, as one flat list; nothing is opened.
 
-    A four-dimensional array or tensor is a batch of pictures. Raises ImageError for an empty list.
+    A four-dimensional array or tensor is a batch of images. Raises ImageError for an empty list.
     """
     flat: list[Any] = []
     _collect(images, flat, depth=0)
     if not flat:
-        raise ImageError("At least one picture was expected; the list is empty.")
+        raise ImageError("At least one image was expected; the list is empty.")
     return flat
 
 
 def _collect(images: Any, flat: list[Any], depth: int) -> None:
     if isinstance(images, (list, tuple)):
         if depth == 3:
-            raise ImageError("Pictures may lie in a list or in a list of lists, not deeper.")
+            raise ImageError("Images may lie in a list or in a list of lists, not deeper.")
         for item in images:
             _collect(item, flat, depth + 1)
     elif is_array(images) and images.ndim == 4:

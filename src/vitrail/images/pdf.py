@@ -1,6 +1,6 @@
-"""A PDF → its pages as pictures, within limits of pages, pixels, time and memory. Rendered by PDFium in pdf_worker.py.
+"""A PDF → its pages as images, within limits of pages, pixels, time and memory. Rendered by PDFium in pdf_worker.py.
 
-A PDF counts as its pages, in order, wherever a picture may be named in a message. Images of other files: load.py.
+A PDF counts as its pages, in order, wherever an image may be named in a message. Images of other files: load.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 
 def names_pdf(source: Any) -> bool:
-    """Whether a picture's source is a PDF by its name: a path or URL that ends in .pdf, a data: URL; or by its bytes."""
+    """Whether an image's source is a PDF by its name: a path or URL that ends in .pdf, a data: URL; or by its bytes."""
     if isinstance(source, (bytes, bytearray)):
         return holds_pdf(source)
     if isinstance(source, os.PathLike):
@@ -78,7 +78,7 @@ def load_pages(
     policy: FetchPolicy | None = None,
     progress: Progress | None = None,
 ) -> list[PilImage]:
-    """The pictures of a file, in RGB: all pages of a PDF in order, else the one picture that `load_image` opens.
+    """The images of a file, in RGB: all pages of a PDF in order, else the one image that `load_image` opens.
 
     source: a path, URL, data: URL, bytes or binary file; what it holds decides, not its name. timeout: seconds for a
     URL. limits, policy: instead of those of the `image_request` around the call, or the defaults. progress: called with

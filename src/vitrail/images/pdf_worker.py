@@ -80,7 +80,7 @@ def _render(page: Any, limits: PdfLimits, most: int) -> Any:
 
 
 def _shows(size: tuple[float, float], limits: PdfLimits) -> bool:
-    """Whether a page of that (width, height) in points makes a picture."""
+    """Whether a page of that (width, height) in points makes an image."""
     width, height = size
     if not (math.isfinite(width) and math.isfinite(height) and width > 0 and height > 0):
         return False

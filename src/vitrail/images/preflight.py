@@ -35,15 +35,15 @@ _RUN_LENGTH_BYTES: Final = 4 << 20  # of a BMP with run-length coding, which Pil
 def check_size(height: int, width: int, limits: ImageLimits = LIMITS) -> None:
     """Raise ImageError for a size in pixels that the limits exclude."""
     if height < 1 or width < 1:
-        raise ImageError(f"The picture has no pixels: its size is {width}×{height} (width×height).")
+        raise ImageError(f"The image has no pixels: its size is {width}×{height} (width×height).")
     if height * width > limits.max_pixels:
         raise ImageError(
-            f"The picture has {width}×{height} pixels ({height * width / 1e6:.0f} million); at most "
+            f"The image has {width}×{height} pixels ({height * width / 1e6:.0f} million); at most "
             f"{limits.max_pixels / 1e6:.0f} million are decoded. Scale it down first."
         )
     if max(height, width) > limits.max_aspect * min(height, width):
         raise ImageError(
-            f"The picture has {width}×{height} pixels (width×height): one side is more than "
+            f"The image has {width}×{height} pixels (width×height): one side is more than "
             f"{limits.max_aspect:g} times the other. Crop it first."
         )
 

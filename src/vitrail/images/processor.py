@@ -1,4 +1,4 @@
-"""PixtralImageProcessor: pictures resized by PIL, rescaled, normalised and padded to one batch.
+"""PixtralImageProcessor: images resized by PIL, rescaled, normalised and padded to one batch.
 
 The class for tensors is in processor_fast.py and can be imported from here as well.
 """
@@ -37,7 +37,7 @@ __all__ = ["PixtralImageProcessor", "PixtralImageProcessorFast"]
 
 @checked_except("__init__", "preprocess", "from_dict")
 class PixtralImageProcessor(BaseImageProcessor):
-    """Pictures → pixel_values (N,3,H,W) float32 and image_sizes (N,2), with PIL's resizing.
+    """Images → pixel_values (N,3,H,W) float32 and image_sizes (N,2), with PIL's resizing.
 
     do_resize: fit into `size` and stretch each side up to whole patches; size: {"longest_edge": n} or
     {"height": h, "width": w} in pixels, or a number; patch_size: {"height": p, "width": p} or a number. For a
@@ -45,7 +45,7 @@ class PixtralImageProcessor(BaseImageProcessor):
     resample: PIL's filter; do_rescale, rescale_factor: the factor on 0…255; do_normalize, image_mean,
     image_std: per channel, after rescaling; do_convert_rgb: any mode to RGB, transparency on white.
     dialect: "hf" (today's transformers), "hf-ceil" (up to 4.49) or "mistral" (mistral-common's rounding and
-    resizing); max_image_tokens: the most tokens that a picture may cost with this patch size.
+    resizing); max_image_tokens: the most tokens that an image may cost with this patch size.
     Any other keyword raises UnsupportedError. FORMATS §4 has the arithmetic.
     """
 
@@ -92,7 +92,7 @@ class PixtralImageProcessor(BaseImageProcessor):
         self.do_convert_rgb = do_convert_rgb
         self.dialect = dialect
         self.max_image_tokens = max_image_tokens
-        self.settings({})  # what cannot be used is said now, not at the first picture
+        self.settings({})  # what cannot be used is said now, not at the first image
 
     def preprocess(
         self,
@@ -115,14 +115,14 @@ class PixtralImageProcessor(BaseImageProcessor):
         max_image_tokens: int | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """One picture, a list, or a list of lists → pixel_values and image_sizes, one row per picture.
+        """One image, a list, or a list of lists → pixel_values and image_sizes, one row per image.
 
-        Pictures: PIL, arrays and tensors, taken as they are; paths, URLs, data URLs and bytes, turned upright
+        Images: PIL, arrays and tensors, taken as they are; paths, URLs, data URLs and bytes, turned upright
         by EXIF. Options that are None come from the object. pixel_values are padded with zeros at the right
         and below to the largest height and width, after normalising; image_sizes are the (height, width)
         before padding. return_tensors: "pt", "np", or None for lists. data_format: "channels_first",
-        "channels_last", or None for that of the pictures.
-        Raises ImageError for what is no usable picture, InputError for options that cannot be used.
+        "channels_last", or None for that of the images.
+        Raises ImageError for what is no usable image, InputError for options that cannot be used.
         """
         given = {
             "do_resize": do_resize,
@@ -191,11 +191,11 @@ class _Source:
     def __init__(self, image: Any, settings: ImageSettings, request: ImageRequest) -> None:
         self._settings = settings
         if isinstance(image, Image.Image):
-            self._picture: Image.Image | None = image
+            self._image: Image.Image | None = image
             self.height, self.width, self.layout = image.height, image.width, LAST
             self.whole = True
         else:
-            self._picture = None
+            self._image = None
             self._pixels = Pixels.of(image, settings.input_data_format)
             self.height, self.width = self._pixels.height, self._pixels.width
             self.layout = self._pixels.layout or LAST
@@ -203,26 +203,26 @@ class _Source:
         check_size(self.height, self.width, request.limits)
 
     def levels(self, grid: Grid) -> tuple[Array, bool]:
-        """The resized picture (h,w,3), and whether its numbers 0…255 stand for fractions from 0 to 1."""
+        """The resized image (h,w,3), and whether its numbers 0…255 stand for fractions from 0 to 1."""
         settings = self._settings
-        picture, fractions = self._rgb()
-        if isinstance(picture, np.ndarray):
-            return picture, fractions
+        image, fractions = self._rgb()
+        if isinstance(image, np.ndarray):
+            return image, fractions
         if settings.dialect == "mistral" and settings.do_resize:
-            return resize_cubic(np.asarray(picture), (grid.height, grid.width)), fractions
-        if settings.do_resize and picture.size != (grid.width, grid.height):
-            picture = picture.resize((grid.width, grid.height), Image.Resampling(settings.resample))
-        return np.asarray(picture), fractions
+            return resize_cubic(np.asarray(image), (grid.height, grid.width)), fractions
+        if settings.do_resize and image.size != (grid.width, grid.height):
+            image = image.resize((grid.width, grid.height), Image.Resampling(settings.resample))
+        return np.asarray(image), fractions
 
     def _rgb(self) -> tuple[Image.Image | Array, bool]:
-        """The picture in RGB; real numbers that are not to be resized stay an array (H,W,3)."""
+        """The image in RGB; real numbers that are not to be resized stay an array (H,W,3)."""
         converts = self._settings.do_convert_rgb
-        if self._picture is not None:
-            if not converts and self._picture.mode != "RGB":
+        if self._image is not None:
+            if not converts and self._image.mode != "RGB":
                 raise ImageError(
-                    f"A picture in RGB was expected, this one is in {self._picture.mode}; set do_convert_rgb."
+                    f"An image in RGB was expected, this one is in {self._image.mode}; set do_convert_rgb."
                 )
-            return to_rgb(self._picture), False
+            return to_rgb(self._image), False
         values = self._pixels.channels_last()
         if values.shape[2] != 3 and not converts:
             raise ImageError(
@@ -230,7 +230,7 @@ class _Source:
             )
         if not self.whole and self._settings.do_rescale and values.min() >= 0 and values.max() <= 1:
             warnings.warn(
-                "A picture's numbers lie between 0 and 1 and are rescaled once more, as transformers does; "
+                "An image's numbers lie between 0 and 1 and are rescaled once more, as transformers does; "
                 "give do_rescale=False.",
                 stacklevel=6,
             )
@@ -241,7 +241,7 @@ class _Source:
 
 
 def _batch(images: list[_Prepared], settings: ImageSettings) -> Array:
-    """(N,3,H,W), each picture at the top left, zeros elsewhere."""
+    """(N,3,H,W), each image at the top left, zeros elsewhere."""
     height, width = max(image.grid.height for image in images), max(image.grid.width for image in images)
     untouched = settings.itemsize == 1
     dtype = np.uint8 if untouched and all(image.whole for image in images) else np.float32
@@ -249,7 +249,7 @@ def _batch(images: list[_Prepared], settings: ImageSettings) -> Array:
         batch = np.zeros((len(images), 3, height, width), dtype)
     except (MemoryError, ValueError) as error:  # numpy's for more than can be addressed
         raise OutOfMemory(
-            f"{len(images)} pictures of {height}×{width} pixels need more memory than there is; make them smaller."
+            f"{len(images)} images of {height}×{width} pixels need more memory than there is; make them smaller."
         ) from error
     tables = {fractions: settings.table(fractions).astype(dtype) for fractions in (False, True)}
     for room, image in zip(batch, images, strict=True):
@@ -268,6 +268,6 @@ def _common_layout(images: list[_Prepared]) -> str:
     layouts = {image.layout for image in images}
     if len(layouts) > 1:
         raise ImageError(
-            "With data_format=None all pictures have their channels in the same place; these differ."
+            "With data_format=None all images have their channels in the same place; these differ."
         )
     return layouts.pop()

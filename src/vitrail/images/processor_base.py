@@ -1,4 +1,4 @@
-"""What both image processors share: options as attributes, files and dicts. No picture is touched here."""
+"""What both image processors share: options as attributes, files and dicts. No image is touched here."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class BaseImageProcessor:
 
     @property
     def is_fast(self) -> bool:
-        """Whether pictures are processed as tensors (True) or as PIL pictures (False)."""
+        """Whether images are processed as tensors (True) or as PIL images (False)."""
         return False
 
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:

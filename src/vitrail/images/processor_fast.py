@@ -1,4 +1,4 @@
-"""PixtralImageProcessorFast: pictures resized, normalised and padded as tensors, on any device, without PIL's resizing."""
+"""PixtralImageProcessorFast: images resized, normalised and padded as tensors, on any device, without PIL's resizing."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ _DEFAULTS: dict[str, Any] = {
 
 @checked_except("__init__", "preprocess", "from_dict")
 class PixtralImageProcessorFast(BaseImageProcessor):
-    """Pictures → pixel_values (N,3,H,W) float32 and image_sizes (N,2), resized as tensors.
+    """Images → pixel_values (N,3,H,W) float32 and image_sizes (N,2), resized as tensors.
 
     The options of PixtralImageProcessor, by keyword, and `device`: where the work is done and the result lies.
     Its numbers are those of transformers' class of this name on a CPU, on every device: antialiased resizing of
     8-bit tensors, then (x − 255·mean) / (255·std) in float32. They differ from PIL's by a level or two in
-    ordinary pictures, by more in pure noise. torchvision is not needed. Resampling: nearest, bilinear, bicubic.
+    ordinary images, by more in pure noise. torchvision is not needed. Resampling: nearest, bilinear, bicubic.
     """
 
     option_names = tuple(_DEFAULTS)
@@ -87,19 +87,19 @@ class PixtralImageProcessorFast(BaseImageProcessor):
         self.patch_size = as_patch_size(self.patch_size)
         self.dialect = own["dialect"]
         self.max_image_tokens = own["max_image_tokens"]
-        self.settings({})  # what cannot be used is said now, not at the first picture
+        self.settings({})  # what cannot be used is said now, not at the first image
 
     @property
     def is_fast(self) -> bool:
-        """True: pictures are processed as tensors."""
+        """True: images are processed as tensors."""
         return True
 
     def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
-        """One picture, a list, or a list of lists → pixel_values and image_sizes, one row per picture.
+        """One image, a list, or a list of lists → pixel_values and image_sizes, one row per image.
 
         As PixtralImageProcessor.preprocess, with `device=` besides. pixel_values is one tensor whatever
         return_tensors is ("np": an array); image_sizes a list of (height, width) for None.
-        Raises ImageError for what is no usable picture, UnsupportedError for unknown options.
+        Raises ImageError for what is no usable image, UnsupportedError for unknown options.
         """
         import torch
 
@@ -160,13 +160,13 @@ def _device(wanted: Any, images: list[Any]) -> torch.device:
 
 
 def _tensor(image: Any, settings: ImageSettings) -> torch.Tensor:
-    """The picture as (3,H,W): whole numbers as they are, real ones in float32."""
+    """The image as (3,H,W): whole numbers as they are, real ones in float32."""
     import torch
 
     if not is_array(image):
         if image.mode != "RGB" and not settings.do_convert_rgb:
             raise ImageError(
-                f"A picture in RGB was expected, this one is in {image.mode}; set do_convert_rgb."
+                f"An image in RGB was expected, this one is in {image.mode}; set do_convert_rgb."
             )
         return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1).contiguous()
     pixels = Pixels.of(image, settings.input_data_format)

@@ -36,11 +36,11 @@ def check_filter(resample: Any) -> int:
 
 
 def resize_tensor(image: torch.Tensor, size: tuple[int, int], resample: int) -> torch.Tensor:
-    """A picture (C,H,W) at size (height, width), antialiased, in its own type, as torchvision does it.
+    """An image (C,H,W) at size (height, width), antialiased, in its own type, as torchvision does it.
 
     uint8 goes through torch's own 8-bit kernel, which gives torchvision's very numbers on a CPU. It exists
-    there only, so such pictures take the way over the host: the numbers do not depend on the device.
-    Raises UnsupportedError for a filter that exists for PIL pictures only.
+    there only, so such images take the way over the host: the numbers do not depend on the device.
+    Raises UnsupportedError for a filter that exists for PIL images only.
     """
     import torch
     from torch.nn.functional import interpolate
@@ -50,7 +50,7 @@ def resize_tensor(image: torch.Tensor, size: tuple[int, int], resample: int) -> 
     mode = _TORCH_MODES.get(resample)
     if mode is None:
         raise UnsupportedError(
-            f"The filter {_FILTER_NAMES[resample]!r} exists for PIL pictures only: use PixtralImageProcessor, "
+            f"The filter {_FILTER_NAMES[resample]!r} exists for PIL images only: use PixtralImageProcessor, "
             f"or one of {', '.join(_TORCH_MODES.values())}."
         )
     options: dict[str, Any] = {"size": size, "mode": mode}
@@ -63,7 +63,7 @@ def resize_tensor(image: torch.Tensor, size: tuple[int, int], resample: int) -> 
 
 
 def resize_cubic(image: Array, size: tuple[int, int]) -> Float32Array:
-    """A picture (H,W,C) at size (height, width) in float32, as cv2.resize(…, INTER_CUBIC) makes it.
+    """An image (H,W,C) at size (height, width) in float32, as cv2.resize(…, INTER_CUBIC) makes it.
 
     Four taps with a = -0.75 around each point, whatever the scale (no antialiasing), edges repeated, and
     overshoot below 0 and above 255 kept: what mistral-common gives its models (FORMATS §4.2).

@@ -66,7 +66,7 @@ class ImageSettings:
         resample, dialect = check_filter(options["resample"]), check_dialect(options["dialect"])
         if budget is not None and not do_resize:
             raise InputError(
-                "max_image_tokens shrinks pictures, which do_resize=False forbids; give one of them."
+                "max_image_tokens shrinks images, which do_resize=False forbids; give one of them."
             )
         if dialect == "mistral" and resample != BICUBIC:
             raise InputError("dialect='mistral' resizes in its own cubic way; leave resample at bicubic.")
@@ -89,10 +89,10 @@ class ImageSettings:
         )
 
     def grid(self, height: int, width: int) -> Grid:
-        """What a picture of (height, width) becomes; without resizing, itself.
+        """What an image of (height, width) becomes; without resizing, itself.
 
         Raises ImageError for one so narrow that nothing is left of its shorter side. (The reference makes a
-        picture of no rows of it and fails; `image_grid` alone would stretch it to one token.)
+        image of no rows of it and fails; `image_grid` alone would stretch it to one token.)
         """
         if not self.do_resize:
             rows, cols = -(-height // self.patch[0]), -(-width // self.patch[1])
@@ -100,7 +100,7 @@ class ImageSettings:
         ratio = max(height / self.box[0], width / self.box[1])
         if min(height, width) < ratio:
             raise ImageError(
-                f"A picture of {width}×{height} pixels (width×height), shrunk to the largest size of "
+                f"An image of {width}×{height} pixels (width×height), shrunk to the largest size of "
                 f"{self.box[1]}×{self.box[0]}, keeps less than one pixel of its shorter side. Crop it first."
             )
         return image_grid(
@@ -125,7 +125,7 @@ class ImageSettings:
     def table(self, fractions: bool) -> np.ndarray[Any, np.dtype[Any]]:
         """(3, 256): what each level 0…255 becomes in each channel; uint8 if nothing changes, else float32.
 
-        A picture has at most 256 levels, so the reference's arithmetic is done once for each, step by step
+        An image has at most 256 levels, so the reference's arithmetic is done once for each, step by step
         in its own types, and its results are looked up. fractions: the levels stand for n/255.
         """
         values: np.ndarray[Any, np.dtype[Any]] = np.arange(256, dtype=np.uint8)

@@ -59,7 +59,7 @@ def read_binary(file: Any, limits: ImageLimits) -> bytes:
     except (OSError, ValueError) as error:  # closed, or not open for reading
         raise ImageError(f"This file object cannot be read: {error}.") from error
     if not isinstance(content, bytes):
-        raise ImageError("A file object of a picture is opened in binary mode, as by open(path, 'rb').")
+        raise ImageError("A file object of an image is opened in binary mode, as by open(path, 'rb').")
     return content
 
 
@@ -78,12 +78,12 @@ def opened_file(path: Path, limits: ImageLimits, policy: FetchPolicy) -> Iterato
     """A regular file, within the limit of bytes; ImageError for whatever keeps it from being read."""
     shown = shown_path(path)
     if not policy.allow_files:
-        raise ImageError("Local files are not opened here; send the picture as a data URL.")
+        raise ImageError("Local files are not opened here; send the image as a data URL.")
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
-            raise ImageError(f"{shown} is {kind}; a picture file was expected.")
+            raise ImageError(f"{shown} is {kind}; an image file was expected.")
         check_bytes(found.st_size, limits, shown)
         with path.open("rb") as file:
             yield file
@@ -96,7 +96,7 @@ def opened_file(path: Path, limits: ImageLimits, policy: FetchPolicy) -> Iterato
         raise ImageError(f"{shown} cannot be read: {reason}.") from error
 
 
-def check_bytes(size: int, limits: ImageLimits, name: str = "The picture") -> None:
+def check_bytes(size: int, limits: ImageLimits, name: str = "The image") -> None:
     """Raise ImageError for an empty file, or one of more bytes than the limit."""
     if size == 0:
         raise ImageError(f"{name} is empty.")
@@ -114,7 +114,7 @@ def data_url(text: str, limits: ImageLimits, kinds: tuple[str, ...] = ("image/",
     head, body = text[5:comma], text[comma + 1 :]
     media, *options = head.split(";")
     if media.strip() and not media.strip().lower().startswith((*kinds, "application/octet-stream")):
-        raise ImageError(f"A data URL of a picture has the type image/…; got {media[:40]!r}.")
+        raise ImageError(f"A data URL of an image has the type image/…; got {media[:40]!r}.")
     if any(option.strip().lower() == "base64" for option in options):
         return decode_base64(body, "The data URL", limits)
     check_bytes(-(-len(body) // 3), limits)

@@ -1,4 +1,4 @@
-"""CausalModel and MistralForCausalLM: decoder and head, called with (B, T) or with packed rows. No pictures.
+"""CausalModel and MistralForCausalLM: decoder and head, called with (B, T) or with packed rows. No images.
 
 Letters: B conversations · T new positions · S cached + new · L packed rows · D width · V vocabulary.
 """
@@ -68,7 +68,7 @@ class CausalModel(PaddedModel):
 
     @property
     def image_token_id(self) -> int | None:
-        """The id whose rows pictures replace; None for a text-only model."""
+        """The id whose rows images replace; None for a text-only model."""
         return None
 
     def get_input_embeddings(self) -> nn.Module:
@@ -98,9 +98,9 @@ class CausalModel(PaddedModel):
     def encode_images(
         self, pixel_values: Tensor, image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None
     ) -> list[Tensor]:
-        """A text-only model has no pictures: always raises InputError."""
+        """A text-only model has no images: always raises InputError."""
         raise InputError(
-            f"{type(self).__name__} is a text-only model and cannot read pictures; load a vision checkpoint."
+            f"{type(self).__name__} is a text-only model and cannot read images; load a vision checkpoint."
         )
 
     def embed(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
@@ -113,7 +113,7 @@ class CausalModel(PaddedModel):
         if features is None:
             return rows
         if self.image_token_id is None:
-            raise InputError(f"{type(self).__name__} is a text-only model and cannot read pictures.")
+            raise InputError(f"{type(self).__name__} is a text-only model and cannot read images.")
         return replace_rows(rows, ids == self.image_token_id, features)
 
     def step(

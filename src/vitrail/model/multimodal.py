@@ -68,7 +68,7 @@ class VisionLanguageParts(PaddedModel):
         return getattr(self, "vision_tower", None) is not None
 
     def remove_vision(self) -> None:
-        """Take out tower and projector: texts are answered as before, pictures are refused."""
+        """Take out tower and projector: texts are answered as before, images are refused."""
         self.vision_tower = None  # type: ignore[assignment]
         self.multi_modal_projector = None  # type: ignore[assignment]
 
@@ -78,7 +78,7 @@ class VisionLanguageParts(PaddedModel):
         image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None,
         vision_feature_layer: "int | Sequence[int] | None" = None,
     ) -> list[Tensor]:
-        """Per picture the rows that replace its image tokens, (tokens, D).
+        """Per image the rows that replace its image tokens, (tokens, D).
 
         Args:
             pixel_values: (N, 3, H, W), padded at the right and the bottom.
@@ -87,9 +87,7 @@ class VisionLanguageParts(PaddedModel):
                 last), or several, whose features are joined; None: the configuration's.
         """
         if not self.vision:
-            raise InputError(
-                "this model was loaded with vision=False and reads no pictures; load it without."
-            )
+            raise InputError("this model was loaded with vision=False and reads no images; load it without.")
         tower, projector = self.vision_tower, self.multi_modal_projector
         chosen = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         depth = self.config.vision_config.num_hidden_layers
@@ -138,11 +136,11 @@ class VisionLanguageParts(PaddedModel):
         wanted = 0 if input_ids.is_meta else int((input_ids == self.config.image_token_index).sum())
         if wanted:
             raise InputError(
-                f"the prompt has {wanted} image tokens, but there are no pixel_values; pass the pictures."
+                f"the prompt has {wanted} image tokens, but there are no pixel_values; pass the images."
             )
 
     def _image_places(self, input_ids: Tensor | None, rows: Tensor) -> Tensor:
-        """bool (B, T): where pictures go."""
+        """bool (B, T): where images go."""
         image = torch.tensor([self.config.image_token_index], device=rows.device)
         if input_ids is not None:
             return torch.eq(input_ids, image)

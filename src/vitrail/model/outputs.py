@@ -1,6 +1,6 @@
 """What forward() returns: objects with attribute, key and index access. No computation.
 
-Letters: B conversations · T new positions · S cached + new · L patches of all pictures, packed · D text width ·
+Letters: B conversations · T new positions · S cached + new · L patches of all images, packed · D text width ·
 Dv vision width · A heads · V vocabulary.
 """
 
@@ -19,7 +19,7 @@ class BaseModelOutput(ModelOutput):
     Attributes:
         last_hidden_state: (1, L, Dv).
         hidden_states: one (1, L, Dv) per layer and one before the first.
-        attentions: one (1, A, L, L) per layer, zero between pictures.
+        attentions: one (1, A, L, L) per layer, zero between images.
     """
 
     last_hidden_state: Tensor | None = None
@@ -91,10 +91,10 @@ class CausalLMOutputWithPast(ModelOutput):
 
 @dataclass
 class LlavaCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """As CausalLMOutputWithPast, with the projected features of all pictures.
+    """As CausalLMOutputWithPast, with the projected features of all images.
 
     Attributes:
-        image_hidden_states: (tokens of all pictures, D).
+        image_hidden_states: (tokens of all images, D).
     """
 
     image_hidden_states: Tensor | None = None

@@ -165,7 +165,7 @@ def pack(
     if longest > config.max_position_embeddings:
         raise ContextError(
             f"the context has {longest} positions, the model {config.max_position_embeddings}; shorten the conversation "
-            "or use smaller pictures."
+            "or use smaller images."
         )
     _check_cache_position(cache_position, seen.shape[1], new)
     positions = _positions(position_ids, kept, past_lengths, index, batch, new)

@@ -112,7 +112,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
         files'); default float32, as in transformers. `device_map`: "auto", a device, or a dict of module prefixes.
         `quantization_config`: a BitsAndBytesConfig or a QuantizeConfig. `attn_implementation`: "sdpa" or "eager",
         which are one here. `format`: "hf" or "mistral" where a folder holds both; Hugging Face's comes first.
-        `vision=False`: a vision-language model without its tower and projector, which answers texts and refuses pictures.
+        `vision=False`: a vision-language model without its tower and projector, which answers texts and refuses images.
         Keys of the configuration (`text_config={…}` too) override those of the file.
 
         Raises:

@@ -48,11 +48,9 @@ class Mistral3PatchMerger(nn.Module):
         """(L, Dv) → (Σ (h//m)·(w//m), Dv); rows and columns that fill no square are left out."""
         m = self.side
         squares = []
-        for picture, (rows, cols) in zip(
-            torch.split(features, [h * w for h, w in grids]), grids, strict=True
-        ):
+        for image, (rows, cols) in zip(torch.split(features, [h * w for h, w in grids]), grids, strict=True):
             down, across = rows // m, cols // m
-            grid = picture.reshape(rows, cols, -1)[: down * m, : across * m]
+            grid = image.reshape(rows, cols, -1)[: down * m, : across * m]
             blocks = grid.reshape(down, m, across, m, -1).permute(0, 2, 4, 1, 3)  # (h/m, w/m, Dv, m, m)
             squares.append(blocks.reshape(down * across, -1))  # index = ch·m² + ky·m + kx
         merged: Tensor = self.merging_layer(torch.cat(squares))
@@ -77,7 +75,7 @@ class Mistral3MultiModalProjector(nn.Module):
         self.act = activation(config.projector_hidden_act)
 
     def forward(self, layers: Sequence[Tensor], grids: Grids) -> Tensor:
-        """Features of one or several layers, each (L, Dv) → (merged tokens of all pictures, D)."""
+        """Features of one or several layers, each (L, Dv) → (merged tokens of all images, D)."""
         merged = [self.patch_merger(self.norm(features), grids) for features in layers]
         out: Tensor = self.linear_2(self.act(self.linear_1(torch.cat(merged, dim=-1))))
         return out

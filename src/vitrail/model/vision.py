@@ -1,7 +1,7 @@
-"""PixtralVisionModel: patches of any number of pictures of any sizes → features. No projector, no language.
+"""PixtralVisionModel: patches of any number of images of any sizes → features. No projector, no language.
 
-Pictures are packed: L patches of all pictures in one (L, Dv) tensor, and one segment per picture, so that they never
-see each other and no mask over all of them exists. Letters: N pictures · P patch side · h w patch rows, columns.
+Images are packed: L patches of all images in one (L, Dv) tensor, and one segment per image, so that they never
+see each other and no mask over all of them exists. Letters: N images · P patch side · h w patch rows, columns.
 Source: Pixtral 12B (arXiv 2410.07073) §2.
 """
 
@@ -30,13 +30,13 @@ from vitrail.ops.segments import Segments
 NORM_EPS = 1e-5  # of every norm of the tower; not in any configuration
 
 # Patches that go through the blocks together, by kind of device (measured: benchmarks/RESULTS.md). More of them made
-# a CPU a third slower per picture; other devices want large products.
+# a CPU a third slower per image; other devices want large products.
 ROWS = {"cpu": 1024}
 OTHER_ROWS = 32768
 
 
 class PixtralAttention(nn.Module):
-    """Multi-head attention within each picture, two-dimensional rotary embedding."""
+    """Multi-head attention within each image, two-dimensional rotary embedding."""
 
     def __init__(self, config: PixtralVisionConfig) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class PixtralTransformer(nn.Module):
 class PixtralVisionModel(PreTrainedModel):
     """The Pixtral vision tower.
 
-    Every picture keeps its own size and aspect ratio; a patch sees the patches of its own picture only.
+    Every image keeps its own size and aspect ratio; a patch sees the patches of its own image only.
     """
 
     config_class: ClassVar[type[PixtralVisionConfig]] = PixtralVisionConfig
@@ -116,10 +116,10 @@ class PixtralVisionModel(PreTrainedModel):
         *args: Any,
         **kwargs: Any,
     ) -> "BaseModelOutput | tuple[Any, ...]":
-        """Features of all patches of all pictures.
+        """Features of all patches of all images.
 
         Args:
-            pixel_values: (N, 3, H, W) float; smaller pictures are padded at the right and the bottom.
+            pixel_values: (N, 3, H, W) float; smaller images are padded at the right and the bottom.
             image_sizes: (N, 2) height and width in pixels without the padding; None: all are H × W.
 
         Returns:
@@ -139,11 +139,11 @@ class PixtralVisionModel(PreTrainedModel):
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         weights = self.config.output_attentions if output_attentions is None else output_attentions
         grids = self.grids(pixel_values, image_sizes)
-        pictures = _Pictures([h * w for h, w in grids])
-        record = Record(hidden=hidden, weights=weights, layout=pictures)
+        images = _Images([h * w for h, w in grids])
+        record = Record(hidden=hidden, weights=weights, layout=images)
         last = self.encode(pixel_values, grids, record)
         output = BaseModelOutput(
-            last_hidden_state=record.hidden_states[-1] if hidden else pictures.scatter(last),
+            last_hidden_state=record.hidden_states[-1] if hidden else images.scatter(last),
             hidden_states=tuple(record.hidden_states) if hidden else None,
             attentions=tuple(record.attentions) if weights else None,
         )
@@ -153,26 +153,26 @@ class PixtralVisionModel(PreTrainedModel):
     def grids(
         self, pixel_values: Tensor, image_sizes: "Tensor | Sequence[Sequence[int]] | None"
     ) -> list[tuple[int, int]]:
-        """(rows, columns) of patches of each picture; checks that the sizes fit the pixels."""
+        """(rows, columns) of patches of each image; checks that the sizes fit the pixels."""
         if pixel_values.dim() != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise InputError(
-                f"pixel_values must have the shape (pictures, {self.config.num_channels}, height, width), "
+                f"pixel_values must have the shape (images, {self.config.num_channels}, height, width), "
                 f"got {tuple(pixel_values.shape)}."
             )
         count, _, height, width = pixel_values.shape
         if not count:
-            raise InputError("pixel_values holds no picture; leave it out for text alone.")
+            raise InputError("pixel_values holds no image; leave it out for text alone.")
         sizes = (
             [(height, width)] * count
             if image_sizes is None
             else [(int(h), int(w)) for h, w in _host(image_sizes)]
         )
         if len(sizes) != count:
-            raise InputError(f"{count} pictures in pixel_values, but {len(sizes)} in image_sizes.")
+            raise InputError(f"{count} images in pixel_values, but {len(sizes)} in image_sizes.")
         for number, (h, w) in enumerate(sizes):
             if not (self.patch_size <= h <= height and self.patch_size <= w <= width):
                 raise InputError(
-                    f"picture {number}: image_sizes says {h}×{w} pixels; it must be at least one patch of "
+                    f"image {number}: image_sizes says {h}×{w} pixels; it must be at least one patch of "
                     f"{self.patch_size} and at most pixel_values' {height}×{width}."
                 )
         return [(h // self.patch_size, w // self.patch_size) for h, w in sizes]
@@ -184,10 +184,10 @@ class PixtralVisionModel(PreTrainedModel):
         record: Record | None = None,
         depth: int | None = None,
     ) -> Tensor:
-        """Packed features (L, Dv) after `depth` blocks (default all) of pictures with the given grids.
+        """Packed features (L, Dv) after `depth` blocks (default all) of images with the given grids.
 
-        Pictures go through the blocks in groups: a group's activations stay in the cache of a CPU, and memory does
-        not grow with the number of pictures. All are one group where gradients flow through what is recorded of all.
+        Images go through the blocks in groups: a group's activations stay in the cache of a CPU, and memory does
+        not grow with the number of images. All are one group where gradients flow through what is recorded of all.
         """
         record = Record() if record is None else record
         if record.in_graph:
@@ -221,7 +221,7 @@ class PixtralVisionModel(PreTrainedModel):
         return x
 
     def _rotation(self, grids: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
-        """cos, sin (L, K); each picture's positions begin at (0, 0)."""
+        """cos, sin (L, K); each image's positions begin at (0, 0)."""
         places = [torch.cartesian_prod(torch.arange(rows), torch.arange(cols)) for rows, cols in grids]
         place = torch.cat(places).to(like.device)
         inv_freq = rope.frequencies(self.config.head_dim, self.config.rope_theta, like.device)
@@ -229,7 +229,7 @@ class PixtralVisionModel(PreTrainedModel):
 
 
 def _groups(grids: Sequence[tuple[int, int]], rows: int) -> list[slice]:
-    """Neighbouring pictures of at most `rows` patches together; a larger picture is a group of its own."""
+    """Neighbouring images of at most `rows` patches together; a larger image is a group of its own."""
     groups: list[slice] = []
     room = 0
     for number, (h, w) in enumerate(grids):
@@ -246,7 +246,7 @@ def _host(sizes: "Tensor | Sequence[Sequence[int]]") -> "Sequence[Sequence[int]]
     if isinstance(sizes, Tensor):
         sizes = sizes.tolist()
     if not all(isinstance(pair, (list, tuple, Tensor)) and len(pair) == 2 for pair in sizes):
-        raise InputError(f"image_sizes must be pairs (height, width), one per picture, got {sizes!r:.200}.")
+        raise InputError(f"image_sizes must be pairs (height, width), one per image, got {sizes!r:.200}.")
     return sizes
 
 
@@ -258,11 +258,11 @@ def _patches(pixels: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     return fields.reshape(rows * cols, -1)
 
 
-class _Pictures:
-    """The layout of the tower's output: all pictures' patches as one conversation, (1, L, …).
+class _Images:
+    """The layout of the tower's output: all images' patches as one conversation, (1, L, …).
 
     Args:
-        patches: of each picture.
+        patches: of each image.
     """
 
     def __init__(self, patches: Sequence[int]) -> None:
@@ -277,7 +277,7 @@ class _Pictures:
         return laid_out[0]
 
     def scatter_weights(self, per_segment: Sequence[Tensor]) -> Tensor:
-        """Attention of each picture (A, l, l) → one (1, A, L, L), zero between pictures."""
+        """Attention of each image (A, l, l) → one (1, A, L, L), zero between images."""
         total = sum(self._patches)
         out = per_segment[0].new_zeros(1, per_segment[0].shape[0], total, total)
         for place, weights in zip(self._places(), per_segment, strict=True):
@@ -285,7 +285,7 @@ class _Pictures:
         return out
 
     def gather_weights(self, laid_out: Tensor) -> list[Tensor]:
-        """(1, A, L, L) → of each picture (A, l, l)."""
+        """(1, A, L, L) → of each image (A, l, l)."""
         return [laid_out[0, :, place, place] for place in self._places()]
 
     def _places(self) -> list[slice]:

@@ -1,6 +1,6 @@
 """LlavaForConditionalGeneration and Mistral3ForConditionalGeneration: the joined parts (multimodal.py) with a head.
 
-Letters: B conversations · T new positions · S cached + new · N pictures · D text width · V vocabulary.
+Letters: B conversations · T new positions · S cached + new · N images · D text width · V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -67,14 +67,14 @@ class VisionLanguageModel(CausalModel):
 
     @property
     def image_token_id(self) -> int | None:
-        """The id whose rows pictures replace."""
+        """The id whose rows images replace."""
         return self.config.image_token_index
 
     def set_decoder(self, decoder: MistralModel) -> None:
         """Replace the language model."""
         self.model.language_model = decoder
 
-    # --- pictures -----------------------------------------------------------------------------------------
+    # --- images -----------------------------------------------------------------------------------------
 
     @property
     def vision(self) -> bool:
@@ -82,7 +82,7 @@ class VisionLanguageModel(CausalModel):
         return self.model.vision
 
     def remove_vision(self) -> None:
-        """Take out tower and projector: texts are answered as before, pictures are refused."""
+        """Take out tower and projector: texts are answered as before, images are refused."""
         self.model.remove_vision()
 
     def encode_images(
@@ -91,7 +91,7 @@ class VisionLanguageModel(CausalModel):
         image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None,
         vision_feature_layer: "int | Sequence[int] | None" = None,
     ) -> list[Tensor]:
-        """Per picture the rows that replace its image tokens, (tokens, D); see VisionLanguageParts."""
+        """Per image the rows that replace its image tokens, (tokens, D); see VisionLanguageParts."""
         return self.model.encode_images(pixel_values, image_sizes, vision_feature_layer)
 
     # --- forward ------------------------------------------------------------------------------------------
@@ -116,9 +116,9 @@ class VisionLanguageModel(CausalModel):
         image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None,
         **kwargs: Any,
     ) -> "LlavaCausalLMOutputWithPast | tuple[Any, ...]":
-        """From ids and pictures to logits.
+        """From ids and images to logits.
 
-        1. Ids become embeddings; 2. pictures become features; 3. rows of image tokens are replaced by features;
+        1. Ids become embeddings; 2. images become features; 3. rows of image tokens are replaced by features;
         4. the decoder reads the rows that are no padding.
 
         Args:
@@ -126,7 +126,7 @@ class VisionLanguageModel(CausalModel):
             attention_mask: (B, S) of 0 and 1; positions with 0 are left out. position_ids: (B, T), default counted
                 over the positions that are not left out.
             past_key_values: the cache an earlier call returned, or (key, value) per layer, each (B, G, S, K).
-            inputs_embeds: (B, T, D) instead of ids; pictures replace the rows equal to the image token's embedding.
+            inputs_embeds: (B, T, D) instead of ids; images replace the rows equal to the image token's embedding.
             vision_feature_layer, vision_feature_select_strategy: which features of the tower; "default" equals
                 "full", since the tower has no class token.
             labels: (B, T), −100 where nothing is asked; shifted inside.
@@ -194,7 +194,7 @@ class LlavaForConditionalGeneration(VisionLanguageModel):
         image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None,
         **kwargs: Any,
     ) -> ImageFeatures:
-        """The projected features of each picture, (tokens, D); arguments as in forward()."""
+        """The projected features of each image, (tokens, D); arguments as in forward()."""
         check_strategy(vision_feature_select_strategy)
         return self.model.image_features(pixel_values, image_sizes, vision_feature_layer, kwargs)
 
@@ -216,5 +216,5 @@ class Mistral3ForConditionalGeneration(VisionLanguageModel):
         vision_feature_layer: "int | Sequence[int] | None" = None,
         **kwargs: Any,
     ) -> ImageFeatures:
-        """The projected features of each picture, (tokens, D); arguments as in forward()."""
+        """The projected features of each image, (tokens, D); arguments as in forward()."""
         return self.model.image_features(pixel_values, image_sizes, vision_feature_layer, kwargs)

@@ -9,9 +9,7 @@ from torch import Tensor
 from vitrail.arguments import shown
 from vitrail.errors import InputError
 
-PICTURES = (
-    "pixel_values must be a tensor (pictures, channels, height, width) or a list of pictures of 3 dimensions"
-)
+IMAGES = "pixel_values must be a tensor (images, channels, height, width) or a list of images of 3 dimensions"
 
 
 def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Any:
@@ -53,9 +51,9 @@ def check_flags(**flags: Any) -> None:
 
 
 def as_pixels(pixel_values: Any, image_sizes: Any) -> tuple[Any, Any]:
-    """(N, C, H, W) of a batch, or of pictures in lists nested as old processors nest them; and the sizes.
+    """(N, C, H, W) of a batch, or of images in lists nested as old processors nest them; and the sizes.
 
-    Pictures of different sizes are padded at the right and the bottom, which is what image_sizes says then.
+    Images of different sizes are padded at the right and the bottom, which is what image_sizes says then.
     """
     if image_sizes is not None:
         image_sizes = as_tensor("image_sizes", image_sizes, torch.device("cpu"))
@@ -65,29 +63,29 @@ def as_pixels(pixel_values: Any, image_sizes: Any) -> tuple[Any, Any]:
         return as_tensor("pixel_values", pixel_values), image_sizes
     if hasattr(pixel_values, "__array__") and getattr(pixel_values, "ndim", 0) == 4:
         return as_tensor("pixel_values", pixel_values), image_sizes
-    pictures = _pictures(pixel_values)
-    if any(picture.dim() != 3 or picture.shape[0] != pictures[0].shape[0] for picture in pictures):
-        raise InputError(f"{PICTURES}; got {[tuple(picture.shape) for picture in pictures]!s:.200}.")
-    if not pictures:
-        raise InputError("pixel_values holds no picture; leave it out for text alone.")
-    sizes = [tuple(picture.shape[1:]) for picture in pictures]
+    images = _images(pixel_values)
+    if any(image.dim() != 3 or image.shape[0] != images[0].shape[0] for image in images):
+        raise InputError(f"{IMAGES}; got {[tuple(image.shape) for image in images]!s:.200}.")
+    if not images:
+        raise InputError("pixel_values holds no image; leave it out for text alone.")
+    sizes = [tuple(image.shape[1:]) for image in images]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-    batch = pictures[0].new_zeros(len(pictures), pictures[0].shape[0], height, width)
-    for place, picture in zip(batch, pictures, strict=True):
-        place[:, : picture.shape[1], : picture.shape[2]] = picture
+    batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
+    for place, image in zip(batch, images, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image
     return batch, torch.tensor(sizes) if image_sizes is None and len(set(sizes)) > 1 else image_sizes
 
 
-def _pictures(value: Any, depth: int = 0) -> list[Tensor]:
-    """The pictures in nested lists, in order; None stands for a row of text alone."""
+def _images(value: Any, depth: int = 0) -> list[Tensor]:
+    """The images in nested lists, in order; None stands for a row of text alone."""
     if value is None:
         return []
     if hasattr(value, "__array__") or (isinstance(value, (list, tuple)) and _depth(value) == 3):
         found = as_tensor("pixel_values", value)
         return list(found) if found.dim() == 4 else [found]
     if not isinstance(value, (list, tuple)) or depth > 4:
-        raise InputError(f"{PICTURES}; got {shown(value)}.")
-    return [picture for part in value for picture in _pictures(part, depth + 1)]
+        raise InputError(f"{IMAGES}; got {shown(value)}.")
+    return [image for part in value for image in _images(part, depth + 1)]
 
 
 def _depth(value: Any) -> int:
@@ -109,8 +107,8 @@ def replace_rows(rows: Tensor, where: Tensor, features: Tensor) -> Tensor:
     wanted = int(where.sum())
     if wanted != len(features):
         raise InputError(
-            f"the prompt has {wanted} image tokens, the pictures have {len(features)} features; process text and "
-            "pictures together, with the processor of this checkpoint."
+            f"the prompt has {wanted} image tokens, the images have {len(features)} features; process text and "
+            "images together, with the processor of this checkpoint."
         )
     return rows.masked_scatter(where[..., None], features.to(device=rows.device, dtype=rows.dtype))
 

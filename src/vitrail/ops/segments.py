@@ -1,7 +1,7 @@
 """Segments: which rows of a packed (L, …) tensor belong together. Positions and caches are not known here.
 
 L rows of all sequences lie one after another, without padding. A segment is one sequence (decoder) or one
-picture (vision tower); rows of different segments never see each other.
+image (vision tower); rows of different segments never see each other.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ class Segments:
     def from_grids(
         cls, grids: Sequence[tuple[int, int]], *, device: torch.device | str | None = None
     ) -> "Segments":
-        """One segment per picture of (rows, columns) patches; every patch sees its whole picture."""
+        """One segment per image of (rows, columns) patches; every patch sees its whole image."""
         return cls.new([rows * cols for rows, cols in grids], causal=False, device=device)
 
     @classmethod

@@ -68,8 +68,8 @@ def read_processor(folder: str | os.PathLike[str], overrides: Mapping[str, Any])
     }
 
 
-def picture_settings(folder: str | os.PathLike[str], format: str | None = None) -> dict[str, Any]:
-    """How pictures are prepared in a folder, as keywords of `grid.image_grid`; no tokenizer is opened."""
+def image_settings(folder: str | os.PathLike[str], format: str | None = None) -> dict[str, Any]:
+    """How images are prepared in a folder, as keywords of `grid.image_grid`; no tokenizer is opened."""
     folder = CheckpointFolder.at(folder, format=format)
     config = config_dict_of(folder)
     image_processor = image_processor_of(folder, config, None)
@@ -91,7 +91,7 @@ def processor_parts(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
     native = tokenizer.image_settings()
     if not native:
         raise CheckpointError(
-            "this tokenizer's file is for text alone; it does not say how pictures are prepared"
+            "this tokenizer's file is for text alone; it does not say how images are prepared"
         )
     return {
         "tokenizer": tokenizer,
@@ -107,7 +107,7 @@ def image_processor_of(
     use_fast: bool | None,
     native: Mapping[str, Any] | None = None,
 ) -> PixtralImageProcessor | PixtralImageProcessorFast:
-    """As the folder says; where it says nothing, with the vision tower's patch and picture size.
+    """As the folder says; where it says nothing, with the vision tower's patch and image size.
 
     native: what the tokenizer's file says of images. The dialect of a folder in Mistral's own format is "mistral" unless
     its files name another.
@@ -121,12 +121,12 @@ def image_processor_of(
     if settings is None:
         if not isinstance(vision, Mapping) or not isinstance(vision.get("patch_size"), int):
             raise CheckpointError(
-                f"{folder} does not say how pictures are prepared: there is neither a preprocessor_config.json nor an "
+                f"{folder} does not say how images are prepared: there is neither a preprocessor_config.json nor an "
                 "image_processor in processor_config.json, nor a vision_config with a patch_size in config.json"
             )
         side, edge = vision["patch_size"], vision.get("image_size", 1024)
         settings = {"patch_size": {"height": side, "width": side}, "size": {"longest_edge": edge}}
-    if own_format:  # whose own reader prepares pictures in this way
+    if own_format:  # whose own reader prepares images in this way
         settings = {"dialect": "mistral", **settings}
     named_fast = settings.get("image_processor_type") == "PixtralImageProcessorFast"
     fast = named_fast if use_fast is None else use_fast

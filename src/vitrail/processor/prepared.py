@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vitrail.images.batch_feature import BatchFeature
 
 
-class PreparedPicture:
+class PreparedImage:
     """An image as the image processor makes it.
 
     size: (height, width) in pixels; grid: its rows and columns of image tokens; tokens: what it costs in ids,
@@ -58,27 +58,27 @@ class PreparedPicture:
 
 def lay_out(
     processor: Any, messages: Sequence[Message], **options: Any
-) -> tuple[list[int], list[PreparedPicture]]:
+) -> tuple[list[int], list[PreparedImage]]:
     """One conversation → its ids, and its images in their order.
 
     processor: a PixtralProcessor, or the tokenizer of a checkpoint that reads text only. messages: normalised ones whose
-    images have a PreparedPicture as their source. options: those of apply_chat_template that shape the prompt.
+    images have a PreparedImage as their source. options: those of apply_chat_template that shape the prompt.
     Raises PromptError as that does.
     """
     options.setdefault("add_generation_prompt", True)
     if not isinstance(processor, PixtralProcessor):
         if any(message.images for message in messages):
-            raise PromptError("this checkpoint reads text only; it cannot be shown pictures")
+            raise PromptError("this checkpoint reads text only; it cannot be shown images")
         encoded = processor.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options)
         row = encoded["input_ids"]
         return list(row[0]) if row and isinstance(row[0], (list, tuple)) else list(row), []
     chat = processor.render_chat(list(messages), **options)
-    images = [_prepared(part) for parts in chat.pictures for part in parts]
+    images = [_prepared(part) for parts in chat.images for part in parts]
     encoded = processor.encode_prompts(chat.prompts, [image.grid for image in images])
     return list(encoded["input_ids"][0]), images
 
 
-def _prepared(part: ImagePart) -> PreparedPicture:
-    if not isinstance(part.source, PreparedPicture):
-        raise PromptError("a picture of this conversation was not prepared")
+def _prepared(part: ImagePart) -> PreparedImage:
+    if not isinstance(part.source, PreparedImage):
+        raise PromptError("an image of this conversation was not prepared")
     return part.source

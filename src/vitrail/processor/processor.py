@@ -1,4 +1,4 @@
-"""PixtralProcessor: text and pictures → one batch for the model, ids → text. Folders are read in load.py."""
+"""PixtralProcessor: text and images → one batch for the model, ids → text. Folders are read in load.py."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PixtralProcessor:
     """A tokenizer and an image processor as one, for Pixtral and Mistral 3 checkpoints.
 
     image_processor, tokenizer: both needed. patch_size: side of the tower's patches in pixels; spatial_merge_size: patches
-    per token along each side. chat_template: the tokenizer's own where None. image_token stands for a picture in a text;
+    per token along each side. chat_template: the tokenizer's own where None. image_token stands for an image in a text;
     image_break_token and image_end_token end its rows and its last row. Their ids are looked up in the tokenizer.
     """
 
@@ -103,7 +103,7 @@ class PixtralProcessor:
 
         use_fast=True takes the image processor for tensors, False the one for PIL; without it the folder decides.
         tekken.json and *.model.v* come before tokenizer.json; tokenizer_mode="hf" turns that round. A folder in Mistral's
-        own format (format="mistral" where it holds both) prepares pictures in the "mistral" dialect unless its
+        own format (format="mistral" where it holds both) prepares images in the "mistral" dialect unless its
         preprocessor_config.json names another. Other keywords override the processor's arguments and the tokenizer's
         configuration. Raises CheckpointError for what is missing or does not belong, InputError for unknown keywords.
         """
@@ -129,13 +129,13 @@ class PixtralProcessor:
         videos: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Texts and their pictures → input_ids, attention_mask (B, T), pixel_values (N, 3, H, W), image_sizes (N, 2).
+        """Texts and their images → input_ids, attention_mask (B, T), pixel_values (N, 3, H, W), image_sizes (N, 2).
 
-        text: one or a list; each `image_token` in it stands for the next picture. images: one, a list, or a list of lists
+        text: one or a list; each `image_token` in it stands for the next image. images: one, a list, or a list of lists
         (one for each text) of whatever `load_image` opens. Keywords are those of the tokenizer's and the image processor's
         calls, flat or as text_kwargs, images_kwargs and common_kwargs; return_tensors is "pt" unless given.
-        max_image_tokens: the most ids one picture may cost; larger ones are shrunk.
-        Raises InputError where the numbers of pictures and of image tokens differ, and for unknown keywords.
+        max_image_tokens: the most ids one image may cost; larger ones are shrunk.
+        Raises InputError where the numbers of images and of image tokens differ, and for unknown keywords.
         """
         if audio is not None or videos is not None:
             raise UnsupportedError("PixtralProcessor reads text and images; it does not do audio or videos")
@@ -151,10 +151,10 @@ class PixtralProcessor:
 
     @image_request()
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """One conversation or a list of them → the prompt (default), or ids with the pictures (`tokenize=True`).
+        """One conversation or a list of them → the prompt (default), or ids with the images (`tokenize=True`).
 
         Keywords: add_generation_prompt, continue_final_message, tools, documents, tokenize, return_dict (False gives the
-        ids alone), what `__call__` takes, and what the template reads. Pictures are opened from where the messages say.
+        ids alone), what `__call__` takes, and what the template reads. Images are opened from where the messages say.
         format: one of Mistral's own prompt formats instead of the template, by name or "auto" (docs/prompts.md); it is
         the default where there is no template and the tokenizer is mistral-common's.
         Control tokens that stand in a message stay text. Raises PromptError with the place of a fault.
@@ -173,7 +173,7 @@ class PixtralProcessor:
             return chat.text
         if self._begins(chat.prompts[0]):
             call_options["add_special_tokens"] = False
-        sources = [[part.source for part in parts if part.source is not None] for parts in chat.pictures]
+        sources = [[part.source for part in parts if part.source is not None] for parts in chat.images]
         out = self(text=chat.given, images=sources if any(sources) else None, **call_options)
         return out if return_dict else out["input_ids"]
 
@@ -204,11 +204,11 @@ class PixtralProcessor:
         return list(dict.fromkeys(names))
 
     def num_image_tokens(self, height: int, width: int, max_image_tokens: int | None = None) -> int:
-        """What a picture of (height, width) pixels costs in a prompt: its image, break and end ids."""
-        return self.picture_grid(height, width, max_image_tokens).tokens
+        """What an image of (height, width) pixels costs in a prompt: its image, break and end ids."""
+        return self.image_grid(height, width, max_image_tokens).tokens
 
-    def picture_grid(self, height: int, width: int, max_image_tokens: int | None = None) -> Grid:
-        """The grid of a picture of (height, width) pixels: the size it is read at, its rows and columns of tokens."""
+    def image_grid(self, height: int, width: int, max_image_tokens: int | None = None) -> Grid:
+        """The grid of an image of (height, width) pixels: the size it is read at, its rows and columns of tokens."""
         options = self.image_processor.grid_options(self.patch_size, self.spatial_merge_size)
         if max_image_tokens:
             options["max_image_tokens"] = max_image_tokens
@@ -336,7 +336,7 @@ class PixtralProcessor:
     def _look_up(self, token: str) -> int | None:
         index = self.tokenizer.find_token(token)
         if index is None and self.tokenizer.needs_image_tokens:
-            raise CheckpointError(f"the tokenizer has no {token}; a tokenizer for pictures needs it")
+            raise CheckpointError(f"the tokenizer has no {token}; a tokenizer for images needs it")
         return index
 
 

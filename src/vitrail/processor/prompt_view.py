@@ -1,4 +1,4 @@
-"""Conversations → ids, text and picture grids, to look at them: any tokenizer, any format, pictures by size alone."""
+"""Conversations → ids, text and image grids, to look at them: any tokenizer, any format, images by size alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitrail.images.grid import Grid, image_grid
 from vitrail.prompts.builtin import FORMATS, BuiltPrompt, build_prompt
 from vitrail.prompts.builtin.encode_chat import choose_format
 from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE
-from vitrail.prompts.builtin.sizes import lay_out, picture_size
+from vitrail.prompts.builtin.sizes import image_size, lay_out
 from vitrail.prompts.builtin.tools import read_tools
 from vitrail.prompts.control_pattern import control_pattern
 from vitrail.prompts.conversation_file import Conversation
@@ -31,9 +31,9 @@ FORMAT_NAMES = (AUTO, TEMPLATE, *FORMATS)
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighbouring ids that are shown together: a control token, a text, or a picture (`grid`: rows, columns)."""
+    """Neighbouring ids that are shown together: a control token, a text, or an image (`grid`: rows, columns)."""
 
-    kind: Literal["control", "text", "picture"]
+    kind: Literal["control", "text", "image"]
     text: str
     ids: tuple[int, ...]
     grid: tuple[int, int] | None = None
@@ -41,7 +41,7 @@ class Run:
 
 @dataclass(frozen=True)
 class PromptView:
-    """A prompt: its ids, the text that they decode to, [rows, columns] of [IMG] of each picture, and the format's name."""
+    """A prompt: its ids, the text that they decode to, [rows, columns] of [IMG] of each image, and the format's name."""
 
     ids: list[int]
     text: str
@@ -73,17 +73,17 @@ class PromptView:
 
 @dataclass(frozen=True)
 class PromptMaker:
-    """A tokenizer, what it says of pictures (None: nothing), and the checkpoint's chat template (None: there is none)."""
+    """A tokenizer, what it says of images (None: nothing), and the checkpoint's chat template (None: there is none)."""
 
     tokenizer: FastTokenizer | MistralCommonTokenizer
-    pictures: Mapping[str, Any] | None = None
+    images: Mapping[str, Any] | None = None
     template: Any = None
 
     def make(self, conversation: Conversation, format: str | None = None) -> PromptView:
         """The prompt of a conversation.
 
         format: a built-in format's name; "auto" for the tokenizer's own; "template" for the checkpoint's chat template;
-        None for the template if there is one, else "auto". Pictures are only measured, and `size:WxH` is enough.
+        None for the template if there is one, else "auto". Images are only measured, and `size:WxH` is enough.
         Raises PromptError that says where in the conversation the fault is.
         """
         name = format or (AUTO if self.template is None else TEMPLATE)
@@ -136,21 +136,21 @@ class PromptMaker:
             continue_final_message=conversation.continue_final_message,
             **({} if effort is None else {"reasoning_effort": effort}),
         )
-        (prompt,), (parts,) = chat.prompts, chat.pictures
+        (prompt,), (parts,) = chat.prompts, chat.images
         if (written := prompt.count_images(IMAGE)) != len(parts):
-            raise PromptError(f"the template wrote {written} {IMAGE} for {len(parts)} pictures")
-        grids = [self._grid(*picture_size(part, placeholders=True)) for part in parts]
+            raise PromptError(f"the template wrote {written} {IMAGE} for {len(parts)} images")
+        grids = [self._grid(*image_size(part, placeholders=True)) for part in parts]
         prompt = prompt.with_grids(iter(grids), (IMAGE, BREAK, END))
         bos = self.tokenizer.bos_token
         special = bos is None or not prompt.text.startswith(bos)  # else the template writes its own
         return self.tokenizer.encode_prompt(prompt, add_special_tokens=special), grids, TEMPLATE
 
     def _grid(self, height: int, width: int) -> Grid:
-        if self.pictures is None:
+        if self.images is None:
             raise InputError(
-                "this tokenizer does not say how pictures are prepared; give the folder of a checkpoint that reads them"
+                "this tokenizer does not say how images are prepared; give the folder of a checkpoint that reads them"
             )
-        return image_grid(height, width, **self.pictures)
+        return image_grid(height, width, **self.images)
 
 
 def open_maker(name: str | Path) -> PromptMaker:
@@ -174,7 +174,7 @@ def open_maker(name: str | Path) -> PromptMaker:
 
 
 def maker_of(processor: PixtralProcessor) -> PromptMaker:
-    """The maker of a processor: its tokenizer, its pictures' grids, its chat template."""
+    """The maker of a processor: its tokenizer, its images' grids, its chat template."""
     return _of_parts(vars(processor))
 
 
@@ -199,23 +199,21 @@ def _of_tokenizer(tokenizer: FastTokenizer | MistralCommonTokenizer) -> PromptMa
         return PromptMaker(tokenizer, template=tokenizer.chat_template)
     from vitrail.processor.load import processor_parts
 
-    return (
-        PromptMaker(tokenizer) if tokenizer.picture_config is None else _of_parts(processor_parts(tokenizer))
-    )
+    return PromptMaker(tokenizer) if tokenizer.image_config is None else _of_parts(processor_parts(tokenizer))
 
 
 def _of_parts(parts: Mapping[str, Any]) -> PromptMaker:
     """From the arguments of a PixtralProcessor."""
     tokenizer = parts["tokenizer"]
-    pictures = parts["image_processor"].grid_options(parts["patch_size"], parts["spatial_merge_size"])
+    images = parts["image_processor"].grid_options(parts["patch_size"], parts["spatial_merge_size"])
     template = parts.get("chat_template")
     if template is None:
         template = getattr(tokenizer, "chat_template", None)
-    return PromptMaker(tokenizer, pictures, template)
+    return PromptMaker(tokenizer, images, template)
 
 
 def _runs(ids: list[int], names: Mapping[int, str], tokenizer: Any) -> Iterator[Run]:
-    """Text up to the next control token, control tokens one by one, and each picture as one run."""
+    """Text up to the next control token, control tokens one by one, and each image as one run."""
     start = 0
     while start < len(ids):
         stop = start + 1
@@ -226,7 +224,7 @@ def _runs(ids: list[int], names: Mapping[int, str], tokenizer: Any) -> Iterator[
             yield Run("text", tokenizer.decode(ids[start:stop]), tuple(ids[start:stop]))
         elif name == IMAGE and (found := _grid_at(ids, start, names)) is not None:
             rows, cols, stop = found
-            yield Run("picture", f"[IMG {rows}×{cols}]", tuple(ids[start:stop]), (rows, cols))
+            yield Run("image", f"[IMG {rows}×{cols}]", tuple(ids[start:stop]), (rows, cols))
         else:
             yield Run("control", name, (ids[start],))
         start = stop

@@ -1,4 +1,4 @@
-"""What a conversation says: one `Message` form for all spellings. No templates; opens no picture but PDFs."""
+"""What a conversation says: one `Message` form for all spellings. No templates; opens no image but PDFs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,9 +27,9 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """A picture inside a message. `source`: what `load_image` opens; None where it is handed over beside.
+    """An image inside a message. `source`: what `load_image` opens; None where it is handed over beside.
 
-    is_file: given as a file, whatever its name says: a PDF, which stands for all its pages, or a picture.
+    is_file: given as a file, whatever its name says: a PDF, which stands for all its pages, or an image.
     """
 
     source: Any = None
@@ -62,7 +62,7 @@ class Message:
 
     @property
     def images(self) -> tuple[ImagePart, ...]:
-        """The message's pictures, in order."""
+        """The message's images, in order."""
         parts = self.content if isinstance(self.content, tuple) else ()
         return tuple(part for part in parts if isinstance(part, ImagePart))
 
@@ -126,8 +126,8 @@ def normalize_batch(conversations: Any) -> tuple[list[list[Message]], bool]:
     return normalized, True
 
 
-def pictures(messages: Sequence[Message]) -> list[ImagePart]:
-    """Every picture of a conversation, in the order in which a reader meets them."""
+def images(messages: Sequence[Message]) -> list[ImagePart]:
+    """Every image of a conversation, in the order in which a reader meets them."""
     return [part for message in messages for part in message.images]
 
 
@@ -203,7 +203,7 @@ def _text_part(raw: Any, place: str) -> TextPart:
 def _image_part(raw: Any, kind: str, place: str) -> ImagePart:
     given = {key: _read(raw, key) for key in _SOURCE_KEYS if _read(raw, key) is not None}
     if len(given) > 1:
-        raise PromptError(f"{place}: one picture has several sources ({', '.join(given)}); give one of them")
+        raise PromptError(f"{place}: one image has several sources ({', '.join(given)}); give one of them")
     if not given:
         if kind != "image":
             raise PromptError(f"{place}: a part of type {kind!r} needs 'image_url'")

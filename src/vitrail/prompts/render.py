@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitrail.errors import InputError, PromptError, UnsupportedError
-from vitrail.prompts.messages import ImagePart, normalize_batch, pictures
+from vitrail.prompts.messages import ImagePart, images, normalize_batch
 from vitrail.prompts.rendered_prompt import PromptText, RenderedPrompt
 from vitrail.prompts.template_files import ChatTemplate
 
@@ -36,7 +36,7 @@ class Chat:
     """Rendered conversations: a prompt and the images of each, and whether a list of conversations was given."""
 
     prompts: Sequence[RenderedPrompt]
-    pictures: list[list[ImagePart]]
+    images: list[list[ImagePart]]
     batched: bool
 
     @property
@@ -86,7 +86,7 @@ def render_chat(
         )
         for messages in conversations
     ]
-    return Chat(prompts, [pictures(messages) for messages in conversations], batched)
+    return Chat(prompts, [images(messages) for messages in conversations], batched)
 
 
 def choose_template(own: ChatTemplate | None, asked: str | None, tools: Any, controls: Sequence[str]) -> str:

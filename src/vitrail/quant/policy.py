@@ -2,7 +2,7 @@
 
 In Vitrail's own formats linear layers of the decoder get the format that was asked for; the head and the table of
 embeddings, of which every answer's every word depends, 8 bits; the tower and the projector, which are a small part of
-the weights and see every picture, 8 bits. bitsandbytes' formats are chosen as that library chooses.
+the weights and see every image, 8 bits. bitsandbytes' formats are chosen as that library chooses.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The embedded model: its weights, the synthetic pictures it learned from, its recipe and its evaluation."""
+"""The embedded model: its weights, the synthetic images it learned from, its recipe and its evaluation."""
 
 from __future__ import annotations
 

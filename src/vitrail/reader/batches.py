@@ -1,4 +1,4 @@
-"""Batches of synthetic pictures: drawn on the fly, a pure function of (seed, step), with the labels of every patch."""
+"""Batches of synthetic images: drawn on the fly, a pure function of (seed, step), with the labels of every patch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32) * 255
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How hard the pictures are: what a stage of the recipe widens step by step."""
+    """How hard the images are: what a stage of the recipe widens step by step."""
 
     sizes: tuple[int, int] = (18, 44)  # font sizes in pixels
     characters: tuple[int, int] = (3, 30)  # the limit of a line's length is drawn from this range
@@ -36,31 +36,29 @@ class Look:
     accents: float = 0.08
     margin: float = 14.0  # mean of the space around the text in pixels
     plain: float = 0.5  # chance of an upright face of ordinary weight
-    patches: float = 450.0  # pictures with n times as many are drawn n² times as rarely: attention is dear
-    blank: float = 0.0  # chance of a picture without text
+    patches: float = 450.0  # images with n times as many are drawn n² times as rarely: attention is dear
+    blank: float = 0.0  # chance of an image without text
     other: float = 0.02  # chance of a question for something else than the text
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """N pictures. Pictures of one size stand side by side."""
+    """N images. Images of one size stand side by side."""
 
     pixel_values: Tensor  # float32 (N, 3, H, W), zero-padded at right and bottom
     image_sizes: Tensor  # int64 (N, 2) height, width
     characters: (
-        Tensor  # int64 (patches of all pictures, len(OFFSETS)); PAD where nothing is written, −100 to ignore
+        Tensor  # int64 (patches of all images, len(OFFSETS)); PAD where nothing is written, −100 to ignore
     )
-    places: (
-        Tensor  # int64 (patches of all pictures,), index in the picture's text of the character there, or −1
-    )
+    places: Tensor  # int64 (patches of all images,), index in the image's text of the character there, or −1
     texts: tuple[str, ...]
     questions: tuple[str, ...]
     answers: tuple[Answer, ...]
-    shown: tuple[bool, ...]  # False: the question is asked without the picture
+    shown: tuple[bool, ...]  # False: the question is asked without the image
 
 
-class Pictures(Dataset[Batch]):
-    """`pictures[step]` is the batch of a training step; the same for the same (seed, step, look, count)."""
+class Images(Dataset[Batch]):
+    """`images[step]` is the batch of a training step; the same for the same (seed, step, look, count)."""
 
     def __init__(
         self,
@@ -80,7 +78,7 @@ class Pictures(Dataset[Batch]):
         blocks = [self.block(rng) for _ in range(self.count)]
         sized = []
         for block in blocks:
-            # A quarter of the pictures is cut tight.
+            # A quarter of the images is cut tight.
             room = [0, 0] if rng.random() < 0.25 else [int(m) for m in rng.exponential(self.look.margin, 2)]
             sized.append(
                 (block, block.width + 2 + 2 * min(room[0], 50), block.height + 2 + 2 * min(room[1], 40))
@@ -114,7 +112,7 @@ class Pictures(Dataset[Batch]):
 
 
 def collate(drawings: Sequence[Drawing], rng: np.random.Generator, other: float = 0.0) -> Batch:
-    """Pad pictures to one tensor, normalised as the reader's image processor does, and label every patch.
+    """Pad images to one tensor, normalised as the reader's image processor does, and label every patch.
 
     Questions and the slips in written answers are drawn from `rng`; `other` is the chance of a strange question.
     """
@@ -183,7 +181,7 @@ def _units(width: int, height: int) -> tuple[int, int]:
 def _draw_group(
     group: Sequence[tuple[Block, int, int]], rng: np.random.Generator, look: Look
 ) -> list[Drawing]:
-    """Draw pictures so that the processor brings all of them to one size: the largest that any of them needs."""
+    """Draw images so that the processor brings all of them to one size: the largest that any of them needs."""
     units = [_units(width, height) for _, width, height in group]
     target = max(w for w, _ in units), max(h for _, h in units)
     drawings = []

@@ -1,4 +1,4 @@
-"""A sheet of pictures with what they say and what was read below each, for looking at mistakes."""
+"""A sheet of images with what they say and what was read below each, for looking at mistakes."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _COLUMNS, _PAD, _LETTER = 2, 12, 15
 
 
 def save_sheet(graded: Sequence[Graded], folder: Path, path: Path) -> None:
-    """Draw pictures of `folder` in two columns into a PNG at `path`, each over its text and what was read."""
+    """Draw images of `folder` in two columns into a PNG at `path`, each over its text and what was read."""
     font = ImageFont.load_default(_LETTER)
     room = WIDTH // _COLUMNS - 2 * _PAD
     cells = []
     for one in graded:
-        picture = load_image(folder / one.label.file)
-        picture.thumbnail((room, 400))
-        cells.append((picture, f"{_line(one.label.text)}\n{_line(one.read)}"))
+        image = load_image(folder / one.label.file)
+        image.thumbnail((room, 400))
+        cells.append((image, f"{_line(one.label.text)}\n{_line(one.read)}"))
     rows = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
-    heights = [max(picture.height for picture, _ in row) + 2 * _LETTER + 3 * _PAD for row in rows]
+    heights = [max(image.height for image, _ in row) + 2 * _LETTER + 3 * _PAD for row in rows]
     sheet = Image.new("RGB", (WIDTH, max(1, sum(heights))), "white")
     pen = ImageDraw.Draw(sheet)
     top = 0
     for row, height in zip(rows, heights, strict=True):
-        for column, (picture, words) in enumerate(row):
+        for column, (image, words) in enumerate(row):
             left = column * (WIDTH // _COLUMNS) + _PAD
-            sheet.paste(picture, (left, top + _PAD))
-            pen.multiline_text((left, top + 2 * _PAD + picture.height), words, fill="black", font=font)
+            sheet.paste(image, (left, top + _PAD))
+            pen.multiline_text((left, top + 2 * _PAD + image.height), words, fill="black", font=font)
         top += height
     sheet.save(path)
 

@@ -1,8 +1,8 @@
-"""How well a checkpoint reads: character error rate on a folder of labelled pictures, beside Tesseract if wanted.
+"""How well a checkpoint reads: character error rate on a folder of labelled images, beside Tesseract if wanted.
 
     python -m vitrail.reader.evaluate FOLDER [--model CHECKPOINT] [--tesseract] [--by font] [--sheet WORST.png] [--json]
 
-FOLDER has pictures and a labels.json: a list of {"file": …, "text": …}; further keys with a word or a list of words
+FOLDER has images and a labels.json: a list of {"file": …, "text": …}; further keys with a word or a list of words
 ("font", "wear") are what --by can group by. reader/testset.py makes such folders.
 """
 
@@ -24,7 +24,7 @@ from vitrail.reader.score import Label, Score, score
 
 
 def read_labels(folder: Path) -> list[Label]:
-    """The pictures of a folder and their texts, as its labels.json has them.
+    """The images of a folder and their texts, as its labels.json has them.
 
     Raises:
         InputError: no labels.json, or not of the expected form.
@@ -40,7 +40,7 @@ def read_labels(folder: Path) -> list[Label]:
 
 
 def evaluate(folder: Path, model: Path | None = None) -> tuple[Score, float]:
-    """Read every labelled picture of a folder greedily, as `vitrail read` does; the score and the seconds it took.
+    """Read every labelled image of a folder greedily, as `vitrail read` does; the score and the seconds it took.
 
     Args:
         model: a checkpoint's folder; None: the embedded one.
@@ -50,13 +50,13 @@ def evaluate(folder: Path, model: Path | None = None) -> tuple[Score, float]:
     labels = read_labels(folder)
     begun = time.perf_counter()
     reader = BatchReader(model)
-    pictures = (load_image(folder / label.file) for label in labels)
-    result = score(labels, (reading.text for reading in reader.read(pictures)))
+    images = (load_image(folder / label.file) for label in labels)
+    result = score(labels, (reading.text for reading in reader.read(images)))
     return result, time.perf_counter() - begun
 
 
 def tesseract(folder: Path) -> tuple[Score, float]:
-    """The same by Tesseract, one process a picture, as one block of text (--psm 6).
+    """The same by Tesseract, one process an image, as one block of text (--psm 6).
 
     Raises:
         InputError: the program is not installed.
@@ -75,13 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vitrail.reader.evaluate", description="Character error rate."
     )
-    parser.add_argument("folder", type=Path, help="pictures with a labels.json")
+    parser.add_argument("folder", type=Path, help="images with a labels.json")
     parser.add_argument("--model", type=Path, help="checkpoint (default: the embedded one)")
     parser.add_argument("--tesseract", action="store_true", help="Tesseract's score beside it")
     parser.add_argument("--by", nargs="*", default=[], metavar="KEY", help="a table for each of these keys")
-    parser.add_argument(
-        "--sheet", type=Path, metavar="PNG", help="draw the worst pictures with what was read"
-    )
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw the worst images with what was read")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     given = parser.parse_args(arguments)
     try:
@@ -110,24 +108,23 @@ def _report(scores: dict[str, tuple[Score, float]], keys: Sequence[str]) -> Iter
         yield f"{graded.edits:2d} {graded.label.file}: {graded.label.text!r}{wrong}"
     for key in keys:
         tables = {name: result.by(key) for name, (result, _) in scores.items()}
-        yield f"\n| {key} | pictures | " + " | ".join(f"{name} CER | exact" for name in tables) + " |"
+        yield f"\n| {key} | images | " + " | ".join(f"{name} CER | exact" for name in tables) + " |"
         yield "|---|---|" + "---|---|" * len(tables)
         for value, part in tables["vitrail"].items():
             cells = (
-                f"{t[value].error_rate:.2%} | {t[value].exact / t[value].pictures:.0%}"
-                for t in tables.values()
+                f"{t[value].error_rate:.2%} | {t[value].exact / t[value].images:.0%}" for t in tables.values()
             )
-            yield f"| {value} | {part.pictures} | " + " | ".join(cells) + " |"
+            yield f"| {value} | {part.images} | " + " | ".join(cells) + " |"
     for name, (result, seconds) in scores.items():
         yield (
-            f"{name}: character error rate {result.error_rate:.2%}, {result.exact} of {result.pictures} pictures "
-            f"without error, {result.pictures / max(seconds, 1e-9):.1f} pictures a second"
+            f"{name}: character error rate {result.error_rate:.2%}, {result.exact} of {result.images} images "
+            f"without error, {result.images / max(seconds, 1e-9):.1f} images a second"
         )
 
 
 def _record(result: Score, seconds: float) -> dict[str, Any]:
     return {
-        "pictures": result.pictures,
+        "images": result.images,
         "error_rate": result.error_rate,
         "exact": result.exact,
         "seconds": seconds,
@@ -144,9 +141,9 @@ def _groups(entry: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield from ((key, str(item)) for item in (value if isinstance(value, list) else [value]))
 
 
-def _tesseract(program: str, picture: Path) -> str:
+def _tesseract(program: str, image: Path) -> str:
     done = subprocess.run(  # the program was looked up, the arguments are paths
-        [program, str(picture.absolute()), "-", "--psm", "6"], capture_output=True, check=False, timeout=60
+        [program, str(image.absolute()), "-", "--psm", "6"], capture_output=True, check=False, timeout=60
     )
     lines = done.stdout.decode("utf-8", errors="replace").splitlines()
     return "\n".join(line.strip() for line in lines if line.strip())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""What counts as a picture inside a folder; a file that is named is opened whatever its name."""
+"""What counts as an image inside a folder; a file that is named is opened whatever its name."""
 
 PAGE_PIXELS = 2_000_000
 """Of a PDF's page, at most; the reader shrinks whatever is longer than 512 pixels."""
@@ -24,12 +24,12 @@ PAGE_PIXELS = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one picture says.
+    """What one image says.
 
     Attributes:
         text: its lines, separated by newlines; empty where nothing was found.
         confidence: the probability, 0 to 1, of the character that the reader was least sure of.
-        seconds: this picture's share of its batch.
+        seconds: this image's share of its batch.
     """
 
     text: str
@@ -42,7 +42,7 @@ class FileReading:
     """What one file says.
 
     Attributes:
-        pages: a reading of each page, one for a picture; empty where the file could not be opened.
+        pages: a reading of each page, one for an image; empty where the file could not be opened.
         paged: whether it is a PDF.
         error: why it could not be opened, else None.
     """
@@ -58,10 +58,10 @@ class FileReading:
 
 
 class Reader(Protocol):
-    """What reads pictures; BatchReader does."""
+    """What reads images; BatchReader does."""
 
-    def read(self, pictures: Iterable[Image]) -> Iterator[Reading]:
-        """A reading of each picture, in order."""
+    def read(self, images: Iterable[Image]) -> Iterator[Reading]:
+        """A reading of each image, in order."""
 
 
 def find_images(names: Sequence[str]) -> list[str]:
@@ -76,7 +76,7 @@ def find_images(names: Sequence[str]) -> list[str]:
         if path.is_dir():
             inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not inside:
-                raise InputError(f"the folder {name} has no pictures ({', '.join(sorted(SUFFIXES))})")
+                raise InputError(f"the folder {name} has no images ({', '.join(sorted(SUFFIXES))})")
         elif glob.has_magic(name) and not path.exists():
             inside = sorted(p for p in glob.glob(name, recursive=True) if Path(p).is_file())
             if not inside:
@@ -88,7 +88,7 @@ def find_images(names: Sequence[str]) -> list[str]:
 
 
 def open_file(name: str) -> list[Image]:
-    """The picture at a path or URL, or the pages of a PDF, which is told by its name.
+    """The image at a path or URL, or the pages of a PDF, which is told by its name.
 
     Raises:
         ImageError: it cannot be opened. MissingPackageError: a PDF, without the extra `pdf`.
@@ -104,12 +104,12 @@ def open_file(name: str) -> list[Image]:
 def read_files(
     reader: Reader, names: Sequence[str], opener: Callable[[str], list[Image]] = open_file
 ) -> Iterator[FileReading]:
-    """What each file says, in their order; files are opened while the reader asks for pictures."""
+    """What each file says, in their order; files are opened while the reader asks for images."""
     from vitrail.images.pdf import names_pdf
 
-    opened: deque[tuple[int, FileReading]] = deque()  # pictures to come, and what is known before
+    opened: deque[tuple[int, FileReading]] = deque()  # images to come, and what is known before
 
-    def pictures() -> Iterator[Image]:
+    def images() -> Iterator[Image]:
         for name in names:
             try:
                 pages = opener(name)
@@ -119,7 +119,7 @@ def read_files(
             opened.append((len(pages), FileReading(paged=names_pdf(name))))
             yield from pages
 
-    readings = reader.read(pictures())
+    readings = reader.read(images())
     for first in readings:
         while not opened[0][0]:
             yield opened.popleft()[1]

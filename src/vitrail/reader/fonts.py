@@ -97,7 +97,7 @@ def load(path: Path, size: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=65536)
 def covers(path: Path, character: str) -> bool:
-    """Whether the font has its own glyph for a character (its picture differs from the one for a missing glyph)."""
+    """Whether the font has its own glyph for a character (its image differs from the one for a missing glyph)."""
     if character in " \n":
         return True
     font = load(path, 24)

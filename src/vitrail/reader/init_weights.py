@@ -1,7 +1,7 @@
 """The weights that the reader's training begins with: random, but with eyes that already look at the neighbourhood.
 
 A transformer that starts from plain noise first has to find out that neighbouring patches matter, which costs more
-pictures than two cores can draw in an hour. So the first convolution starts as a cosine transform of brightness, and
+images than two cores can draw in an hour. So the first convolution starts as a cosine transform of brightness, and
 the tower's heads start by looking at fixed neighbours (in the spirit of d'Ascoli et al. 2021, ConViT, and Trockman
 and Kolter 2023, mimetic initialisation). Everything stays trainable. No training happens here.
 """

@@ -21,7 +21,7 @@ from vitrail.reader.batches import Batch
 
 _POINTERS = (0, 3)  # heads that learn to point: the first of each key/value head
 _POINTING = (1, 2)  # layers of the decoder that have them
-_LOCATED = 1  # the layer of the decoder after which picture tokens know their row and column
+_LOCATED = 1  # the layer of the decoder after which image tokens know their row and column
 _GRID = batches.LONGEST_EDGE // batches.UNIT
 _CLASSES = charset.first_place()  # what a patch can show: no place tokens
 
@@ -35,7 +35,7 @@ def config() -> Mistral3Config:
         num_attention_heads=4,
         image_size=batches.LONGEST_EDGE,
         patch_size=batches.PATCH,
-        # Small pictures: the slowest wave of the rotary embedding is as long as the longest edge.
+        # Small images: the slowest wave of the rotary embedding is as long as the longest edge.
         rope_theta=100.0,
     )
     text = MistralConfig(
@@ -66,7 +66,7 @@ class Reader(nn.Module):
     """The model in training, with heads that are not shipped.
 
     `heads` name the character under each patch and its neighbours; `row` and `column` say in the decoder where a
-    picture token lies.
+    image token lies.
     """
 
     def __init__(self) -> None:
@@ -113,13 +113,13 @@ class Reader(nn.Module):
             patches: weight of naming the characters under each patch and beside it.
             answer: weight of the answer's next id.
             pointer: weight of looking at the right place while answering; without an answer it has no effect.
-            located: weight of knowing row and column of picture tokens in the decoder; likewise.
+            located: weight of knowing row and column of image tokens in the decoder; likewise.
         """
         tower = self.model.vision_tower
         grids = tower.grids(batch.pixel_values, batch.image_sizes)
         features = tower.encode(batch.pixel_values, grids)
         total = features.new_zeros(())
-        figures: dict[str, float] = {"pictures": float(len(batch.texts)), "patches": float(len(features))}
+        figures: dict[str, float] = {"images": float(len(batch.texts)), "patches": float(len(features))}
         if patches:
             loss, found = self._patch_loss(features, batch.characters)
             total = total + patches * loss
@@ -184,7 +184,7 @@ class Reader(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Questions and answers of a batch, one after another: ids (L,), the rows that answer (n,), rows per picture."""
+    """Questions and answers of a batch, one after another: ids (L,), the rows that answer (n,), rows per image."""
 
     ids: Tensor
     keep: Tensor
@@ -192,13 +192,13 @@ class Packed:
 
 
 def prompts(batch: Batch) -> Packed:
-    """Question and answer of every picture as packed ids; row keep[i] predicts the i-th id of all answers."""
+    """Question and answer of every image as packed ids; row keep[i] predicts the i-th id of all answers."""
     ids: list[int] = []
     keep: list[int] = []
     lengths = []
     for number, (question, answer) in enumerate(zip(batch.questions, batch.answers, strict=True)):
-        picture = image_ids(batch.image_sizes[number].tolist()) if batch.shown[number] else ()
-        prompt = [charset.BOS, charset.INST, *picture, *charset.encode(question), charset.END_INST]
+        image = image_ids(batch.image_sizes[number].tolist()) if batch.shown[number] else ()
+        prompt = [charset.BOS, charset.INST, *image, *charset.encode(question), charset.END_INST]
         first = len(ids) + len(prompt) - 1
         keep += range(first, first + len(answer.first))
         ids += [*prompt, *answer.written[:-1].tolist()]
@@ -210,7 +210,7 @@ def pointer_loss(layers: Sequence[Sequence[Tensor]], batch: Batch) -> Tensor:
     """How far some heads are from looking at the character that the next id is about.
 
     Args:
-        layers: attention weights, (A, T, T) per picture, of each layer with pointing heads.
+        layers: attention weights, (A, T, T) per image, of each layer with pointing heads.
 
     Returns:
         Mean of −log(weight on the tokens that hold a part of the character).
@@ -241,7 +241,7 @@ def _rates(guess: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
 
 
 def _shown(rows: Tensor, batch: Batch) -> Tensor:
-    """The rows of the pictures that stand in their prompts."""
+    """The rows of the images that stand in their prompts."""
     if all(batch.shown):
         return rows
     counts = [_grid(size).image_tokens for size in batch.image_sizes.tolist()]
@@ -250,13 +250,13 @@ def _shown(rows: Tensor, batch: Batch) -> Tensor:
 
 
 def _grid_places(size: Sequence[int]) -> Tensor:
-    """Row and column (n, 2) of a picture's tokens."""
+    """Row and column (n, 2) of an image's tokens."""
     grid = _grid(size)
     return torch.cartesian_prod(torch.arange(grid.rows), torch.arange(grid.cols))
 
 
 def _holders(places: Tensor, characters: int) -> Tensor:
-    """bool (characters, picture tokens with their breaks): which tokens hold a part of which character."""
+    """bool (characters, image tokens with their breaks): which tokens hold a part of which character."""
     merge = batches.UNIT // batches.PATCH
     grid = Grid.of_size(places.shape[0], places.shape[1], merge)
     y, x = (places >= 0).nonzero(as_tuple=True)

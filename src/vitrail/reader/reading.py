@@ -1,7 +1,7 @@
-"""Reading many pictures with the embedded reader: text and confidence of each, in batches of like size.
+"""Reading many images with the embedded reader: text and confidence of each, in batches of like size.
 
-One window of pictures is held at a time; inside it they are sorted, so that a batch has little padding. Files are opened
-by the caller's pictures iterator, answers come in its order.
+One window of images is held at a time; inside it they are sorted, so that a batch has little padding. Files are opened
+by the caller's images iterator, answers come in its order.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 QUESTION = "What does it say?"
 WINDOW = 256
-"""Pictures that are held at once, at most."""
+"""Images that are held at once, at most."""
 WINDOW_PIXELS = 1 << 26
-"""Their pixels together, about; a larger picture is held alone."""
+"""Their pixels together, about; a larger image is held alone."""
 BATCH_PIXELS = 1 << 24
-"""Of one batch, with every picture padded to the highest and the widest. A step of decoding costs little more for a
-hundred pictures than for one, so batches are as large as memory likes."""
+"""Of one batch, with every image padded to the highest and the widest. A step of decoding costs little more for a
+hundred images than for one, so batches are as large as memory likes."""
 
 
 class BatchReader:
-    """The embedded reader, or another checkpoint that answers as it does, for many pictures.
+    """The embedded reader, or another checkpoint that answers as it does, for many images.
 
     Args:
         model: a checkpoint's folder; None: the embedded one.
@@ -60,20 +60,20 @@ class BatchReader:
         conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
         self._prompt = self._processor.apply_chat_template(conversation, add_generation_prompt=True)
 
-    def read(self, pictures: Iterable[Image]) -> Iterator[Reading]:
-        """Read pictures (RGB) in their order; answers come when their window is done."""
-        for window in _windows(pictures):
+    def read(self, images: Iterable[Image]) -> Iterator[Reading]:
+        """Read images (RGB) in their order; answers come when their window is done."""
+        for window in _windows(images):
             found: dict[int, Reading] = {}
             for batch in self._batches(window):
                 found |= zip(batch, self._read([window[index] for index in batch]), strict=True)
             yield from (found[index] for index in range(len(window)))
 
-    def _batches(self, pictures: Sequence[Image]) -> Iterator[list[int]]:
-        """Indices of pictures that are read together, small pictures first."""
-        grids = [self._processor.picture_grid(picture.height, picture.width) for picture in pictures]
+    def _batches(self, images: Sequence[Image]) -> Iterator[list[int]]:
+        """Indices of images that are read together, small images first."""
+        grids = [self._processor.image_grid(image.height, image.width) for image in images]
         batch: list[int] = []
         height = width = 0
-        for index in sorted(range(len(pictures)), key=lambda index: grids[index].tokens):
+        for index in sorted(range(len(images)), key=lambda index: grids[index].tokens):
             height, width = max(height, grids[index].height), max(width, grids[index].width)
             if batch and (len(batch) + 1) * height * width > BATCH_PIXELS:
                 yield batch
@@ -82,11 +82,11 @@ class BatchReader:
         if batch:
             yield batch
 
-    def _read(self, pictures: Sequence[Image]) -> list[Reading]:
+    def _read(self, images: Sequence[Image]) -> list[Reading]:
         begun = time.perf_counter()
         inputs = self._processor(
-            text=[self._prompt] * len(pictures),
-            images=[[picture] for picture in pictures],
+            text=[self._prompt] * len(images),
+            images=[[image] for image in images],
             padding=True,
             return_tensors="pt",
         ).to(self._model.device, dtype=self._model.dtype)
@@ -96,7 +96,7 @@ class BatchReader:
         written = output.sequences[:, inputs["input_ids"].shape[1] :]
         sure = self._confidence(output, written)
         texts = self._processor.batch_decode(written, skip_special_tokens=True)
-        seconds = (time.perf_counter() - begun) / len(pictures)
+        seconds = (time.perf_counter() - begun) / len(images)
         return [Reading(text, float(share), seconds) for text, share in zip(texts, sure, strict=True)]
 
     def _confidence(self, output: GenerateOutput, written: Tensor) -> Tensor:
@@ -111,11 +111,11 @@ class BatchReader:
         return chances.masked_fill(torch.isin(written, self._special), 1.0).amin(dim=1)
 
 
-def _windows(pictures: Iterable[Image]) -> Iterator[list[Image]]:
-    """Pictures that are held at once: at most WINDOW of them, and no more after WINDOW_PIXELS."""
+def _windows(images: Iterable[Image]) -> Iterator[list[Image]]:
+    """Images that are held at once: at most WINDOW of them, and no more after WINDOW_PIXELS."""
     window: list[Image] = []
-    for picture in pictures:
-        window.append(picture)
+    for image in images:
+        window.append(image)
         if len(window) == WINDOW or sum(held.width * held.height for held in window) >= WINDOW_PIXELS:
             yield window
             window = []

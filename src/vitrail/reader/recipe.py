@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from vitrail.errors import InputError
 from vitrail.reader import fonts
-from vitrail.reader.batches import Batch, Look, Pictures
+from vitrail.reader.batches import Batch, Images, Look
 from vitrail.reader.fonts import Face
 from vitrail.reader.network import Reader
 from vitrail.reader.text import Words
@@ -42,16 +42,16 @@ STARTERS = ("DejaVu Sans", "FreeSans", "Noto Sans", "DejaVu Serif", "Clear", "Ca
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stretch of training with one kind of pictures."""
+    """One stretch of training with one kind of images."""
 
     name: str
     look: Look
     schedule: Schedule
-    count: int  # pictures a step
+    count: int  # images a step
     patches: float = 1.0  # weight of the loss that names characters under patches
     answer: float = 0.0  # weight of the loss of the answer's text
     pointer: float = 0.0  # weight of the loss that shows some heads of the decoder where to look
-    located: float = 0.0  # weight of the loss that tells the decoder where picture tokens lie
+    located: float = 0.0  # weight of the loss that tells the decoder where image tokens lie
     frozen: int = 0  # lowest layers of the tower that stay as they are
     families: tuple[str, ...] = ()  # () = all
     group: int = 12
@@ -171,11 +171,9 @@ def train(
             raise InputError(
                 f"stage {stage.name}: none of the families {', '.join(stage.families)} was found."
             )
-        pictures = Pictures(
-            chosen, words, stage.look, count=stage.count, seed=1000 + number, group=stage.group
-        )
+        images = Images(chosen, words, stage.look, count=stage.count, seed=1000 + number, group=stage.group)
         reader.freeze(stage.frozen)
-        loop = _loop(reader, stage, pictures, folder, workers, peers or Peers())
+        loop = _loop(reader, stage, images, folder, workers, peers or Peers())
         if not loop.restore() and previous is not None:
             checkpoint.begin_from(loop, previous)
         _log.info("stage %s: %d families, %d steps", stage.name, len(chosen), stage.schedule.steps)
@@ -198,12 +196,12 @@ def _faces(note: Path, folders: Sequence[Path]) -> list[Face]:
 
 
 def _loop(
-    reader: Reader, stage: Stage, pictures: Pictures, folder: Path, workers: int, peers: Peers
+    reader: Reader, stage: Stage, images: Images, folder: Path, workers: int, peers: Peers
 ) -> TrainingLoop[Batch]:
     def data(step: int) -> Iterable[list[Batch]]:
         steps = range(step * peers.count + peers.rank, stage.schedule.steps * peers.count, peers.count)
         batches: DataLoader[Batch] = DataLoader(
-            pictures,
+            images,
             batch_size=None,
             sampler=steps,
             num_workers=workers,
@@ -237,9 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--words", type=Path, nargs="*", default=[], help="word lists, one word a line")
     parser.add_argument("--threads", type=int, default=0, help="threads of the trainer (default: PyTorch's)")
     parser.add_argument(
-        "--peers", type=int, default=1, help="processes that train together (each draws its own pictures)"
+        "--peers", type=int, default=1, help="processes that train together (each draws its own images)"
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures (0: none)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw images (0: none)")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     if given.peers == 1:

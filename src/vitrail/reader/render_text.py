@@ -1,4 +1,4 @@
-"""One synthetic picture of printed text, and where each of its characters lies. What it says is decided elsewhere."""
+"""One synthetic image of printed text, and where each of its characters lies. What it says is decided elsewhere."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A finished picture and the map from its pixels back to the text block."""
+    """A finished image and the map from its pixels back to the text block."""
 
     pixels: Pixels  # (H, W, 3)
     block: Block
     offset: tuple[float, float]  # where the block's corner lies, x and y, before turning
-    angle: float  # radians, about the middle of the picture
-    stretch: tuple[float, float]  # picture pixels per drawn pixel, x and y
+    angle: float  # radians, about the middle of the image
+    stretch: tuple[float, float]  # image pixels per drawn pixel, x and y
     wear: tuple[
         str, ...
     ] = ()  # what happened to it: turned, blurred, jpeg, noisy, framed, shaded, light on dark
@@ -62,7 +62,7 @@ class Drawing:
     def character_at(
         self, x: NDArray[np.float64], y: NDArray[np.float64], slack: float = 2.0
     ) -> NDArray[np.int64]:
-        """Index in `block.text` of the character under each point (x, y) of the finished picture, or −1.
+        """Index in `block.text` of the character under each point (x, y) of the finished image, or −1.
 
         A point belongs to a line when it is within `slack` pixels of the height of its ink, and to the character
         between whose sides it lies; the blanks between words are characters too.
@@ -83,7 +83,7 @@ class Drawing:
         return found
 
     def centres(self) -> NDArray[np.float64]:
-        """The middle (x, y) in the finished picture of every character of `block.text`; NaN for newlines, (n, 2)."""
+        """The middle (x, y) in the finished image of every character of `block.text`; NaN for newlines, (n, 2)."""
         points: list[tuple[float, float]] = []
         for line in self.block.lines:
             middle = (line.top + line.bottom) / 2
@@ -146,8 +146,8 @@ def render(
     """Draw a block on a canvas of (width, height) pixels, then resize to `target` (width, height), as a processor does.
 
     Args:
-        wear: 0 (clean print) to 1: how often the picture is turned, blurred, noisy, framed or saved as JPEG.
-        blank: leave the text out: the same picture with nothing to read.
+        wear: 0 (clean print) to 1: how often the image is turned, blurred, noisy, framed or saved as JPEG.
+        blank: leave the text out: the same image with nothing to read.
     """
     if blank:
         block = replace(block, lines=())
@@ -161,7 +161,7 @@ def render(
     angle = 0.0
     worn: list[str] = []
     if rng.random() < 0.35 * wear:
-        # No further than the margins allow: ink must stay in the picture.
+        # No further than the margins allow: ink must stay in the image.
         limit = (min(y, height - block.height - y) + 1.5) / (block.width / 2)
         angle = float(np.clip(rng.normal(0, 1.0) * np.pi / 180, -min(limit, _MOST), min(limit, _MOST)))
         worn.append("turned")
@@ -169,14 +169,14 @@ def render(
     if rng.random() < 0.35 * wear:
         worn.append("blurred")
         cover = cover.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.0))))
-    picture = Image.fromarray(_paint(np.asarray(cover), rng, wear, worn))
+    image = Image.fromarray(_paint(np.asarray(cover), rng, wear, worn))
     if rng.random() < 0.35 * wear:
         worn.append("jpeg")
-        picture = _as_jpeg(picture, int(rng.integers(40, 96)))
+        image = _as_jpeg(image, int(rng.integers(40, 96)))
     if canvas != target:
-        picture = picture.resize(target, Image.Resampling.BICUBIC)
+        image = image.resize(target, Image.Resampling.BICUBIC)
     stretch = (target[0] / width, target[1] / height)
-    return Drawing(np.asarray(picture), block, (x, y), angle, stretch, tuple(worn))
+    return Drawing(np.asarray(image), block, (x, y), angle, stretch, tuple(worn))
 
 
 def _place(room: int, rng: np.random.Generator) -> float:
@@ -198,22 +198,22 @@ def _paint(cover: Pixels, rng: np.random.Generator, wear: float, worn: list[str]
     if rng.random() < 0.15 * wear:
         worn.append("shaded")
         base = base + np.linspace(-1, 1, width, dtype=np.float32)[None, :, None] * float(rng.uniform(-20, 20))
-    picture = base + (ink - base) * alpha
+    image = base + (ink - base) * alpha
     if rng.random() < 0.12 * wear and min(height, width) > 24:
         worn.append("framed")
         thick = int(rng.integers(1, 3))
         inset = int(rng.integers(0, 3))
         for side in range(inset, inset + thick):
-            picture[side, inset : width - inset] = ink
-            picture[height - 1 - side, inset : width - inset] = ink
-            picture[inset : height - inset, side] = ink
-            picture[inset : height - inset, width - 1 - side] = ink
+            image[side, inset : width - inset] = ink
+            image[height - 1 - side, inset : width - inset] = ink
+            image[inset : height - inset, side] = ink
+            image[inset : height - inset, width - 1 - side] = ink
     if rng.random() < 0.5 * wear:
         worn.append("noisy")
         channels = 3 if rng.random() < 0.7 else 1
         noise = rng.standard_normal((height, width, channels), dtype=np.float32)
-        picture = picture + noise * float(rng.uniform(1, 14))
-    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+        image = image + noise * float(rng.uniform(1, 14))
+    return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
 
 def _colours(rng: np.random.Generator, wear: float) -> tuple[Floats, Floats]:
@@ -235,8 +235,8 @@ def _colours(rng: np.random.Generator, wear: float) -> tuple[Floats, Floats]:
     return first.astype(np.float32), second.astype(np.float32)
 
 
-def _as_jpeg(picture: Image.Image, quality: int) -> Image.Image:
+def _as_jpeg(image: Image.Image, quality: int) -> Image.Image:
     with io.BytesIO() as buffer:
-        picture.save(buffer, "JPEG", quality=quality)
+        image.save(buffer, "JPEG", quality=quality)
         buffer.seek(0)
         return Image.open(buffer).convert("RGB")

@@ -1,4 +1,4 @@
-"""Edits between what pictures say and what was read, counted for all and for each group. No pictures, no model here."""
+"""Edits between what images say and what was read, counted for all and for each group. No images, no model here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a labelled picture says; `groups` name what it has in common with others ("font" → "Lato Bold")."""
+    """What a labelled image says; `groups` name what it has in common with others ("font" → "Lato Bold")."""
 
     file: str
     text: str
@@ -17,7 +17,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """One picture: what it says, what was read, and the edits between the two."""
+    """One image: what it says, what was read, and the edits between the two."""
 
     label: Label
     read: str
@@ -26,12 +26,12 @@ class Graded:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Some pictures together. `error_rate` is edits per character of the true texts."""
+    """Some images together. `error_rate` is edits per character of the true texts."""
 
     readings: tuple[Graded, ...]
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         return len(self.readings)
 
     @property
@@ -44,7 +44,7 @@ class Score:
 
     @property
     def exact(self) -> int:
-        """Pictures without any error."""
+        """Images without any error."""
         return sum(graded.edits == 0 for graded in self.readings)
 
     @property
@@ -52,7 +52,7 @@ class Score:
         return self.edits / max(1, self.characters)
 
     def by(self, group: str) -> dict[str, Score]:
-        """The scores of the pictures that share a value of `group`, worst first; a picture may have several."""
+        """The scores of the images that share a value of `group`, worst first; an image may have several."""
         parts: dict[str, list[Graded]] = {}
         for graded in self.readings:
             for name in {value for key, value in graded.label.groups if key == group}:
@@ -61,7 +61,7 @@ class Score:
         return dict(sorted(scores.items(), key=lambda item: (-item[1].error_rate, item[0])))
 
     def worst(self, count: int) -> tuple[Graded, ...]:
-        """The pictures with the most edits."""
+        """The images with the most edits."""
         wrong = [graded for graded in self.readings if graded.edits]
         return tuple(sorted(wrong, key=lambda graded: (-graded.edits, graded.label.file))[:count])
 

@@ -1,8 +1,8 @@
-"""Labelled pictures to evaluate with, in fonts of one's choice: also in the families that training refuses.
+"""Labelled images to evaluate with, in fonts of one's choice: also in the families that training refuses.
 
     python -m vitrail.reader.testset OUT --fonts DIR… [--words FILE…] [--count 200] [--seed 1]
 
-Every font family gets about as many pictures as any other.
+Every font family gets about as many images as any other.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from PIL import Image
 
 from vitrail.errors import InputError
 from vitrail.reader import fonts, render_text, text
-from vitrail.reader.batches import Look, Pictures
+from vitrail.reader.batches import Images, Look
 from vitrail.reader.fonts import Face
 
 LOOK = Look(characters=(3, 32), lines=(0.5, 0.35, 0.15), patches=700.0)
-"""One to three lines, 18 to 44 pixels, everything that can happen to a picture."""
+"""One to three lines, 18 to 44 pixels, everything that can happen to an image."""
 
 
 def make_testset(
     out: Path, folders: Sequence[Path], word_files: Sequence[Path] = (), *, count: int = 200, seed: int = 1
 ) -> None:
-    """Write `count` pictures and their labels.json into a new or empty folder.
+    """Write `count` images and their labels.json into a new or empty folder.
 
     Raises:
         InputError: `out` is not empty, or no font was found.
@@ -42,7 +42,7 @@ def make_testset(
     labels: list[dict[str, Any]] = []
     for number in range(count):
         family, faces = families[number % len(families)]
-        block = Pictures({family: faces}, words, LOOK, count=1, seed=seed).block(rng)
+        block = Images({family: faces}, words, LOOK, count=1, seed=seed).block(rng)
         canvas = (block.width + int(rng.integers(4, 40)), block.height + int(rng.integers(4, 36)))
         drawing = render_text.render(block, canvas, canvas, rng, wear=1.0)
         name = f"{number:04d}.png"
@@ -63,15 +63,15 @@ def _families(folders: Sequence[Path]) -> dict[str, list[Face]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; see the head of this file."""
     parser = argparse.ArgumentParser(
-        prog="python -m vitrail.reader.testset", description="Labelled pictures of printed text."
+        prog="python -m vitrail.reader.testset", description="Labelled images of printed text."
     )
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument(
         "--fonts", type=Path, nargs="+", required=True, help="folders with .ttf and .otf files"
     )
     parser.add_argument("--words", type=Path, nargs="*", default=[], help="word lists, one word a line")
-    parser.add_argument("--count", type=int, default=200, help="pictures (default 200)")
-    parser.add_argument("--seed", type=int, default=1, help="same seed, same pictures (default 1)")
+    parser.add_argument("--count", type=int, default=200, help="images (default 200)")
+    parser.add_argument("--seed", type=int, default=1, help="same seed, same images (default 1)")
     given = parser.parse_args(arguments)
     make_testset(given.out, given.fonts, given.words, count=given.count, seed=given.seed)
 

@@ -1,4 +1,4 @@
-"""What the synthetic pictures say: words, numbers, prices, times, dates, labels, random strings. No drawing here."""
+"""What the synthetic images say: words, numbers, prices, times, dates, labels, random strings. No drawing here."""
 
 from __future__ import annotations
 

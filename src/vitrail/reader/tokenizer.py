@@ -24,7 +24,7 @@ TEMPLATE = (
     "{% else %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endif %}{{ eos_token }}"
     "{% endif %}{% endfor %}"
 )
-"""Format v7 on characters. Pictures stand before the question wherever the user put them: so the reader learned it."""
+"""Format v7 on characters. Images stand before the question wherever the user put them: so the reader learned it."""
 
 
 LONGEST_ANSWER = 320  # three lines of 34 characters with their places, and a third more
@@ -89,7 +89,7 @@ def write_assets(folder: Path) -> None:
             "unk_token": special[charset.UNK],
         },
     )
-    pictures = {
+    images = {
         "do_convert_rgb": True,
         "do_normalize": True,
         "do_rescale": True,
@@ -102,7 +102,7 @@ def write_assets(folder: Path) -> None:
         "rescale_factor": 1 / 255,
         "size": {"longest_edge": batches.LONGEST_EDGE},
     }
-    _write(folder / "preprocessor_config.json", {**pictures, "processor_class": "PixtralProcessor"})
+    _write(folder / "preprocessor_config.json", {**images, "processor_class": "PixtralProcessor"})
     _write(
         folder / "processor_config.json",
         {

@@ -1,6 +1,6 @@
 """Several processes that read files side by side, each with its share of the cores. What one does: worker.py.
 
-On a few pictures the small reader keeps no second core busy: its matrices are small, and much of a step is not
+On a few images the small reader keeps no second core busy: its matrices are small, and much of a step is not
 arithmetic. Processes share nothing and wait for nobody, but each takes seconds to start.
 """
 
@@ -117,8 +117,8 @@ def _listen(number: int, process: subprocess.Popen[bytes], answers: SimpleQueue[
 def _understand(line: bytes, process: subprocess.Popen[bytes]) -> Iterator[FileReading]:
     if not line.endswith(b"\n"):
         raise VitrailError(
-            f"a reading process ended before its pictures were read (status {process.wait()}); perhaps memory ran "
-            "out: try --processes 1, and fewer pictures at a time."
+            f"a reading process ended before its images were read (status {process.wait()}); perhaps memory ran "
+            "out: try --processes 1, and fewer images at a time."
         )
     answer: dict[str, Any] = json.loads(line)
     if "fault" in answer:

@@ -1,9 +1,23 @@
 """Reply: a model's answer with its cost in tokens and seconds. What the answer says is in events.py."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vitrail.responses.events import Response, ToolCall
+
+
+def renamed(new: str) -> Any:
+    """A property that gives the attribute `new`, with a warning that names it: the attribute's old name."""
+
+    def get(self: Any) -> Any:
+        warnings.warn(
+            f"this attribute is called {new}; its old name will go.", DeprecationWarning, stacklevel=2
+        )
+        return getattr(self, new)
+
+    return property(get, doc=f"Old name of `{new}`.")
 
 
 @dataclass(frozen=True)
@@ -20,6 +34,8 @@ class PromptSize:
     image_tokens: tuple[int, ...]
     image_sizes: tuple[tuple[int, int], ...]
 
+    picture_tokens = renamed("image_tokens")
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -28,8 +44,8 @@ class Reply:
     Attributes:
         response: text, reasoning and tool calls in the order written.
         prompt_tokens: positions of the whole conversation; `reused` of them were cached, `computed` were not.
-        picture_tokens: positions of each image of the conversation.
-        pictures_encoded: images that went through the vision tower for this answer.
+        image_tokens: positions of each image of the conversation.
+        images_encoded: images that went through the vision tower for this answer.
         completion_tokens: new ids.
         stopped_by: "stop", "length" or "interrupted".
         seconds: "prepare" (images and prompt), "first_token" (after that), "total".
@@ -39,11 +55,14 @@ class Reply:
     prompt_tokens: int
     reused: int
     computed: int
-    picture_tokens: tuple[int, ...]
-    pictures_encoded: int
+    image_tokens: tuple[int, ...]
+    images_encoded: int
     completion_tokens: int
     stopped_by: str
     seconds: Mapping[str, float]
+
+    picture_tokens = renamed("image_tokens")
+    pictures_encoded = renamed("images_encoded")
 
     @property
     def text(self) -> str:

@@ -1,4 +1,4 @@
-"""Text ↔ ids through the `tokenizers` library, with transformers' interface. No pictures; tekken.json elsewhere."""
+"""Text ↔ ids through the `tokenizers` library, with transformers' interface. No images; tekken.json elsewhere."""
 
 from __future__ import annotations
 

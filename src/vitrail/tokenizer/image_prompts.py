@@ -99,7 +99,7 @@ class ImagePromptEncoder:
         kept = [list(row).count(self.image_token_id) for row in encoded["input_ids"]]
         if kept != wanted:
             raise InputError(
-                f"pictures need {wanted} {self.tokens[0]}, but {kept} are left after truncation; raise max_length"
+                f"images need {wanted} {self.tokens[0]}, but {kept} are left after truncation; raise max_length"
             )
         return encoded
 
@@ -109,12 +109,12 @@ class ImagePromptEncoder:
         counts = [prompt.count_images(name) for prompt in prompts]
         if sum(counts) != given:
             raise InputError(
-                f"the text has {sum(counts)} {name} and there are {given} pictures; every picture needs one"
+                f"the text has {sum(counts)} {name} and there are {given} images; every image needs one"
             )
         nested = isinstance(images, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in images)
         if nested and len(images) > 1 and [len(row) for row in images] != counts:
             rows = [len(row) for row in images]
-            raise InputError(f"the texts have {counts} {name}, but their lists hold {rows} pictures")
+            raise InputError(f"the texts have {counts} {name}, but their lists hold {rows} images")
 
 
 def _without_none(images: Any, prompts: int) -> Any:
@@ -123,7 +123,7 @@ def _without_none(images: Any, prompts: int) -> Any:
         return images
     if len(images) != prompts:
         raise InputError(
-            f"images holds None, which stands for a text without pictures; it has {len(images)} entries for {prompts} texts."
+            f"images holds None, which stands for a text without images; it has {len(images)} entries for {prompts} texts."
         )
     return [[] if row is None else row if isinstance(row, (list, tuple)) else [row] for row in images]
 

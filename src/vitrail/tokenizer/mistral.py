@@ -30,7 +30,7 @@ from vitrail.prompts.rendered_prompt import RenderedPrompt, as_prompt, opened
 from vitrail.responses.ids import to_ids
 from vitrail.tokenizer.base import refuse_unknown
 from vitrail.tokenizer.image_prompts import ImagePromptEncoder
-from vitrail.tokenizer.mistral_bridge import explained, open_tokenizer, openai_message, stack_pictures
+from vitrail.tokenizer.mistral_bridge import explained, open_tokenizer, openai_message, stack_images
 from vitrail.tokenizer.mistral_encoder import MistralEncoder, format_of_file
 from vitrail.tokenizer.mistral_rows import MistralRows
 from vitrail.tokenizer.padding import VERY_LARGE, Lengths, check_side, limit_of, whole_length
@@ -45,7 +45,7 @@ class MistralCommonTokenizer(MistralRows):
 
     Text is never scanned for control tokens: a typed "[INST]" is text. Where it differs from transformers':
     `convert_tokens_to_ids` finds control tokens and gives the ids that `encode` gives; a missing pad token is None;
-    pictures are opened by `load_image`, with its limits, and returned with their `image_sizes`.
+    images are opened by `load_image`, with its limits, and returned with their `image_sizes`.
     """
 
     model_input_names: list[str] = ["input_ids", "attention_mask"]  # noqa: RUF012 - a default, as in transformers
@@ -259,7 +259,7 @@ class MistralCommonTokenizer(MistralRows):
         return_dict: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """One conversation or a list of them → ids, a dict with the pictures (`return_dict`), or text.
+        """One conversation or a list of them → ids, a dict with the images (`return_dict`), or text.
 
         The dict holds pixel_values (N, 3, H, W) and image_sizes (N, 2), zero-padded where the sizes differ. Raises
         PromptError for conversations that the format refuses.
@@ -292,8 +292,8 @@ class MistralCommonTokenizer(MistralRows):
         )
         if not return_dict:
             return out["input_ids"]
-        pictures = [np.asarray(picture, np.float32) for one in encoded for picture in one.images]
-        return BatchFeature({**out, **stack_pictures(pictures, return_tensors)})
+        images = [np.asarray(image, np.float32) for one in encoded for image in one.images]
+        return BatchFeature({**out, **stack_images(images, return_tensors)})
 
     @cached_property
     def encoder(self) -> MistralEncoder:
@@ -301,15 +301,15 @@ class MistralCommonTokenizer(MistralRows):
         return MistralEncoder(self._inner)
 
     @property
-    def picture_config(self) -> Any:
-        """What the file says of pictures (image_patch_size, max_image_size, spatial_merge_size); None for text alone."""
+    def image_config(self) -> Any:
+        """What the file says of images (image_patch_size, max_image_size, spatial_merge_size); None for text alone."""
         instruct = self.tokenizer.instruct_tokenizer
         encoder = getattr(instruct, "image_encoder", None) or getattr(instruct, "mm_encoder", None)
         return getattr(encoder, "image_config", None) or getattr(encoder, "mm_config", None)
 
     def image_settings(self) -> dict[str, Any]:
         """The file's "settings" of an image processor, and its "spatial_merge_size"; {} where it is for text alone."""
-        config = self.picture_config
+        config = self.image_config
         if config is None:
             return {}
         side = config.image_patch_size
@@ -373,7 +373,7 @@ class MistralCommonTokenizer(MistralRows):
         chat = build_chat(conversation, form, self.encoder, {"mode": self.mode, **options})
         if not tokenize:
             return chat.text
-        if not any(chat.pictures):
+        if not any(chat.images):
             out = self(chat.given, **call)
             return out if return_dict else out["input_ids"]
         tensors = call.pop("return_tensors")
@@ -389,7 +389,7 @@ class MistralCommonTokenizer(MistralRows):
         found = self.image_settings()
         if not found:
             raise CheckpointError(
-                "this tokenizer's file is for text alone; it does not say how pictures are prepared"
+                "this tokenizer's file is for text alone; it does not say how images are prepared"
             )
         cell = found["settings"]["patch_size"]["height"] * found["spatial_merge_size"]
         image_processor = PixtralImageProcessor.from_dict(found["settings"])

@@ -1,4 +1,4 @@
-"""What crosses over to mistral-common and back: its files, its messages, its pictures, its errors. No interface."""
+"""What crosses over to mistral-common and back: its files, its messages, its images, its errors. No interface."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def open_tokenizer(file: Path, mode: Any) -> Any:
 
 
 def openai_message(message: Message) -> dict[str, Any]:
-    """A message as mistral-common's `from_openai` reads it, with every picture opened here."""
+    """A message as mistral-common's `from_openai` reads it, with every image opened here."""
     plain: dict[str, Any] = dict(message.extra)
     plain["role"] = "system" if message.role == "developer" else message.role
     if isinstance(message.content, tuple):
@@ -70,7 +70,7 @@ def _openai_part(part: Any) -> dict[str, Any]:
     if not isinstance(part, ImagePart):
         return {"type": "thinking", "thinking": part.thinking, "closed": part.closed}
     if part.source is None:
-        raise PromptError("a picture has no source; this tokenizer takes pictures only inside the messages")
+        raise PromptError("an image has no source; this tokenizer takes images only inside the messages")
     from vitrail.images.load import load_image
 
     file = io.BytesIO()
@@ -79,17 +79,17 @@ def _openai_part(part: Any) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
 
-def stack_pictures(pictures: Sequence[np.ndarray[Any, Any]], tensors: Any) -> Mapping[str, Any]:
-    """Pictures (3, H, W) of any sizes → pixel_values and image_sizes, as lists, arrays or tensors."""
-    if not pictures:
+def stack_images(images: Sequence[np.ndarray[Any, Any]], tensors: Any) -> Mapping[str, Any]:
+    """Images (3, H, W) of any sizes → pixel_values and image_sizes, as lists, arrays or tensors."""
+    if not images:
         return {}
-    sizes = [picture.shape[1:] for picture in pictures]
+    sizes = [image.shape[1:] for image in images]
     if check_tensor_type(tensors) is None:
-        return {"pixel_values": list(pictures), "image_sizes": [tuple(size) for size in sizes]}
+        return {"pixel_values": list(images), "image_sizes": [tuple(size) for size in sizes]}
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
-    batch = np.zeros((len(pictures), 3, height, width), np.float32)
-    for room, picture in zip(batch, pictures, strict=True):
-        room[:, : picture.shape[1], : picture.shape[2]] = picture
+    batch = np.zeros((len(images), 3, height, width), np.float32)
+    for room, image in zip(batch, images, strict=True):
+        room[:, : image.shape[1], : image.shape[2]] = image
     return BatchFeature({"pixel_values": batch, "image_sizes": np.array(sizes)}, tensors)
 
 

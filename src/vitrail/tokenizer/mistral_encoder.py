@@ -1,4 +1,4 @@
-"""Pieces → ids with a tokenizer of mistral-common: its texts, its control tokens, its pictures' size, its version."""
+"""Pieces → ids with a tokenizer of mistral-common: its texts, its control tokens, its images' size, its version."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ def format_of_file(tokenizer: Any) -> Format:
     inner = instruct.tokenizer
     version = str(getattr(inner.version, "value", inner.version))
     encoder = MistralEncoder(inner)
-    pictures = getattr(instruct, "image_encoder", None) or getattr(instruct, "mm_encoder", None)
+    images = getattr(instruct, "image_encoder", None) or getattr(instruct, "mm_encoder", None)
     name = version
     if version == "v3" and not encoder.spaced:
         name = "v3-tekken"
     elif version == "v7":
-        name = ("v7m1" if pictures else "v7") if encoder.spaced else "v7-tekken"
+        name = ("v7m1" if images else "v7") if encoder.spaced else "v7-tekken"
     form = find_format(name)
-    if pictures is None:
-        form = replace(form, pictures=frozenset())
+    if images is None:
+        form = replace(form, images=frozenset())
     return replace(form, efforts=_efforts(inner)) if form.settings else form
 
 

@@ -100,7 +100,7 @@ def _plain(message: Any) -> Any:
 
 
 def _placed(messages: list[Message], images: Any, folder: Path) -> list[Message]:
-    """The messages, every picture with a source that can be opened from anywhere."""
+    """The messages, every image with a source that can be opened from anywhere."""
     if images is not None and not isinstance(images, list):
         raise PromptError(f"images: expected a list, got {type(images).__name__}")
     rest = iter(images or [])
@@ -119,7 +119,7 @@ def _with_sources(message: Message, rest: Iterator[Any], folder: Path) -> Messag
             source = next(rest, None) if part.source is None else part.source
             if source is None:
                 raise PromptError(
-                    "a picture has no source; give its 'image_url', or the list 'images' beside 'messages'"
+                    "an image has no source; give its 'image_url', or the list 'images' beside 'messages'"
                 )
             part = replace(part, source=_from(folder, source))
         parts.append(part)

@@ -39,7 +39,7 @@ class Dataset:
     rows: array[int] = field(default_factory=lambda: array("q"))
     positions: array[int] = field(default_factory=lambda: array("q"))
     learned: array[int] = field(default_factory=lambda: array("q"))
-    pictures: int = 0
+    images: int = 0
     faults: list[Fault] = field(default_factory=list)
     lacking: Counter[str] = field(default_factory=Counter)
     digest: str = ""
@@ -87,7 +87,7 @@ def open_dataset(
             data.rows.append(row)
             data.positions.append(len(example.ids))
             data.learned.append(example.learned)
-            data.pictures += len(example.pictures)
+            data.images += len(example.images)
             data.lacking.update(alphabet.lacking(talk))
         if progress is not None:
             progress(row + 1, len(records))

@@ -1,4 +1,4 @@
-"""Conversations → ids and labels to learn, with their pictures. The ids are the prompt builder's; makes no batches."""
+"""Conversations → ids and labels to learn, with their images. The ids are the prompt builder's; makes no batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitrail.processor.prompt_view import AUTO, TEMPLATE, PromptMaker
 from vitrail.prompts.builtin.encode import encode_pieces, encode_prompt
 from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE
 from vitrail.prompts.conversation_file import Conversation
-from vitrail.prompts.messages import ImagePart, Message, pictures
+from vitrail.prompts.messages import ImagePart, Message, images
 from vitrail.train.conversations import Talk
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ IGNORED = -100  # a label that does not count
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One conversation, ready: `labels` has the id where it is to be learned, else −100; pictures in the ids' order."""
+    """One conversation, ready: `labels` has the id where it is to be learned, else −100; images in the ids' order."""
 
     ids: list[int]
     labels: list[int]
-    pictures: list[PilImage] = field(default_factory=list)
+    images: list[PilImage] = field(default_factory=list)
 
     @property
     def learned(self) -> int:
@@ -47,7 +47,7 @@ class ExampleMaker:
     format: str | None = None
 
     def make(self, talk: Talk) -> Example:
-        """Ids, labels and pictures. PromptError, ImageError or ContextError without the line's number."""
+        """Ids, labels and images. PromptError, ImageError or ContextError without the line's number."""
         messages = [_opened(message) for message in talk.messages]
         name = self.format or (AUTO if self.maker.template is None else TEMPLATE)
         whole = Conversation(list(messages), talk.tools, reasoning_effort=talk.reasoning_effort)
@@ -62,17 +62,17 @@ class ExampleMaker:
         if len(ids) > self.longest:
             raise ContextError(
                 f"the conversation has {len(ids):,} positions, more than {self.longest:,}; shorten it or use "
-                "smaller pictures"
+                "smaller images"
             )
-        shown = self._picture_ids()
+        shown = self._image_ids()
         labels = [
             index if take and index not in shown else IGNORED
             for index, take in zip(ids, learned, strict=True)
         ]
-        return Example(ids, labels, [part.source for part in pictures(messages)])
+        return Example(ids, labels, [part.source for part in images(messages)])
 
-    def _picture_ids(self) -> set[int | None]:
-        if self.maker.pictures is None:
+    def _image_ids(self) -> set[int | None]:
+        if self.maker.images is None:
             return set()
         find = self.maker.tokenizer.encoder.find
         return {find(name) for name in (IMAGE, BREAK, END)}
@@ -114,7 +114,7 @@ class ExampleMaker:
 
 
 def _opened(message: Message) -> Message:
-    """The message with its pictures decoded, so that a broken one is found and none is opened twice."""
+    """The message with its images decoded, so that a broken one is found and none is opened twice."""
     if not message.images:
         return message
     parts: tuple[Any, ...] = tuple(

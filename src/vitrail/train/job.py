@@ -117,7 +117,7 @@ class Job:
             )
 
     def read(self, progress: Callable[[int, int], None] | None = None) -> Reading:
-        """Read and check every line and picture, without the model's weights. Faults are noted, not raised."""
+        """Read and check every line and image, without the model's weights. Faults are noted, not raised."""
         if self.out is not None:
             self._folder()
         inputs = open_inputs(self.model, max_image_tokens=self.max_image_tokens)

@@ -1,6 +1,6 @@
 """Examples → packed rows: no padding, and no conversation sees another. Also which examples go together, and when.
 
-Letters: L packed rows · n learned ids · N pictures.
+Letters: L packed rows · n learned ids · N images.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vitrail.generate.uncached import run_uncached
 from vitrail.train.examples import IGNORED, Example
 
 Prepare = Callable[[list[Any]], "dict[str, Tensor]"]
-"""Pictures → pixel_values (N, 3, H, W) and image_sizes (N, 2)."""
+"""Images → pixel_values (N, 3, H, W) and image_sizes (N, 2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Pack:
     """Several conversations as rows.
 
     ids, positions (L,); lengths: rows of each conversation; keep (n,): rows whose next id is learned; targets (n,): these
-    ids. pixel_values, image_sizes: of all pictures, in order, or None.
+    ids. pixel_values, image_sizes: of all images, in order, or None.
     """
 
     ids: Tensor
@@ -38,11 +38,11 @@ class Pack:
 
 
 def pack(examples: Sequence[Example], prepare: Prepare | None = None) -> Pack:
-    """Put conversations one behind the other. prepare: makes pixels of pictures; needed where there are some."""
+    """Put conversations one behind the other. prepare: makes pixels of images; needed where there are some."""
     lengths = tuple(len(example.ids) for example in examples)
     labels = torch.tensor([label for example in examples for label in (*example.labels[1:], IGNORED)])
     keep = (labels != IGNORED).nonzero().squeeze(1)
-    images = [picture for example in examples for picture in example.pictures]
+    images = [image for example in examples for image in example.images]
     made = prepare(images) if images and prepare is not None else {}
     return Pack(
         ids=torch.tensor([index for example in examples for index in example.ids]),

@@ -1,4 +1,4 @@
-"""The curves of a run as a picture, drawn with Pillow alone. Reads no files."""
+"""The curves of a run as an image, drawn with Pillow alone. Reads no files."""
 
 from __future__ import annotations
 

@@ -40,11 +40,11 @@ class Inputs:
         """The maker of examples with at most `longest` positions."""
         return ExampleMaker(self.maker, longest, format)
 
-    def prepare(self, pictures: list[Any]) -> dict[str, Tensor]:
-        """Pictures → pixel_values (N, 3, H, W), image_sizes (N, 2)."""
+    def prepare(self, images: list[Any]) -> dict[str, Tensor]:
+        """Images → pixel_values (N, 3, H, W), image_sizes (N, 2)."""
         if self.processor is None:
-            raise InputError("this model reads text only; the conversations have pictures.")
-        return dict(self.processor(images=pictures, return_tensors="pt"))
+            raise InputError("this model reads text only; the conversations have images.")
+        return dict(self.processor(images=images, return_tensors="pt"))
 
 
 def open_inputs(model: str | Path, *, max_image_tokens: int | None = None) -> Inputs:

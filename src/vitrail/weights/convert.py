@@ -30,7 +30,7 @@ from vitrail.weights.mistral_names import from_native, to_native
 from vitrail.weights.names import EMBEDDING, HEAD, PROJECTOR_BIASES, canonical, published
 from vitrail.weights.rotary_rows import Heads, to_halves, to_pairs
 from vitrail.weights.safetensors_checkpoint import SafetensorsCheckpoint
-from vitrail.weights.sidecar_files import copy_beside, note_kind, write_picture_settings
+from vitrail.weights.sidecar_files import copy_beside, note_kind, write_image_settings
 
 Progress = Callable[[str, int, int], None]
 
@@ -213,7 +213,7 @@ def _write_config(job: _Job, folder: Path) -> None:
         )
     if job.to == HF:
         path.write_text(job.config.to_json_string(), encoding="utf-8")
-        write_picture_settings(job.config, folder)
+        write_image_settings(job.config, folder)
     else:
         path.write_text(params_text(params_from_config(job.config)), encoding="utf-8")
 

@@ -31,7 +31,7 @@ from vitrail.weights.journal import Journal, journal
 from vitrail.weights.load import note
 from vitrail.weights.quantize_plan import Piece, Shard, Work
 from vitrail.weights.safetensors_checkpoint import INDEX
-from vitrail.weights.sidecar_files import copy_beside, note_kind, write_picture_settings
+from vitrail.weights.sidecar_files import copy_beside, note_kind, write_image_settings
 
 _CHUNK_ROWS = 512  # of a packed matrix decoded at once
 _CPU = torch.device("cpu")
@@ -197,7 +197,7 @@ def _write_beside(work: Work, new: Path) -> None:
     if isinstance(work.config, BitsAndBytesConfig):
         config.dtype = work.dtype
     (new / CONFIG_NAME).write_text(config.to_json_string(), encoding="utf-8")
-    write_picture_settings(config, new)
+    write_image_settings(config, new)
     if len(work.shards) > 1:
         where = {name: shard.file for shard in work.shards for piece in shard.pieces for name in piece.specs}
         index = {"metadata": {"total_size": work.size}, "weight_map": where}

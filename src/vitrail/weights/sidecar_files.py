@@ -25,13 +25,13 @@ def copy_beside(source: Path, target: Path, *, leave_out: Container[str] = ()) -
             shutil.copyfile(path, target / path.name)
 
 
-def write_picture_settings(config: PretrainedConfig, folder: Path) -> None:
-    """What Hugging Face's format says of pictures in files of their own."""
+def write_image_settings(config: PretrainedConfig, folder: Path) -> None:
+    """What Hugging Face's format says of images in files of their own."""
     if not isinstance(config, VisionLanguageConfig):
         return
     tower = config.vision_config
     side = {"height": tower.patch_size, "width": tower.patch_size}
-    pictures = {
+    images = {
         "image_processor_type": "PixtralImageProcessor",
         "processor_class": "PixtralProcessor",
         "patch_size": side,
@@ -42,7 +42,7 @@ def write_picture_settings(config: PretrainedConfig, folder: Path) -> None:
         "patch_size": tower.patch_size,
         "spatial_merge_size": getattr(config, "spatial_merge_size", 1),
     }
-    for name, content in (("preprocessor_config.json", pictures), ("processor_config.json", processor)):
+    for name, content in (("preprocessor_config.json", images), ("processor_config.json", processor)):
         if not (folder / name).is_file():
             (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -4,7 +4,7 @@ Three ways give the same numbers within rounding and are held together by tests:
   • all keys are new        → scaled_dot_product_attention, neighbours of equal shape in one batched call;
   • one new row, rest cached → the same on the cached keys; many such sequences in few calls;
   • many new rows after a cache, or a sliding window → an online softmax over tiles of absolute positions.
-No mask over (new × all) positions and none over several pictures is ever built.
+No mask over (new × all) positions and none over several images is ever built.
 
 Letters: L packed rows · A query heads · G key/value heads · K head width · T new rows · S keys of one segment.
 """

@@ -41,7 +41,7 @@ def build_prompt(
     form = find_format(format)
     if hasattr(conversation, "messages") and tools is None:
         tools = getattr(conversation, "tools", None)  # a request of mistral-common carries its tools
-    turns, pictures = read_turns(conversation, continue_final_message)
+    turns, images = read_turns(conversation, continue_final_message)
     shown, purpose = read_tools(tools), check_mode(mode)
     try:
         sections = _sections(turns, shown, reasoning_effort, form, purpose)
@@ -51,7 +51,7 @@ def build_prompt(
         raise PromptError(f"{error}{hint}") from error
     _tell_of_lost_tools(shown, sections, form)
     prompt = BuiltPrompt.of((Section("begin", (Control(BOS),)), *sections), (), spaced, form.drops)
-    return replace(prompt, images=tuple(pictures[number] for number in prompt.order))
+    return replace(prompt, images=tuple(images[number] for number in prompt.order))
 
 
 def fim_prompt(

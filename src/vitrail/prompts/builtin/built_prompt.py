@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE, Control, Picture, Piece, Section, Text
+from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE, Control, Image, Piece, Section, Text
 from vitrail.prompts.rendered_prompt import RenderedPrompt, Span
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class BuiltPrompt(RenderedPrompt):
     @property
     def order(self) -> list[int]:
         """Which image of the messages, counted from 0, each image of the prompt is."""
-        return [piece.number for piece in self.pieces if isinstance(piece, Picture)]
+        return [piece.number for piece in self.pieces if isinstance(piece, Image)]
 
     def count_images(self, image_token: str) -> int:
         """How many images it shows, whatever the processor calls its image token."""
@@ -85,7 +85,7 @@ class BuiltPrompt(RenderedPrompt):
 
     def count_image_tokens(self, image_token: str) -> int:
         """How many image tokens it has; an image without a grid has one."""
-        grids = (piece.grid for piece in self.pieces if isinstance(piece, Picture))
+        grids = (piece.grid for piece in self.pieces if isinstance(piece, Image))
         return sum(1 if grid is None else grid.image_tokens for grid in grids)
 
     def with_grids(
@@ -106,7 +106,7 @@ class BuiltPrompt(RenderedPrompt):
         position = 0
         dropped = list(self.dropped)
         for place, section in enumerate(self.sections):
-            number = sum(isinstance(piece, Picture) for piece in section.pieces)
+            number = sum(isinstance(piece, Image) for piece in section.pieces)
             if place in gone:
                 dropped.extend(section.messages)
             else:
@@ -117,7 +117,7 @@ class BuiltPrompt(RenderedPrompt):
 
 
 def _sized(piece: Piece, grids: Iterator[Grid]) -> Piece:
-    return Picture(piece.number, next(grids)) if isinstance(piece, Picture) else piece
+    return Image(piece.number, next(grids)) if isinstance(piece, Image) else piece
 
 
 def _shown(piece: Piece, spaced: bool) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from vitrail.prompts.builtin.description import Format
 from vitrail.prompts.builtin.json_text import write_json
 from vitrail.prompts.builtin.merge import Merged, merge_contents, sort_results
-from vitrail.prompts.builtin.pieces import EOS, Control, Picture, Piece, Section, Text
+from vitrail.prompts.builtin.pieces import EOS, Control, Image, Piece, Section, Text
 from vitrail.prompts.builtin.turns import Content, Turn
 from vitrail.prompts.builtin.validation import Refused
 from vitrail.prompts.builtin.writing import write_call_list
@@ -98,7 +98,7 @@ def _assistant(turn: Turn, content: Content) -> Iterator[Piece]:
 
 def _items(content: Content) -> Iterator[Piece]:
     for item in (content,) if isinstance(content, str) else content:
-        if isinstance(item, Picture):
+        if isinstance(item, Image):
             yield item
         elif isinstance(item, str) and item:
             yield Text(item, "bare")

@@ -23,7 +23,7 @@ class Format:
     calls: how calls are written; call_ids: whether with their ids; old_calls: also those before the last user turn.
     results: how tool results are written; sorts_results: in the order of the calls instead of the given one.
     exclusive: an assistant's message is either text or calls; strips: spaces at the end of its text are cut.
-    pictures, thinks: the roles that may show pictures and think. joint: what joins texts of one message.
+    images, thinks: the roles that may show images and think. joint: what joins texts of one message.
     ids: the form of call ids; pairing: what calls and results are compared by; ordered: roles follow Mistral's order.
     efforts: model settings, None where the format has none. drops: whether the oldest turns may be dropped.
     """
@@ -39,7 +39,7 @@ class Format:
     exclusive: bool = False
     strips: bool = True
     plain_markers: bool = False
-    pictures: frozenset[str] = frozenset()
+    images: frozenset[str] = frozenset()
     thinks: frozenset[str] = frozenset()
     joint: str = "\n\n"
     ids: Literal["free", "nine", "any"] = "nine"

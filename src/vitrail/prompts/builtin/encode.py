@@ -7,7 +7,7 @@ from typing import Protocol
 
 from vitrail.errors import PromptError
 from vitrail.prompts.builtin.built_prompt import BuiltPrompt
-from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE, Control, Picture, Piece, Text
+from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE, Control, Image, Piece, Text
 
 CARRIER = "☺"  # a sign that no word holds: a text behind it gets no space put in front
 
@@ -32,7 +32,7 @@ class Encoder(Protocol):
 
 
 def encode_prompt(prompt: BuiltPrompt, encoder: Encoder) -> list[int]:
-    """The ids of a prompt; a picture without a grid is one image token. Raises PromptError for missing control tokens."""
+    """The ids of a prompt; an image without a grid is one image token. Raises PromptError for missing control tokens."""
     return encode_pieces(prompt.pieces, encoder)
 
 
@@ -87,8 +87,8 @@ def encode_piece(piece: Piece, encoder: Encoder) -> list[int]:
     """The ids of one piece."""
     if isinstance(piece, Control):
         return [_control(piece.name, encoder)]
-    if isinstance(piece, Picture):
-        return _picture(piece, encoder)
+    if isinstance(piece, Image):
+        return _image(piece, encoder)
     if not piece.text:
         return []
     if piece.joint == "infill":
@@ -96,7 +96,7 @@ def encode_piece(piece: Piece, encoder: Encoder) -> list[int]:
     return encoder.encode_bare(piece.text) if piece.joint == "bare" else encoder.encode(piece.text)
 
 
-def _picture(piece: Picture, encoder: Encoder) -> list[int]:
+def _image(piece: Image, encoder: Encoder) -> list[int]:
     image = _control(IMAGE, encoder)
     if piece.grid is None:
         return [image]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from vitrail.prompts.builtin.description import Format
-from vitrail.prompts.builtin.pieces import Picture
+from vitrail.prompts.builtin.pieces import Image
 from vitrail.prompts.builtin.turns import NO_ID, Call, Content, Item, Turn
 
 BETWEEN = "\n\n"  # what joins the texts of different messages
@@ -92,9 +92,9 @@ def system_text(turns: Sequence[Turn], format: Format) -> str:
     return BETWEEN.join(text for text in texts if isinstance(text, str))
 
 
-def picture_first(content: Content) -> Content:
-    """A text followed by a picture with the picture in front; every other order stays."""
-    if not isinstance(content, tuple) or len(content) < 2 or not isinstance(content[-1], Picture):
+def image_first(content: Content) -> Content:
+    """A text followed by an image with the image in front; every other order stays."""
+    if not isinstance(content, tuple) or len(content) < 2 or not isinstance(content[-1], Image):
         return content
     moves = all(isinstance(item, str) for item in content[:-1])
     return (content[-1], *content[:-1]) if moves else content

@@ -1,4 +1,4 @@
-"""What a prompt is made of: control tokens, texts and pictures, gathered into sections. No strings, no ids."""
+"""What a prompt is made of: control tokens, texts and images, gathered into sections. No strings, no ids."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Image:
     """An image. `number`: its place among those of the messages; grid: its image tokens, once known."""
 
     number: int
     grid: Grid | None = None
 
 
-Piece: TypeAlias = Control | Text | Picture
+Piece: TypeAlias = Control | Text | Image
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Grids of pictures from their sizes alone (`size:WxH`, or of the opened picture). Prepares no pixels."""
+"""Grids of images from their sizes alone (`size:WxH`, or of the opened image). Prepares no pixels."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _PLACEHOLDER = re.compile(r"size:([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 def lay_out(
     prompt: BuiltPrompt, grid: Callable[[int, int], Grid], *, placeholders: bool = False
 ) -> tuple[BuiltPrompt, list[Grid]]:
-    """The prompt with the grids of its pictures, and these grids in its order.
+    """The prompt with the grids of its images, and these grids in its order.
 
-    grid: (height, width) in pixels → the grid. placeholders: whether the source `size:WxH` stands for a picture of
-    that size. Raises PromptError for a picture without a source, ImageError for one that cannot be opened; both say
-    which picture of the messages it is.
+    grid: (height, width) in pixels → the grid. placeholders: whether the source `size:WxH` stands for an image of
+    that size. Raises PromptError for an image without a source, ImageError for one that cannot be opened; both say
+    which image of the messages it is.
     """
     grids: list[Grid] = []
     for number, part in zip(prompt.order, prompt.images, strict=True):
         try:
-            grids.append(grid(*picture_size(part, placeholders=placeholders)))
+            grids.append(grid(*image_size(part, placeholders=placeholders)))
         except (PromptError, ImageError) as error:
-            raise type(error)(f"picture {number + 1} of the messages: {error}") from error
+            raise type(error)(f"image {number + 1} of the messages: {error}") from error
     return prompt.with_grids(iter(grids)), grids
 
 
-def picture_size(part: ImagePart, *, placeholders: bool = False) -> tuple[int, int]:
-    """(height, width) in pixels of a picture of the messages. Errors: `lay_out`."""
+def image_size(part: ImagePart, *, placeholders: bool = False) -> tuple[int, int]:
+    """(height, width) in pixels of an image of the messages. Errors: `lay_out`."""
     source = part.source
     if source is None:
-        raise PromptError("a picture has no source; give its 'image_url', or open it beside the messages")
+        raise PromptError("an image has no source; give its 'image_url', or open it beside the messages")
     if placeholders and isinstance(source, str) and source.startswith("size:"):
         match = _PLACEHOLDER.fullmatch(source)
         if match is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from vitrail.prompts.builtin.built_prompt import BuiltPrompt
-from vitrail.prompts.builtin.pieces import BOS, IMAGE, Control, Picture, Piece, Section, Text
+from vitrail.prompts.builtin.pieces import BOS, IMAGE, Control, Image, Piece, Section, Text
 from vitrail.prompts.control_pattern import control_pattern
 from vitrail.prompts.messages import ImagePart
 from vitrail.prompts.rendered_prompt import RenderedPrompt
@@ -19,7 +19,7 @@ def read_trusted(prompt: RenderedPrompt, controls: Collection[str], image_token:
     """
     pieces = list(_pieces(prompt, (*controls, image_token), image_token))
     begin = [] if pieces[:1] == [Control(BOS)] else [Control(BOS)]
-    number = sum(isinstance(piece, Picture) for piece in pieces)
+    number = sum(isinstance(piece, Image) for piece in pieces)
     return BuiltPrompt.of((Section("begin", (*begin, *pieces)),), [ImagePart(None)] * number)
 
 
@@ -29,7 +29,7 @@ def _pieces(prompt: RenderedPrompt, controls: tuple[str, ...], image_token: str)
         if match.start() > end:
             yield Text(prompt.text[end : match.start()], "bare" if end else "own")
         if match.group() == image_token:
-            yield Picture(number)
+            yield Image(number)
             number += 1
         else:
             yield Control(match.group())

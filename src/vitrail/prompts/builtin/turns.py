@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 
 from vitrail.errors import PromptError
 from vitrail.prompts.builtin.json_text import read_json_or_text
-from vitrail.prompts.builtin.pieces import Picture
+from vitrail.prompts.builtin.pieces import Image
 from vitrail.prompts.messages import ImagePart, Message, TextPart, ThinkPart, normalize
 
 NO_ID = "null"  # what stands for the id of a call that has none
 
-Item: TypeAlias = "str | ThinkPart | Picture"
+Item: TypeAlias = "str | ThinkPart | Image"
 Content: TypeAlias = "str | tuple[Item, ...]"
 
 
@@ -50,13 +50,13 @@ class Turn:
 
 
 def read_turns(conversation: Any, continue_final_message: bool) -> tuple[list[Turn], list[ImagePart]]:
-    """A conversation in any spelling → its turns, and its pictures in the order in which they are written.
+    """A conversation in any spelling → its turns, and its images in the order in which they are written.
 
     Raises PromptError that names the message and the field.
     """
     messages = normalize(_completed(conversation))
-    pictures: list[ImagePart] = []
-    turns = [_turn(index, message, pictures) for index, message in enumerate(messages)]
+    images: list[ImagePart] = []
+    turns = [_turn(index, message, images) for index, message in enumerate(messages)]
     if continue_final_message:
         last = turns[-1]
         if last.role != "assistant":
@@ -65,7 +65,7 @@ def read_turns(conversation: Any, continue_final_message: bool) -> tuple[list[Tu
                 f"the last one is of role {last.role!r}"
             )
         turns[-1] = replace(last, prefix=True)
-    return turns, pictures
+    return turns, images
 
 
 def read_weight(value: Any, place: str) -> int | None:
@@ -115,10 +115,10 @@ def _complete(message: Any, index: int) -> Any:
     return message
 
 
-def _turn(index: int, message: Message, pictures: list[ImagePart]) -> Turn:
+def _turn(index: int, message: Message, images: list[ImagePart]) -> Turn:
     place = f"messages[{index}]"
     role = "system" if message.role == "developer" else message.role
-    content = _content(message, place, pictures)
+    content = _content(message, place, images)
     if role != "assistant":
         return Turn(index, role, content, call_id=message.tool_call_id, name=message.name)
     reasoning = _reasoning(message, place)
@@ -133,7 +133,7 @@ def _turn(index: int, message: Message, pictures: list[ImagePart]) -> Turn:
     return Turn(index, role, content, calls, prefix=bool(message.extra.get("prefix")), weight=weight)
 
 
-def _content(message: Message, place: str, pictures: list[ImagePart]) -> Content:
+def _content(message: Message, place: str, images: list[ImagePart]) -> Content:
     if message.content is None or isinstance(message.content, str):
         return message.content or ""
     items: list[Item] = []
@@ -141,8 +141,8 @@ def _content(message: Message, place: str, pictures: list[ImagePart]) -> Content
         if isinstance(part, TextPart):
             items.append(part.text)
         elif isinstance(part, ImagePart):
-            items.append(Picture(len(pictures)))
-            pictures.append(part)
+            items.append(Image(len(images)))
+            images.append(part)
         elif isinstance(part.thinking, str):
             items.append(part)
         else:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, cast, get_args
 
 from vitrail.errors import InputError, PromptError
 from vitrail.prompts.builtin.description import Format
-from vitrail.prompts.builtin.pieces import Picture
+from vitrail.prompts.builtin.pieces import Image
 from vitrail.prompts.builtin.tools import check_name
 from vitrail.prompts.builtin.turns import NO_ID, Turn
 from vitrail.prompts.messages import ThinkPart
@@ -124,9 +124,9 @@ def _check_parts(turn: Turn, format: Format) -> None:
         return
     for number, item in enumerate(turn.content):
         place = f"{turn.place}.content[{number}]"
-        if isinstance(item, Picture) and turn.role not in format.pictures:
+        if isinstance(item, Image) and turn.role not in format.images:
             raise Refused(
-                f"{place}: format {format.name!r} takes no picture in a message of role {turn.role!r}"
+                f"{place}: format {format.name!r} takes no image in a message of role {turn.role!r}"
             )
         if isinstance(item, ThinkPart) and turn.role not in format.thinks:
             raise Refused(

@@ -38,7 +38,7 @@ _V2 = replace(
 )
 _V3 = replace(_V2, name="v3", results="json", call_ids=True, old_calls=True, ids="nine", infills=True)
 _V7 = replace(_V3, name="v7", system="block", results="id and content", exclusive=False, drops=True)
-_V11 = replace(_V7, name="v11", calls="named", sorts_results=True, pictures=_USER, pairing="id")
+_V11 = replace(_V7, name="v11", calls="named", sorts_results=True, images=_USER, pairing="id")
 _V13 = replace(
     _V11,
     name="v13",
@@ -51,7 +51,7 @@ _V13 = replace(
 _V15 = replace(
     _V13,
     name="v15",
-    pictures=frozenset({"user", "tool"}),
+    images=frozenset({"user", "tool"}),
     thinks=frozenset({"assistant"}),
     joint="",
     settings=True,
@@ -64,7 +64,7 @@ _CARD = Format(
     calls="list",
     results="content",
     sorts_results=True,
-    pictures=frozenset({"user", "assistant", "tool"}),
+    images=frozenset({"user", "assistant", "tool"}),
     joint="",
     ordered=False,
 )
@@ -75,10 +75,10 @@ FORMATS: dict[str, Format] = {
         _V1,
         _V2,
         _V3,
-        replace(_V3, name="v3-tekken", pictures=_USER),
+        replace(_V3, name="v3-tekken", images=_USER),
         _V7,
-        replace(_V7, name="v7m1", pictures=_USER),
-        replace(_V7, name="v7-tekken", pictures=_USER),
+        replace(_V7, name="v7m1", images=_USER),
+        replace(_V7, name="v7-tekken", images=_USER),
         _V11,
         _V13,
         _V15,

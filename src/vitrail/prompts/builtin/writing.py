@@ -7,7 +7,7 @@ from typing import Any
 
 from vitrail.prompts.builtin.description import Format
 from vitrail.prompts.builtin.json_text import read_json_or_text, write_json
-from vitrail.prompts.builtin.merge import BETWEEN, Merged, merge_turns, picture_first, system_text
+from vitrail.prompts.builtin.merge import BETWEEN, Merged, image_first, merge_turns, system_text
 from vitrail.prompts.builtin.pieces import EOS, Control, Piece, Section, Text
 from vitrail.prompts.builtin.turns import NO_ID, Content, Turn
 from vitrail.prompts.builtin.validation import Refused
@@ -74,7 +74,7 @@ def _head(tools: Any, settings: Any) -> list[Piece]:
 
 def _user(turn: Merged, system: str, format: Format) -> list[Piece]:
     before = system + BETWEEN if system else ""
-    content = picture_first(turn.content)
+    content = image_first(turn.content)
     if format.plain_markers:
         return [Text(f"[INST] {before}{content} [/INST]")]
     if isinstance(content, str):

@@ -1,4 +1,4 @@
-"""The reader's synthetic pictures: boxes cover ink, reserved fonts are refused, the same seed draws the same."""
+"""The reader's synthetic images: boxes cover ink, reserved fonts are refused, the same seed draws the same."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_boxes_follow_turning_and_stretching(face: fonts.Face) -> None:
     assert turned >= 5
 
 
-def test_centres_lie_in_their_own_boxes_however_the_picture_is_turned(face: fonts.Face) -> None:
+def test_centres_lie_in_their_own_boxes_however_the_image_is_turned(face: fonts.Face) -> None:
     block = render_text.lay_out(["Wide and", "narrow: ill"], face, 30, 1.1, 0.5)
     canvas = (block.width + 40, block.height + 30)
     for seed in range(30):
@@ -81,10 +81,10 @@ def test_centres_lie_in_their_own_boxes_however_the_picture_is_turned(face: font
         assert drawing.character_at(centres[rest, 0], centres[rest, 1]).tolist() == rest.tolist()
 
 
-def test_large_pictures_are_rare(face: fonts.Face) -> None:
+def test_large_images_are_rare(face: fonts.Face) -> None:
     def area(patches: float) -> float:
         look = batches.Look(characters=(3, 34), patches=patches)
-        batch = batches.Pictures({"x": [face]}, text.Words(), look, count=60, seed=3, group=1)[0]
+        batch = batches.Images({"x": [face]}, text.Words(), look, count=60, seed=3, group=1)[0]
         return float(batch.image_sizes.prod(dim=1).float().mean()) / batches.PATCH**2
 
     assert area(60) < 0.7 * area(1e9)
@@ -105,8 +105,8 @@ def test_patch_labels_name_neighbours_in_reading_order(face: fonts.Face) -> None
 
 
 def test_same_seed_and_step_give_the_same_batch(face: fonts.Face) -> None:
-    def make(seed: int) -> batches.Pictures:
-        return batches.Pictures({"x": [face]}, text.Words(), batches.Look(), count=6, seed=seed)
+    def make(seed: int) -> batches.Images:
+        return batches.Images({"x": [face]}, text.Words(), batches.Look(), count=6, seed=seed)
 
     first, again, other = make(1)[5], make(1)[5], make(2)[5]
     assert first.texts == again.texts
@@ -117,16 +117,16 @@ def test_same_seed_and_step_give_the_same_batch(face: fonts.Face) -> None:
 
 
 def test_batches_have_the_sizes_that_the_processor_would_give(face: fonts.Face) -> None:
-    batch = batches.Pictures({"x": [face]}, text.Words(), batches.Look(), count=12, seed=3, group=4)[0]
+    batch = batches.Images({"x": [face]}, text.Words(), batches.Look(), count=12, seed=3, group=4)[0]
     assert (batch.image_sizes % batches.UNIT == 0).all()
     assert int(batch.image_sizes.max()) <= batches.LONGEST_EDGE
     assert len(batch.characters) == int((batch.image_sizes // batches.PATCH).prod(dim=1).sum())
     assert len({tuple(size) for size in batch.image_sizes.tolist()}) <= 3
 
 
-def test_pictures_without_text_have_nothing_to_answer(face: fonts.Face) -> None:
+def test_images_without_text_have_nothing_to_answer(face: fonts.Face) -> None:
     look = batches.Look(blank=1.0, other=0.0)
-    batch = batches.Pictures({"x": [face]}, text.Words(), look, count=4, seed=3)[0]
+    batch = batches.Images({"x": [face]}, text.Words(), look, count=4, seed=3)[0]
     assert batch.texts == ("",) * 4
     assert all(answer.first.tolist() == [charset.EOS] for answer in batch.answers)
     assert (batch.places == -1).all()

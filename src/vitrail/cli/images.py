@@ -1,4 +1,4 @@
-"""Pictures and PDFs named on the command line, opened and checked before a model is loaded; '-' is standard input."""
+"""Images and PDFs named on the command line, opened and checked before a model is loaded; '-' is standard input."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -17,21 +17,21 @@ _KEPT_PIXELS: Final = 100_000_000
 
 
 def split_words(words: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """Pictures and the question, which comes last; InputError when the question seems to be forgotten."""
+    """Images and the question, which comes last; InputError when the question seems to be forgotten."""
     if not words:
-        raise InputError("a question is missing; write: vitrail ask PICTURE… QUESTION")
-    *pictures, question = words
+        raise InputError("a question is missing; write: vitrail ask IMAGE… QUESTION")
+    *images, question = words
     if question == STDIN or (len(words) == 1 and _names_a_file(question)):
         raise InputError(f'a question is missing; write: vitrail ask {" ".join(words)} "What does it say?"')
     if not question.strip():
-        raise InputError("the question is empty; write it after the pictures, in quotes")
-    if pictures.count(STDIN) > 1:
+        raise InputError("the question is empty; write it after the images, in quotes")
+    if images.count(STDIN) > 1:
         raise InputError("'-' stands for standard input and can be given once")
-    return tuple(pictures), question
+    return tuple(images), question
 
 
-def open_picture(name: str) -> "PilImage":
-    """The picture at a path or URL, or on standard input; ImageError says what is wrong with it."""
+def open_image(name: str) -> "PilImage":
+    """The image at a path or URL, or on standard input; ImageError says what is wrong with it."""
     from vitrail.images.load import load_image
 
     return load_image(_standard_input() if name == STDIN else name)
@@ -40,7 +40,7 @@ def open_picture(name: str) -> "PilImage":
 def open_pages(
     name: str, limits: "PdfLimits | None" = None, say: Callable[[str], None] | None = None
 ) -> "list[PilImage]":
-    """The same for a file that may be a PDF: its pages, else the one picture. `say` hears which page is rendered."""
+    """The same for a file that may be a PDF: its pages, else the one image. `say` hears which page is rendered."""
     from vitrail.images.pdf import load_pages
 
     def progress(done: int, total: int) -> None:
@@ -76,16 +76,14 @@ def open_parts(
 
 
 def _standard_input() -> bytes:
-    """All of it, as far as a picture may go, and one byte more, which is refused later."""
+    """All of it, as far as an image may go, and one byte more, which is refused later."""
     from vitrail.images.load import LIMITS
 
     if sys.stdin is None or sys.stdin.isatty():
-        raise InputError(
-            "'-' reads a picture from standard input, which is a terminal or closed; pipe one in"
-        )
+        raise InputError("'-' reads an image from standard input, which is a terminal or closed; pipe one in")
     data = sys.stdin.buffer.read(LIMITS.max_bytes + 1)
     if not data:
-        raise ImageError("standard input is empty; pipe a picture in")
+        raise ImageError("standard input is empty; pipe an image in")
     return data
 
 
