@@ -239,7 +239,8 @@ def _entry(name: str, value: Any, begin: int, path: Path) -> TensorSpec:
     start, stop = offsets
     needed = math.prod(shape) * dtype.itemsize
     if stop - start != needed:
-        raise fault(f"needs {needed} bytes for {code} {shape}, but data_offsets span {stop - start}")
+        need = needed if needed < 2**63 else "too many"
+        raise fault(f"needs {need} bytes for {code} {shape}, but data_offsets span {stop - start}")
     return TensorSpec(dtype, tuple(shape), begin + start)
 
 
