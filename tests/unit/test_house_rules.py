@@ -135,3 +135,31 @@ def docstrings(name: str) -> Iterator[str]:
     for node in ast.walk(tree(name)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
             yield ast.get_docstring(node) or ""
+
+
+def test_headings_of_docs_that_texts_cite_exist() -> None:
+    """`docs/NAME.md, "Heading"` in source, tests and C++ names a heading of that page; no other document is cited."""
+    root = ROOT.parent.parent
+    if not (root / "docs").is_dir():
+        pytest.skip("the documents are not installed with the package")
+    places = (("src", "*.py"), ("tests", "*.py"), ("native", "*.h"), ("native", "*.cpp"))
+    texts = {
+        path: path.read_text(encoding="utf-8")
+        for folder, glob in places
+        for path in (root / folder).rglob(glob)
+    }
+    cited = [
+        (path.relative_to(root).as_posix(), page, heading)
+        for path, text in texts.items()
+        for page, heading in re.findall(r'\b(docs/[a-z]+\.md), "([^"]+)"', text)
+    ]
+    assert len({heading for _, _, heading in cited}) > 3
+    headings = {page: (root / page).read_text(encoding="utf-8") for page in {page for _, page, _ in cited}}
+    dangling = [
+        f"{name}: {page}, {heading}"
+        for name, page, heading in cited
+        if not re.search(rf"(?m)^#+ {re.escape(heading)}$", headings[page])
+    ]
+    here = Path(__file__).name
+    dangling += [str(path) for path, text in texts.items() if "FORMATS §" in text and path.name != here]
+    assert dangling == []

@@ -24,7 +24,7 @@ SPECIALS: tuple[str, ...] = (
     "[/SYSTEM_PROMPT]",
     "[TOOL_CONTENT]",
 )
-"""Control tokens; their place is their id, as in Tekken's first twenty (FORMATS §5)."""
+"""Control tokens; their place is their id, as in Tekken's first twenty (docs/formats.md, "Tokens of an image")."""
 
 UNK, BOS, EOS, INST, END_INST, IMG, PAD, IMG_BREAK, IMG_END = 0, 1, 2, 3, 4, 10, 11, 12, 13
 
