@@ -90,9 +90,9 @@ class Answer:
     """Token ids of one answer, the final </s> included; all arrays have length n.
 
     Attributes:
-            written: ids fed back to the decoder: positions with noise, characters with occasional errors.
-            first, second: target ids; a position between two tokens has both, the second with weight `share`.
-            about: index in the text of the character that an id belongs to, or −1.
+        written: ids fed back to the decoder: positions with noise, characters with occasional errors.
+        first, second: target ids; a position between two tokens has both, the second with weight `share`.
+        about: index in the text of the character that an id belongs to, or −1.
     """
 
     written: NDArray[np.int64]
@@ -119,9 +119,9 @@ def placed(
     """Return the answer to a question about the text.
 
     Args:
-            centres: (characters, 2) centres in pixels; rows of newlines are ignored.
-            off: deviation of the written positions, as a fraction of the distance to the nearer neighbour.
-            wrong: probability that a written character is wrong.
+        centres: (characters, 2) centres in pixels; rows of newlines are ignored.
+        off: deviation of the written positions, as a fraction of the distance to the nearer neighbour.
+        wrong: probability that a written character is wrong.
     """
     rows: list[tuple[int, float, int]] = []  # id (or first id of its range), position, character
     for index, character in enumerate(text):

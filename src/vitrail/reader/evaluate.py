@@ -27,7 +27,7 @@ def read_labels(folder: Path) -> list[Label]:
     """Read the labels.json of a folder.
 
     Raises:
-            InputError: labels.json is missing or malformed.
+        InputError: labels.json is missing or malformed.
     """
     path = folder / "labels.json"
     try:
@@ -43,10 +43,10 @@ def evaluate(folder: Path, model: Path | None = None) -> tuple[Score, float]:
     """Read every labelled image of a folder greedily, as `vitrail read` does.
 
     Args:
-            model: a checkpoint folder; None: the embedded one.
+        model: a checkpoint folder; None: the embedded one.
 
-        Returns:
-            The score and the seconds taken.
+    Returns:
+        The score and the seconds taken.
     """
     from vitrail.reader.reading import BatchReader
 
@@ -62,7 +62,7 @@ def tesseract(folder: Path) -> tuple[Score, float]:
     """Score Tesseract on the same folder: one process per image, page segmentation as one block (--psm 6).
 
     Raises:
-            InputError: Tesseract is not installed.
+        InputError: Tesseract is not installed.
     """
     program = shutil.which("tesseract")
     if program is None:

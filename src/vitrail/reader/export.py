@@ -23,7 +23,7 @@ def trained(stage: Path, averaged: bool = True) -> Reader:
     """Load the model from the newest checkpoint of a stage.
 
     Raises:
-            CheckpointError: the stage has no checkpoint, or one of a different architecture.
+        CheckpointError: the stage has no checkpoint, or one of a different architecture.
     """
     found = checkpoint.checkpoints(stage)
     if not found:

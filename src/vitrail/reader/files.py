@@ -27,9 +27,9 @@ class Reading:
     """Text read from one image.
 
     Attributes:
-            text: lines separated by newlines; empty if nothing was found.
-            confidence: probability, 0 to 1, of the least certain character.
-            seconds: this image's share of its batch's time.
+        text: lines separated by newlines; empty if nothing was found.
+        confidence: probability, 0 to 1, of the least certain character.
+        seconds: this image's share of its batch's time.
     """
 
     text: str
@@ -42,9 +42,9 @@ class FileReading:
     """Text read from one file.
 
     Attributes:
-            pages: one reading per page, one for an image; empty if the file could not be opened.
-            paged: whether the file is a PDF.
-            error: why the file could not be opened, or None.
+        pages: one reading per page, one for an image; empty if the file could not be opened.
+        paged: whether the file is a PDF.
+        error: why the file could not be opened, or None.
     """
 
     pages: tuple[Reading, ...] = ()
@@ -68,7 +68,7 @@ def find_images(names: Sequence[str]) -> list[str]:
     """Expand names to files, each once, in order; folders are searched recursively.
 
     Raises:
-            InputError: a name matches nothing.
+        InputError: a name matches nothing.
     """
     found: dict[str, None] = {}
     for name in names:
@@ -91,8 +91,8 @@ def open_file(name: str) -> list[Image]:
     """Open the image at a path or URL, or the pages of a PDF (recognised by its name).
 
     Raises:
-            ImageError: the file cannot be opened.
-            MissingPackageError: a PDF, without the extra `pdf`.
+        ImageError: the file cannot be opened.
+        MissingPackageError: a PDF, without the extra `pdf`.
     """
     from vitrail.images.load import load_image
     from vitrail.images.pdf import PdfLimits, load_pages, names_pdf

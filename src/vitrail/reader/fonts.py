@@ -68,7 +68,7 @@ def read_face(path: Path) -> Face:
     """Read the names of a font file.
 
     Raises:
-            InputError: FreeType cannot read the file.
+        InputError: FreeType cannot read the file.
     """
     try:
         family, style = ImageFont.truetype(str(path), 20).getname()
@@ -81,7 +81,7 @@ def training_face(path: Path) -> Face:
     """Read the names of a font file and check that training may use it.
 
     Raises:
-            InputError: unreadable, or of a reserved family.
+        InputError: unreadable, or of a reserved family.
     """
     face = read_face(path)
     if is_reserved(face.family) or is_reserved(path.stem):
@@ -109,7 +109,7 @@ def find_faces(folders: Iterable[Path], reserved: bool = False) -> list[Face]:
     """Find usable faces in folders, sorted by path: readable, Latin, no symbol fonts; reserved ones only on request.
 
     Raises:
-            InputError: no usable face was found.
+        InputError: no usable face was found.
     """
     found = []
     for path in sorted(

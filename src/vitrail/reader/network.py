@@ -110,10 +110,10 @@ class Reader(nn.Module):
         """Return the weighted sum of the losses (any weight may be 0), and metrics to log.
 
         Args:
-                patches: weight of predicting the characters under and beside each patch.
-                answer: weight of the next-token loss of the answer.
-                pointer: weight of the attention loss of the pointing heads; no effect without an answer.
-                located: weight of predicting row and column of image tokens in the decoder; no effect without an answer.
+            patches: weight of predicting the characters under and beside each patch.
+            answer: weight of the next-token loss of the answer.
+            pointer: weight of the attention loss of the pointing heads; no effect without an answer.
+            located: weight of predicting row and column of image tokens in the decoder; no effect without an answer.
         """
         tower = self.model.vision_tower
         grids = tower.grids(batch.pixel_values, batch.image_sizes)
@@ -210,10 +210,10 @@ def pointer_loss(layers: Sequence[Sequence[Tensor]], batch: Batch) -> Tensor:
     """Return the loss of the pointing heads: attention on the character that the next id belongs to.
 
     Args:
-            layers: attention weights, (A, T, T) per image, of each layer with pointing heads.
+        layers: attention weights, (A, T, T) per image, of each layer with pointing heads.
 
     Returns:
-            Mean of −log(attention weight on the tokens that hold a part of the character).
+        Mean of −log(attention weight on the tokens that hold a part of the character).
     """
     found: list[Tensor] = []
     start = 0

@@ -37,7 +37,7 @@ class BatchReader:
     """Reads many images with the embedded model, or another checkpoint with the same answer format.
 
     Args:
-            model: a checkpoint folder; None: the embedded one.
+        model: a checkpoint folder; None: the embedded one.
     """
 
     def __init__(self, model: Path | None = None) -> None:

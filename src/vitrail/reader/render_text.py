@@ -112,8 +112,8 @@ def lay_out(lines: list[str], face: Face, size: int, spacing: float, align: floa
     """Lay out lines of text in a font at a pixel size.
 
     Args:
-            spacing: line distance in multiples of the font's line height.
-            align: 0 left, 0.5 centred, 1 right.
+        spacing: line distance in multiples of the font's line height.
+        align: 0 left, 0.5 centred, 1 right.
     """
     font = fonts.load(face.path, size)
     ascent, descent = font.getmetrics()
@@ -146,8 +146,8 @@ def render(
     """Draw a block on a canvas of (width, height) pixels, then resize to `target` (width, height), as a processor does.
 
     Args:
-            wear: 0 (clean print) to 1: frequency of rotation, blur, noise, frames and JPEG artefacts.
-            blank: leave the text out.
+        wear: 0 (clean print) to 1: frequency of rotation, blur, noise, frames and JPEG artefacts.
+        blank: leave the text out.
     """
     if blank:
         block = replace(block, lines=())

@@ -31,7 +31,7 @@ def make_testset(
     """Write `count` images and their labels.json to a new or empty folder.
 
     Raises:
-            InputError: `out` is not empty, or no font was found.
+        InputError: `out` is not empty, or no font was found.
     """
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; give a new folder.")

@@ -51,7 +51,7 @@ def read_apart(
     Closing the iterator ends the processes.
 
     Raises:
-            VitrailError: the model cannot be loaded, or a process ended early.
+        VitrailError: the model cannot be loaded, or a process ended early.
     """
     shares = _shares(names, processes)
     with _started(processes, model) as workers:
