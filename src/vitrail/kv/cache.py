@@ -58,7 +58,7 @@ class KVCache(PaddedView):
     Args:
         geometry: the streams of every layer, or a decoder's configuration.
         blocks: number of blocks of `block` positions.
-            dtype, device: of the storage; a stream may have its own dtype. int8 is one byte per number and one float32
+        dtype, device: of the storage; a stream may have its own dtype. int8 is one byte per number and one float32
             scale per position and head (ops/cpu/kv.py); `geometry.position_bytes(dtype)` gives the bytes per position.
     """
 

@@ -97,7 +97,7 @@ class AttentionBackend(Protocol):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, kv: LayerKV | None, metadata: AttentionMetadata, *,
                scale: float, window: int | None) -> Tensor:  # fmt: skip
-        """Return (L, A, K): attention without gradients of q (L, A, K) over new rows k, v (L, G, K), already written to kv."""
+        """Return attention (L, A, K) without gradients; q (L, A, K), new rows k, v (L, G, K), already written to kv."""
 
     def takes_decoder_blocks(self, hidden: Tensor, metadata: AttentionMetadata) -> bool:
         """Return whether this batch may be one call; a cheap check before the layers are inspected."""
