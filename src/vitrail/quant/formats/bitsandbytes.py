@@ -128,7 +128,7 @@ class BitsAndBytes4(WeightFormat):
         return codes + (groups + 4 * -(-groups // NESTED_GROUP) + 256 * 4 + 4 if self.nested else 4 * groups)
 
     def working_bytes(self, shape: tuple[int, int], group: int, dtype: torch.dtype) -> int:
-        """Return bytes of the matrix, a second copy of the codes, and intermediates of scales and, without kernels, codes."""
+        """Return bytes of the matrix, a copy of the codes, and intermediates of scales, and of codes without kernels."""
         count = math.prod(shape)
         work = count // 2 if has_kernels() else min(_CHUNK_WORK, count * 40)
         return count * dtype.itemsize + self.packed_bytes(shape, group) + work

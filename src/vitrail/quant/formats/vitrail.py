@@ -190,7 +190,7 @@ def quantize_own(
 
     Raises:
         ConfigError: unknown kind, or a group that does not fit.
-    CheckpointError: a non-finite value.
+        CheckpointError: a non-finite value.
     """
     _check(weight, kind, group, name)
     matrix, dtype, layout = weight.detach(), dtype or weight.dtype, _LAYOUTS[kind]
