@@ -50,10 +50,10 @@ def _write(setting: Setting, place: str) -> int:
 def _turn(place: str, threads: int) -> dict[str, float]:
     """Run one process of each kind; return seconds, and the memory in bytes of the one that loads."""
     alone = _run([sys.executable, "-c", _IMPORT])[0]
-    whole, said = _run(
+    whole, output = _run(
         [sys.executable, "-m", "vitrail.bench.first_token", place, str(POSITIONS), str(threads)]
     )
-    inside = json.loads(said)
+    inside = json.loads(output)
     return {
         "import_torch_process_seconds": alone,
         "first_token_process_seconds": whole,

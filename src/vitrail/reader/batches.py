@@ -136,12 +136,12 @@ def collate(drawings: Sequence[Drawing], rng: np.random.Generator, other: float 
         question, for_text = answers.question(rng, other)
         asked.append(question)
         shown.append(for_text or rng.random() < 0.5)
-        said = drawing.block.text
-        blank = not said
+        written = drawing.block.text
+        blank = not written
         given.append(
             answers.plain("" if for_text else answers.ABOUT)
             if blank or not for_text
-            else answers.placed(said, drawing.centres(), rng)
+            else answers.placed(written, drawing.centres(), rng)
         )
     return Batch(
         torch.from_numpy(pixels),

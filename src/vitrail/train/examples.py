@@ -78,7 +78,7 @@ class ExampleMaker:
         return {find(name) for name in (IMAGE, BREAK, END)}
 
     def _built(self, whole: Conversation, learned: Sequence[bool], name: str) -> tuple[list[int], list[bool]]:
-        """Build with a built-in format, which knows the author of each id; only answers of equal weight are merged."""
+        """Build with a built-in format, which records the author of each id; only answers of equal weight are merged."""
         prompt, _ = self.maker.build(whole, name, mode="agnostic")
         encoder = self.maker.tokenizer.encoder
         ids: list[int] = []

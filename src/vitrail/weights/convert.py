@@ -229,5 +229,8 @@ def _geometry(config: PretrainedConfig) -> dict[str, object]:
     loose = ("max_position_embeddings", "tied_embeddings", "vision_encoder")
     shared = {name: value for name, value in params.items() if name not in loose}
     vision = params.get("vision_encoder", {})
-    told = ("image_break_token_id", "image_end_token_id", "adapter_bias", "max_image_size")
-    return {**shared, "vision_encoder": {name: value for name, value in vision.items() if name not in told}}
+    optional = ("image_break_token_id", "image_end_token_id", "adapter_bias", "max_image_size")
+    return {
+        **shared,
+        "vision_encoder": {name: value for name, value in vision.items() if name not in optional},
+    }

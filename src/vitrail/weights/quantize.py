@@ -208,14 +208,14 @@ def _write_beside(work: Work, new: Path) -> None:
 def _identity(work: Work) -> str:
     """Return the identity of the work: version, settings, outputs, and the source's files."""
     files = {path.name: path.stat() for path in work.checkpoint.paths}
-    told: Mapping[str, Any] = {
+    identity: Mapping[str, Any] = {
         "vitrail": __version__,
         "config": work.config.to_dict(),
         "shards": [[shard.file, [list(piece.specs) for piece in shard.pieces]] for shard in work.shards],
         "choices": [_named(piece.choice) for shard in work.shards for piece in shard.pieces],
         "source": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()},
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _named(choice: Choice) -> str:

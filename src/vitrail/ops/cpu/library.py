@@ -81,8 +81,8 @@ class _Kernels:
             return self.reason
         if isa not in ISAS:
             return f"the names are {', '.join(ISAS)}"
-        said: bytes = self.library.vt_isa_reason(ISAS.index(isa))
-        return said.decode()
+        reason: bytes = self.library.vt_isa_reason(ISAS.index(isa))
+        return reason.decode()
 
 
 def _read_note() -> dict[str, Any]:
