@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 
 from tests.parity.test_processor import pair as processors, same
 from tests.parity.test_tokenizer import bytelevel, with_bos
-from tests.tiny import picture
+from tests.tiny import image as picture
 from vitrail.errors import InputError, PromptError
 from vitrail.tokenizer.fast import FastTokenizer
 
@@ -30,7 +29,7 @@ TEMPLATES = {
     "dashes": f"{HEAD}{{%- generation -%}}{CONTENT}{{%- endgeneration -%}}{TAIL}",
     "plain": f"{HEAD}{{% generation %}}\n{CONTENT}\n{{% endgeneration %}}\n{TAIL}",
     "twice": HEAD
-    + "{% generation %}{{ message['content'][:2] }}{% endgeneration %}-{% generation %}{{ message['content'][2:] }}"
+    + "{% generation %}{{ message['content'][:1] }}{% endgeneration %}-{% generation %}{{ message['content'][1:] }}"
     + "{{ eos_token }}{% endgeneration %}"
     + TAIL,
     "empty": f"{HEAD}{CONTENT}{{% generation %}}{{% endgeneration %}}{TAIL}",
@@ -105,8 +104,8 @@ def test_processor_mask_equals_that_of_transformers(processors: tuple[Any, Any])
             "tokenize": True,
         }
         same(
-            {n: v for n, v in sorted(ours.apply_chat_template(given, **MASK, **options).items())},
-            {n: v for n, v in sorted(theirs.apply_chat_template(given, **MASK, **options).items())},
+            dict(sorted(ours.apply_chat_template(given, **MASK, **options).items())),
+            dict(sorted(theirs.apply_chat_template(given, **MASK, **options).items())),
         )
 
 

@@ -156,7 +156,8 @@ class PixtralProcessor:
 
         Keywords: add_generation_prompt, continue_final_message, tools, documents, tokenize, return_dict (False gives the
         ids alone), return_assistant_tokens_mask (`assistant_masks` besides: 1 for the ids of what the template marks with
-        `{% generation %}`, or of an assistant's messages in a built-in format), what `__call__` takes, and what the template reads. Images are opened from where the messages say.
+        `{% generation %}`, or of an assistant's messages in a built-in format), what `__call__` takes, and what the template
+        reads. Images are opened from where the messages say.
         format: one of Mistral's own prompt formats instead of the template, by name or "auto" (docs/prompts.md); it is
         the default where there is no template and the tokenizer is mistral-common's.
         Control tokens that stand in a message stay text. Raises PromptError with the place of a fault.

@@ -39,8 +39,8 @@ def choose_format(name: str | Format, detect: Callable[[], Format]) -> Format:
 def build_chat(conversation: Any, format: Format, encoder: Encoder, options: Mapping[str, Any]) -> Chat:
     """One conversation or a list of them as prompts in a built-in format.
 
-    options: tools, continue_final_message, reasoning_effort, mode, return_assistant_tokens_mask. Raises PromptError with the place of a fault,
-    InputError for other options.
+    options: tools, continue_final_message, reasoning_effort, mode, return_assistant_tokens_mask.
+    Raises PromptError with the place of a fault, InputError for other options.
     """
     given = {name: value for name, value in options.items() if name not in _NEEDLESS}
     if given.pop("documents", None) is not None:
