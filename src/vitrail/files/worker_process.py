@@ -208,7 +208,7 @@ def serve(answer: Callable[[bytes], bytes], memory: int = 0) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     for what, most in (("AS", memory or None), ("CORE", 0), ("FSIZE", 0), ("NPROC", 0)):
         _limit(what, most, for_good=True)
-    watch = _Watch(stream.fileno())
+    watch = Watch(stream.fileno())
     said, last, most_kept = _READY, False, _size() + _GROWTH
     try:
         while True:
@@ -229,8 +229,8 @@ def serve(answer: Callable[[bytes], bytes], memory: int = 0) -> None:
         return
 
 
-class _Watch:
-    """Ends this process, by a signal, when its seconds are over or its parent has ended."""
+class Watch:
+    """Ends this process, by a signal, when its seconds are over or its parent has closed the pipe that requests come by."""
 
     def __init__(self, pipe: int) -> None:
         self._poll: Any = None
@@ -248,9 +248,9 @@ class _Watch:
             return
 
     @contextmanager
-    def over(self, seconds: float) -> Iterator[None]:
-        """While the body runs."""
-        if hasattr(signal, "setitimer"):
+    def over(self, seconds: float = 0) -> Iterator[None]:
+        """While the body runs. seconds: 0: as long as it likes. Raises EOFError where the parent has ended already."""
+        if seconds and hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, seconds)
         if self._poll is not None:
@@ -262,7 +262,7 @@ class _Watch:
         finally:
             if self._poll is not None:
                 signal.signal(signal.SIGIO, signal.SIG_IGN)
-            if hasattr(signal, "setitimer"):
+            if seconds and hasattr(signal, "setitimer"):
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
 

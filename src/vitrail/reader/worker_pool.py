@@ -20,6 +20,7 @@ from typing import Any
 
 from vitrail.errors import CheckpointError, UnsupportedError, VitrailError
 from vitrail.reader.files import FileReading, Reading
+from vitrail.reader.worker import written_limits
 
 WORTH = 40
 """Files for which a process is started: fewer are read before it is ready."""
@@ -27,7 +28,9 @@ MOST = 8
 """Processes, at most; each has a model and a few hundred megabytes of PyTorch."""
 SHARE = 128
 """Files that a process is given at a time, at most."""
-_START = "import sys; sys.path[:] = sys.argv[2:]; from vitrail.reader.worker import main; main(sys.argv[1])"
+_START = (
+    "import sys; sys.path[:] = sys.argv[3:]; from vitrail.reader.worker import main; main(*sys.argv[1:3])"
+)
 
 
 def cores() -> int:
@@ -48,7 +51,8 @@ def read_apart(
 ) -> Generator[tuple[int, FileReading], None, None]:
     """(index, what the file says) of every file, as they come, by `processes` processes.
 
-    Closing the iterator ends the processes.
+    Closing the iterator ends the processes. Limits and policy (`image_request`) are those where it is first asked for one;
+    each file counts for itself.
 
     Raises:
         VitrailError: the reader cannot be loaded, or a process has ended before its work was done.
@@ -133,12 +137,13 @@ def _started(count: int, model: Path | None) -> Iterator[list[subprocess.Popen[b
     if not sys.executable:
         raise UnsupportedError("this program does not say where Python is; use --processes 1.")
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // count))}
+    limits = written_limits()
     workers: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(count):
             workers.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", _START, "" if model is None else str(model), *sys.path],
+                    [sys.executable, "-c", _START, "" if model is None else str(model), limits, *sys.path],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     env=environment,

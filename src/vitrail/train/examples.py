@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import ContextError, PromptError
 from vitrail.images.load import load_image
+from vitrail.images.request import image_request
 from vitrail.processor.prompt_view import AUTO, TEMPLATE, PromptMaker
 from vitrail.prompts.builtin.encode import encode_pieces, encode_prompt
 from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE
@@ -114,11 +115,19 @@ class ExampleMaker:
 
 
 def _opened(message: Message) -> Message:
-    """The message with its images decoded, so that a broken one is found and none is opened twice."""
+    """The message with its images decoded, so that a broken one is found and none is opened twice.
+
+    They are kept, so their memory counts too; that of a PDF's pages has been counted.
+    """
     if not message.images:
         return message
-    parts: tuple[Any, ...] = tuple(
-        replace(part, source=load_image(part.source)) if isinstance(part, ImagePart) else part
-        for part in message.content or ()
-    )
-    return replace(message, content=parts)
+    parts: list[Any] = []
+    with image_request() as request:
+        for part in message.content or ():
+            if isinstance(part, ImagePart):
+                image = load_image(part.source)
+                if image is not part.source:
+                    request.count_kept(image.height, image.width, "images of this conversation")
+                part = replace(part, source=image)
+            parts.append(part)
+    return replace(message, content=tuple(parts))
