@@ -200,7 +200,7 @@ worker.main("", worker.written_limits())
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_reading_process_ends_with_its_parent() -> None:
-    """In the middle of its files: the pipe is closed when the parent dies."""
+    """In the middle of its files: the pipes are closed when the parent dies."""
     with subprocess.Popen(
         [sys.executable, "-c", BUSY],
         stdin=subprocess.PIPE,
@@ -211,5 +211,7 @@ def test_reading_process_ends_with_its_parent() -> None:
         assert process.stdin is not None and process.stderr is not None
         process.stdin.write(b'["a.png"]\n')
         assert process.stderr.readline() == b"busy\n"
+        assert process.stdout is not None
         process.stdin.close()
+        process.stdout.close()
         assert process.wait(20) < 0

@@ -28,7 +28,7 @@ def main(model: str, limits: str) -> None:
     itself.
     """
     answers = _take_output()
-    watch = Watch(sys.stdin.fileno())
+    watch = Watch(answers.fileno())
     try:
         _take_limits(limits)
         from vitrail.reader.reading import BatchReader
