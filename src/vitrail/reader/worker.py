@@ -1,6 +1,6 @@
-"""One of several processes that read files for `vitrail read`: names come in, readings go out. See worker_pool.py.
+"""Worker process of `vitrail read`: file names in, readings out. Started by worker_pool.py.
 
-Standard input: a JSON list of file names on every line. Standard output: for each such line one, {"files": [[pages,
+Standard input: a JSON list of file names per line. Standard output: for each such line one, {"files": [[pages,
 paged, error], …]}, a page being [text, confidence, seconds]; or {"fault": reason}, and the end.
 """
 
@@ -22,10 +22,10 @@ from vitrail.reader.files import read_files
 
 
 def main(model: str, limits: str) -> None:
-    """Read lists of files until there are no more; one that reads ends with its parent.
+    """Read lists of files until the input ends; while it reads, the process ends with its parent.
 
-    model: a checkpoint's folder, or nothing for the embedded one. limits: what `written_limits` gave; each file counts for
-    itself.
+    model: a checkpoint folder, or empty for the embedded one. limits: the result of `written_limits`; they hold for each
+    file.
     """
     answers = _take_output()
     watch = Watch(answers.fileno())
@@ -40,7 +40,7 @@ def main(model: str, limits: str) -> None:
             _tell(answers, files=files)
     except VitrailError as error:
         _tell(answers, fault=str(error))
-    except (BrokenPipeError, EOFError):  # nobody waits for the answer any more
+    except (BrokenPipeError, EOFError):  # the parent has ended
         return
 
 
@@ -60,7 +60,7 @@ def _fields(part: dict[str, Any]) -> Any:
 
 
 def _take_output() -> IO[bytes]:
-    """The standard output for answers alone: whatever else is written to it goes to the standard error."""
+    """Reserve standard output for answers: redirect everything else written to it to standard error."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return answers
