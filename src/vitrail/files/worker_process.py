@@ -34,7 +34,7 @@ _REQUEST: Final = struct.Struct(
     ">QdQ"
 )  # bytes that follow, seconds and memory (0: as the process has) for the work
 _ANSWER: Final = struct.Struct(">Q?")  # bytes that follow, whether it was the last answer
-_GROWTH: Final = 256 << 20  # bytes that a process may keep after an answer; one that has kept more ends
+_GROWTH: Final = 128 << 20  # bytes that a process may keep after an answer; one that has kept more ends
 _LONGEST: Final = 1e6  # seconds; every clock takes as many
 _MOST_MEMORY: Final = 1 << 60  # the same for limits
 _ONE_THREAD: Final = {
