@@ -88,9 +88,15 @@ Weight: TypeAlias = "Tensor | PackedWeight"
 
 
 def dequantize(weight: Weight, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
-    """Return the plain matrix (len(rows), in) in `dtype`: the definition that every kernel must equal.
+    """Decode a weight: the definition that every kernel must equal.
 
-    `rows` is a slice with step 1. A plain tensor is sliced and cast.
+    Args:
+        weight: (out, in); a plain tensor is sliced and cast.
+        dtype: of the result.
+        rows: slice of the rows, with step 1.
+
+    Returns:
+        The plain matrix (len(rows), in).
     """
     if isinstance(weight, Tensor):
         return weight[rows].to(dtype)
