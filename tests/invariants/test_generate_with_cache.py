@@ -204,7 +204,7 @@ def test_reordered_and_repeated_rows_equal_uncached() -> None:
         ("reorder_cache", [0, 1], "must be a Tensor; got a value of type list"),
         ("batch_repeat_interleave", 0, "at least 1"),
         ("batch_repeat_interleave", 1.5, "must be an integer; got float 1.5"),
-        ("crop", "3", "whole number, got str"),
+        ("crop", "3", "must be an integer; got the string '3'"),
     ):
         with pytest.raises(InputError, match=words):
             getattr(other, method)(value)

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar, get_args
 
-from vitrail.arguments import checked
-from vitrail.configs.fields import CELL_LIMIT, COUNT_LIMIT, shown
+from vitrail.arguments import checked, short
+from vitrail.configs.fields import CELL_LIMIT, COUNT_LIMIT
 from vitrail.errors import ImageError, InputError
 
 Dialect = Literal["hf", "hf-ceil", "mistral"]
@@ -102,7 +102,7 @@ def image_grid(
     step = _positive(merge, "merge")
     cell = (cell[0] * step, cell[1] * step)
     if max(cell) > CELL_LIMIT:
-        raise InputError(f"patch_size · merge is at most {CELL_LIMIT:,} pixels; got {shown(max(cell))}.")
+        raise InputError(f"patch_size · merge is at most {CELL_LIMIT:,} pixels; got {short(max(cell))}.")
     checked = check_dialect(dialect)
     grid = _grid_in_box(height, width, box, cell, checked)
     if max_image_tokens is None or grid.tokens <= check_budget(max_image_tokens):
@@ -153,7 +153,7 @@ def image_tokens(
 def check_dialect(dialect: str) -> Dialect:
     """`dialect` itself if it is one of the three names; else InputError."""
     if dialect not in DIALECTS:
-        raise InputError(f"dialect is one of {', '.join(DIALECTS)}; got {shown(dialect)}.")
+        raise InputError(f"dialect is one of {', '.join(DIALECTS)}; got {short(dialect)}.")
     return dialect
 
 
@@ -178,7 +178,7 @@ def _grid_in_box(
 def _sides(value: Sides, name: str) -> tuple[int, int]:
     if isinstance(value, tuple):
         if len(value) != 2:
-            raise InputError(f"{name} is a number of pixels or (height, width); got {shown(value)}.")
+            raise InputError(f"{name} is a number of pixels or (height, width); got {short(value)}.")
         return _positive(value[0], name), _positive(value[1], name)
     side = _positive(value, name)
     return side, side
@@ -186,5 +186,5 @@ def _sides(value: Sides, name: str) -> tuple[int, int]:
 
 def _positive(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= COUNT_LIMIT:
-        raise InputError(f"{name} is a whole number from 1 to {COUNT_LIMIT:,}; got {shown(value)}.")
+        raise InputError(f"{name} is a whole number from 1 to {COUNT_LIMIT:,}; got {short(value)}.")
     return value

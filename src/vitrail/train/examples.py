@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitrail.errors import ContextError, PromptError
 from vitrail.images.load import load_image
 from vitrail.processor.prompt_view import AUTO, TEMPLATE, PromptMaker
-from vitrail.prompts.builtin.encode import encode_pieces, encode_prompt
+from vitrail.prompts.builtin.encode import encode_marked
 from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE
 from vitrail.prompts.conversation_file import Conversation
 from vitrail.prompts.messages import ImagePart, Message, images
@@ -80,17 +80,9 @@ class ExampleMaker:
     def _built(self, whole: Conversation, learned: Sequence[bool], name: str) -> tuple[list[int], list[bool]]:
         """Build with a built-in format, which records the author of each id; only answers of equal weight are merged."""
         prompt, _ = self.maker.build(whole, name, mode="agnostic")
-        encoder = self.maker.tokenizer.encoder
-        ids: list[int] = []
-        marks: list[bool] = []
-        for section in prompt.sections:
-            part = encode_pieces(section.pieces, encoder)
-            answer = section.role == "assistant" and all(learned[place] for place in section.messages)
-            ids += part
-            marks += [answer] * len(part)
-        if ids != encode_prompt(prompt, encoder):
-            raise PromptError(f"format {name!r} joins texts of neighbouring turns; choose another format")
-        return ids, marks
+        marked = replace(prompt, learned=frozenset(place for place, learn in enumerate(learned) if learn))
+        ids, marks = encode_marked(marked, self.maker.tokenizer.encoder)
+        return ids, list(map(bool, marks))
 
     def _template(self, whole: Conversation, learned: Sequence[bool]) -> tuple[list[int], list[bool]]:
         """Build with a template: an answer is the text that it adds to its prompt."""

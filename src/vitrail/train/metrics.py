@@ -21,16 +21,19 @@ def append(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return all records; an incomplete last line is dropped."""
+    """Return all records up to the first damaged one."""
     path = folder / NAME
     if not path.is_file():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            found.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            break
+        found.append(record)
     return found
 
 

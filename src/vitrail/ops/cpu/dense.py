@@ -27,7 +27,7 @@ from vitrail.ops.weight import Layout, PackedWeight, Weight, dequantize
 _ROWS, _FORMATS = 0, {Layout.MAP4: 1, Layout.INT8_ROWS: 2, Layout.PANELS16: 3}
 # native/dense.h's Rounding, by the first of two 16-bit dtypes.
 _TWICE = {torch.float16: 4, torch.bfloat16: 5}
-_STEP = 64  # kStep
+_STEP = 64  # kDenseStep of native/dense.h
 _SCRATCH = 1 << 22  # floats of activations rearranged at once
 # Rows from which PyTorch's product is faster on a processor with bfloat16 instructions.
 _MANY_ROWS = 16

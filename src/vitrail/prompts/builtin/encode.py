@@ -36,6 +36,22 @@ def encode_prompt(prompt: BuiltPrompt, encoder: Encoder) -> list[int]:
     return encode_pieces(prompt.pieces, encoder)
 
 
+def encode_marked(prompt: BuiltPrompt, encoder: Encoder) -> tuple[list[int], list[int]]:
+    """The ids of a prompt, and 1 for those of the assistant's messages that are learned, 0 for others.
+
+    Raises PromptError where the ids of a message are not those that it has by itself.
+    """
+    ids: list[int] = []
+    marks: list[int] = []
+    for section in prompt.sections:
+        part = encode_pieces(section.pieces, encoder)
+        ids += part
+        marks += [int(prompt.is_learned(section))] * len(part)
+    if ids != encode_prompt(prompt, encoder):
+        raise PromptError("the prompt's format joins texts of neighbouring turns; choose another format")
+    return ids, marks
+
+
 def encode_pieces(pieces: Iterable[Piece], encoder: Encoder) -> list[int]:
     """The ids of pieces that stand together: those of a prompt, or of one of its sections."""
     return [index for piece in joined(pieces, encoder) for index in encode_piece(piece, encoder)]
