@@ -15,9 +15,12 @@ class PrefixScope:
 
     Attributes:
         version: Vitrail's version.
-        weights: identifies the checkpoint and its quantisation. adapter: active adapters, "" for none.
-        kv_dtype: of the cache. activations: dtype or quantisation of the activations.
-        prompt_format: how messages became ids. salt: per tenant, so that no tenant can probe another's prompts.
+        weights: identifies the checkpoint and its quantisation.
+        adapter: active adapters, "" for none.
+        kv_dtype: of the cache.
+        activations: dtype or quantisation of the activations.
+        prompt_format: how messages became ids.
+        salt: per tenant, so that no tenant can probe another's prompts.
     """
 
     version: str

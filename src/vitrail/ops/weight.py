@@ -54,10 +54,11 @@ class Layout(str, Enum):
 class PackedWeight:
     """A quantised matrix of `shape` (out, in) in memory.
 
-    layout   memory layout of its tensors.
-    group    number of adjacent elements that share one scale; see the layout.
-    tensors  the layout's parts by name.
-    dtype    decoded values are rounded to it first.
+    Attributes:
+        layout: memory layout of its tensors.
+        group: number of adjacent elements that share one scale; see the layout.
+        tensors: the layout's parts by name.
+        dtype: decoded values are rounded to it first.
     """
 
     layout: Layout

@@ -34,9 +34,10 @@ HALVES = (torch.bfloat16, torch.float16)
 class Piece:
     """One tensor of the model, and the tensors written for it.
 
-    name    of the model's tensor.  shape: its shape.  choice: its quantisation.
-    saved   key ("weight.codes", …; "" for a tensor that is not packed) → name in the new file.
-    specs   name in the new file → dtype and shape.
+    Attributes:
+        name: of the model's tensor.  shape: its shape.  choice: its quantisation.
+        saved: key ("weight.codes", …; "" for a tensor that is not packed) → name in the new file.
+        specs: name in the new file → dtype and shape.
     """
 
     name: str
