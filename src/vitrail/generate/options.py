@@ -32,8 +32,8 @@ def settle(
     """Resolve the options of a call.
 
     Args:
-        model_config: the model's generation_config; used wherever it differs from the defaults and nothing overrides it.
-        given: the caller's configuration, which overrides the model's.
+        model_config: the model's generation_config.
+        given: the caller's configuration, which overrides the model's wherever it differs from the defaults.
         keywords: of the call, which override both.
         use_model_defaults: False takes only the special ids from the model's configuration.
 

@@ -44,7 +44,9 @@ class PrefixScope:
 class ImageSpan:
     """Positions start … stop−1 of a prompt that belong to one image, and the digest of its pixel values.
 
-    key: images.fingerprint.fingerprint of the pixel values; grid: rows and columns of its patches.
+    Attributes:
+        key: images.fingerprint.fingerprint of the pixel values.
+        grid: rows and columns of its patches.
     """
 
     start: int

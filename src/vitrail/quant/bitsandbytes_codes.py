@@ -105,7 +105,7 @@ def quantize_int8(weight: Tensor) -> PackedWeight:
 
 
 def matrix_shape(weight: Tensor) -> tuple[int, int]:
-    """Return the shape of a matrix; raise for another number of dimensions."""
+    """Return the two dimensions of a matrix."""
     rows, columns = weight.shape
     return rows, columns
 

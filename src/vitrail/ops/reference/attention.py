@@ -51,7 +51,8 @@ class Group:
 class DecodePlan(AttentionMetadata):
     """A decoding batch: groups, and the indices of sequences that are read in place.
 
-    order: int64 (n,), the rows of all groups concatenated.
+    Attributes:
+        order: int64 (n,), the rows of all groups concatenated.
     """
 
     groups: tuple[Group | int, ...]
