@@ -38,8 +38,11 @@ class PromptImage:
 class Continuation:
     """Result of one prompt.
 
-    ids: new ids. reused, computed: positions of the prompt that were cached, and that went through the decoder.
-    encoded: images that went through the vision tower. reason: why it ended ("eos", "length", "criteria", …).
+    Attributes:
+        ids: new ids.
+        reused, computed: positions of the prompt that were cached, and that went through the decoder.
+        encoded: images that went through the vision tower.
+        reason: why it ended ("eos", "length", "criteria", …).
     """
 
     ids: tuple[int, ...]
