@@ -40,6 +40,8 @@ NOT_RUN = (
     "pip install '.[test]' && pytest",
     'eval "$(_VITRAIL_COMPLETE=bash_source vitrail)"',  # tests/cli/test_completion.py does
     "pip install -e '.[test]'",
+    "pip install -e '.[dev]'",
+    "scripts/",
     ".ci/run",
     "python -m vitrail.reader",
     "python examples/",
