@@ -22,7 +22,7 @@ from vitrail.responses.text_pieces import Detokenizer, TextPieces
 def generate(
     model: GeneratingModel,
     inputs: Any = None,
-    generation_config: GenerationConfig | None = None,
+    generation_config: Any = None,
     logits_processor: "Sequence[Processor] | Processor | None" = None,
     stopping_criteria: "Sequence[Criterion] | Criterion | None" = None,
     prefix_allowed_tokens_fn: AllowedIds | None = None,

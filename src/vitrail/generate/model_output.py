@@ -16,7 +16,10 @@ class ModelOutput(dict[str, Any]):
 
     def __post_init__(self) -> None:
         """Take the fields out of one mapping or iterator of pairs: accelerate makes its float32 copies so."""
-        first, *others = (getattr(self, field.name) for field in fields(self))
+        values = [getattr(self, field.name) for field in fields(self)]
+        if not values:
+            return
+        first, *others = values
         if isinstance(first, (Mapping, Iterator)) and all(value is None for value in others):
             setattr(self, fields(self)[0].name, None)
             for name, value in dict(first).items():

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from vitrail.errors import CheckpointError, VitrailError
-from vitrail.files.json import read_json
+from vitrail.files.json import JSON_LIMIT, read_json
 from vitrail.files.safetensors import SafetensorsFile, write_safetensors
 from vitrail.files.writing import writing
 
@@ -133,7 +133,7 @@ def undamaged(folder: Path) -> Iterator[None]:
 
 
 def _restore(run: Resumable, folder: Path) -> None:
-    note = read_json(folder / "state.json")
+    note = read_json(folder / "state.json", limit=JSON_LIMIT)
     if note["step"] != int(folder.name.removeprefix(_NAME)):
         raise ValueError(f"its state is of step {str(note['step'])[:40]}")
     load_weights(run.model, _read(folder / "model.safetensors"), folder)
@@ -184,7 +184,7 @@ def read_note(folder: Path) -> dict[str, Any]:
     if not found:
         return {}
     with undamaged(found[-1]):
-        return dict(read_json(found[-1] / "state.json")["note"])
+        return dict(read_json(found[-1] / "state.json", limit=JSON_LIMIT)["note"])
 
 
 def checkpoints(folder: Path) -> list[Path]:

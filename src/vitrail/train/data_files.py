@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 from vitrail.errors import InputError, MissingPackageError, PromptError
 from vitrail.files.lfs import refuse_pointer
+from vitrail.files.opening import open_regular
 
 LINE_LIMIT = 64 * 1024 * 1024  # bytes of one record: images may stand in it as data URLs
 LIST_LIMIT = 4 << 30  # bytes of a file that is one JSON list, which is read whole to find its items
+_PIECE = 1 << 20  # bytes of a line that are looked at together
 _BLANK = b" \t\r\n"
 
 
@@ -163,14 +165,18 @@ class Rows:
 def find_lines(path: Path) -> Iterator[Line]:
     """The lines of a file that are not blank. InputError when it cannot be read."""
     try:
-        with path.open("rb") as stream:
-            offset = 0
-            for number, text in enumerate(stream, 1):
+        with open_regular(path) as stream:
+            number = offset = 0
+            while piece := stream.readline(_PIECE):  # a line may have any length
+                number += 1
                 if number == 1:
-                    refuse_pointer(text, str(path), InputError)
-                if text.strip():
-                    yield Line(number, offset, len(text))
-                offset += len(text)
+                    refuse_pointer(piece, str(path), InputError)
+                size, filled = len(piece), bool(piece.strip())
+                while not piece.endswith(b"\n") and (piece := stream.readline(_PIECE)):
+                    size, filled = size + len(piece), filled or bool(piece.strip())
+                if filled:
+                    yield Line(number, offset, size)
+                offset += size
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -180,7 +186,7 @@ def read_line(path: Path, line: Line) -> Any:
     if line.size > LINE_LIMIT:
         raise PromptError(f"the line has {line.size:,} bytes, more than the {LINE_LIMIT:,} that one may have")
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             stream.seek(line.offset)
             data = stream.read(line.size)
     except OSError as error:
@@ -212,9 +218,12 @@ def file_digest(path: Path) -> str:
 def _find_items(path: Path) -> list[Line] | None:
     """Where the items of a file that is one JSON list are; None for JSON Lines, whose lines may be lists of messages."""
     try:
-        with path.open("rb") as stream:
-            first = next((line for line in stream if line.strip()), b"").removeprefix(b"\xef\xbb\xbf").strip()
-            if not first.startswith(b"[") or _is_conversation(first):
+        with open_regular(path) as stream:
+            lines = iter(lambda: stream.readline(LINE_LIMIT + 1), b"")
+            first = next((line for line in lines if line.strip()), b"").removeprefix(b"\xef\xbb\xbf")
+            if not first.lstrip().startswith(b"["):
+                return None
+            if len(first) <= LINE_LIMIT and _is_conversation(first.strip()):  # a longer line is no record
                 return None
             stream.seek(0)
             data = stream.read(LIST_LIMIT + 1)

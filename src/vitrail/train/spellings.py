@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vitrail.arguments import short
 from vitrail.errors import PromptError
 
 # Names and notes that data sets carry along: they change nothing about a conversation.
@@ -67,9 +68,9 @@ def _turns(turns: Any) -> list[Any]:
             messages.append(turn)
             continue
         name, value = turn.get("from"), turn.get("value")
-        if name not in _ROLES:
+        if not isinstance(name, str) or name not in _ROLES:
             raise PromptError(
-                f"conversations[{place}].from: expected one of {', '.join(_ROLES)}; got {name!r}"
+                f"conversations[{place}].from: expected one of {', '.join(_ROLES)}; got {short(name)}"
             )
         if not isinstance(value, str):
             raise PromptError(f"conversations[{place}].value: expected a text, got {type(value).__name__}")

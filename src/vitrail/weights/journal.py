@@ -97,7 +97,7 @@ def _read(data: bytes) -> tuple[str | None, dict[str, dict[str, Any]]]:
     for line in data.splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(record, dict):
             break

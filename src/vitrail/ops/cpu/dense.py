@@ -27,7 +27,7 @@ from vitrail.ops.weight import Layout, PackedWeight, Weight, dequantize
 _ROWS, _FORMATS = 0, {Layout.MAP4: 1, Layout.INT8_ROWS: 2, Layout.PANELS16: 3}
 # Its Rounding: by the first of two 16-bit types.
 _TWICE = {torch.float16: 4, torch.bfloat16: 5}
-_STEP = 64  # kStep
+_STEP = 64  # kDenseStep of native/dense.h
 _ROOM = 1 << 22  # floats of activations that are arranged at once
 # Rows from which a processor with instructions for bfloat16 is faster with PyTorch's own product.
 _MANY_ROWS = 16
