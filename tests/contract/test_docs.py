@@ -96,6 +96,7 @@ def stand_ins(tiny_llava: Path, tmp_path: Path) -> dict[str, str]:
     return {name: files[kind] for name, kind in STAND_INS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(b.language == "python" for b in blocks(page))]
 )
