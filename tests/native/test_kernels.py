@@ -1,4 +1,4 @@
-"""The kernels of each area, tested in C++ (AREA_test.cpp): every instruction set of this machine against the portable one."""
+"""The kernels of each area, tested in C++ (AREA_test.cpp): every instruction set here against the portable one."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_a_budget_of_tokens(kind: Any, budget: int) -> None:
 
 
 def test_the_dialects_give_different_grids() -> None:
-    """FORMATS §4.3: 1199×3191, scaled down here."""
+    """1199 × 3191 of docs/formats.md, "Resizing and normalising", shrunk to 1024."""
     image = Image.new("RGB", (1199, 3191))
     heights = {
         dialect: PixtralImageProcessor(dialect=dialect)(image)["image_sizes"][0][1]

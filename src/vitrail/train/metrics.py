@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line a step, or one with the means of several steps."""
+"""metrics.jsonl: one line per step, or per several steps with their means."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ NAME = "metrics.jsonl"
 
 
 def append(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write one line."""
+    """Append one line."""
     with writing(folder), (folder / NAME).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return all records; those from the first that is damaged on are left out."""
+    """Return all records up to the first damaged one."""
     path = folder / NAME
     if not path.is_file():
         return []
@@ -38,7 +38,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def cut(folder: Path, step: int) -> list[dict[str, Any]]:
-    """Remove the records after `step` steps, which a resumed run writes again; return those that stay."""
+    """Remove the records after `step` steps, which a resumed run writes again; return the remaining ones."""
     kept = [record for record in read(folder) if record["step"] <= step]
     part = folder / f".{NAME}.part"
     part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
@@ -61,7 +61,7 @@ class StepMeans:
         self._count = 0
 
     def add(self, result: StepResult) -> None:
-        """Take one step into the means."""
+        """Add one step to the means."""
         figures = {
             "loss": result.loss,
             "norm": result.norm,
