@@ -267,7 +267,9 @@ def _is_collection(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
     if not isinstance(value, accepted) or isinstance(value, (str, bytes, bytearray)):
         return False
     if isinstance(value, Mapping):
-        return not arguments or (_fits_all(value, arguments[0]) and _fits_all(value.values(), arguments[1]))
+        if len(arguments) != 2:
+            return not arguments or _fits_all(value, arguments[0])
+        return _fits_all(value, arguments[0]) and _fits_all(value.values(), arguments[1])
     if not isinstance(value, (list, tuple, collections.abc.Set)) or not arguments:
         return True
     if kind is tuple and Ellipsis not in arguments:

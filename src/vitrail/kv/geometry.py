@@ -5,6 +5,10 @@ from typing import Protocol
 
 import torch
 
+from vitrail.arguments import short
+from vitrail.errors import InputError
+
+_NUMBERS = ("num_hidden_layers", "num_key_value_heads", "head_dim")
 KEYS, VALUES = "keys", "values"
 
 
@@ -59,6 +63,11 @@ class KVGeometry:
         """The geometry of a decoder with grouped-query attention; a geometry is returned as it is."""
         if isinstance(config, KVGeometry):
             return config
+        numbers = [getattr(config, name, None) for name in _NUMBERS]
+        if isinstance(config, type) or not all(type(number) is int and number > 0 for number in numbers):
+            raise InputError(
+                f"expected a decoder's configuration with {', '.join(_NUMBERS)}, got {short(config)}."
+            )
         heads, width = config.num_key_value_heads, config.head_dim
         return cls(((Stream(KEYS, heads, width), Stream(VALUES, heads, width)),) * config.num_hidden_layers)
 
