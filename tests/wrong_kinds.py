@@ -16,10 +16,10 @@ from tests import tiny
 from vitrail.configs.generation_options import KNOWN
 from vitrail.tokenizer.fast import FastTokenizer
 
-IMAGE = 10
+IMAGE = tiny.image(28, 42)
 IDS = torch.arange(30, 36)[None]
 CHAT = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
-PICTURE = tiny.image(28, 42)
+PICTURE = IMAGE
 
 
 class Odd:
@@ -251,6 +251,7 @@ NAMED: dict[str, Any] = {
     "indices": torch.tensor([0]),
     "geometry": lambda w, _: w.text.kv_geometry,
     "rooms": [16],
+    "capacities": [16],
     "blocks": 2,
     "rows": 1,
     "sequence": 0,

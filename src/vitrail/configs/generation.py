@@ -90,6 +90,10 @@ class GenerationConfig:
 
     def _fill(self, values: Mapping[str, Any]) -> None:
         for name, value in {**KNOWN, **without_secrets(values)}.items():
+            if hasattr(type(self), name):  # a method, which a value would hide
+                raise ConfigError(
+                    f"GenerationConfig: {name!r} cannot be a key of a configuration; remove it."
+                )
             setattr(self, name, _plain(name, value))
         self.validate()
 
@@ -203,7 +207,7 @@ class GenerationConfig:
         changed = copy.deepcopy(self)
         unused = {}
         for name, value in kwargs.items():
-            if hasattr(self, name):
+            if hasattr(self, name) and not hasattr(type(self), name):
                 setattr(changed, name, _plain(name, value))
             else:
                 unused[name] = value

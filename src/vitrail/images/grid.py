@@ -57,7 +57,10 @@ class Grid:
         return self.rows * (self.cols + 1)
 
     def expand(self, image: _Token, row_end: _Token, image_end: _Token) -> list[_Token]:
-        """The `tokens` names or ids of the image, in order: rows of image tokens, each with its end (FORMATS §5)."""
+        """The `tokens` names or ids of the image, in order: rows of image tokens, each with its end.
+
+        See docs/formats.md, "Tokens of an image".
+        """
         expanded = ([image] * self.cols + [row_end]) * self.rows
         expanded[-1] = image_end
         return expanded
@@ -82,7 +85,7 @@ def image_grid(
     dialect: Dialect = "hf",
     max_image_tokens: int | None = None,
 ) -> Grid:
-    """The grid of an image of (height, width) pixels (FORMATS §4.1 and §4.2).
+    """The grid of an image of (height, width) pixels (docs/formats.md, "Resizing and normalising").
 
     patch_size: side of a patch, or (height, width) of it; merge: patches per token along each side;
     longest_edge: the box (n, n) or (height, width) that a larger image is shrunk into; it never grows,

@@ -16,7 +16,7 @@ from vitrail.images.batch_feature import check_tensor_type
 from vitrail.images.grid import Dialect, Grid, check_budget, check_dialect, image_grid
 from vitrail.images.resize import BICUBIC, check_filter
 
-# CLIP's statistics, the defaults of both of transformers' classes (FORMATS §4).
+# CLIP's statistics, the defaults of both of transformers' classes (docs/formats.md, "Resizing and normalising").
 IMAGE_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 LONGEST_EDGE: Final = 1024

@@ -28,7 +28,7 @@ class Encoder(Protocol):
         """As `encode`, with nothing put in front."""
 
     def encode_infill(self, text: str) -> list[int]:
-        """As `encode_bare`, torn from a sign before it (FORMATS §6.4)."""
+        """Ids of `text` where another character precedes it (docs/formats.md, "Prompts": filling a gap)."""
 
 
 def encode_prompt(prompt: BuiltPrompt, encoder: Encoder) -> list[int]:
