@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitrail.arguments import check
 from vitrail.errors import InputError, UnsupportedError
 
 
@@ -31,6 +32,7 @@ def compute_transition_scores(
     """
     if beam_indices is not None:
         raise UnsupportedError("beam_indices is not supported: there are no beams; leave it out.")
+    check("compute_transition_scores", "scores", scores, list[Tensor])
     if not scores or not all(isinstance(step, Tensor) and step.dim() == 2 for step in scores):
         raise InputError(
             "scores must be the scores (rows, vocabulary) of every new id; generate with output_scores=True and "
