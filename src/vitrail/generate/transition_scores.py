@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.arguments import check
 from vitrail.errors import InputError, UnsupportedError
 
 
@@ -32,8 +31,8 @@ def compute_transition_scores(
     """
     if beam_indices is not None:
         raise UnsupportedError("beam_indices is not supported: there are no beams; leave it out.")
-    check("compute_transition_scores", "scores", scores, list[Tensor])
-    if not scores or not all(isinstance(step, Tensor) and step.dim() == 2 for step in scores):
+    listed = isinstance(scores, (list, tuple)) and bool(scores)
+    if not listed or not all(isinstance(step, Tensor) and step.dim() == 2 for step in scores):
         raise InputError(
             "scores must be the scores (rows, vocabulary) of every new id; generate with output_scores=True and "
             "return_dict_in_generate=True."

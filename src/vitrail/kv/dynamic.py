@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.arguments import checked, short
+from vitrail.arguments import checked_except, short
 from vitrail.errors import InputError, UnsupportedError
 
 MOST_LAYERS = 1 << 10
@@ -37,7 +37,7 @@ class DynamicLayer:
         return 0 if self.keys is None else int(self.keys.shape[-2])
 
 
-@checked
+@checked_except("update.key_states", "update.value_states")
 class DynamicCache:
     """A cache that generate() and forward() accept as `past_key_values` and append to.
 
