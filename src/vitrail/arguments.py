@@ -23,7 +23,7 @@ Target = TypeVar("Target")
 # Keywords that go on to other calls, and parameters of any kind, by name: what an array may be given as …
 _ARRAYS = re.compile(
     "ids?$|mask|embeds|sizes|values?$|position|mean$|std$|labels|image|inputs|seed|prompt|source|sequences|outputs|data|"
-    "content|tensor$|state_dict|features|beam_idx|batch$|past|weights?$"
+    "content|tensor$|state_dict|features|beam_idx|batch$|past|weights?$|states$"
 )
 # … and what has one kind wherever it is given.
 _KINDS: dict[str, Any] = {
