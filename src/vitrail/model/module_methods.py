@@ -6,7 +6,8 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from vitrail.errors import UnsupportedError
+from vitrail.arguments import check
+from vitrail.errors import InputError, UnsupportedError
 
 
 class ModuleMethods:
@@ -58,12 +59,12 @@ class ModuleMethods:
 
     def get_parameter_or_buffer(self, target: str) -> Any:
         """The parameter or buffer of that name."""
+        check("get_parameter_or_buffer", "target", target, str)
         module = cast(nn.Module, self)
-        return (
-            dict(module.named_buffers())[target]
-            if target in dict(module.named_buffers())
-            else module.get_parameter(target)
-        )
+        found = dict(module.named_buffers()) | dict(module.named_parameters(remove_duplicate=False))
+        if target not in found:
+            raise InputError(f"{type(self).__name__} has no parameter or buffer {target[:80]!a}.")
+        return found[target]
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, str]) -> None:
         """Accept every name of exact attention; there is one here."""
