@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vitrail.cli.options import complete_files, revision_option
+from vitrail.cli.options import Named, NamedPath, complete_files, revision_option
 from vitrail.cli.output import echo, echo_json
 from vitrail.cli.screen import waiting
 from vitrail.cli.source import Source
@@ -27,8 +27,8 @@ PART = click.Choice(["q8", "q4", "bf16"])
 
 
 @click.command("quantize", epilog=EXAMPLES)
-@click.argument("model", metavar="MODEL", shell_complete=complete_files)
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("model", metavar="MODEL", type=Named(), shell_complete=complete_files)
+@click.argument("out", metavar="OUT", type=NamedPath())
 @click.option(
     "--format",
     "format_name",

@@ -13,6 +13,7 @@ from vitrail.adapters.config import LoraConfig
 from vitrail.arguments import checked
 from vitrail.auto import AutoConfig
 from vitrail.errors import InputError
+from vitrail.files.training_run import CHECKPOINTS, MERGED
 from vitrail.files.writing import refuse_blocked, writing
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.train.dataset import Dataset, open_dataset, refuse_faults
@@ -29,9 +30,8 @@ from vitrail.train.setup import (
     parts_of,
     train_parts,
 )
-from vitrail.train.trainer import CHECKPOINTS, Outcome, Trainer
+from vitrail.train.trainer import Outcome, Trainer
 
-MERGED = "merged"
 _RATES = {"lora": 2e-4, "full": 2e-5}
 _MODEL_FILES = ("config.json", "params.json", "adapter_config.json")
 
