@@ -86,7 +86,7 @@ def quantize(
     source = Source.open(model, read_as, revision)
     _refuse_adapter(source)
     source.fetch_weights()
-    with waiting(not as_json) as line:
+    with waiting() as line:
         line.say(f"reading {model}")
         from vitrail.auto import meta_model
         from vitrail.configs import read_config
@@ -107,7 +107,7 @@ def quantize(
         )
     if not as_json:
         show_policy(work)
-    with watching(not as_json) as progress:
+    with watching() as progress:
         written = write(work, progress=progress)
     if as_json:
         echo_json({**written.as_json(), "model": model}, indent=2)

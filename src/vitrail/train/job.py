@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,6 +228,8 @@ class Job:
         """The adapter, or the whole checkpoint with what reads its inputs."""
         if self.method == "lora":
             model.save_adapter(out)
+        if not self.merge and (out / MERGED / "config.json").is_file():
+            warnings.warn(f"{out / MERGED} is of an earlier step; --merge writes it anew", stacklevel=2)
         if self.method == "full" or self.merge:
             target = out / MERGED if self.merge else out
             (target / "config.json").unlink(missing_ok=True)  # half-written weights must not load
