@@ -9,6 +9,7 @@ import numbers
 import operator
 import os
 import re
+import reprlib
 import sys
 import types
 import typing
@@ -26,14 +27,12 @@ _ARRAYS = re.compile(
 )
 # … and what has one kind wherever it is given.
 _KINDS: dict[str, Any] = {
-    **dict.fromkeys(
-        ("revision", "subfolder", "tokenizer_mode", "attn_implementation", "variant"), str | None
-    ),
+    **dict.fromkeys(("revision", "tokenizer_mode", "variant"), str | None),
     **dict.fromkeys(("trust_remote_code", "use_fast", "local_files_only", "force_download", "vision"), bool),
     **dict.fromkeys(("on_event", "on_prompt", "stop", "progress", "pages"), Callable | None),
     **dict.fromkeys(("max_image_tokens",), int | None),
     "cache_dir": str | os.PathLike | None,
-    "token": str | bool | None,
+    "attn_implementation": str | Mapping | None,
 }
 
 _COLLECTIONS: dict[Any, tuple[Any, str]] = {
@@ -161,9 +160,22 @@ def _refuse_array(function: Callable[..., Any], args: tuple[Any, ...], name: str
         raise ArgumentError(f"{_owner(function, args)}: {name} cannot be an array; got {shown(value)}.")
 
 
+class _Short(reprlib.Repr):
+    """Values in at most some hundred characters."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > 256:  # more digits than Python may be willing to write
+            return f"a whole number of {x.bit_length():,} bits"
+        return repr(x)
+
+
+_SHORT = _Short()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
 def short(value: Any) -> str:
-    """The repr of a value on one line, cut where it is long."""
-    text = " ".join(repr(value).split())
+    """The repr of a value on one line, cut where it is long, whatever it is."""
+    text = " ".join(_SHORT.repr(value).split())
     return text if len(text) <= 120 else f"{text[:117]}…"
 
 

@@ -10,8 +10,8 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from vitrail.arguments import checked_except
-from vitrail.configs.fields import check_dtype, check_field, shown
+from vitrail.arguments import checked_except, short
+from vitrail.configs.fields import check_dtype, check_field
 from vitrail.configs.overrides import SPELLINGS, merge_overrides, warn_replaced
 from vitrail.configs.published import read_config_file, read_config_folder
 from vitrail.errors import ConfigError, UnsupportedError
@@ -210,7 +210,7 @@ class PretrainedConfig:
         declared = config_dict.get("model_type")
         if cls.model_type and declared is not None and declared != cls.model_type:
             raise ConfigError(
-                f"{cls.__name__} reads model_type {cls.model_type!r}, but the configuration says {shown(declared)}; "
+                f"{cls.__name__} reads model_type {cls.model_type!r}, but the configuration says {short(declared)}; "
                 "use AutoConfig to choose the class by the file."
             )
         with_unused = kwargs.pop("return_unused_kwargs", False)

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from vitrail.configs.fields import check_field, shown
+from vitrail.arguments import short
+from vitrail.configs.fields import check_field
 from vitrail.errors import ConfigError
 
 # "axial" is transformers 5's word for the tower's two-dimensional rotation, which has no further settings.
@@ -22,7 +23,7 @@ def take_rope(kwargs: dict[str, Any], theta: Any) -> tuple[float, dict[str, Any]
         return _theta(theta), None
     if not isinstance(chosen, dict):
         raise ConfigError(
-            f"rope_parameters must be an object of keys, got {shown(chosen)}; correct the configuration."
+            f"rope_parameters must be an object of keys, got {short(chosen)}; correct the configuration."
         )
     chosen = dict(chosen)
     theta = _theta(chosen.pop("rope_theta", theta))
@@ -32,7 +33,7 @@ def take_rope(kwargs: dict[str, Any], theta: Any) -> tuple[float, dict[str, Any]
     if kind not in PLAIN_TYPES:
         return theta, {"rope_type": kind, **chosen}
     if chosen.get("llama_4_scaling_beta") is not None:
-        raise ConfigError(f"rope_parameters: llama_4_scaling_beta needs rope_type 'yarn', got {shown(kind)}.")
+        raise ConfigError(f"rope_parameters: llama_4_scaling_beta needs rope_type 'yarn', got {short(kind)}.")
     return theta, None
 
 
@@ -65,6 +66,6 @@ def _theta(value: Any) -> float:
     check_field("rope_parameters", "rope_theta", value, (int, float))
     if value <= 0:
         raise ConfigError(
-            f"rope_theta must be a positive number, got {shown(value)}; correct the configuration."
+            f"rope_theta must be a positive number, got {short(value)}; correct the configuration."
         )
     return float(value)

@@ -13,28 +13,24 @@ from typing import Any
 from vitrail.errors import ImageError
 from vitrail.images.fetch import FetchPolicy
 from vitrail.images.limits import LIMITS, PDF_LIMITS, ImageLimits, PdfLimits
-from vitrail.images.worker_process import WorkerProcess
 
 POLICY = FetchPolicy()
-_DECODER = "vitrail.images.decode_worker"
 
 
 @dataclass
 class _Used:
-    """What was used of a request's limits, and its decoding process."""
+    """What was used of a request's limits."""
 
     images: int = 0
     bytes: int = 0
     pixels: int = 0
-    page_bytes: int = 0
+    kept_bytes: int = 0
     seconds: float = 0.0
-    closed: bool = False
-    decoder: WorkerProcess | None = None
     lock: Any = field(default_factory=threading.RLock)
 
 
 class ImageRequest:
-    """The images of one request: their limits, what was used of them, and the process that decodes them, if any."""
+    """The images of one request: their limits, and what was used of them."""
 
     def __init__(
         self,
@@ -65,13 +61,16 @@ class ImageRequest:
     def count_page(self, height: int, width: int) -> None:
         """Count a page of a PDF, which is kept at this size; ImageError where the request has no room for it."""
         self.count_image(height, width)
+        self.count_kept(height, width, "pages of this request's PDFs")
+
+    def count_kept(self, height: int, width: int, what: str) -> None:
+        """Count the memory of an image that is kept at this size; `what`: the images in ImageError's sentence."""
         most = self.limits.max_memory // 4
         with self._used.lock:
-            self._used.page_bytes += 4 * height * width  # as PIL keeps them
-            if self._used.page_bytes > most:
+            self._used.kept_bytes += 4 * height * width  # as PIL keeps them
+            if self._used.kept_bytes > most:
                 raise ImageError(
-                    f"The pages of this request's PDFs take more than {most / (1 << 30):.3g} GiB, the limit; give fewer "
-                    "at a time."
+                    f"The {what} take more than {most / (1 << 30):.3g} GiB, the limit; give fewer at a time."
                 )
 
     def check_batch(self, images: int, height: int, width: int, itemsize: int) -> None:
@@ -114,36 +113,6 @@ class ImageRequest:
             with self._used.lock:
                 self._used.seconds += time.monotonic() - began
 
-    @contextmanager
-    def decoder(self) -> Iterator[WorkerProcess]:
-        """The process that decodes this request's images, for one exchange at a time."""
-        with self._used.lock:
-            if self._used.decoder is not None and (
-                self._used.decoder.expired or not self._used.decoder.alive
-            ):
-                self.end_decoder()
-            if self._used.decoder is None:
-                self._used.decoder = WorkerProcess(
-                    _DECODER, memory=self.limits.max_memory, seconds=self.limits.max_seconds
-                )
-            try:
-                yield self._used.decoder
-            finally:
-                if self._used.closed:  # used after its block, in a copy of its context
-                    self.end_decoder()
-
-    def close(self) -> None:
-        """End the decoding process; from now on each image has its own."""
-        self._used.closed = True
-        self.end_decoder()
-
-    def end_decoder(self) -> None:
-        """End the decoding process; the next image starts another."""
-        with self._used.lock:
-            if self._used.decoder is not None:
-                self._used.decoder.close()
-                self._used.decoder = None
-
 
 _current: ContextVar[ImageRequest | None] = ContextVar("vitrail_image_request", default=None)
 _defaults: tuple[ImageLimits, FetchPolicy, PdfLimits] = (LIMITS, POLICY, PDF_LIMITS)
@@ -155,6 +124,13 @@ def set_image_defaults(
     """What holds in this process, in every thread, wherever no `image_request` says otherwise."""
     global _defaults
     _defaults = (limits, policy, pdf_limits)
+
+
+@contextmanager
+def own_image_request() -> Iterator[ImageRequest]:
+    """A block with the limits and policy of that around it which counts for itself: one conversation of many."""
+    with image_request() as around, image_request(around.limits) as request:
+        yield request
 
 
 @contextmanager
@@ -189,5 +165,3 @@ def image_request(
         yield request
     finally:
         _current.reset(token)
-        if not joined:
-            request.close()

@@ -95,7 +95,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
         cls: type[Self],
         pretrained_model_name_or_path: "str | os.PathLike[str]",
         *model_args: Any,
-        config: "PretrainedConfig | str | Path | None" = None,
+        config: Any = None,
         cache_dir: "str | Path | None" = None,
         ignore_mismatched_sizes: bool = False,
         force_download: bool = False,

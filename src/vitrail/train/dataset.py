@@ -1,4 +1,4 @@
-"""Dataset: records of conversations as examples by number, checked once, then made anew each time. Makes no batches."""
+"""Dataset: examples by index from records of conversations, checked once, then built anew on each access."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitrail.errors import InputError, VitrailError
+from vitrail.images.request import own_image_request
 from vitrail.prompts.messages import Message
 from vitrail.train.conversations import Talk, read_talk
 from vitrail.train.data_files import Records, open_records
@@ -17,7 +18,7 @@ from vitrail.train.examples import Example, ExampleMaker
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A line (or item, or row) that cannot be learned from, and why."""
+    """A line (or item, or row) that cannot be used, and why."""
 
     line: int
     reason: str
@@ -29,9 +30,11 @@ class Fault:
 
 @dataclass
 class Dataset:
-    """The good records. `positions` and `learned`: ids of each example, and how many of them are learned.
+    """The usable records. `positions` and `learned`: number of ids, and of target ids, of each example.
 
-    rows: indices of the good ones. lacking: character → how often it stands in them, for those without a token.
+    Attributes:
+        rows: indices of the usable records.
+        lacking: character without a token → number of occurrences.
     """
 
     records: Records
@@ -48,13 +51,16 @@ class Dataset:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        return self.maker.make(self._talk(self.rows[index]))
+        return self._make(self.rows[index])[1]
 
-    def _talk(self, row: int) -> Talk:
-        return read_talk(self.records[row], self.records.folder)
+    def _make(self, row: int) -> tuple[Talk, Example]:
+        """A record's conversation, which is a request of its own, and its example."""
+        with own_image_request():
+            talk = read_talk(self.records[row], self.records.folder)
+            return talk, self.maker.make(talk)
 
     def part(self, indices: Sequence[int]) -> Dataset:
-        """The examples of these numbers, as a data set."""
+        """Return the examples with these indices as a dataset."""
         return Dataset(
             self.records,
             self.maker,
@@ -68,17 +74,21 @@ class Dataset:
 def open_dataset(
     source: Any, maker: ExampleMaker, progress: Callable[[int, int], None] | None = None
 ) -> Dataset:
-    """Read every record, open every image, and note what is wrong with which record in `faults`.
+    """Read every record, open every image, and collect errors in `faults`.
 
-    source: as `open_records` takes it. progress: called with how many of how many are done. InputError for a file that
-    cannot be read or has no records.
+    Args:
+        source: see `open_records`.
+        maker: builds examples.
+        progress: called with (records done, total).
+
+    Raises:
+        InputError: the file cannot be read or has no records.
     """
     records = open_records(source)
     data, alphabet = Dataset(records, maker), Alphabet(maker.maker.tokenizer)
     for row in range(len(records)):
         try:
-            talk = data._talk(row)
-            example = maker.make(talk)
+            talk, example = data._make(row)
             if not example.learned:
                 raise InputError("there is no text to learn: the assistant's messages are empty")
         except VitrailError as error:
@@ -105,14 +115,14 @@ def _texts(message: Message) -> Iterator[str]:
 
 
 class Alphabet:
-    """Which characters a tokenizer has no token for, each looked up once."""
+    """Characters without a token in a tokenizer; each is looked up once."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer, self._unknown = tokenizer, getattr(tokenizer, "unk_token_id", None)
         self._lacks: dict[str, bool] = {}
 
     def lacking(self, talk: Talk) -> Iterator[str]:
-        """The characters of a conversation's texts that become the unknown token, as often as they stand there."""
+        """Yield the characters of a conversation's texts that become the unknown token, with repetitions."""
         if self._unknown is None:
             return
         for message in talk.messages:
@@ -127,7 +137,7 @@ class Alphabet:
 
 
 def refuse_faults(data: Dataset, skip: bool) -> None:
-    """Raise InputError where records cannot be used, unless they are to be skipped and others are left."""
+    """Raise InputError if records cannot be used, unless they are to be skipped and others remain."""
     total, name, units = len(data) + len(data.faults), data.records.name, f"{data.records.unit}s"
     if data.faults and not skip:
         raise InputError(

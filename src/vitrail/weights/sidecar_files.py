@@ -1,4 +1,4 @@
-"""What lies beside the weights of a checkpoint and goes where they go: tokenizers, settings, licences. Reads no tensor."""
+"""Files beside a checkpoint's weights that are copied with them: tokenizers, settings, licences."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vitrail.files.lfs import refuse_pointer_file
 from vitrail.files.links import refuse_outside
 from vitrail.weights.checkpoint import Checkpoint
 
-# Tokenizers, templates, settings and licences; nothing that is read as weights.
+# Tokenizers, templates, settings and licences; nothing that is loaded as weights.
 _COPIED = re.compile(r"(?!\.).*(\.json|\.jinja|\.md|\.txt|\.model(\.v\d+(m\d+)?)?)|LICENSE.*", re.ASCII)
 
 
 def copy_beside(source: Path, target: Path, *, leave_out: Container[str] = ()) -> None:
-    """Copy the files beside the weights of `source` into `target`, but none named in `leave_out`; no index of shards.
+    """Copy the files beside the weights of `source` to `target`, except those in `leave_out` and indexes of shards.
 
     A Git LFS pointer in place of one is refused: the copy would not load.
     """
@@ -31,7 +31,7 @@ def copy_beside(source: Path, target: Path, *, leave_out: Container[str] = ()) -
 
 
 def write_image_settings(config: PretrainedConfig, folder: Path) -> None:
-    """What Hugging Face's format says of images in files of their own."""
+    """Write the image settings that Hugging Face's format keeps in files of their own."""
     if not isinstance(config, VisionLanguageConfig):
         return
     tower = config.vision_config
@@ -53,7 +53,7 @@ def write_image_settings(config: PretrainedConfig, folder: Path) -> None:
 
 
 def note_kind(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
-    """Let the configuration say what published ones say and Mistral's own format leaves out: type of numbers, class."""
+    """Set fields of the configuration that published ones have and Mistral's own format lacks: dtype, class."""
     if config.dtype is None:
         first = next(iter(checkpoint.names()), None)
         config.dtype = None if first is None else checkpoint.spec(first).dtype
