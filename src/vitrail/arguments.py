@@ -85,6 +85,10 @@ def _checked(target: Target, names_only: tuple[str, ...]) -> Target:
 def check(owner: str, name: str, value: Any, hint: Any) -> None:
     """Raise ArgumentError unless `value`, the argument `name` of `owner`, is of the kind that `hint` says."""
     if not _fits(value, hint):
+        if isinstance(value, (str, os.PathLike)) and not _is_file_name(value) and _takes_path(hint):
+            raise ArgumentError(
+                f"{owner}: {name} is no name that a file can have; got {short(os.fspath(value))}."
+            )
         raise ArgumentError(f"{owner}: {name} must be {_described(hint)}; got {shown(value)}.")
 
 
@@ -294,6 +298,10 @@ def _is_integer(value: Any) -> bool:
 def _is_path(hint: Any) -> bool:
     kind = typing.get_origin(hint) or hint
     return isinstance(kind, type) and issubclass(kind, os.PathLike)
+
+
+def _takes_path(hint: Any) -> bool:
+    return any(map(_is_path, typing.get_args(hint) or (hint,)))
 
 
 def _is_file_name(value: "str | os.PathLike[Any]") -> bool:

@@ -38,7 +38,10 @@ def test_completion_option_gives_options_and_choices(completed) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("ask", ""), ("ask", "--model", "si"), ("chat", "si"), ("read", "si"), ("tokens", "a.png", "si"), ("prompt", "si"),
+    [("prompt", "a", "--tokenizer", "si"), ("read", "a", "--model", "si"), ("train", "a", "--out", "si"),
+     ("train", "a", "--model", "si"), ("quantize", "si"), ("convert", "a", "si"), ("bench", "load", "--folder", "si"),
+     ("ask", "--conversation", "si"), ("prompt", "a", "--tools", "si"), ("ask", ""),
+     ("ask", "--model", "si"), ("chat", "si"), ("read", "si"), ("tokens", "a.png", "si"), ("prompt", "si"),
      ("train", "si"), ("train", "a", "--eval", "si"), ("convert", "si"), ("quantize", "a", "si"), ("info", "si"),
      ("ask", "--adapter", "si"), ("ask", "--tools", "si"), ("chat", "--load", "si")],
 )  # fmt: skip
@@ -83,3 +86,17 @@ def test_group_without_a_command_shows_its_help(capsys, words: list[str]) -> Non
     out, err = capsys.readouterr()
     assert "Commands:" in out
     assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (("prompt", "a", "--format", "v7"), ["plain,v7", "plain,v7m1", "plain,v7-tekken"]),
+        (("prompt", "a", "--diff", "ca"), ["plain,card"]),
+        (("train", "a", "--format", "te"), ["plain,template"]),
+        (("ask", "--device", "c"), ["plain,cpu", "plain,cuda"]),
+        (("train", "a", "--device", "a"), ["plain,auto"]),
+    ],
+)
+def test_completion_option_of_names_gives_them(completed, words, given) -> None:
+    assert completed(*words) == given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -55,3 +56,13 @@ def test_weights_that_do_not_fit_are_told_before_anything_is_written(
     assert main(["convert", str(folder), str(tmp_path / "out"), "--to", "mistral"]) == 2
     assert "in the files" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_convert_json_is_one_object(
+    tiny_llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["convert", str(tiny_llava), str(out), "--to", "mistral", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["out"], told["format"], told["files"]) == (str(out), "mistral", ["consolidated.safetensors"])
+    assert 0 < told["bytes"] < (out / "consolidated.safetensors").stat().st_size

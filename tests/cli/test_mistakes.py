@@ -331,3 +331,58 @@ def test_adapter_as_a_model_names_its_base(says: Says, sign: Path, tmp_path: Pat
     talks.write_text('[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]\n')
     said = says(*(word.format(sign=sign, adapter=tmp_path, talks=talks) for word in words))
     assert f"{tmp_path} holds an adapter, not a model: give its/base as the model" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["ask", "", "What?"], ["ask", "a.png", "What?", "--model", ""], ["ask", "a.png", "What?", "--adapter", ""],
+     ["ask", "What?", "--conversation", ""], ["ask", "a.png", "What?", "--tools", ""], ["chat", ""],
+     ["chat", "--load", ""], ["convert", "a", "", "--to", "hf"], ["info", ""], ["prompt", ""],
+     ["prompt", "a.json", "--tokenizer", ""], ["quantize", "a", "", "--format", "q8"], ["read", ""],
+     ["read", "a.png", "--model", ""], ["tokens", ""], ["train", "", "--check"], ["train", "a", "--out", ""],
+     ["train", "a", "--out", "b", "--eval", " "]],
+    ids=" ".join,
+)  # fmt: skip
+def test_empty_name_is_refused(says: Says, words: list[str]) -> None:
+    assert "name is empty" in says(*words)
+
+
+def test_overlong_output_is_no_name(says: Says, tiny_llava: Path) -> None:
+    said = says("convert", tiny_llava, "x" * 300, "--to", "mistral")
+    assert "out is no name that a file can have" in said
+
+
+def test_model_as_an_adapter_is_named(says: Says, sign: Path, tiny_llava: Path) -> None:
+    said = says("ask", sign, "What?", "--model", tiny_llava, "--adapter", tiny_llava)
+    assert "holds a model, not an adapter" in said
+    said = says("ask", sign, "What?", "--model", tiny_llava, "--adapter", tiny_llava / "config.json")
+    assert "is a file; an adapter is a folder with an adapter_config.json" in said
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/checkpoint-00000003", "merged"])
+def test_killed_training_run_says_how_it_goes_on(
+    says: Says, sign: Path, tiny_llava: Path, tmp_path: Path, place: str
+) -> None:
+    run = tmp_path / "run"
+    for name in ("checkpoints/checkpoint-00000003", "merged"):
+        (run / name).mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("{}\n")
+    folder = run / place
+    for words in (
+        ["ask", sign, "What?", "--model", folder],
+        ["ask", sign, "What?", "--model", tiny_llava, "--adapter", folder],
+        ["info", folder],
+        ["tokens", sign, "--model", folder],
+        ["convert", folder, tmp_path / "out", "--to", "mistral"],
+    ):
+        said = says(*words)
+        assert "training run that has not ended" in said
+        assert "give the same `vitrail train` command again: it goes on from its newest checkpoint" in said
+
+
+def test_checkpoint_of_an_ended_run_names_its_folder(says: Says, sign: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    said = says("ask", sign, "What?", "--model", tmp_path / "checkpoints")
+    assert f"goes on from, and no model; give {tmp_path}" in said

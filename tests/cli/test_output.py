@@ -140,3 +140,17 @@ def test_cp1252_pipe_keeps_its_letters(sign: Path) -> None:
     run = subprocess.run(arguments, capture_output=True, env=environment, check=False)
     assert run.returncode == 0
     assert run.stdout.decode("cp1252").rstrip().endswith("é?.png")
+
+
+@pytest.mark.parametrize("stage", ["set_live", "push_render_hook"])
+def test_interrupted_bar_stops_without_a_fault(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PlainConsole, stage, interrupt)
+    status = PlainConsole(file=Terminal(), force_terminal=True).status("")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            status.start()
+    finally:
+        status.stop()

@@ -32,3 +32,16 @@ def test_costs_are_those_of_the_processor(
     ids = processor(text="[IMG]", images=str(image))["input_ids"][0]
     cost = sum(int((ids == index).sum()) for index in processor.image_ids)
     assert int(capsys.readouterr().out.split()[0]) == cost == processor.num_image_tokens(57, 61)
+
+
+def test_tokens_json_is_one_object_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "b\n.png"):
+        tiny.image(32, 64).save(tmp_path / name)
+    names = [str(tmp_path / "a.png"), str(tmp_path / "b\n.png")]
+    assert main(["tokens", *names]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert main(["tokens", *names, "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["file"] for one in found] == names
+    assert [(one["page"], one["size"]) for one in found] == [(1, [64, 32])] * 2
+    assert [one["tokens"] for one in found] == [int(line.split()[0]) for line in lines]

@@ -16,7 +16,8 @@ from vitrail.images.load import load_image
 from vitrail.images.pdf import load_pages
 from vitrail.prompts.conversation_file import read_conversations
 from vitrail.tokenizer.mistral import MistralCommonTokenizer
-from vitrail.train.data_files import find_lines
+from vitrail.train.data_files import find_lines, open_records
+from vitrail.weights.convert import convert
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1364664\n"
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -61,3 +62,18 @@ def test_pointer_in_a_checkpoint_is_named(tiny_mistral3: Path, tmp_path: Path, n
     (folder / name).write_bytes(POINTER)
     with pytest.raises(VitrailError, match=rf"{name}.*Git LFS pointer"):
         kind.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json", "chat_template.jinja"])
+def test_pointer_beside_weights_is_not_copied(tiny_llava: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(tiny_llava, tmp_path / "copy"))
+    (folder / name).write_bytes(POINTER)
+    with pytest.raises(VitrailError, match=rf"{name}: a Git LFS pointer"):
+        convert(folder, tmp_path / "out", "mistral")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pointer_as_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "talks.parquet").write_bytes(POINTER)
+    with pytest.raises(VitrailError, match=r"talks\.parquet: a Git LFS pointer"):
+        open_records(tmp_path / "talks.parquet")

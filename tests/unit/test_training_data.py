@@ -16,7 +16,7 @@ from vitrail import ImageLimits, image_request, set_image_defaults
 from vitrail.errors import InputError, PromptError
 from vitrail.prompts.messages import ImagePart
 from vitrail.train.conversations import read_talk
-from vitrail.train.data_files import find_lines, read_line
+from vitrail.train.data_files import find_lines, open_records, read_line
 from vitrail.train.dataset import open_dataset, refuse_faults
 from vitrail.train.packing import Order, Room, in_groups, pack
 from vitrail.train.setup import Inputs, fingerprint, longest_of, open_inputs
@@ -270,6 +270,45 @@ def test_a_run_knows_its_base_by_the_weights(tiny_llava: Path, tmp_path: Path) -
 def test_the_context_is_the_models(tiny_llava: Path) -> None:
     assert longest_of(tiny_llava) == 4096
     assert torch.is_tensor(open_inputs(tiny_llava).prepare([tiny.image(16, 24)])["pixel_values"])
+
+
+def test_object_on_several_lines_is_one_record(tmp_path: Path) -> None:
+    talk = {"prompt": "2 + 2 =", "completion": "4"}
+    (tmp_path / "one.json").write_text(json.dumps(talk, indent=2))
+    records = open_records(tmp_path / "one.json")
+    assert (len(records), records[0], records.unit) == (1, talk, "item")
+
+
+def test_folder_of_other_files_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder; expected JSON Lines"):
+        open_records(tmp_path)
+    (tmp_path / "train").mkdir()
+    for name in ("dataset_dict.json", "train/dataset_info.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=r"holds several datasets \(train\); give the folder of one"):
+        open_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("state.json", "{", "cannot be read as a saved dataset"),
+        ("state.json", "version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        ("data-00000-of-00001.arrow", "ARROW1", "cannot be read as a saved dataset"),
+        ("data-00000-of-00001.arrow", None, "cannot be read as a saved dataset"),
+    ],
+)
+def test_damaged_saved_dataset_is_one_sentence(
+    tmp_path: Path, name: str, content: str | None, said: str
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list([{"prompt": "2 + 2 =", "completion": "4"}]).save_to_disk(tmp_path / "saved")
+    if content is None:
+        (tmp_path / "saved" / name).unlink()
+    else:
+        (tmp_path / "saved" / name).write_text(content)
+    with pytest.raises(InputError, match=said):
+        open_records(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("block", [False, True])

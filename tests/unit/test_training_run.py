@@ -23,7 +23,7 @@ from vitrail.train.muon import Muon
 from vitrail.train.optimizers import make_optimizers
 from vitrail.train.packing import loss_sum, pack
 from vitrail.train.plot import draw_curves
-from vitrail.train.settings import Settings
+from vitrail.train.settings import Settings, differences
 from vitrail.train.setup import open_inputs
 from vitrail.train.trainer import BEST, CHECKPOINTS, Trainer
 
@@ -280,3 +280,11 @@ def test_metrics_lines_beyond_the_checkpoint_are_taken_back(tmp_path: Path) -> N
     with (tmp_path / metrics.NAME).open("a") as file:
         file.write('{"step": 4, "lo')
     assert metrics.cut(tmp_path, 2) == metrics.read(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+def test_differences_name_the_value_and_no_whole_dict() -> None:
+    before = {"seed": 0, "data": "a1", "lora": {"r": 4, "lora_alpha": 8}, "patience": 1, "steps": 3}
+    assert differences(before, {**before, "steps": 9, "patience": 3}) == []
+    now = {**before, "data": "b2", "lora": {"r": 2, "lora_alpha": 8}, "patience": None}
+    assert differences(before, now) == ["other data", "lora r 2, was 4", "patience None, was 1"]
+    assert differences(before, {**before, "lora": None}) == ["lora, which only the earlier one has"]

@@ -32,6 +32,7 @@ from vitrail.files.json import read_json
 from vitrail.files.opening import home_path
 from vitrail.files.replacing import replacing
 from vitrail.files.safetensors import SafetensorsFile, write_safetensors
+from vitrail.files.training_run import refuse_unfinished
 from vitrail.files.writing import write_text
 from vitrail.weights.names import canonical, part as part_of, published
 
@@ -72,11 +73,26 @@ def read_config(folder: Path, keys: Iterable[str] = ()) -> LoraConfig:
     """
     if folder.is_dir():
         CheckpointFolder(folder).files  # noqa: B018 - an incomplete folder, and links out of it, are refused
+    _refuse_other(folder)
     values = read_json(folder / CONFIG, limit=_LIMIT)
     try:
         return LoraConfig.from_dict(saved_values(values, keys))
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{folder / CONFIG}: {error}") from error
+
+
+def _refuse_other(folder: Path) -> None:
+    """Raise CheckpointError where `folder` holds no adapter, with what it is."""
+    if os.path.lexists(folder / CONFIG):
+        return
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder}; an adapter's folder was expected.")
+    if any((folder / file).is_file() for file in _MODEL_FILES):
+        raise CheckpointError(
+            f"{folder} holds a model, not an adapter; give it as the model, or a folder with an {CONFIG}."
+        )
+    refuse_unfinished(folder)
+    raise CheckpointError(f"{folder} has no {CONFIG}; an adapter's folder was expected.")
 
 
 def base_of(name: str | os.PathLike[str]) -> str | None:

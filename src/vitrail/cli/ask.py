@@ -14,6 +14,7 @@ import click
 from vitrail.cli.files import read_tools
 from vitrail.cli.images import open_parts, split_words
 from vitrail.cli.options import (
+    Named,
     answer_options,
     complete_files,
     model_option,
@@ -55,12 +56,14 @@ Exit status: 0 answered, 2 something was wrong with the question, an image or th
 @click.option(
     "--conversation",
     metavar="FILE",
+    type=Named(),
     shell_complete=complete_files,
     help="Ask at the end of a conversation that `vitrail chat` saved.",
 )
 @click.option(
     "--tools",
     metavar="FILE",
+    type=Named(),
     shell_complete=complete_files,
     help="A JSON list of tools that the model may call; none is run here.",
 )
@@ -80,7 +83,7 @@ def ask(
 ) -> None:
     """Answer QUESTION about each IMAGE, on this machine.
 
-    A IMAGE is a file or a URL; '-' reads one from standard input, and a PDF counts as its pages. The text appears as
+    An IMAGE is a file or a URL; '-' reads one from standard input, and a PDF counts as its pages. The text appears as
     it is made; calls of tools follow it, one on a line. Reasoning goes to standard error.
     """
     names, text = split_words(words)

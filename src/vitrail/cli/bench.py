@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitrail.cli.options import Command, added
+from vitrail.cli.options import Command, Named, added, complete_files
 from vitrail.cli.output import echo, echo_json
 from vitrail.cli.screen import waiting
 
@@ -31,7 +31,14 @@ Examples:
   vitrail bench decode --rows 1,2,4,8,16 --context 2048 --json
   vitrail bench prefill --geometry ministral-3-3b --layers 4 --rows 512
   vitrail bench vision --format bf16 --side 512 --images 1,4
+  vitrail bench load --geometry ministral-3-3b --layers 4
+  vitrail bench e2e --geometry ministral-3-3b --layers 4
 """
+
+
+def _examples(command: str) -> str:
+    """Those of one command."""
+    return "\\b\nExamples:\n" + "\n".join(line for line in EXAMPLES.splitlines() if f" {command} " in line)
 
 
 class Counts(click.ParamType):  # type: ignore[type-arg]
@@ -104,7 +111,7 @@ def bench(context: click.Context) -> None:
         echo(context.get_help())
 
 
-@bench.command("decode")
+@bench.command("decode", epilog=_examples("decode"))
 @_shared("q4")
 @click.option(
     "--rows", type=Counts(), default="1", show_default=True, help="Sequences at once, e.g. 1,2,4,8."
@@ -123,7 +130,7 @@ def decode(rows: tuple[int, ...], context: int, **options: Any) -> None:
     _run(work, options, context=context)
 
 
-@bench.command("prefill")
+@bench.command("prefill", epilog=_examples("prefill"))
 @_shared("q4")
 @click.option(
     "--rows", type=Counts(), default="512", show_default=True, help="Positions of the prompt, e.g. 512,2048."
@@ -139,7 +146,7 @@ def prefill(rows: tuple[int, ...], **options: Any) -> None:
     _run(work, options)
 
 
-@bench.command("vision")
+@bench.command("vision", epilog=_examples("vision"))
 @_shared("bf16", "Tower")
 @click.option(
     "--side", type=click.IntRange(min=1), default=1024, show_default=True, help="Pixels of an image's side."
@@ -164,10 +171,14 @@ def vision(side: int, images: tuple[int, ...], **options: Any) -> None:
     _run(work, options, "vision_encoder", side=side)
 
 
-@bench.command("load")
+@bench.command("load", epilog=_examples("load"))
 @_shared("q4")
 @click.option(
-    "--folder", metavar="FOLDER", help="Where the checkpoint is written for a while. [default: the system's]"
+    "--folder",
+    metavar="FOLDER",
+    type=Named(),
+    shell_complete=complete_files,
+    help="Where the checkpoint is written for a while. [default: the system's]",
 )
 def load(folder: str | None, **options: Any) -> None:
     """From a checkpoint on disk to the first token, in processes of their own.
@@ -183,7 +194,7 @@ def load(folder: str | None, **options: Any) -> None:
     _run(work, options)
 
 
-@bench.command("e2e")
+@bench.command("e2e", epilog=_examples("e2e"))
 @_shared("q4")
 @click.option(
     "--side", type=click.IntRange(min=1), default=512, show_default=True, help="Pixels of the image's side."

@@ -6,6 +6,7 @@ import click
 
 from vitrail.cli.images import STDIN
 from vitrail.cli.options import (
+    Named,
     answer_options,
     complete_files,
     model_option,
@@ -34,7 +35,7 @@ mistake; one line on stderr says what), 130 interrupted.
 
 
 @click.command("chat", epilog=EXAMPLES)
-@click.argument("images", nargs=-1, metavar="[IMAGE…]", shell_complete=complete_files)
+@click.argument("images", nargs=-1, metavar="[IMAGE…]", type=Named(), shell_complete=complete_files)
 @model_option
 @click.option(
     "--json",
@@ -47,6 +48,7 @@ mistake; one line on stderr says what), 130 interrupted.
     "--load",
     "conversation",
     metavar="FILE",
+    type=Named(),
     shell_complete=complete_files,
     help="Go on from a conversation that /save wrote.",
 )

@@ -1,6 +1,7 @@
 """rich's console for tables, trees, bars and spinners, whose texts cannot steer a terminal. Import it where it is used."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -19,3 +20,13 @@ class PlainConsole(Console):
         """The segments of a renderable, cleaned."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    def clear_live(self) -> None:
+        """Forget a bar; one that Ctrl-C kept from starting may be stopped too."""
+        with suppress(IndexError):
+            super().clear_live()
+
+    def pop_render_hook(self) -> None:
+        """The same for its hook: an IndexError here would take the place of the KeyboardInterrupt."""
+        with suppress(IndexError):
+            super().pop_render_hook()

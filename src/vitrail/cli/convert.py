@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vitrail.cli.options import complete_files, revision_option
-from vitrail.cli.output import echo
+from vitrail.cli.options import Named, NamedPath, complete_files, revision_option
+from vitrail.cli.output import echo, echo_json, one_line
 from vitrail.cli.screen import waiting
 from vitrail.cli.source import Source
 
@@ -22,16 +22,17 @@ Examples:
 
 
 @click.command("convert", epilog=EXAMPLES)
-@click.argument("model", metavar="MODEL", shell_complete=complete_files)
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("model", metavar="MODEL", type=Named(), shell_complete=complete_files)
+@click.argument("out", metavar="OUT", type=NamedPath())
 @click.option(
     "--to",
     required=True,
     type=click.Choice(["hf", "mistral"]),
     help="hf: config.json and model*.safetensors; mistral: params.json and consolidated*.safetensors.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: out, format, files, bytes.")
 @revision_option
-def convert(model: str, out: Path, to: str, revision: str | None) -> None:
+def convert(model: str, out: Path, to: str, as_json: bool, revision: str | None) -> None:
     """Write MODEL, a checkpoint's folder or a name on the hub, into the new folder OUT in the other format.
 
     The files with weights are converted one by one, so it takes little memory; nothing is rounded. OUT appears when it is
@@ -54,8 +55,11 @@ def convert(model: str, out: Path, to: str, revision: str | None) -> None:
                 f"{file}: {done * 100 // max(size, 1)} % of {in_words(size)}"
             ),
         )
+    if as_json:
+        echo_json({"out": str(out), "format": to, "files": list(written.files), "bytes": written.size})
+        return
     files = written.files[0] if len(written.files) == 1 else f"{len(written.files)} files"
-    echo(f"{out}: {files}, {in_words(written.size)}, {NAMES[to]}")
+    echo(f"{one_line(str(out))}: {files}, {in_words(written.size)}, {NAMES[to]}")
 
 
 def _check_fits(config: "PretrainedConfig", checkpoint: "Checkpoint") -> None:

@@ -25,6 +25,8 @@ def split_words(words: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
         raise InputError(f'a question is missing; write: vitrail ask {" ".join(words)} "What does it say?"')
     if not question.strip():
         raise InputError("the question is empty; write it after the images, in quotes")
+    if not all(name.strip() for name in images):
+        raise InputError("an image's name is empty")
     if images.count(STDIN) > 1:
         raise InputError("'-' stands for standard input and can be given once")
     return tuple(images), question

@@ -8,7 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from vitrail.cli.bench import GEOMETRIES
-from vitrail.cli.options import complete_files, source_options
+from vitrail.cli.options import Named, complete_files, source_options
 from vitrail.cli.output import echo_json
 from vitrail.cli.screen import waiting
 from vitrail.cli.source import Source, embedded
@@ -33,7 +33,7 @@ def _complete(context: click.Context, parameter: click.Parameter, begun: str) ->
 
 
 @click.command("info", epilog=EXAMPLES)
-@click.argument("model", metavar="[MODEL]", required=False, shell_complete=_complete)
+@click.argument("model", metavar="[MODEL]", required=False, type=Named(), shell_complete=_complete)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; sizes are bytes.")
 @click.option("--system", is_flag=True, help="Instead: this machine, and which kernels run on it.")
 @source_options

@@ -1,6 +1,7 @@
 """Options that several commands share: the model, how it computes and draws, the limits of PDFs. No command's work."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -26,9 +27,65 @@ def added(command: Command, *options: Callable[[Command], Command]) -> Command:
     return command
 
 
+def complete_formats(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """`shell_complete=` of an option that takes the name of a prompt format."""
+    from vitrail.processor.prompt_view import FORMAT_NAMES
+
+    return complete_among(*FORMAT_NAMES)(context, parameter, begun)
+
+
+def refuse_format(flag: str, name: str | None) -> None:
+    """Raise InputError for a prompt format that there is not."""
+    from vitrail.processor.prompt_view import FORMAT_NAMES
+
+    if name is not None and name not in FORMAT_NAMES:
+        raise InputError(f"{flag} is one of {', '.join(FORMAT_NAMES)}; got {name!r}")
+
+
+class Named(click.ParamType):  # type: ignore[type-arg]
+    """The name of something, which is not empty: Path("") would be the folder in which the program runs."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).strip():
+            self.fail("the name is empty.", param, ctx)
+        return value
+
+
+class NamedPath(Named):
+    """The same, as a Path."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return Path(super().convert(value, param, ctx))
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Names of files."""
+        return complete_files(ctx, param, incomplete)
+
+
+def complete_among(*names: str) -> Callable[..., list[CompletionItem]]:
+    """`shell_complete=` of an option that takes one of these, where its own errors name them."""
+    return lambda context, parameter, begun: [CompletionItem(one) for one in names if one.startswith(begun)]
+
+
 def complete_files(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Let the shell complete names of files and folders; `shell_complete=` of arguments that may be something else."""
     return [CompletionItem(begun, type="file")]
+
+
+def device_option(command: Command) -> Command:
+    """Adds --device."""
+    return click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="NAME",
+        shell_complete=complete_among("auto", "cpu", "cuda"),
+        help="auto, cpu or cuda.",
+    )(command)
 
 
 # Each adds one option. --model: None is the embedded reader.
@@ -36,6 +93,7 @@ model_option = click.option(
     "-m",
     "--model",
     metavar="FOLDER",
+    type=Named(),
     shell_complete=complete_files,
     help="Checkpoint: a folder, or a name on the Hugging Face hub. [default: the embedded reader]",
 )
@@ -98,6 +156,7 @@ def answer_options(command: Command) -> Command:
         click.option(
             "--adapter",
             metavar="FOLDER",
+            type=Named(),
             shell_complete=complete_files,
             help="A LoRA adapter that `vitrail train` or PEFT saved.",
         ),
@@ -113,9 +172,7 @@ def answer_options(command: Command) -> Command:
             callback=lambda _context, _option, name: _CACHES.get(name),
             help="Numbers of the cache; q8 is 8 bits. [default: those computed with]",
         ),
-        click.option(
-            "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda."
-        ),
+        device_option,
     )
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vitrail.cli.files import read_input, read_tools
-from vitrail.cli.options import complete_files
+from vitrail.cli.options import Named, complete_files, complete_formats, refuse_format
 from vitrail.cli.output import echo_json
 from vitrail.cli.prompt_printer import PromptPrinter
 from vitrail.cli.source import embedded
@@ -24,28 +24,37 @@ Examples:
 
 
 @click.command("prompt", epilog=EXAMPLES)
-@click.argument("file", metavar="FILE", shell_complete=complete_files)
+@click.argument("file", metavar="FILE", type=Named(), shell_complete=complete_files)
 @click.option(
     "-t",
     "--tokenizer",
     metavar="FILE|MODEL",
+    type=Named(),
+    shell_complete=complete_files,
     help="A tokenizer's file, a checkpoint's folder, or a name on the Hugging Face hub. [default: the embedded reader]",
 )
 @click.option(
     "--format",
     "format_name",
     metavar="NAME",
+    shell_complete=complete_formats,
     help="v1 … v15 or card; auto, the tokenizer's own; template, the checkpoint's. [default: template, else auto]",
 )
 @click.option(
     "--tools",
     metavar="FILE",
+    type=Named(),
     shell_complete=complete_files,
     help="A JSON list of tools, for conversations that bring none.",
 )
 @click.option("--ids", "with_ids", is_flag=True, help="Print the ids too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line a conversation: ids, text, grids.")
-@click.option("--diff", metavar="NAME", help="Show how the prompt differs in the format NAME.")
+@click.option(
+    "--diff",
+    metavar="NAME",
+    shell_complete=complete_formats,
+    help="Show how the prompt differs in the format NAME.",
+)
 def prompt(
     file: str,
     tokenizer: str | None,
@@ -68,11 +77,10 @@ def prompt(
     conversations = read_conversations(read_input(file), file)
     if tools is not None:
         conversations = [_with_tools(one, read_tools(tools)) for one in conversations]
-    from vitrail.processor.prompt_view import FORMAT_NAMES, open_maker
+    from vitrail.processor.prompt_view import open_maker
 
-    for flag, name in (("--format", format_name), ("--diff", diff)):
-        if name is not None and name not in FORMAT_NAMES:
-            raise InputError(f"{flag} is one of {', '.join(FORMAT_NAMES)}; got {name!r}")
+    refuse_format("--format", format_name)
+    refuse_format("--diff", diff)
 
     maker = open_maker(tokenizer or embedded())
     printer = PromptPrinter(numbered=len(conversations) > 1)

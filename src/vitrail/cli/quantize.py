@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vitrail.cli.options import complete_files, revision_option
+from vitrail.cli.options import Named, NamedPath, complete_files, revision_option
 from vitrail.cli.output import echo, echo_json
 from vitrail.cli.screen import waiting
 from vitrail.cli.source import Source
@@ -27,8 +27,8 @@ PART = click.Choice(["q8", "q4", "bf16"])
 
 
 @click.command("quantize", epilog=EXAMPLES)
-@click.argument("model", metavar="MODEL", shell_complete=complete_files)
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("model", metavar="MODEL", type=Named(), shell_complete=complete_files)
+@click.argument("out", metavar="OUT", type=NamedPath())
 @click.option(
     "--format",
     "format_name",
@@ -86,7 +86,7 @@ def quantize(
     source = Source.open(model, read_as, revision)
     _refuse_adapter(source)
     source.fetch_weights()
-    with waiting(not as_json) as line:
+    with waiting() as line:
         line.say(f"reading {model}")
         from vitrail.auto import meta_model
         from vitrail.configs import read_config
@@ -107,7 +107,7 @@ def quantize(
         )
     if not as_json:
         show_policy(work)
-    with watching(not as_json) as progress:
+    with watching() as progress:
         written = write(work, progress=progress)
     if as_json:
         echo_json({**written.as_json(), "model": model}, indent=2)

@@ -55,9 +55,9 @@ def show_report(written: Written, *, every: bool = False) -> None:
 
 
 @contextmanager
-def watching(enabled: bool) -> Iterator[Progress | None]:
+def watching() -> Iterator[Progress | None]:
     """A bar on stderr, on terminals only: called as weights/quantize.py tells of its work."""
-    if not enabled or not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         yield None
         return
     from rich.progress import BarColumn, DownloadColumn, Progress as Bar, TextColumn, TimeRemainingColumn

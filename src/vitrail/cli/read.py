@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vitrail.cli.images import STDIN, open_image
-from vitrail.cli.options import complete_files
+from vitrail.cli.options import Named, NamedPath, complete_files
 from vitrail.cli.output import echo, echo_json, one_line
 from vitrail.cli.screen import waiting
 from vitrail.errors import InputError
@@ -33,7 +33,9 @@ Exit status: 0 all were read, 2 an image could not be read (one line on stderr s
 
 
 @click.command("read", epilog=EXAMPLES)
-@click.argument("names", nargs=-1, required=True, metavar="FILE…", shell_complete=complete_files)
+@click.argument(
+    "names", nargs=-1, required=True, metavar="FILE…", type=Named(), shell_complete=complete_files
+)
 @click.option(
     "--json",
     "as_json",
@@ -43,7 +45,7 @@ Exit status: 0 all were read, 2 an image could not be read (one line on stderr s
 @click.option(
     "-m",
     "--model",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FOLDER",
     help="Another checkpoint of the reader.",
 )
@@ -109,7 +111,8 @@ def _show(file: str, reading: FileReading, as_json: bool, alone: bool) -> None:
         if as_json:
             echo_json({"file": file, **place, **_record(page)})
             continue
-        before = f"{file}, page {number}: " if reading.paged else "" if alone else f"{file}: "
+        named = one_line(file)
+        before = f"{named}, page {number}: " if reading.paged else "" if alone else f"{named}: "
         for line in page.text.split("\n"):
             echo(before + line)
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitrail.cli.options import Command, complete_files
+from vitrail.cli.options import (
+    Command,
+    Named,
+    NamedPath,
+    complete_files,
+    complete_formats,
+    device_option,
+    refuse_format,
+)
 from vitrail.cli.output import echo, echo_json, one_line
 from vitrail.cli.screen import waiting
 from vitrail.errors import InputError
@@ -40,12 +48,13 @@ def _number(flag: str, kind: Any, text: str) -> Callable[[Command], Command]:
 
 
 @click.command("train", epilog=EXAMPLES)
-@click.argument("data", metavar="DATA", type=click.Path(path_type=Path))
-@click.option("-o", "--out", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the result.")
+@click.argument("data", metavar="DATA", type=NamedPath())
+@click.option("-o", "--out", metavar="DIR", type=NamedPath(), help="Folder for the result.")
 @click.option(
     "-m",
     "--model",
     metavar="FOLDER",
+    type=Named(),
     shell_complete=complete_files,
     help="Checkpoint to begin from. [default: the embedded reader]",
 )
@@ -101,9 +110,7 @@ def _number(flag: str, kind: Any, text: str) -> Callable[[Command], Command]:
 @_number("--ema", click.FloatRange(0, 1, max_open=True), "Keep a moving average of the weights. [default: 0]")
 @click.option("--bf16", is_flag=True, help="Compute products in bfloat16.")
 @click.option("--checkpointing", is_flag=True, help="Compute blocks twice: less memory, more time.")
-@click.option(
-    "--eval", "evaluation", metavar="FILE", type=click.Path(path_type=Path), help="Evaluate with this file."
-)
+@click.option("--eval", "evaluation", metavar="FILE", type=NamedPath(), help="Evaluate with this file.")
 @_number("--eval-share", click.FloatRange(0, 1, min_open=True, max_open=True), "Or with a share of DATA.")
 @_number("--eval-every", click.IntRange(1), "Steps between evaluations. [default: an epoch]")
 @_number(
@@ -114,13 +121,19 @@ def _number(flag: str, kind: Any, text: str) -> Callable[[Command], Command]:
 @_number("--seed", click.IntRange(0), "Of order, fresh adapters and dropout. [default: 0]")
 @_number("--max-length", click.IntRange(1), "Positions of the longest conversation. [default: the model's]")
 @_number("--max-image-tokens", click.IntRange(2), "Shrink each image until it costs at most N tokens.")
-@click.option("--format", "format_name", metavar="NAME", help="Prompt format, as for `vitrail prompt`.")
+@click.option(
+    "--format",
+    "format_name",
+    metavar="NAME",
+    shell_complete=complete_formats,
+    help="Prompt format, as for `vitrail prompt`.",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     help="Of weights that are not trained. [default: float32]",
 )
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda.")
+@device_option
 def train(data: Path, check: bool, as_json: bool, **options: Any) -> None:
     """Teach a model with the conversations of DATA: JSON Lines, one JSON list, Parquet, or a folder that `datasets` saved.
 
@@ -160,6 +173,7 @@ def _job(data: Path, options: dict[str, Any]) -> "Job":
     from vitrail.train.settings import SETTINGS, Settings
     from vitrail.train.setup import lora_config
 
+    refuse_format("--format", options["format_name"])
     given = {name: value for name, value in options.items() if value is not None and value != ()}
     if options["method"] == "full" and (idle := [name for name in _LORA if given.get(name)]):
         raise InputError(f"--{idle[0]} shapes an adapter; it does nothing with --method full")
@@ -232,18 +246,19 @@ def _tell_check(reading: "Reading", as_json: bool) -> None:
 def _tell_outcome(job: "Job", outcome: "Outcome", as_json: bool) -> None:
     result = {"out": str(job.out), "step": outcome.step, "reason": outcome.reason, "loss": outcome.loss,
               "eval_loss": outcome.eval_loss}  # fmt: skip
+    out = one_line(str(job.out))
     kind = "checkpoint" if job.method == "full" else "adapter"
     if as_json:
         echo_json(result)
     elif outcome.reason == "asked to stop":
         echo(
-            f"stopped after step {outcome.step}; {job.out} has the {kind} so far, and the same command goes on",
+            f"stopped after step {outcome.step}; {out} has the {kind} so far, and the same command goes on",
             err=True,
         )
     else:
         losses = "" if outcome.loss is None else f", loss {outcome.loss:.4f}"
         losses += "" if outcome.eval_loss is None else f", evaluation {outcome.eval_loss:.4f}"
-        echo(f"{job.out}: {kind} after {outcome.step} steps ({outcome.reason}){losses}")
+        echo(f"{out}: {kind} after {outcome.step} steps ({outcome.reason}){losses}")
     if outcome.reason == "asked to stop":
         raise click.exceptions.Exit(130)
 

@@ -25,6 +25,7 @@ from vitrail.files.opening import home_path
 from vitrail.files.replacing import refuse_incomplete
 from vitrail.files.repository import COMMIT, Repository
 from vitrail.files.token_ids import TokenIds, choose_tokenizer_file, read_token_ids
+from vitrail.files.training_run import refuse_unfinished
 
 
 class CheckpointFolder(os.PathLike[str]):
@@ -142,8 +143,11 @@ class CheckpointFolder(os.PathLike[str]):
         return copy.deepcopy(self._json[name])
 
     def refuse_adapter(self) -> None:
-        """Raise CheckpointError, naming the base model, where the folder holds an adapter and no model."""
-        if ADAPTER_CONFIG not in self.files or not self.files.isdisjoint(CONFIGS.values()):
+        """Raise CheckpointError where the folder holds an adapter and no model, or a training run without a result."""
+        if not self.files.isdisjoint(CONFIGS.values()):
+            return
+        if ADAPTER_CONFIG not in self.files:
+            refuse_unfinished(self.path)
             return
         base = self.json(ADAPTER_CONFIG).get("base_model_name_or_path") or "the model that it was trained on"
         raise CheckpointError(

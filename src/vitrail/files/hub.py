@@ -15,12 +15,12 @@ from vitrail.arguments import check, short
 from vitrail.errors import CheckpointError, InputError
 from vitrail.files import hub_client
 from vitrail.files.download import Download, free_bytes, listener, told
-from vitrail.files.download_plan import SETTINGS, Wanted
+from vitrail.files.download_plan import ADAPTER, SETTINGS, Wanted
 from vitrail.files.formatting import in_words, listed
 from vitrail.files.hub_cache import HubCache
 from vitrail.files.hub_client import HubUnreachableError, silent_bars
 from vitrail.files.hub_options import HubOptions
-from vitrail.files.layout import NAMES, formats_of
+from vitrail.files.layout import ADAPTER_CONFIG, NAMES, formats_of
 from vitrail.files.opening import home_path
 from vitrail.files.repository import Repository
 
@@ -56,9 +56,10 @@ def resolve(
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise CheckpointError(
-            f"{folder} is a file; a checkpoint is a folder with a config.json or a params.json."
-        )
+        kind = "a checkpoint is a folder with a config.json or a params.json"
+        if part == ADAPTER:
+            kind = f"an adapter is a folder with an {ADAPTER_CONFIG}"
+        raise CheckpointError(f"{folder} is a file; {kind}.")
     if not _is_repository(name):
         raise CheckpointError(
             f"there is no folder {name!r}; give a checkpoint's folder or a name like 'owner/model'."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from vitrail.errors import CheckpointError, VitrailError
@@ -16,3 +18,9 @@ def refuse_pointer(data: bytes, name: str, kind: type[VitrailError] = Checkpoint
         raise kind(
             f"{name}: a Git LFS pointer in place of the file; fetch the file with 'git lfs pull', or download it again."
         )
+
+
+def refuse_pointer_file(file: Path, kind: type[VitrailError] = CheckpointError) -> None:
+    """The same for a file on the disk; one that cannot be read is not refused here."""
+    with suppress(OSError), file.open("rb") as stream:
+        refuse_pointer(stream.read(PREFIX_SIZE), str(file), kind)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vitrail.errors import InputError, MissingPackageError, PromptError
-from vitrail.files.lfs import refuse_pointer
+from vitrail.files.formatting import listed
+from vitrail.files.lfs import refuse_pointer, refuse_pointer_file
 from vitrail.files.opening import open_regular
 
 LINE_LIMIT = 64 * 1024 * 1024  # maximum bytes of one record: images may be data URLs in it
@@ -72,7 +73,21 @@ def open_records(source: Any) -> Records:
 def _open_path(path: Path) -> Records:
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         datasets = _needed("datasets", "the folder of a saved dataset", path)
-        return Rows(datasets.load_from_disk(str(path)), str(path), path)
+        for name in ("state.json", "dataset_info.json"):
+            refuse_pointer_file(path / name, InputError)
+        try:
+            return Rows(datasets.load_from_disk(str(path)), str(path), path)
+        except Exception as error:  # whatever datasets and pyarrow raise for damaged files
+            raise InputError(f"{path} cannot be read as a saved dataset: {_reason(error)}.") from error
+    if (path / "dataset_dict.json").is_file():
+        parts = sorted(found.parent.name for found in path.glob("*/dataset_info.json"))
+        raise InputError(
+            f"{path} holds several datasets ({listed(parts)}); give the folder of one, as {path / 'train'}."
+        )
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder; expected JSON Lines, one JSON list, a Parquet file, or a folder that `datasets` saved."
+        )
     if path.suffix == ".parquet":
         return ParquetRows(path)
     return JsonLines(path)
@@ -106,12 +121,13 @@ class ParquetRows:
     unit = "row"
 
     def __init__(self, path: Path) -> None:
+        refuse_pointer_file(path, InputError)
         parquet = _needed("pyarrow.parquet", "a Parquet file", path)
         self.path, self.name, self.folder = path, str(path), path.parent
         try:
             self._file = parquet.ParquetFile(path)
         except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-            raise InputError(f"{path} cannot be read as Parquet: {error}.") from error
+            raise InputError(f"{path} cannot be read as Parquet: {_reason(error)}.") from error
         groups = self._file.metadata
         self._ends: list[int] = []
         for group in range(groups.num_row_groups):
@@ -127,7 +143,7 @@ class ParquetRows:
             try:
                 self._group, self._table = group, self._file.read_row_group(group)
             except (OSError, ValueError) as error:
-                raise PromptError(f"the row cannot be read: {error}") from error
+                raise PromptError(f"the row cannot be read: {_reason(error)}") from error
         begin = self._ends[group - 1] if group else 0
         table: Any = self._table
         return _without_none(table.slice(index - begin, 1).to_pylist()[0])
@@ -151,7 +167,10 @@ class Rows:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Any:
-        return _without_none(self._rows[index])
+        try:
+            return _without_none(self._rows[index])
+        except (OSError, ValueError) as error:  # of pyarrow, for a row that is damaged
+            raise PromptError(f"the row cannot be read: {_reason(error)}") from error
 
     def number(self, index: int) -> int:
         return index + 1
@@ -220,11 +239,14 @@ def file_digest(path: Path) -> str:
 
 
 def _find_items(path: Path) -> list[Line] | None:
-    """Return the items of a file that is one JSON list; None for JSON Lines, whose lines may be lists of messages."""
+    """Return the items of one JSON list, or the one object; None for JSON Lines, whose lines may be lists of messages."""
     try:
         with open_regular(path) as stream:
             lines = iter(lambda: stream.readline(LINE_LIMIT + 1), b"")
             first = next((line for line in lines if line.strip()), b"").removeprefix(b"\xef\xbb\xbf")
+            if first.strip() == b"{":
+                stream.seek(0)
+                return _whole(stream.read(LINE_LIMIT + 1))
             if not first.lstrip().startswith(b"["):
                 return None
             if len(first) <= LINE_LIMIT and _is_conversation(first.strip()):  # a longer line is no record
@@ -238,6 +260,14 @@ def _find_items(path: Path) -> list[Line] | None:
             f"{path} is one JSON list of more than {LIST_LIMIT:,} bytes; write one item on each line (JSON Lines) instead."
         )
     return _items(data, path)
+
+
+def _whole(data: bytes) -> list[Line] | None:
+    """The one item of a file that is one object on several lines; None where it is none."""
+    try:
+        return [Line(1, 0, len(data))] if parse(data) else None
+    except PromptError:
+        return None
 
 
 def _is_conversation(line: bytes) -> bool:
@@ -273,6 +303,11 @@ def _skip(data: bytes, place: int) -> int:
     while data[place : place + 1] and data[place] in _BLANK:
         place += 1
     return place
+
+
+def _reason(error: Exception) -> str:
+    """What another library says, on one line without its full stop."""
+    return " ".join((str(error) or type(error).__name__).split())[:300].rstrip(".")
 
 
 def _needed(package: str, what: str, path: Path) -> Any:

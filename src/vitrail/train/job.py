@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from vitrail.adapters.config import LoraConfig
 from vitrail.arguments import checked
 from vitrail.auto import AutoConfig
 from vitrail.errors import InputError
+from vitrail.files.training_run import CHECKPOINTS, MERGED
 from vitrail.files.writing import refuse_blocked, writing
 from vitrail.model.pretrained import PreTrainedModel
 from vitrail.train.dataset import Dataset, open_dataset, refuse_faults
@@ -29,9 +31,8 @@ from vitrail.train.setup import (
     parts_of,
     train_parts,
 )
-from vitrail.train.trainer import CHECKPOINTS, Outcome, Trainer
+from vitrail.train.trainer import Outcome, Trainer
 
-MERGED = "merged"
 _RATES = {"lora": 2e-4, "full": 2e-5}
 _MODEL_FILES = ("config.json", "params.json", "adapter_config.json")
 
@@ -235,6 +236,8 @@ class Job:
         """Write the adapter, or the whole checkpoint with its tokenizer or processor."""
         if self.method == "lora":
             model.save_adapter(out)
+        if not self.merge and (out / MERGED / "config.json").is_file():
+            warnings.warn(f"{out / MERGED} is of an earlier step; --merge writes it anew", stacklevel=2)
         if self.method == "full" or self.merge:
             target = out / MERGED if self.merge else out
             (target / "config.json").unlink(missing_ok=True)  # half-written weights must not load

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vitrail.files.training_run import METRICS
 from vitrail.files.writing import write_text, writing
 from vitrail.train.loop import Schedule, StepResult
 
-NAME = "metrics.jsonl"
+NAME = METRICS
 
 
 def append(folder: Path, record: Mapping[str, Any]) -> None:

@@ -96,15 +96,32 @@ class Settings:
         return asdict(self)
 
 
+_DIGESTS = ("data", "evaluation", "weights")
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the differences of a resumed run as text, such as "lr 0.1, was 0.2". Its length may change."""
-    names = list(dict.fromkeys([*before, *now]))
+    """Return the differences of a resumed run as text, such as "lr 0.1, was 0.2". Its length and patience may change."""
     free = {"save_every", "keep", "steps", "epochs"}
-    return [
-        f"{name} {now.get(name)!r}, was {before.get(name)!r}"
-        for name in names
-        if name not in free and before.get(name) != now.get(name)
-    ]
+    if before.get("patience") and now.get("patience"):
+        free.add("patience")  # how long it is; with none at all, no best weights were kept
+    found = list[str]()
+    for name in dict.fromkeys([*before, *now]):
+        was, new = before.get(name), now.get(name)
+        if name in free or was == new:
+            continue
+        if isinstance(was, Mapping) and isinstance(new, Mapping):
+            found += [
+                f"{name} {key} {new.get(key)!r:.200}, was {was.get(key)!r:.200}"
+                for key in dict.fromkeys([*was, *new])
+                if was.get(key) != new.get(key)
+            ]
+        elif isinstance(was, Mapping) or isinstance(new, Mapping):
+            found.append(f"{name}, which only {'the earlier one' if new is None else 'this one'} has")
+        elif name in _DIGESTS and was and new:
+            found.append(f"other {name}")
+        else:
+            found.append(f"{name} {new!r:.200}, was {was!r:.200}")
+    return found
 
 
 SETTINGS = tuple(entry.name for entry in fields(Settings))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vitrail.errors import InputError
+from vitrail.files import training_run
 from vitrail.files.safetensors import write_safetensors
 from vitrail.files.writing import writing
 from vitrail.train import checkpoint, metrics
@@ -28,7 +29,7 @@ from vitrail.train.packing import Order, Pack, Prepare, Room, in_groups, loss_su
 from vitrail.train.plot import draw_curves
 from vitrail.train.settings import Settings, differences
 
-CHECKPOINTS, BEST, CURVES = "checkpoints", "best.safetensors", "curves.png"
+CHECKPOINTS, BEST, CURVES = training_run.CHECKPOINTS, "best.safetensors", "curves.png"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from vitrail.configs import PretrainedConfig, VisionLanguageConfig
+from vitrail.files.lfs import refuse_pointer_file
 from vitrail.files.links import refuse_outside
 from vitrail.weights.checkpoint import Checkpoint
 
@@ -17,11 +18,15 @@ _COPIED = re.compile(r"(?!\.).*(\.json|\.jinja|\.md|\.txt|\.model(\.v\d+(m\d+)?)
 
 
 def copy_beside(source: Path, target: Path, *, leave_out: Container[str] = ()) -> None:
-    """Copy the files beside the weights of `source` to `target`, except those in `leave_out` and indexes of shards."""
+    """Copy the files beside the weights of `source` to `target`, except those in `leave_out` and indexes of shards.
+
+    A Git LFS pointer in place of one is refused: the copy would not load.
+    """
     for path in sorted(source.iterdir()):
         index = path.name.endswith(".index.json")
         if path.is_file() and not index and _COPIED.fullmatch(path.name) and path.name not in leave_out:
             refuse_outside(path, source)
+            refuse_pointer_file(path)
             shutil.copyfile(path, target / path.name)
 
 
