@@ -302,6 +302,7 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
 # Public, and nothing that a user calls with values of their own: made by Vitrail, or inner steps of the model.
 LEFT_OUT = {
     "step", "run", "encode", "embed", "run_layer", "post_init", "layer", "streams", "allocate", "reserve", "fork", "free",
+    "first_values", "rows",
     "open", "close", "grow", "blocks", "length", "truncate", "publish", "match_prefix", "record_ids", "known_ids", "sized",
     "from_legacy", "check_geometry", "settings", "grid_options", "with_grids", "expand", "check_whole", "of_size", "grids",
     "render_chat", "encode_prompts", "read_prompt", "find_token", "prompt_limit", "encode_prompt", "tie_weights",

@@ -109,7 +109,9 @@ def read_prompt(
 
 def _tensors(model: GeneratingModel, given: Mapping[str, Any]) -> dict[str, Any]:
     """The model's inputs with arrays and lists as tensors."""
-    names = ("input_ids", "attention_mask", "inputs_embeds", "cache_position")
+    names = ["input_ids", "attention_mask", "inputs_embeds"]
+    if not isinstance(given.get("cache_position"), int):  # one number is refused in words of its own
+        names.append("cache_position")
     found = {name: as_tensor(name, given.get(name), model.device) for name in names}
     pixels, sizes = as_pixels(given.get("pixel_values"), given.get("image_sizes"))
     return {**given, **found, "pixel_values": pixels, "image_sizes": sizes}

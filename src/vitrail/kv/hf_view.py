@@ -5,7 +5,7 @@ Letters: B sequences · G key/value heads · S positions of the padded batch · 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -106,7 +106,7 @@ class PaddedView(ABC):
         return max((self.length(sequence) for sequence in self.sequences), default=0)
 
     @checked
-    def crop(self, max_length: int) -> None:
+    def crop(self, max_length: Any) -> None:
         """Forget all positions of the padded batch from `max_length` on; a negative number is counted from the end."""
         _check_number("max_length", max_length)
         length = max_length if max_length >= 0 else max(0, self.get_seq_length() + max_length)
@@ -118,7 +118,7 @@ class PaddedView(ABC):
         self.mask = kept
 
     @checked
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         """Make row n what row `beam_idx[n]` was; rows may be repeated and left out."""
         if not isinstance(beam_idx, Tensor) or beam_idx.dim() != 1 or beam_idx.is_floating_point():
             raise InputError("beam_idx must be a 1-D tensor of row numbers.")
@@ -136,7 +136,7 @@ class PaddedView(ABC):
         self.mask = kept[rows]
 
     @checked
-    def batch_repeat_interleave(self, repeats: int) -> None:
+    def batch_repeat_interleave(self, repeats: Any) -> None:
         """Repeat every row `repeats` times, copies side by side."""
         _check_number("repeats", repeats)
         if repeats < 1:
@@ -155,6 +155,14 @@ class PaddedView(ABC):
         longest = self.get_seq_length()
         return torch.arange(longest)[None, :] >= (longest - lengths)[:, None]
 
+    def rows(self, stored: LayerKV, side: int, sequence: int) -> Tensor:
+        """Keys (side 0) or values of one sequence, (S, G, K); those of 8 bits as float32."""
+        blocks = list(self.blocks(sequence))
+        held = (stored.keys, stored.values)[side][blocks]
+        if stored.scales is not None:
+            held = held * stored.scales[side, blocks][..., None]
+        return held.flatten(0, 1)[: self.length(sequence)]
+
     def _padded(self, stored: LayerKV, side: int) -> Tensor:
         """Keys (side 0) or values of every sequence, (B, G, S, K); those of 8 bits as float32."""
         held = (stored.keys, stored.values)[side]
@@ -162,11 +170,7 @@ class PaddedView(ABC):
         dtype = held.dtype if stored.scales is None else torch.float32
         out = held.new_zeros(*kept.shape, *held.shape[2:], dtype=dtype)
         for row, sequence in enumerate(self.sequences):
-            blocks = list(self.blocks(sequence))
-            rows = held[blocks]
-            if stored.scales is not None:
-                rows = rows * stored.scales[side, blocks][..., None]
-            out[row, kept[row]] = rows.flatten(0, 1)[: self.length(sequence)]
+            out[row, kept[row]] = self.rows(stored, side, sequence)
         return out.transpose(1, 2)
 
     @classmethod
@@ -197,7 +201,7 @@ class PaddedView(ABC):
         return cache
 
 
-def _check_number(name: str, value: int) -> None:
+def _check_number(name: str, value: Any) -> None:
     """Raise InputError unless a caller's value is a whole number."""
     if not isinstance(value, int):
         raise InputError(f"{name} must be a whole number, got {type(value).__name__}.")
