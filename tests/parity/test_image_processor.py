@@ -13,7 +13,7 @@ import transformers
 from hypothesis import assume, given, settings as hypothesis_settings, strategies as st
 from PIL import Image
 
-from tests.tiny import picture
+from tests.tiny import image as picture
 from vitrail import BatchFeature, ImageError, PixtralImageProcessor, PixtralImageProcessorFast, image_grid
 
 Reference = transformers.PixtralImageProcessor

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import DATA, picture
+from tests.tiny import DATA, image as picture
 from vitrail.errors import CheckpointError, InputError, MissingPackageError, VitrailError
 from vitrail.tokenizer.base import BaseTokenizer
 from vitrail.tokenizer.load import load_tokenizer

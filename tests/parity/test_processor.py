@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny import DATA, picture
+from tests.tiny import DATA, image as picture
 from vitrail.processor.processor import PixtralProcessor
 
 transformers = pytest.importorskip("transformers")

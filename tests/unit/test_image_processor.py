@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny import picture
+from tests.tiny import image as picture
 from vitrail import (
     CheckpointError,
     ImageError,

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny import picture
+from tests.tiny import image as picture
 from vitrail import ImageError, load_image
 from vitrail.images.fetch import FetchPolicy
 from vitrail.images.load import ImageLimits, flatten_images, to_rgb

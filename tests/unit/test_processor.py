@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny import DATA, picture
+from tests.tiny import DATA, image as picture
 from vitrail.errors import CheckpointError, InputError, PromptError, UnsupportedError, VitrailError
 from vitrail.images.grid import Grid, image_grid
 from vitrail.images.processor import PixtralImageProcessor, PixtralImageProcessorFast
