@@ -26,14 +26,11 @@ _ARRAYS = re.compile(
 )
 # … and what has one kind wherever it is given.
 _KINDS: dict[str, Any] = {
-    **dict.fromkeys(
-        ("revision", "subfolder", "tokenizer_mode", "attn_implementation", "variant"), str | None
-    ),
+    **dict.fromkeys(("revision", "tokenizer_mode", "variant"), str | None),
     **dict.fromkeys(("trust_remote_code", "use_fast", "local_files_only", "force_download", "vision"), bool),
     **dict.fromkeys(("on_event", "on_prompt", "stop", "progress", "pages"), Callable | None),
     **dict.fromkeys(("max_image_tokens",), int | None),
     "cache_dir": str | os.PathLike | None,
-    "token": str | bool | None,
 }
 
 _COLLECTIONS: dict[Any, tuple[Any, str]] = {

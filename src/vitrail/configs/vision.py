@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from vitrail.configs.base import PretrainedConfig
+from vitrail.configs.base import PretrainedConfig, was_read
 from vitrail.configs.fields import check_field, shown
 from vitrail.configs.rope import take_rope
 from vitrail.errors import ConfigError
@@ -47,7 +47,7 @@ class PixtralVisionConfig(PretrainedConfig):
     ) -> None:
         if isinstance(patch_size, dict):  # {"height": 16, "width": 16}
             patch_size = _square(patch_size)
-        rope_theta, scaling = take_rope(kwargs, rope_theta)
+        rope_theta, scaling = take_rope(kwargs, rope_theta, read=was_read())
         if scaling is not None:
             raise ConfigError(
                 f"PixtralVisionConfig: rope_parameters {shown(scaling)}; the tower's rotary embedding has no scaling."

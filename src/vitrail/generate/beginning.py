@@ -70,6 +70,6 @@ def check_beginning(
             kind = "image" if embeds is None and bool(is_image[place]) else kind
             raise InputError(
                 f"prompt {n} does not begin with what past_key_values holds: position {place} was made of another "
-                f"{kind}, or with other weights; give the whole prompt with its images as it was (crop() shortens the cache), the new "
-                "ids alone with an attention_mask over all positions, or another cache."
+                f"{kind}, or with other weights; give the whole prompt with its images as it was (crop() shortens the "
+                "cache), the new ids alone with an attention_mask over all positions, or another cache."
             )
