@@ -1,7 +1,8 @@
-// The C ABI of Vitrail's kernels: what every exported function has in common. Each area's functions stand in its own header.
+// The C ABI of Vitrail's kernels: what all exported functions share. Each area declares its own functions in its own header.
 //
-// Plain C types only, no exceptions across the border, no state but the pool and the chosen instruction set. Pointers
-// are to dense row-major memory that the caller keeps alive; sizes are int64_t; the caller has checked shapes.
+// Plain C types, no exceptions across the ABI; the only global state is the thread pool and the selected instruction set.
+// Pointers are to dense row-major memory that the caller keeps alive until the function returns; sizes are int64_t; the
+// caller has checked shapes. A structure that is passed in is read by all threads and written by none.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +13,11 @@
 #define VT_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-// Raised whenever a signature changes, so that Python never calls a library that was built from other sources.
+// Incremented with every change of a signature, so that Python never calls a library built from other sources.
 constexpr int64_t kAbiVersion = 6;
 
-// Element types of activations, as Python passes them.
+// Element types, as Python passes them.
 enum DataType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
 
-// Rows of a matrix that lie side by side in every layout of panels.
+// Rows of a matrix that are interleaved in every panel layout: the NR of the kernels that read panels.
 constexpr int64_t kPanelRows = 16;

@@ -1,4 +1,4 @@
-// Attention and cache writes: checks, divides the work among threads, calls the kernels of the chosen instruction set.
+// Attention and cache writes: checks indices, partitions the work, calls the kernels of the selected instruction set.
 #include "attention.h"
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 #include <new>
 #include <vector>
 
+#include "align.h"
 #include "pool.h"
 
 namespace {
@@ -21,23 +22,23 @@ const AttentionKernels* const table[kIsaCount] = {&attention_portable, nullptr, 
 
 // Query rows (positions × heads of a group) that share one pass over the keys; a multiple of every register tile.
 constexpr int64_t kPartRows = 240;
-// A part with no more rows is bound by reading keys; as many groups as leave every thread a part go into one, because
-// they lie side by side: pages of memory are entered less often.
-constexpr int64_t kFewRows = 16;
+// Up to this many rows a part is bound by memory bandwidth. It then takes as many key/value heads as leave one part for
+// every thread: their keys are adjacent, which causes fewer TLB misses.
+constexpr int64_t kReadBoundRows = 16;
 
-// Working memory of one thread, kept from call to call.
-class Scratch {
+// Scratch memory of one thread (thread_local), reused from call to call.
+class ThreadScratch {
   public:
-    ~Scratch() { std::free(data_); }
+    ~ThreadScratch() { std::free(data_); }
 
-    // `floats` floats that begin at a cache line, or null.
+    // `floats` floats, aligned to a cache line, or null if there is no memory.
     float* get(int64_t floats) {
         if (floats > size_) {
             std::free(data_);
-            data_ = std::malloc(size_t(floats) * sizeof(float) + 64);
+            data_ = std::malloc(size_t(floats) * sizeof(float) + kCacheLine);
             size_ = data_ ? floats : 0;
         }
-        return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(data_) + 63) & ~uintptr_t(63));
+        return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(data_) + kCacheLine - 1) & ~uintptr_t(kCacheLine - 1));
     }
 
   private:
@@ -45,33 +46,33 @@ class Scratch {
     int64_t size_ = 0;
 };
 
-// Parts of every segment; within one the last positions, which see most keys, come first.
-std::vector<AttentionPart> divide(const AttentionCall& c) {
+// The parts of all segments; within a segment the last positions, which have the most keys, come first.
+std::vector<AttentionPart> partition(const AttentionCall& c) {
     const int64_t heads = c.heads / c.groups, positions = std::max<int64_t>(1, kPartRows / heads);
     std::vector<AttentionPart> parts;
     int64_t most = 0;
     for (int64_t n = 0; n < c.segments; n++) {
         const int64_t rows = c.q_offsets[n + 1] - c.q_offsets[n];
         most = std::max(most, std::min(rows, positions));
-        for (int64_t tile = (rows + positions - 1) / positions; tile-- > 0;) {
+        for (int64_t tile = divide_up(rows, positions); tile-- > 0;) {
             parts.push_back({n, tile * positions, std::min(rows, (tile + 1) * positions), 0, c.groups});
         }
     }
-    int64_t together = 1;
-    if (most * heads <= kFewRows) {
+    int64_t groups_together = 1;
+    if (most * heads <= kReadBoundRows) {
         const int64_t all = int64_t(parts.size()) * c.groups;
-        together = std::min(c.groups, std::max<int64_t>(1, all / pool_threads()));
+        groups_together = std::min(c.groups, std::max<int64_t>(1, all / pool_threads()));
     }
     std::vector<AttentionPart> split;
     for (const AttentionPart& part : parts) {
-        for (int64_t g = 0; g < c.groups; g += together) {
-            split.push_back({part.segment, part.first, part.last, g, std::min(c.groups, g + together)});
+        for (int64_t g = 0; g < c.groups; g += groups_together) {
+            split.push_back({part.segment, part.first, part.last, g, std::min(c.groups, g + groups_together)});
         }
     }
     return split;
 }
 
-// Keys that are read, or as long as products with them and exponentials take.
+// Estimated cost for the pool: keys read, products with them and exponentials.
 double work_of(const AttentionCall& c) {
     double pairs = 0;
     for (int64_t n = 0; n < c.segments; n++) {
@@ -83,20 +84,20 @@ double work_of(const AttentionCall& c) {
 AttentionResult run(const AttentionCall& c) {
     if (c.rows == 0 || c.width == 0) return kDone;
     const AttentionKernels& kernels = choose(table);
-    const std::vector<AttentionPart> parts = divide(c);
+    const std::vector<AttentionPart> parts = partition(c);
     std::atomic<int32_t> result{kDone};
     parallel(int64_t(parts.size()), work_of(c), [&](int64_t chunk) {
-        thread_local Scratch scratch;
+        thread_local ThreadScratch memory;
         const AttentionPart& part = parts[size_t(chunk)];
         const int64_t rows = (part.last - part.first) * (c.heads / c.groups);
-        float* room = scratch.get(kernels.room(rows, part.group_last - part.group_first, c.width));
-        const AttentionResult done = room ? kernels.attend(c, part, room) : kNoMemory;
+        float* scratch = memory.get(kernels.scratch_floats(rows, part.group_last - part.group_first, c.width));
+        const AttentionResult done = scratch ? kernels.attend(c, part, scratch) : kNoMemory;
         if (done != kDone) result.store(done, std::memory_order_relaxed);
     });
     return AttentionResult(result.load());
 }
 
-// Whether the blocks that a segment's rows see lie in the cache.
+// Whether all blocks that a segment's rows attend to are in the cache.
 bool blocks_fit(const AttentionCall& c, int64_t segment, int64_t rows) {
     const int64_t length = c.kv_lengths[segment], blocks = c.slots / c.block;
     if (length > c.table_width * c.block) return false;
@@ -137,11 +138,10 @@ int32_t vt_attention(const AttentionCall* call) { return attention_fits(*call) ?
 
 void write_checked(const CacheWrite& c) {
     const AttentionKernels& kernels = choose(table);
-    constexpr int64_t kGrain = 16384;  // elements that are worth waking another thread for
-    const int64_t together = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, c.groups * c.width));
-    parallel((c.rows + together - 1) / together, double(c.rows) * double(c.groups) * double(c.width), [&](int64_t chunk) {
-        const int64_t last = std::min(c.rows, (chunk + 1) * together);
-        for (int64_t row = chunk * together; row < last; row++) kernels.write(c, row);
+    const int64_t rows_together = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, c.groups * c.width));
+    parallel(divide_up(c.rows, rows_together), double(c.rows) * double(c.groups) * double(c.width), [&](int64_t chunk) {
+        const int64_t last = std::min(c.rows, (chunk + 1) * rows_together);
+        for (int64_t row = chunk * rows_together; row < last; row++) kernels.write(c, row);
     });
 }
 

@@ -1,4 +1,4 @@
-// Writing rows into the cache, for the instruction set that the including file is compiled for.
+// Writes of keys and values into the cache, converted to its type; int8 with one scale per head.
 #pragma once
 
 #include <limits>
@@ -8,9 +8,9 @@
 
 namespace {
 
-// One head's row to int8: scale = max|x| / 127, codes = rint(x / scale) through one division. A row that is not finite
-// has the scale NaN and codes 0, one below 1e-30 the scale 0.
-void round_row(const void* x, int32_t type, int64_t from, int64_t width, int8_t* codes, float* scale) {
+// Quantize one head to int8: scale = max|x| / 127, codes = rint(x · (1 / scale)). A head that is not finite gets scale NaN
+// and codes 0; one below 1e-30 gets scale 0.
+void quantize_head(const void* x, int32_t type, int64_t from, int64_t width, int8_t* codes, float* scale) {
     float most = 0.0f, finite = 0.0f;
     for (int64_t i = 0; i < width; i++) {
         const float value = std::fabs(load_one(x, type, from + i));
@@ -23,7 +23,7 @@ void round_row(const void* x, int32_t type, int64_t from, int64_t width, int8_t*
     const float inverse = known && !zero ? 1.0f / *scale : 0.0f;
     for (int64_t i = 0; i < width; i++) {
         const float value = known ? load_one(x, type, from + i) * inverse : 0.0f;
-        const float rounded = (value + 12582912.0f) - 12582912.0f;  // half to even
+        const float rounded = (value + kRoundMagic) - kRoundMagic;
         codes[i] = int8_t(std::max(-127.0f, std::min(127.0f, rounded)));
     }
 }
@@ -38,8 +38,8 @@ void write_row(const CacheWrite& c, int64_t row) {
         const int64_t start = row * strides[side];
         if (c.key_type == kInt8) {
             for (int64_t g = 0; g < c.groups; g++) {
-                round_row(from[side], c.type, start + g * c.width, c.width, reinterpret_cast<int8_t*>(stored) + g * c.width,
-                          c.scales + (side * c.slots + slot) * c.groups + g);
+                quantize_head(from[side], c.type, start + g * c.width, c.width, reinterpret_cast<int8_t*>(stored) + g * c.width,
+                              c.scales + (side * c.slots + slot) * c.groups + g);
             }
         } else if (c.key_type == c.type) {
             std::memcpy(stored, static_cast<const char*>(from[side]) + start * size, size_t(elements * size));

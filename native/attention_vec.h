@@ -1,16 +1,17 @@
-// What attention needs of an instruction set beyond vec.h: 2^x, sums across lanes, and turning keys by a quarter.
+// Attention's vector functions beyond vec.h: 2^x, sums and maxima across lanes, transposition of keys.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
+#include "attention.h"
 #include "vec.h"
 
 namespace {
 
 // --- 2^x ---------------------------------------------------------------------------------------------------------
 
-// 2^whole · fraction, where `shifted` is whole + 1.5·2^23: the low bits of that float are the integer.
+// 2^whole · fraction, where `shifted` is whole + kRoundMagic: the low bits of that float are the integer.
 inline Vec times_power(Vec fraction, Vec shifted) {
 #if defined(__AVX512F__)
     const __m512i power = _mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23), _mm512_set1_epi32(0x3f800000));
@@ -34,10 +35,10 @@ inline Vec times_power(Vec fraction, Vec shifted) {
 }
 
 // 2^x for x ≤ 0, within one unit in the last place (two without fused products); 0 below 2^-126; NaN stays NaN.
-// 2^whole · (1 + f·p(f)), f in −½ … ½; p by least squares towards the smallest greatest relative error (2e-9).
+// 2^whole · (1 + f·p(f)), f in −½ … ½; p is a minimax polynomial for the relative error (2e-9).
 inline Vec exp2_vec(Vec x) {
-    const Vec magic = Vec::all(12582912.0f);  // 1.5·2^23: adding it rounds to an integer
-    x = max(Vec::all(-127.0f), x);            // the second operand where either is NaN
+    const Vec magic = Vec::all(kRoundMagic);
+    x = max(Vec::all(-127.0f), x);  // the second operand where either is NaN
     const Vec shifted = x + magic;
     const Vec f = x - (shifted - magic);
     Vec p = Vec::all(1.535336196e-04f);
@@ -52,7 +53,7 @@ inline Vec exp2_vec(Vec x) {
 // --- across lanes ------------------------------------------------------------------------------------------------
 
 #if defined(__AVX2__)
-// Four lanes by halves.
+// Four lanes, added by halves.
 inline float sum_lanes(__m128 x) {
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
@@ -69,7 +70,7 @@ inline __m256 low_half(__m512 x) { return _mm512_castps512_ps256(x); }
 inline __m256 high_half(__m512 x) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)); }
 #endif
 
-// vec.h's sum(), in registers: lane i + lane i + half, down to one.
+// The same additions as vec.h's sum(), in registers.
 inline float sum_by_halves(Vec x) {
 #if defined(__AVX512F__)
     const __m256 eight = _mm256_add_ps(low_half(x.v), high_half(x.v));
@@ -126,11 +127,9 @@ inline float load_scalar(const void* data, int64_t i) {
     return load_one(data, kType, i);
 }
 
-constexpr int64_t size_of(int32_t type) { return type == kFloat32 ? 4 : type == kInt8 ? 1 : 2; }
+// --- transposition of keys ----------------------------------------------------------------------------------------
 
-// --- keys by a quarter turn --------------------------------------------------------------------------------------
-
-// Words of 32 bits, one lane for each of kLanes keys after turn().
+// A vector of 32-bit words. transpose() takes kLanes of them, one per key, and leaves one lane per key in each.
 #if defined(__AVX2__)
 
 struct Words {
@@ -151,7 +150,7 @@ struct Words {
     }
 };
 
-__attribute__((always_inline)) inline void turn(Words (&w)[8]) {
+__attribute__((always_inline)) inline void transpose(Words (&w)[8]) {
     __m256i a[8], b[8];
     for (int i = 0; i < 8; i += 2) {
         a[i] = _mm256_unpacklo_epi32(w[i].v, w[i + 1].v);
@@ -186,7 +185,7 @@ struct Words {
     }
 };
 
-__attribute__((always_inline)) inline void turn(Words (&w)[4]) {
+__attribute__((always_inline)) inline void transpose(Words (&w)[4]) {
     const uint32x4x2_t low = vtrnq_u32(w[0].v, w[1].v), high = vtrnq_u32(w[2].v, w[3].v);
     w[0].v = vcombine_u32(vget_low_u32(low.val[0]), vget_low_u32(high.val[0]));
     w[1].v = vcombine_u32(vget_low_u32(low.val[1]), vget_low_u32(high.val[1]));
@@ -225,7 +224,7 @@ struct Words {
     }
 };
 
-__attribute__((always_inline)) inline void turn(Words (&w)[4]) {
+__attribute__((always_inline)) inline void transpose(Words (&w)[4]) {
     for (int i = 0; i < 4; i++) {
         for (int j = 0; j < i; j++) std::swap(w[i].v[j], w[j].v[i]);
     }
@@ -233,9 +232,9 @@ __attribute__((always_inline)) inline void turn(Words (&w)[4]) {
 
 #endif
 
-// Words::kLanes keys × as many words from element `at` on: rows of kWalk floats, one per element of the keys' width.
+// Transpose kLanes keys × kLanes words, from element `at` on, to rows of kKvTile floats, one row per head element.
 template <int32_t kType>
-__attribute__((always_inline)) inline void turn_words(const char* const* rows, int64_t at, float* out) {
+__attribute__((always_inline)) inline void transpose_words(const char* const* rows, int64_t at, float* out) {
     constexpr int64_t kLanes = Words::kLanes, kEach = kType == kInt8 ? 4 : kType == kBFloat16 ? 2 : 1;
     Words words[kLanes];
     for (int64_t i = 0; i < kLanes; i++) {
@@ -246,17 +245,17 @@ __attribute__((always_inline)) inline void turn_words(const char* const* rows, i
             words[i] = Words::load(row);
         }
     }
-    turn(words);
+    transpose(words);
     for (int64_t i = 0; i < kLanes; i++) {
-        float* to = out + i * kEach * kWalk;
+        float* to = out + i * kEach * kKvTile;
         if constexpr (kType == kInt8) {
             words[i].template store_byte<0>(to);
-            words[i].template store_byte<1>(to + kWalk);
-            words[i].template store_byte<2>(to + 2 * kWalk);
-            words[i].template store_byte<3>(to + 3 * kWalk);
+            words[i].template store_byte<1>(to + kKvTile);
+            words[i].template store_byte<2>(to + 2 * kKvTile);
+            words[i].template store_byte<3>(to + 3 * kKvTile);
         } else if constexpr (kType == kBFloat16) {
             words[i].store_low_bf16(to);
-            words[i].store_high_bf16(to + kWalk);
+            words[i].store_high_bf16(to + kKvTile);
         } else {
             words[i].store(to);
         }
@@ -264,28 +263,28 @@ __attribute__((always_inline)) inline void turn_words(const char* const* rows, i
 }
 
 template <int32_t kType>
-inline void turn_typed(const char* const (&rows)[kWalk], int64_t width, float* out) {
+inline void transpose_typed(const char* const (&rows)[kKvTile], int64_t width, float* out) {
     constexpr int64_t kLanes = Words::kLanes, kEach = kType == kInt8 ? 4 : kType == kBFloat16 ? 2 : 1;
     const int64_t whole = width - width % (kLanes * kEach);
-    for (int64_t key = 0; key < kWalk; key += kLanes) {
-        for (int64_t at = 0; at < whole; at += kLanes * kEach) turn_words<kType>(rows + key, at, out + at * kWalk + key);
+    for (int64_t key = 0; key < kKvTile; key += kLanes) {
+        for (int64_t at = 0; at < whole; at += kLanes * kEach) transpose_words<kType>(rows + key, at, out + at * kKvTile + key);
     }
     for (int64_t at = whole; at < width; at++) {
-        for (int64_t key = 0; key < kWalk; key++) out[at * kWalk + key] = load_scalar<kType>(rows[key], at);
+        for (int64_t key = 0; key < kKvTile; key++) out[at * kKvTile + key] = load_scalar<kType>(rows[key], at);
     }
 }
 
-// The keys of one block, turned: out[element · kWalk + key], float32.
-inline void turn_keys(const char* const (&rows)[kWalk], int32_t type, int64_t width, float* out) {
+// Transpose the keys of one tile to float32: out[element · kKvTile + key].
+inline void transpose_keys(const char* const (&rows)[kKvTile], int32_t type, int64_t width, float* out) {
     switch (type) {
         case kBFloat16:
-            return turn_typed<kBFloat16>(rows, width, out);
+            return transpose_typed<kBFloat16>(rows, width, out);
         case kFloat16:
-            return turn_typed<kFloat16>(rows, width, out);
+            return transpose_typed<kFloat16>(rows, width, out);
         case kInt8:
-            return turn_typed<kInt8>(rows, width, out);
+            return transpose_typed<kInt8>(rows, width, out);
         default:
-            return turn_typed<kFloat32>(rows, width, out);
+            return transpose_typed<kFloat32>(rows, width, out);
     }
 }
 

@@ -1,4 +1,4 @@
-// Which instruction set the process uses: the best that detect.h finds, until another is asked for.
+// Selects the instruction set: the best that detect.h finds, until vt_isa_use selects another.
 #include "cpu.h"
 
 #include <atomic>
@@ -7,6 +7,7 @@
 
 namespace {
 
+// Computed once, on first use; immutable afterwards.
 struct Found {
     const char* reasons[kIsaCount];
     Isa best = kPortable;

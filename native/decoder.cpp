@@ -1,20 +1,19 @@
-// Whole blocks of a decoder: where activations lie, and which kernel comes after which.
+// All decoder blocks of a step: buffers of the activations, and the order of the kernels.
 #include "decoder.h"
 
 #include <algorithm>
 
+#include "align.h"
 #include "rows.h"
 
 namespace {
 
-int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+// Byte offsets of the activations in a run's scratch. Attention's and the MLP's share memory.
+struct BufferLayout {
+    int64_t normed, added, q, k, v, rotated_q, rotated_k, mixed, gate, up, scratch;
 
-// Where the activations of a run lie in its room, in bytes. Those that are not needed at once share memory.
-struct Layout {
-    int64_t normed, added, q, k, v, turned_q, turned_k, mixed, gate, up, scratch;
-
-    explicit Layout(const DecoderRun& run) {
-        const int64_t element = run.rows * (run.type == kFloat32 ? 4 : 2);
+    explicit BufferLayout(const DecoderRun& run) {
+        const int64_t element = run.rows * size_of(run.type);
         const int64_t heads = run.attend.heads * run.attend.width, groups = run.attend.groups * run.attend.width;
         int64_t end = 0;
         const auto take = [&](int64_t elements) {
@@ -28,8 +27,8 @@ struct Layout {
         q = take(heads);
         k = take(groups);
         v = take(groups);
-        turned_q = take(heads);
-        turned_k = take(groups);
+        rotated_q = take(heads);
+        rotated_k = take(groups);
         mixed = take(heads);
         const int64_t attention_end = end;
         end = shared;
@@ -39,24 +38,25 @@ struct Layout {
     }
 };
 
-struct Activations {
-    char *normed, *added, *q, *k, *v, *turned_q, *turned_k, *mixed, *gate, *up, *scratch;
+// Pointers into the run's scratch; used by one block at a time.
+struct BlockBuffers {
+    char *normed, *added, *q, *k, *v, *rotated_q, *rotated_k, *mixed, *gate, *up, *scratch;
 
-    Activations(const Layout& at, void* room) {
-        char* const base = static_cast<char*>(room);
+    BlockBuffers(const BufferLayout& at, void* memory) {
+        char* const base = static_cast<char*>(memory);
         normed = base + at.normed, added = base + at.added, scratch = base + at.scratch;
         q = base + at.q, k = base + at.k, v = base + at.v;
-        turned_q = base + at.turned_q, turned_k = base + at.turned_k, mixed = base + at.mixed;
+        rotated_q = base + at.rotated_q, rotated_k = base + at.rotated_k, mixed = base + at.mixed;
         gate = base + at.gate, up = base + at.up;
     }
 };
 
-// Rows of activations that a dense product arranges at once; the same as Python's own calls.
-int64_t dense_room(const Product& product) { return std::max(kStep, (product.columns + kStep - 1) / kStep * kStep); }
+// Floats of one arranged row of a dense product; the same as in ops/cpu/dense.py.
+int64_t dense_columns(const Product& product) { return std::max(kDenseStep, round_up(product.columns, kDenseStep)); }
 
 int64_t scratch_of(const DecoderRun& run, const Product& product) {
     if (product.kind) return vt_quant_scratch(run.rows, product.columns, product.group);
-    return aligned(run.rows * dense_room(product) * int64_t(sizeof(float)));
+    return aligned(run.rows * dense_columns(product) * int64_t(sizeof(float)));
 }
 
 int64_t scratch_of(const DecoderRun& run) {
@@ -100,23 +100,23 @@ void multiply(const DecoderRun& run, const Products& products, const void* x, vo
     }
 }
 
-AttentionResult attend(const DecoderRun& run, const DecoderBlock& block, const Activations& at) {
+AttentionResult attend(const DecoderRun& run, const DecoderBlock& block, const BlockBuffers& at) {
     const AttentionCall& shape = run.attend;
-    vt_rotate(at.q, at.k, run.cos, run.sin, at.turned_q, at.turned_k, run.type, run.rows, shape.heads, shape.groups, shape.width);
+    vt_rotate(at.q, at.k, run.cos, run.sin, at.rotated_q, at.rotated_k, run.type, run.rows, shape.heads, shape.groups, shape.width);
     if (run.temperature) {
-        scale_rows(at.turned_q, run.temperature, at.turned_q, run.type, run.rows, shape.heads * shape.width);
+        scale_rows(at.rotated_q, run.temperature, at.rotated_q, run.type, run.rows, shape.heads * shape.width);
     }
     CacheWrite write = run.write;
-    write.k = at.turned_k, write.v = at.v;
+    write.k = at.rotated_k, write.v = at.v;
     write.keys = block.keys, write.values = block.values, write.scales = block.scales;
     write_checked(write);
     AttentionCall call = shape;
-    call.q = at.turned_q, call.out = at.mixed;
+    call.q = at.rotated_q, call.out = at.mixed;
     call.keys = block.keys, call.values = block.values, call.scales = block.scales;
     return AttentionResult(attend_checked(call));
 }
 
-AttentionResult run_block(const DecoderRun& run, const DecoderBlock& block, const Activations& at) {
+AttentionResult run_block(const DecoderRun& run, const DecoderBlock& block, const BlockBuffers& at) {
     vt_rms_norm(run.hidden, block.attention_norm, at.normed, run.type, run.rows, run.width, run.eps);
     void* const projected[] = {at.q, at.k, at.v};
     multiply(run, block.qkv, at.normed, projected, at.scratch);
@@ -137,11 +137,11 @@ AttentionResult run_block(const DecoderRun& run, const DecoderBlock& block, cons
 
 }  // namespace
 
-int64_t vt_decoder_room(const DecoderRun* run) { return Layout(*run).scratch + scratch_of(*run); }
+int64_t vt_decoder_room(const DecoderRun* run) { return BufferLayout(*run).scratch + scratch_of(*run); }
 
 int32_t vt_decoder_run(const DecoderRun* run) {
-    if (!attention_fits(run->attend) || !slots_fit(run->write)) return kOutside;  // every layer has the same indices
-    const Activations at(Layout(*run), run->room);
+    if (!attention_fits(run->attend) || !slots_fit(run->write)) return kOutside;  // all layers share the indices
+    const BlockBuffers at(BufferLayout(*run), run->scratch);
     for (int64_t i = 0; i < run->count; i++) {
         const AttentionResult done = run_block(*run, run->blocks[i], at);
         if (done != kDone) return done;

@@ -1,15 +1,16 @@
-// Whole blocks of a decoder as one call: the other areas' kernels one after another. No arithmetic of its own.
+// All decoder blocks of a step as one call, which runs the other areas' kernels in turn.
 //
-// A step of decoding is a dozen small calls a block. Each of them from Python costs more than it computes, because reading
-// the weights has pushed the interpreter out of the caches, and leaves the pool's threads without work meanwhile.
+// A decoding step is a dozen small calls per block. Made from Python, each would cost more than it computes, because reading
+// the weights evicts the interpreter from the caches, and the pool's threads would be idle meanwhile.
 #pragma once
 
 #include "attention.h"
 #include "dense.h"
 #include "quant.h"
 
-// Matrices with the same input that are one call: `count` QuantWeights of a kind and group, or (kind 0) DenseMatrices of a
-// format and type. Their `y` are filled in by the call. Count 0: none.
+// Matrices with one input that are multiplied in one call: `count` QuantWeights of one kind and group, or (kind 0)
+// DenseMatrices of one format and type. The call copies them and sets `y` in the copies. Count 0: none. This and the
+// following structures are owned by the caller and read by the calling thread.
 struct Product {
     const void* matrices;
     int64_t count;
@@ -20,7 +21,7 @@ struct Product {
 
 constexpr int64_t kMostTogether = 3;  // matrices with the same input
 
-// Projections of one input: neighbours of the same layout are one Product.
+// Projections of one input; adjacent ones with the same layout form one Product.
 struct Products {
     Product parts[kMostTogether];
 };
@@ -35,7 +36,8 @@ struct DecoderBlock {
     float* scales;
 };
 
-// `rows` positions through all blocks. `attend` and `write` are filled in but for what differs from block to block.
+// `rows` positions through all blocks. `attend` and `write` lack only what differs between blocks: activations and cache.
+// `hidden`, `scratch` and the cache are written; no other thread may use them during the call.
 struct DecoderRun {
     const DecoderBlock* blocks;
     int64_t count;
@@ -43,7 +45,7 @@ struct DecoderRun {
     const void* cos;
     const void* sin;          // (rows, attend.width) of `type`
     const void* temperature;  // (rows) of `type`: factors of the queries; or null
-    void* room;               // 64-byte aligned, vt_decoder_room bytes
+    void* scratch;            // 64-byte aligned, vt_decoder_room bytes
     AttentionCall attend;
     CacheWrite write;
     int64_t rows, width, inner;
@@ -51,7 +53,7 @@ struct DecoderRun {
     float eps;
 };
 
-// Bytes that a run needs beside its tensors. Reads everything but `hidden` and `room`.
+// Bytes of scratch that a run needs. Reads everything but `hidden` and `scratch`.
 VT_EXPORT int64_t vt_decoder_room(const DecoderRun* run);
-// An AttentionResult. kOutside: nothing was written; kNoMemory leaves `hidden` and the cache's new positions undefined.
+// Returns an AttentionResult. kOutside: nothing was written; kNoMemory: `hidden` and the cache's new positions are undefined.
 VT_EXPORT int32_t vt_decoder_run(const DecoderRun* run);

@@ -1,18 +1,13 @@
-// The arithmetic of native/dense.h for the instruction set that the including file is compiled for.
+// Dense products in register tiles, compiled once per instruction set.
 #pragma once
 
 #include "dense_sources.h"
 
 namespace {
 
-// How many accumulators the registers hold: rows of activations × rows of weights at once.
-#if defined(__AVX512F__) || defined(__ARM_NEON)
-constexpr int64_t kTileRows = 4, kTileOuts = 6, kPanelTile = 4;
-#elif defined(__AVX2__)
-constexpr int64_t kTileRows = 3, kTileOuts = 4, kPanelTile = 6;
-#else
-constexpr int64_t kTileRows = 2, kTileOuts = 2, kPanelTile = 1;
-#endif
+constexpr DenseTile kDenseTile = kDenseTiles[kVecIsa];
+static_assert(kDenseTile.rows <= kDenseMostTileRows && kDenseTile.panel_rows <= kDenseMostTileRows, "see kDenseMostTileRows");
+static_assert(kDenseOuts % kDenseTile.outs == 0, "tiles divide a unit of work");
 constexpr int64_t kVectorsOfPanel = kPanelRows / Vec::kWidth;
 
 struct Arrange {
@@ -23,9 +18,9 @@ struct Arrange {
 
     template <typename Source>
     void run() const {
-        for (int64_t start = 0; start < columns; start += kStep) {
-            float natural[kStep] = {};
-            const int64_t count = std::min(kStep, columns - start);
+        for (int64_t start = 0; start < columns; start += kDenseStep) {
+            float natural[kDenseStep] = {};
+            const int64_t count = std::min(kDenseStep, columns - start);
             for (int64_t i = 0; i < count; i++) natural[i] = load_one(x, x_type, start + i);
             for (int64_t i = 0; i < kVectors; i++) {
                 for (int64_t j = 0; j < Vec::kWidth; j++) to[start + i * Vec::kWidth + j] = natural[Source::column(i, j)];
@@ -36,7 +31,7 @@ struct Arrange {
 
 void arrange(const void* x, int32_t x_type, const DenseMatrix& like, float* to) {
     if (like.format != kPairPanels) return with_source(like, Arrange{x, x_type, like.in, to});
-    const int64_t whole = (like.in + kStep - 1) / kStep * kStep;
+    const int64_t whole = round_up(like.in, kDenseStep);
     for (int64_t i = 0; i < like.in; i++) to[i] = load_one(x, x_type, i);
     std::fill(to + like.in, to + whole, 0.0f);
 }
@@ -50,7 +45,7 @@ struct Decode {
     void run() const {
         Source source(m, row, first);
         float* at = to;
-        for (int64_t column = first; column < last; column += kStep, at += kStep) {
+        for (int64_t column = first; column < last; column += kDenseStep, at += kDenseStep) {
             source.step([&](int64_t i, Vec v) { v.store(at + i * Vec::kWidth); });
         }
     }
@@ -74,7 +69,7 @@ struct Natural {
 
 void natural(const DenseMatrix& like, const float* arranged, float* to) { with_source(like, Natural{arranged, to}); }
 
-// Rows row … row+kCount-1 of a matrix and the sums of their lanes. Nested, not an array: so they stay in registers.
+// Rows row … row+kCount-1 of a matrix and the sums of their lanes. Nested, not an array, so that they stay in registers.
 template <typename Source, int64_t kCount>
 struct Chains {
     Source source;
@@ -84,7 +79,7 @@ struct Chains {
     Chains(const DenseMatrix& m, int64_t row) : source(m, row, 0), others(m, row + 1) {}
 
     void step(const float* x) {
-        // Each row loads x anew: kept in registers for the next row, x would drive the lanes out of them.
+        // Each row loads x again: x kept in registers for the next row would spill the lanes.
         __asm__("" : "+r"(x));
         source.step([&](int64_t i, Vec v) { lanes = fma(v, Vec::load(x + i * Vec::kWidth), lanes); });
         others.step(x);
@@ -121,9 +116,9 @@ struct Dots {
     template <typename Source, int64_t kCount>
     void some(int64_t done) const {
         Chains<Source, kCount> chains(m, row + done);
-        for (int64_t block = 0; block < m.in; block += kBlock) {
-            const int64_t end = std::min(m.in, block + kBlock);
-            for (int64_t column = block; column < end; column += kStep) chains.step(x + column);
+        for (int64_t block = 0; block < m.in; block += kDenseBlock) {
+            const int64_t end = std::min(m.in, block + kDenseBlock);
+            for (int64_t column = block; column < end; column += kDenseStep) chains.step(x + column);
             chains.add_to(totals + done);
         }
     }
@@ -133,10 +128,10 @@ void dots(const DenseMatrix& matrix, int64_t row, int64_t count, const float* x,
     with_source(matrix, Dots{matrix, row, count, x, totals});
 }
 
-// kRows activations × kTileOuts weights over one block. The same order of additions as in `dots`.
+// kRowCount rows of activations × kDenseTile.outs rows of weights over one block. Adds in the same order as `dots`.
 template <int64_t kRowCount>
 void one_tile(const float* x, int64_t x_stride, const float* weights, int64_t columns, float* totals) {
-    Vec lanes[kRowCount][kTileOuts];
+    Vec lanes[kRowCount][kDenseTile.outs];
     for (auto& row : lanes) {
         for (Vec& lane : row) lane = Vec::zero();
     }
@@ -144,17 +139,17 @@ void one_tile(const float* x, int64_t x_stride, const float* weights, int64_t co
     for (int64_t i = 0; i < columns; i += Vec::kWidth) {
         Vec a[kRowCount];
         for (int64_t r = 0; r < kRowCount; r++) a[r] = Vec::load(x + r * x_stride + i);
-        for (int64_t n = 0; n < kTileOuts; n++) {
-            const Vec b = Vec::load(weights + n * kBlock + i);
+        for (int64_t n = 0; n < kDenseTile.outs; n++) {
+            const Vec b = Vec::load(weights + n * kDenseBlock + i);
             for (int64_t r = 0; r < kRowCount; r++) lanes[r][n] = fma(b, a[r], lanes[r][n]);
         }
     }
     for (int64_t r = 0; r < kRowCount; r++) {
-        for (int64_t n = 0; n < kTileOuts; n++) totals[r * kOuts + n] += add_lanes(lanes[r][n]);
+        for (int64_t n = 0; n < kDenseTile.outs; n++) totals[r * kDenseOuts + n] += add_lanes(lanes[r][n]);
     }
 }
 
-// As many rows at once as there are, at most kMost.
+// one_tile for `rows` ≤ kMost.
 template <int64_t kMost>
 void tiles(const float* x, int64_t x_stride, int64_t rows, const float* weights, int64_t columns, float* totals) {
     if (rows == kMost) return one_tile<kMost>(x, x_stride, weights, columns, totals);
@@ -162,12 +157,12 @@ void tiles(const float* x, int64_t x_stride, int64_t rows, const float* weights,
 }
 
 void tile(const float* x, int64_t x_stride, int64_t rows, const float* weights, int64_t columns, float* totals) {
-    for (int64_t n = 0; n < kOuts; n += kTileOuts) {
-        tiles<kTileRows>(x, x_stride, rows, weights + n * kBlock, columns, totals + n);
+    for (int64_t n = 0; n < kDenseOuts; n += kDenseTile.outs) {
+        tiles<kDenseTile.rows>(x, x_stride, rows, weights + n * kDenseBlock, columns, totals + n);
     }
 }
 
-// Each output's columns one after another, without lanes. Stored values are of bfloat16: rounding to it leaves them.
+// Each output's columns in turn, without lanes. Stored values are bfloat16 already, so rounding to it is left out.
 template <int32_t kType, int64_t kRowCount>
 void panel_rows(const uint16_t* pairs, int64_t steps, const float* x, int64_t x_stride, float* totals) {
     Vec sums[kRowCount][kVectorsOfPanel];
@@ -199,12 +194,12 @@ void panels(const uint16_t* pairs, int64_t steps, const float* x, int64_t x_stri
 void panel(const DenseMatrix& matrix, int64_t index, const float* x, int64_t x_stride, int64_t rows, float* totals) {
     const int64_t steps = (matrix.in + 1) / 2;
     const uint16_t* const pairs = static_cast<const uint16_t*>(matrix.codes) + index * steps * kPanelRows * 2;
-    const auto run = matrix.type == kBFloat16  ? panels<kBFloat16, kPanelTile>
-                     : matrix.type == kFloat16 ? panels<kFloat16, kPanelTile>
-                                               : panels<kFloat16ThenBFloat16, kPanelTile>;
+    const auto run = matrix.type == kBFloat16  ? panels<kBFloat16, kDenseTile.panel_rows>
+                     : matrix.type == kFloat16 ? panels<kFloat16, kDenseTile.panel_rows>
+                                               : panels<kFloat16ThenBFloat16, kDenseTile.panel_rows>;
     run(pairs, steps, x, x_stride, rows, totals);
 }
 
-constexpr DenseKernels kDenseKernels = {kTileRows, kPanelTile, arrange, decode, natural, dots, tile, panel};
+constexpr DenseKernels kDenseKernels = {kDenseTile.rows, kDenseTile.panel_rows, arrange, decode, natural, dots, tile, panel};
 
 }  // namespace

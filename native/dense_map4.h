@@ -1,7 +1,7 @@
-// Sixteen decoded values looked up by 4-bit codes: the table of one group, and a step of 64 codes through it.
+// Lookup of 4-bit codes: the table of one group's 16 decoded values, and a step of 64 codes through it.
 //
-// A byte shuffle looks up sixteen or more bytes at once, so the table is kept as the bytes of its floats, one vector for
-// each byte; values of bfloat16 have two that are not zero. AVX-512 looks up whole floats.
+// A byte shuffle looks up sixteen or more bytes at once, so the table is stored as the bytes of its floats, one vector per
+// byte; bfloat16 values have two non-zero bytes. AVX-512 looks up whole floats.
 #pragma once
 
 #include <limits>
@@ -11,7 +11,8 @@
 
 namespace {
 
-// map4_column: the natural place, within a step, of lane `lane` of the vector `index` that Table::lookup hands out.
+// map4_column: the column, within a step, of lane `lane` of vector `index` of Table::lookup.
+// Table: owned by a source, on the stack of one thread.
 
 #if defined(__AVX512F__)
 
@@ -27,7 +28,7 @@ class Table {
     // use(i, vector) for the vectors of 64 codes.
     template <typename Use>
     void lookup(const uint8_t* codes, Use&& use) const {
-        // Four codes in each 32 bits; the permutation reads the lowest four bits and no others.
+        // Four codes in each 32 bits; the permutation reads only the lowest four bits.
         const __m512i four = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
         use(0, Vec{_mm512_permutexvar_ps(four, values_.v)});
         use(1, Vec{_mm512_permutexvar_ps(_mm512_srli_epi32(four, 4), values_.v)});
@@ -49,7 +50,7 @@ constexpr int64_t map4_column(int64_t index, int64_t lane) {
 template <int32_t kType>
 class Table {
   public:
-    // The halves of the map are interleaved so that the bytes come out in order below.
+    // The halves of the map are interleaved so that the unpacking below leaves the bytes in order.
     explicit Table(const float* map)
         : first_{plain_nan(_mm256_loadu2_m128(map + 8, map))}, second_{plain_nan(_mm256_loadu2_m128(map + 12, map + 4))} {}
 
@@ -184,7 +185,7 @@ class Table {
 
     template <typename Use>
     void lookup(const uint8_t* codes, Use&& use) const {
-        for (int64_t i = 0; i < kStep / Vec::kWidth; i++) {
+        for (int64_t i = 0; i < kDenseStep / Vec::kWidth; i++) {
             Vec v;
             for (int64_t j = 0; j < Vec::kWidth; j += 2) {
                 const uint8_t both = codes[(i * Vec::kWidth + j) / 2];

@@ -1,8 +1,8 @@
-// Rows of a stored matrix as vectors of decoded floats, a step of 64 columns at a time: one class for each format.
+// Decoders: rows of a stored matrix as vectors of floats, kDenseStep columns at a time, one class per format.
 //
-// A source is made for one row and the first column wanted (a whole step); every call of step(use) hands out the next
-// step as use(index, vector), in the format's own order of columns: column(index, lane) is the natural place. kTogether is
-// how many rows one row of activations meets at once: enough to hide an addition's latency.
+// A source is constructed for one row and a first column (a multiple of kDenseStep), on the stack of one thread. Each call
+// of step(use) passes the next step as use(index, vector), in the format's own column order: column(index, lane) is the
+// column within the step. kTogether is the number of rows that dots() interleaves, enough to hide the latency of the FMAs.
 #pragma once
 
 #include <algorithm>
@@ -11,11 +11,11 @@
 
 namespace {
 
-constexpr int64_t kVectors = kStep / Vec::kWidth;  // of a step
+constexpr int64_t kVectors = kDenseStep / Vec::kWidth;  // of a step
 
 constexpr int64_t natural_column(int64_t index, int64_t lane) { return index * Vec::kWidth + lane; }
 
-// Floats of kType, row after row.
+// Floats of kType, row-major.
 template <int32_t kType>
 class RowSource {
     using Stored = std::conditional_t<kType == kFloat32, float, uint16_t>;
@@ -32,15 +32,15 @@ class RowSource {
 
     template <typename Use>
     void step(Use&& use) {
-        if (left_ >= kStep) {
+        if (left_ >= kDenseStep) {
             read(at_, use);
         } else {
-            Stored tail[kStep] = {};
+            Stored tail[kDenseStep] = {};
             std::memcpy(tail, at_, size_t(std::max<int64_t>(0, left_)) * sizeof(Stored));
             read(tail, use);
         }
-        at_ += kStep;
-        left_ -= kStep;
+        at_ += kDenseStep;
+        left_ -= kDenseStep;
     }
 
   private:
@@ -62,7 +62,7 @@ class RowSource {
     int64_t left_;
 };
 
-// int8 codes with one scale a row; decoded values are rounded to kType.
+// int8 codes with one scale per row; decoded values are rounded to kType.
 template <int32_t kType>
 class Int8Source {
   public:
@@ -76,13 +76,13 @@ class Int8Source {
 
     template <typename Use>
     void step(Use&& use) {
-        int8_t tail[kStep] = {};
-        if (left_ < kStep) std::memcpy(tail, at_, size_t(std::max<int64_t>(0, left_)));
-        const int8_t* const from = left_ < kStep ? tail : at_;
+        int8_t tail[kDenseStep] = {};
+        if (left_ < kDenseStep) std::memcpy(tail, at_, size_t(std::max<int64_t>(0, left_)));
+        const int8_t* const from = left_ < kDenseStep ? tail : at_;
         const Vec unit = Vec::all(7.874015718698502e-3f);  // bitsandbytes' 1/127
         for (int64_t i = 0; i < kVectors; i++) use(i, rounded<kType>(Vec::load_i8(from + i * Vec::kWidth) * scale_ * unit));
-        at_ += kStep;
-        left_ -= kStep;
+        at_ += kDenseStep;
+        left_ -= kDenseStep;
     }
 
   private:
@@ -98,8 +98,8 @@ inline float map4_scale(const DenseMatrix& m, int64_t group) {
     return product + *m.nested_offset;  // two roundings
 }
 
-// Whether a step never leaves its group or its row.
-inline bool whole_steps(const DenseMatrix& m) { return m.in % kStep == 0 && m.group % kStep == 0; }
+// Whether no step crosses the end of a group or a row.
+inline bool whole_steps(const DenseMatrix& m) { return m.in % kDenseStep == 0 && m.group % kDenseStep == 0; }
 
 // 4-bit codes that look up a map, in groups over the flat matrix; decoded values are rounded to kType.
 template <int32_t kType>
@@ -111,7 +111,7 @@ class Map4Source {
     Map4Source(const DenseMatrix& m, int64_t row, int64_t first) : m_(m), table_(m.map) {
         const int64_t element = row * m.in + first;
         codes_ = static_cast<const uint8_t*>(m.codes) + element / 2;
-        ahead_ = kTogether * m.in / 2;  // the rows that come next: the processor's own prefetching ends with a page
+        ahead_ = kTogether * m.in / 2;  // the next rows: the hardware prefetcher stops at a page's end
         group_ = element / m.group;
         left_ = (group_ + 1) * m.group - element;
         table_.build(map4_scale(m, group_));
@@ -125,8 +125,8 @@ class Map4Source {
         }
         __builtin_prefetch(codes_ + ahead_);
         table_.lookup(codes_, use);
-        codes_ += kStep / 2;
-        left_ -= kStep;
+        codes_ += kDenseStep / 2;
+        left_ -= kDenseStep;
     }
 
   private:
@@ -136,7 +136,7 @@ class Map4Source {
     int64_t group_, left_, ahead_;
 };
 
-// The same where groups end anywhere and rows begin in the middle of a byte: code by code.
+// The same, code by code, for groups that end anywhere and rows that start within a byte.
 template <int32_t kType>
 class RaggedMap4Source {
   public:
@@ -150,8 +150,8 @@ class RaggedMap4Source {
 
     template <typename Use>
     void step(Use&& use) {
-        float values[kStep] = {}, lanes[Vec::kWidth];
-        const int64_t count = std::min(kStep, m_.in - column_);
+        float values[kDenseStep] = {}, lanes[Vec::kWidth];
+        const int64_t count = std::min(kDenseStep, m_.in - column_);
         float scale = count > 0 ? map4_scale(m_, group_) : 0.0f;
         for (int64_t i = 0; i < count; i++, element_++, left_--) {
             if (left_ == 0) {
@@ -161,7 +161,7 @@ class RaggedMap4Source {
             const uint8_t both = static_cast<const uint8_t*>(m_.codes)[element_ / 2];
             values[i] = rounded<kType>(m_.map[element_ % 2 ? both & 15 : both >> 4] * scale);
         }
-        column_ += kStep;
+        column_ += kDenseStep;
         for (int64_t i = 0; i < kVectors; i++) {
             for (int64_t j = 0; j < Vec::kWidth; j++) lanes[j] = values[column(i, j)];
             use(i, Vec::load(lanes));
@@ -173,7 +173,7 @@ class RaggedMap4Source {
     int64_t element_, column_, group_, left_;
 };
 
-// work.run<Source>() with the source of a matrix's format and type; panels have none.
+// work.run<Source>() with the source class of a type.
 template <template <int32_t> class Source, typename Work>
 void with_type(int32_t type, Work&& work) {
     if (type == kBFloat16) return work.template run<Source<kBFloat16>>();
@@ -181,7 +181,7 @@ void with_type(int32_t type, Work&& work) {
     work.template run<Source<kFloat32>>();
 }
 
-// The same of a format whose decoded values are rounded.
+// The same for a format whose decoded values are rounded.
 template <template <int32_t> class Source, typename Work>
 void with_rounding(int32_t type, Work&& work) {
     if (type == kFloat16ThenBFloat16) return work.template run<Source<kFloat16ThenBFloat16>>();
@@ -189,6 +189,7 @@ void with_rounding(int32_t type, Work&& work) {
     with_type<Source>(type, work);
 }
 
+// The same for a matrix's format and type; panels have no source.
 template <typename Work>
 void with_source(const DenseMatrix& like, Work&& work) {
     if (like.format == kRows) return with_type<RowSource>(like.type, work);

@@ -1,4 +1,4 @@
-// What products with a matrix of floats need of a vector beyond vec.h: sums of lanes, pairs of bfloat16, rounding.
+// The dense products' vector functions beyond vec.h: sums of lanes, pairs of bfloat16, rounding.
 #pragma once
 
 #include "dense.h"
@@ -6,7 +6,7 @@
 
 namespace {
 
-// Sixteen-bit floats come in pairs from one load: `even` has the lower half of each 32 bits, `odd` the upper one.
+// Two vectors from one load of 16-bit floats: `even` from the lower half of each 32 bits, `odd` from the upper half.
 struct Pair {
     Vec even, odd;
 };
@@ -23,7 +23,7 @@ inline Vec load_f16(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
 
-// By halves: lane i with lane i + 8, then + 4, + 2, + 1.
+// By halves: lane i + lane i + 8, then + 4, + 2, + 1.
 inline float add_lanes(Vec x) {
     const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x.v), 1));
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x.v), upper);
@@ -130,7 +130,7 @@ inline Vec to_f16(Vec x) {
 
 #endif
 
-// Values as a number of `kType`, a DataType or a Rounding, holds them.
+// x rounded to `kType`, a DataType or a Rounding.
 template <int32_t kType>
 inline Vec rounded(Vec x) {
     if constexpr (kType == kBFloat16) return to_bf16(x);

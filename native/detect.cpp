@@ -1,4 +1,4 @@
-// What the processor has and the operating system permits. See detect.h.
+// Detection of instruction sets by CPUID, XGETBV, HWCAP and sysctl. See detect.h.
 #include "detect.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -42,7 +42,7 @@ uint64_t saved_states() {
 
 bool has(uint64_t value, uint64_t bits) { return (value & bits) == bits; }
 
-// Linux gives the tile registers (8 KiB a thread) only to processes that ask for them.
+// Linux grants the tile registers (8 KiB per thread) only to processes that request them.
 bool tiles_permitted() {
 #if defined(__linux__)
     constexpr long kRequestPermission = 0x1023, kTileData = 18;

@@ -1,4 +1,5 @@
-// What the processor has and the operating system permits: asked once, by cpu.cpp. Tests link another answer.
+// Detection of instruction sets: what the processor has and the operating system permits. cpu.cpp calls it once; tests with
+// emulated kernels link a replacement.
 #pragma once
 
 #include "cpu.h"

@@ -1,9 +1,10 @@
-// Encoding: prepares levels and maps, divides panels and groups among threads.
+// Quantisation of weights: prepares levels and maps, partitions panels and groups among threads.
 #include "encode.h"
 
 #include <algorithm>
 #include <cstring>
 
+#include "align.h"
 #include "pool.h"
 
 namespace {
@@ -16,27 +17,24 @@ const EncodeKernels* const table[kIsaCount] = {&encode_portable, &encode_neon, n
 const EncodeKernels* const table[kIsaCount] = {&encode_portable, nullptr, nullptr, nullptr, nullptr};
 #endif
 
-constexpr int64_t kRows = 16;      // of a panel
-constexpr int64_t kGrain = 65536;  // elements of a piece, at least one panel
+constexpr int64_t kEncodeGrain = 65536;  // elements of a piece, which has at least one panel
 
-int64_t pieces_of(int64_t count, int64_t together) { return (count + together - 1) / together; }
+// Panels of a piece.
+int64_t panels_together(int64_t columns) { return std::max<int64_t>(1, kEncodeGrain / (kPanelRows * std::max<int64_t>(1, columns))); }
 
-// Panels that are worth waking another thread for.
-int64_t panels_together(int64_t columns) { return std::max<int64_t>(1, kGrain / (kRows * std::max<int64_t>(1, columns))); }
+// Values of a piece of a map: whole groups, so that pieces never share a byte.
+int64_t values_together(int64_t group) { return std::max<int64_t>(1, kEncodeGrain / group) * group; }
 
-// Values of a piece of a map's: whole groups, so that pieces never share a byte.
-int64_t values_together(int64_t group) { return std::max<int64_t>(1, kGrain / group) * group; }
-
-// body(panel, rows that it has) for all panels of a piece.
+// body(panel, number of its rows) for all panels of a piece.
 template <typename Body>
 void by_panels(int64_t piece, int64_t rows, int64_t columns, Body body) {
     const int64_t together = panels_together(columns), first = piece * together;
-    const int64_t last = std::min(pieces_of(rows, kRows), first + together);
-    for (int64_t panel = first; panel < last; panel++) body(panel, std::min(kRows, rows - panel * kRows));
+    const int64_t last = std::min(divide_up(rows, kPanelRows), first + together);
+    for (int64_t panel = first; panel < last; panel++) body(panel, std::min(kPanelRows, rows - panel * kPanelRows));
 }
 
 const char* element(const void* base, int32_t type, int64_t at) {
-    return static_cast<const char*>(base) + at * (type == kFloat32 ? 4 : 2);
+    return static_cast<const char*>(base) + at * size_of(type);
 }
 
 EncodeLevels prepare(const float* levels) {
@@ -47,7 +45,7 @@ EncodeLevels prepare(const float* levels) {
         found.whole[i] = int8_t(levels[i]);
     }
     for (int i = 0; i < 15; i++) {
-        // Cells are half steps, values those of their middles: which is the first beyond the middle of two levels?
+        // Cells are half steps: find the first whose middle lies above the middle of two levels.
         const float middle = (levels[i + 1] + levels[i]) / 2;
         int cell = -127;
         while (cell < 128 && !((float(cell) + 0.5f) / 2 > middle)) cell++;
@@ -65,11 +63,12 @@ void vt_encode_own(int32_t bits, const void* matrix, int32_t type, int64_t rows,
                    const float* levels, void* codes, void* scales) {
     const EncodeKernels& kernels = choose(table);
     const EncodeLevels prepared = bits == 4 ? prepare(levels) : EncodeLevels{};
-    parallel(pieces_of(pieces_of(rows, kRows), panels_together(columns)), 8.0 * double(rows) * double(columns), [&](int64_t piece) {
+    const int64_t pieces = vt_encode_pieces(bits, rows, columns, group);
+    parallel(pieces, 8.0 * double(rows) * double(columns), [&](int64_t piece) {
         by_panels(piece, rows, columns, [&](int64_t panel, int64_t count) {
-            const char* from = element(matrix, type, panel * kRows * stride);
+            const char* from = element(matrix, type, panel * kPanelRows * stride);
             uint8_t* to = static_cast<uint8_t*>(codes) + panel * columns * 2 * bits;
-            uint16_t* scale = static_cast<uint16_t*>(scales) + panel * columns / group * kRows;
+            uint16_t* scale = static_cast<uint16_t*>(scales) + panel * columns / group * kPanelRows;
             if (bits == 4) {
                 kernels.q4[type](from, stride, count, columns, group, prepared, to, scale);
             } else {
@@ -84,12 +83,12 @@ void vt_encode_fit(const float* ratio, const float* weights, int64_t count, int6
     const EncodeKernels& kernels = choose(table);
     const EncodeLevels prepared = prepare(levels);
     uint8_t* const all = static_cast<uint8_t*>(codes);
-    const int64_t together = std::max<int64_t>(1, kGrain / 64 / group) * 8;
-    parallel(pieces_of(count, together), 8.0 * double(count) * double(group), [&](int64_t piece) {
+    const int64_t together = std::max<int64_t>(1, kEncodeGrain / 64 / group) * 8;
+    parallel(divide_up(count, together), 8.0 * double(count) * double(group), [&](int64_t piece) {
         const int64_t first = piece * together, here = std::min(together, count - first);
         kernels.fit(ratio + first * group, here, group, prepared, all + first * group, scales + first);
     });
-    // One after the other, whatever the number of threads: the order in which the definition adds.
+    // On one thread, in the order in which the definition adds.
     double added[16][2] = {};
     for (int64_t n = 0; n < count; n++) {
         const float worth = scales[n] * weights[n], weight = worth * weights[n];
@@ -114,7 +113,7 @@ void vt_encode_map4(const void* values, int32_t type, int64_t count, int64_t gro
     std::memcpy(map.bounds, bounds, sizeof map.bounds);
     std::memcpy(map.codes, order, sizeof map.codes);
     const int64_t together = values_together(group);
-    parallel(pieces_of(count, together), 8.0 * double(count), [&](int64_t piece) {
+    parallel(divide_up(count, together), 8.0 * double(count), [&](int64_t piece) {
         const int64_t first = piece * together, here = std::min(together, count - first);
         uint8_t* const to = static_cast<uint8_t*>(codes) + first / 2;
         kernel(element(values, type, first), here, group, map, to, absmax + first / group);
@@ -122,8 +121,8 @@ void vt_encode_map4(const void* values, int32_t type, int64_t count, int64_t gro
 }
 
 int64_t vt_encode_pieces(int32_t bits, int64_t rows, int64_t columns, int64_t group) {
-    if (bits == 0) return pieces_of(columns, values_together(group));
-    return pieces_of(pieces_of(rows, kRows), panels_together(columns));
+    if (bits == 0) return divide_up(columns, values_together(group));
+    return divide_up(divide_up(rows, kPanelRows), panels_together(columns));
 }
 
 void vt_encode_error(int32_t bits, const void* values, int32_t type, int64_t rows, int64_t stride, int64_t columns,
@@ -143,8 +142,8 @@ void vt_encode_error(int32_t bits, const void* values, int32_t type, int64_t row
             return;
         }
         by_panels(piece, rows, columns, [&](int64_t panel, int64_t count) {
-            const uint16_t* scale = static_cast<const uint16_t*>(scales) + panel * columns / group * kRows;
-            kernels.panel_error[type](element(values, type, panel * kRows * stride), stride, count, columns, group, bits,
+            const uint16_t* scale = static_cast<const uint16_t*>(scales) + panel * columns / group * kPanelRows;
+            kernels.panel_error[type](element(values, type, panel * kPanelRows * stride), stride, count, columns, group, bits,
                                       prepared, all + panel * columns * 2 * bits, scale, into);
         });
     });

@@ -1,13 +1,13 @@
-// How far codes are from the floats that they stand for. Written on encode_vec.h.
+// Squared errors of codes against their floats.
 #pragma once
 
 #include "encode_vec.h"
 
 namespace {
 
-// Sums in eight lanes: float32 within a block, beyond that double.
+// Sums in eight lanes: float32 within a block, double across blocks. On the stack of one thread.
 struct Sums {
-    double error[kTile] = {}, norm[kTile] = {};
+    double error[kEncodeTileRows] = {}, norm[kEncodeTileRows] = {};
 
     void add(const Block& decoded, const Block& values) {
         Eight off = Eight::all(0), whole = off;
@@ -16,23 +16,23 @@ struct Sums {
             off.v[i % kHalves] = off.v[i % kHalves] + difference * difference;
             whole.v[i % kHalves] = whole.v[i % kHalves] + values[i] * values[i];
         }
-        float lanes[2][kTile];
+        float lanes[2][kEncodeTileRows];
         off.store(lanes[0]);
         whole.store(lanes[1]);
-        for (int64_t i = 0; i < kTile; i++) {
+        for (int64_t i = 0; i < kEncodeTileRows; i++) {
             error[i] += double(lanes[0][i]);
             norm[i] += double(lanes[1][i]);
         }
     }
     void into(double* sums) const {
-        for (int64_t i = 0; i < kTile; i++) {
+        for (int64_t i = 0; i < kEncodeTileRows; i++) {
             sums[0] += error[i];
             sums[1] += norm[i];
         }
     }
 };
 
-// x times a scale, rounded to the type that decoded values have.
+// x times a scale, rounded to the type of decoded values.
 inline void scale_block(Block& x, float scale, int32_t rounded) {
     for (Vec& part : x) {
         part = part * Vec::all(scale);
@@ -44,7 +44,7 @@ inline void look_up_block(const EncodeTable& table, const uint8_t* codes, Block&
     for (int64_t i = 0; i < kParts; i++) x[i] = look_up(table.values, codes + i * Vec::kWidth);
 }
 
-// What 32 columns of a row are before their scale.
+// The decoded values of 32 columns of a row, before their scale.
 template <int32_t kBits>
 inline void stored_block(const EncodeTable& table, const uint8_t* codes, Block& x) {
     uint8_t found[kEncodeBlock];
@@ -82,7 +82,7 @@ void panel_error(const void* rows, int64_t stride, int64_t count, int64_t column
     sums.into(into);
 }
 
-// The last values, fewer than a block: beyond them is 0 on both sides.
+// The last values, fewer than a block, padded with zeros on both sides.
 template <int32_t kType>
 void add_rest(Sums& sums, const void* values, int64_t at, int64_t count, const EncodeTable& table, const uint8_t* codes,
               float scale) {

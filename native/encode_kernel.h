@@ -1,4 +1,4 @@
-// The functions of native/encode.h for the instruction set that the including file is compiled for.
+// The table of the quantisation kernels, compiled once per instruction set.
 #pragma once
 
 #include "encode_errors.h"

@@ -1,4 +1,4 @@
-// bitsandbytes' maps of 4 bits: groups of neighbours of the flat matrix. Written on encode_vec.h.
+// bitsandbytes' 4-bit maps: groups of consecutive values of the flat matrix.
 #pragma once
 
 #include "encode_vec.h"
@@ -7,7 +7,7 @@ namespace {
 
 constexpr float kTiny = 1e-38f;  // the divisor of a group of zeros in a map
 
-// The largest magnitude of whole blocks; NaN if one is.
+// The largest magnitude of whole blocks; NaN if a value is NaN.
 template <int32_t kType>
 inline float largest_of(const void* values, int64_t at, int64_t count) {
     Vec most = Vec::zero(), wrong = Vec::zero();
@@ -27,7 +27,7 @@ inline float largest_of(const void* values, int64_t at, int64_t count) {
     return INFINITY;
 }
 
-// A last group of fewer values, which divides where whole ones multiply.
+// A short last group, which divides by its extreme where whole groups multiply by the reciprocal, as bitsandbytes does.
 template <int32_t kType>
 void encode_rest(const void* values, int64_t at, int64_t count, const EncodeMap& map, uint8_t* codes, float* absmax) {
     float most = 0;

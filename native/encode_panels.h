@@ -1,4 +1,4 @@
-// q4 and q8 in panels: eight groups at once, one of each of eight rows, column by column. Written on encode_vec.h.
+// q4 and q8 in panels: eight groups at a time, one of each of eight rows, column by column.
 #pragma once
 
 #include "encode_vec.h"
@@ -6,11 +6,11 @@
 namespace {
 
 constexpr int64_t kMostGroup = 128;  // of q4 and q8
-// As in ops/reference/encode.py: where a group's extreme is tried to lie, in half steps of a level.
+// As in ops/reference/encode.py: the candidates for a group's extreme, in half steps of a level.
 constexpr float kEnds[] = {-120.0f, -140.0f, -164.0f, 116.0f};
 constexpr float kLargestScale = 3.3895313892515355e38f;  // of bfloat16
 constexpr uint16_t kNoScale = 0x7fc0;                    // NaN
-constexpr int64_t kAhead = 128;                          // columns: so far ahead memory is asked for
+constexpr int64_t kPrefetchColumns = 128;                          // columns that are prefetched ahead
 
 // x, or 1 where x is 0.
 inline Vec divisor(Vec x) { return pick_greater(magnitude(x), Vec::zero(), x, Vec::all(1)); }
@@ -22,14 +22,15 @@ inline Eight of_each(F f) {
     return r;
 }
 
+// One group of each of eight rows, transposed. On the stack of one thread.
 struct Tile {
-    float values[kMostGroup * kTile];
+    float values[kMostGroup * kEncodeTileRows];
     Eight extreme;     // each group's first value of the largest magnitude
-    bool there[kTile];  // whether there is such a row, and all values of its group are finite; others are zeros
-    bool whole;         // all are there
+    bool there[kEncodeTileRows];  // whether the row exists and its group is finite; others are zeros
+    bool whole;         // all rows are
 };
 
-// The extremes, and in `wrong` what is 0 for groups of finite values only.
+// The extremes; `wrong` is 0 exactly for groups of finite values.
 inline void find_extremes(Tile& tile, int64_t group, Eight& wrong) {
     const Eight first = Eight::load(tile.values);
     Eight most = of_each([&](int64_t i) { return magnitude(first.v[i]); });
@@ -37,7 +38,7 @@ inline void find_extremes(Tile& tile, int64_t group, Eight& wrong) {
     wrong = of_each([&](int64_t i) { return first.v[i] - first.v[i]; });
     for (int64_t column = 1; column < group; column++) {
         for (int64_t i = 0; i < kHalves; i++) {
-            const Vec x = Vec::load(tile.values + column * kTile + i * Vec::kWidth), size = magnitude(x);
+            const Vec x = Vec::load(tile.values + column * kEncodeTileRows + i * Vec::kWidth), size = magnitude(x);
             tile.extreme.v[i] = pick_greater(size, most.v[i], x, tile.extreme.v[i]);
             most.v[i] = max(most.v[i], size);
             wrong.v[i] = wrong.v[i] + (x - x);
@@ -47,39 +48,39 @@ inline void find_extremes(Tile& tile, int64_t group, Eight& wrong) {
 
 template <int32_t kType>
 void open_tile(const void* rows, int64_t at, int64_t stride, int64_t count, int64_t group, Tile& tile) {
-    constexpr int64_t kBytes = kType == kFloat32 ? 4 : 2;
-    const char* const ahead = static_cast<const char*>(rows) + (at + kAhead) * kBytes;
+    constexpr int64_t kBytes = size_of(kType);
+    const char* const ahead = static_cast<const char*>(rows) + (at + kPrefetchColumns) * kBytes;
     for (int64_t row = 0; row < count; row++) __builtin_prefetch(ahead + row * stride * kBytes);
-    for (int64_t column = 0; column < group; column += kTile) {
-        float square[kTile][kTile];
-        for (int64_t row = 0; row < kTile; row++) {
-            for (int64_t i = 0; i < kTile; i += Vec::kWidth) {
+    for (int64_t column = 0; column < group; column += kEncodeTileRows) {
+        float square[kEncodeTileRows][kEncodeTileRows];
+        for (int64_t row = 0; row < kEncodeTileRows; row++) {
+            for (int64_t i = 0; i < kEncodeTileRows; i += Vec::kWidth) {
                 const Vec x = row < count ? load_as<kType>(rows, at + row * stride + column + i) : Vec::zero();
                 x.store(square[row] + i);
             }
         }
-        turn(square, tile.values + column * kTile);
+        transpose(square, tile.values + column * kEncodeTileRows);
     }
     Eight wrong;
-    float found[kTile];
+    float found[kEncodeTileRows];
     find_extremes(tile, group, wrong);
     wrong.store(found);
-    tile.whole = count == kTile;
+    tile.whole = count == kEncodeTileRows;
     bool finite = true;
-    for (int64_t row = 0; row < kTile; row++) {
+    for (int64_t row = 0; row < kEncodeTileRows; row++) {
         tile.there[row] = row < count && found[row] == 0;
         if (found[row] == 0) continue;
         finite = tile.whole = false;
-        for (int64_t column = 0; column < group; column++) tile.values[column * kTile + row] = 0;
+        for (int64_t column = 0; column < group; column++) tile.values[column * kEncodeTileRows + row] = 0;
     }
     if (!finite) find_extremes(tile, group, wrong);
 }
 
-// Rounds the scales and stores them; what they are then, each 1 where it is 0.
+// Round the scales to bfloat16 and store them; returns them with 1 in place of 0.
 inline Eight store_scales(const Tile& tile, const Eight& wanted, uint16_t* scales) {
-    float scale[kTile];
+    float scale[kEncodeTileRows];
     of_each([&](int64_t i) { return max(min(wanted.v[i], Vec::all(kLargestScale)), Vec::all(-kLargestScale)); }).store(scale);
-    for (int64_t row = 0; row < kTile; row++) {
+    for (int64_t row = 0; row < kEncodeTileRows; row++) {
         const uint16_t bits = round_bf16(scale[row]);
         scale[row] = widen_bf16(bits);
         if (tile.there[row]) scales[row] = bits;
@@ -88,9 +89,9 @@ inline Eight store_scales(const Tile& tile, const Eight& wanted, uint16_t* scale
     return of_each([&](int64_t i) { return divisor(rounded.v[i]); });
 }
 
-// What groups get that are not there: codes 0, and NaN for their scale if their row is there.
+// Groups without data get codes 0, and scale NaN if their row exists.
 void clear_missing(const Tile& tile, int64_t count, int64_t steps, uint8_t* codes, uint16_t* scales) {
-    for (int64_t row = 0; row < kTile; row++) {
+    for (int64_t row = 0; row < kEncodeTileRows; row++) {
         if (tile.there[row]) continue;
         scales[row] = row < count ? kNoScale : 0;
         for (int64_t step = 0; step < steps; step++) std::memset(codes + step * 64 + row * 4, 0, 4);
@@ -101,8 +102,8 @@ struct Attempt {
     Eight along, square;  // Σ ratio · level, Σ level²
 };
 
-// The nearest levels of the groups' ratios times `factor`, which gives half steps. Sums run as ops/reference/encode.py says: columns
-// that lie 32 apart are added first, then those 8 apart, then their eight sums.
+// The nearest levels of the groups' ratios times `factor`, in half steps. Sums are in the order of ops/reference/encode.py:
+// columns 32 apart first, then those 8 apart, then their eight sums.
 template <int64_t kBlocks, bool kWhole>
 inline Attempt attempt(const float* ratio, const Eight& factor, const EncodeLevels& levels, uint8_t* codes) {
     Attempt sums;
@@ -112,7 +113,7 @@ inline Attempt attempt(const float* ratio, const Eight& factor, const EncodeLeve
         for (int64_t eight = 0; eight < 4; eight++) {
             Block added, squares;
             for (int64_t block = 0; block < kBlocks; block++) {
-                const int64_t at = (block * 32 + eight * 8 + half * 4) * kTile;
+                const int64_t at = (block * 32 + eight * 8 + half * 4) * kEncodeTileRows;
                 Block x, level;
                 for (int64_t i = 0; i < kParts; i++) {
                     x[i] = Vec::load(ratio + at + i * Vec::kWidth) * factor.v[i % kHalves] + Vec::all(256);
@@ -145,7 +146,7 @@ inline Attempt attempt(const float* ratio, const Eight& factor, const EncodeLeve
     return sums;
 }
 
-// The worth of a level that leaves the least squared error among those tried, for each group.
+// For each group, the scale (value of one level) with the least squared error among the candidates.
 template <int64_t kBlocks, bool kWhole>
 inline Eight best_scale(const float* ratio, const EncodeLevels& levels, uint8_t* codes) {
     Eight along = Eight::all(0), square = Eight::all(1), gain = Eight::all(-1);
@@ -165,10 +166,10 @@ inline Eight best_scale(const float* ratio, const EncodeLevels& levels, uint8_t*
 
 template <int64_t kBlocks>
 void encode_tile4(const Tile& tile, const EncodeLevels& levels, uint8_t* codes, uint16_t* scales) {
-    float ratio[kBlocks * kEncodeBlock * kTile];
+    float ratio[kBlocks * kEncodeBlock * kEncodeTileRows];
     uint8_t scratch[kEncodeBlock];
     const Eight whole = of_each([&](int64_t i) { return divisor(tile.extreme.v[i]); });
-    for (int64_t at = 0; at < kBlocks * kEncodeBlock * kTile; at += kTile) {
+    for (int64_t at = 0; at < kBlocks * kEncodeBlock * kEncodeTileRows; at += kEncodeTileRows) {
         const Eight x = Eight::load(tile.values + at);
         of_each([&](int64_t i) { return x.v[i] / whole.v[i]; }).store(ratio + at);
     }
@@ -179,7 +180,7 @@ void encode_tile4(const Tile& tile, const EncodeLevels& levels, uint8_t* codes, 
     const auto code = [&](int64_t column) {
         Block x;
         for (int64_t i = 0; i < kParts; i++) {
-            const Vec value = Vec::load(tile.values + column * kTile + i * Vec::kWidth);
+            const Vec value = Vec::load(tile.values + column * kEncodeTileRows + i * Vec::kWidth);
             x[i] = value / step.v[i % kHalves] * Vec::all(2) + Vec::all(256);
         }
         return row_by_row(search(cells(x), levels.tree));
@@ -189,13 +190,13 @@ void encode_tile4(const Tile& tile, const EncodeLevels& levels, uint8_t* codes, 
     }
 }
 
-// body(columns before, row of the panel where eight begin, how many are there) for all tiles of a panel.
+// body(first column, first row, number of rows) for all tiles of a panel.
 template <typename Body>
 inline void by_tiles(int64_t count, int64_t columns, int64_t group, Body body) {
     for (int64_t at = 0; at < columns; at += group) {
-        for (int64_t row = 0; row < kPanelRows; row += kTile) {
+        for (int64_t row = 0; row < kPanelRows; row += kEncodeTileRows) {
             const int64_t here = count - row;
-            body(at, row, here < 0 ? 0 : here < kTile ? here : kTile);
+            body(at, row, here < 0 ? 0 : here < kEncodeTileRows ? here : kEncodeTileRows);
         }
     }
 }
@@ -226,7 +227,7 @@ void encode8(const void* rows, int64_t stride, int64_t count, int64_t columns, i
         for (int64_t column = 0; column < group; column += 4) {
             Block x;
             for (int64_t i = 0; i < kParts; i++) {
-                x[i] = Vec::load(tile.values + column * kTile + i * Vec::kWidth) / step.v[i % kHalves] * Vec::all(128);
+                x[i] = Vec::load(tile.values + column * kEncodeTileRows + i * Vec::kWidth) / step.v[i % kHalves] * Vec::all(128);
             }
             row_by_row(nearest_integers(x)).store(to + column * 16);
         }
@@ -237,9 +238,9 @@ void encode8(const void* rows, int64_t stride, int64_t count, int64_t columns, i
 template <int64_t kBlocks>
 void fit_tiles(const float* ratio, int64_t count, const EncodeLevels& levels, uint8_t* codes, float* scales) {
     constexpr int64_t kGroup = kBlocks * kEncodeBlock;
-    for (int64_t n = 0; n < count; n += kTile) {
+    for (int64_t n = 0; n < count; n += kEncodeTileRows) {
         Tile tile;
-        open_tile<kFloat32>(ratio, n * kGroup, kGroup, count - n < kTile ? count - n : kTile, kGroup, tile);
+        open_tile<kFloat32>(ratio, n * kGroup, kGroup, count - n < kEncodeTileRows ? count - n : kEncodeTileRows, kGroup, tile);
         uint8_t* const found = codes + n * kGroup;
         const Eight best = best_scale<kBlocks, false>(tile.values, levels, found);
         const Eight factor = of_each([&](int64_t i) { return Vec::all(2) / divisor(best.v[i]); });

@@ -1,6 +1,6 @@
-// What encoding does with 32 values at once: floats to small integers, and which of sixteen steps each lies on.
+// Quantisation's vector functions on 32 values: floats to small integers, and the search for the code of each.
 //
-// No fused multiply-add here. Where the values are of a matrix they are 4 columns of 8 rows, column by column.
+// No FMA here. Values of a panel are 4 columns of 8 rows, column by column.
 #pragma once
 
 #include "encode.h"
@@ -9,15 +9,12 @@
 namespace {
 
 constexpr int64_t kParts = kEncodeBlock / Vec::kWidth;
-constexpr int64_t kTile = 8;  // rows that are coded at once
-constexpr int64_t kHalves = kTile / Vec::kWidth;
-static_assert(Vec::kWidth <= kTile, "a vector must not take more rows than a tile has");
-
-constexpr int64_t kPanelRows = 16;
+constexpr int64_t kHalves = kEncodeTileRows / Vec::kWidth;
+static_assert(Vec::kWidth <= kEncodeTileRows, "a vector must not take more rows than a tile has");
 
 using Block = Vec[kParts];
 
-// Eight numbers, one of each group.
+// Eight floats, one per group.
 struct Eight {
     Vec v[kHalves];
     static Eight all(float x) {
@@ -37,11 +34,11 @@ struct Eight {
 
 // 32 codes or small integers.
 struct Bytes;
-// The integer part of each value less 256, within −128 … 127. Values below −128 may count as anything below.
+// The integer part of each value minus 256, clamped to −128 … 127; values below 128 may give any integer below.
 inline Bytes cells(const Block& x);
-// How many bounds lie below each; `tree` is EncodeLevels'.
+// The number of bounds below each; `tree` is that of EncodeLevels.
 inline Bytes search(const Bytes& x, const int8_t (&tree)[4][16]);
-// How many of the bounds are not at or above each; all of them are not for a NaN.
+// The number of bounds that are not ≥ each value: 15 for NaN.
 inline Bytes count_below(const Block& x, const float (&bounds)[15]);
 // table[index] of each index 0 … 15.
 inline Bytes look_up(const int8_t (&table)[16], const Bytes& index);
@@ -59,8 +56,8 @@ inline void join_pairs(const Bytes& codes, uint8_t* pairs);
 inline void split_pairs(const uint8_t* pairs, uint8_t* codes);
 // a > b ? x : y of each lane.
 inline Vec pick_greater(Vec a, Vec b, Vec x, Vec y);
-// A square with rows and columns exchanged.
-inline void turn(const float (&rows)[kTile][kTile], float* columns);
+// columns[j · 8 + i] = rows[i][j].
+inline void transpose(const float (&rows)[kEncodeTileRows][kEncodeTileRows], float* columns);
 
 #if defined(__AVX2__)
 
@@ -69,7 +66,7 @@ struct Bytes {
     void store(void* p) const { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 };
 
-// 32 integers in order as bytes, each brought into the range after `less` is taken away.
+// 32 integers minus `less`, clamped to bytes, in order.
 inline Bytes packed(const __m256i (&x)[4], int16_t less) {
     const __m256i low = _mm256_subs_epi16(_mm256_packs_epi32(x[0], x[1]), _mm256_set1_epi16(less));
     const __m256i high = _mm256_subs_epi16(_mm256_packs_epi32(x[2], x[3]), _mm256_set1_epi16(less));
@@ -77,7 +74,7 @@ inline Bytes packed(const __m256i (&x)[4], int16_t less) {
     return {_mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order)};
 }
 inline Bytes cells(const Block& x) {
-    __m256i whole[4];  // what is too small for an integer becomes the smallest one
+    __m256i whole[4];  // values below the range of int32 become INT32_MIN
     for (int i = 0; i < 4; i++) whole[i] = _mm256_cvttps_epi32(_mm256_min_ps(x[i].v, _mm256_set1_ps(511)));
     return packed(whole, 256);
 }
@@ -127,14 +124,14 @@ inline Bytes nearest_integers(const Block& x) {
 
 inline Bytes row_by_row(const Bytes& x) {
     const __m256i halves = _mm256_permutevar8x32_epi32(x.v, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
-    const __m128i turned = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return {_mm256_shuffle_epi8(halves, _mm256_broadcastsi128_si256(turned))};
+    const __m128i transposed = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return {_mm256_shuffle_epi8(halves, _mm256_broadcastsi128_si256(transposed))};
 }
 inline Bytes nibbles(const Bytes& low, const Bytes& high) { return {_mm256_or_si256(low.v, _mm256_slli_epi16(high.v, 4))}; }
 inline Vec pick_greater(Vec a, Vec b, Vec x, Vec y) {
     return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ))};
 }
-inline void turn(const float (&rows)[kTile][kTile], float* columns) {
+inline void transpose(const float (&rows)[kEncodeTileRows][kEncodeTileRows], float* columns) {
     __m256 pairs[8], fours[8];
     for (int i = 0; i < 8; i += 2) {
         const __m256 a = _mm256_loadu_ps(rows[i]), b = _mm256_loadu_ps(rows[i + 1]);
@@ -226,8 +223,8 @@ inline Bytes nearest_integers(const Block& x) {
 
 inline Bytes row_by_row(const Bytes& x) {
     const int8x16x2_t columns = {{x.v[0], x.v[1]}};
-    alignas(16) static constexpr uint8_t turned[16] = {0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27};
-    const uint8x16_t first = vld1q_u8(turned);
+    alignas(16) static constexpr uint8_t transposed[16] = {0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27};
+    const uint8x16_t first = vld1q_u8(transposed);
     return {{vqtbl2q_s8(columns, first), vqtbl2q_s8(columns, vaddq_u8(first, vdupq_n_u8(4)))}};
 }
 inline Bytes nibbles(const Bytes& low, const Bytes& high) {
@@ -287,7 +284,7 @@ inline Bytes nearest_integers(const Block& x) {
 
 inline Bytes row_by_row(const Bytes& x) {
     Bytes r;
-    for (int64_t i = 0; i < kEncodeBlock; i++) r.v[i] = x.v[i % 4 * kTile + i / 4];
+    for (int64_t i = 0; i < kEncodeBlock; i++) r.v[i] = x.v[i % 4 * kEncodeTileRows + i / 4];
     return r;
 }
 inline Bytes nibbles(const Bytes& low, const Bytes& high) {
@@ -316,9 +313,9 @@ inline void widen(const Bytes& whole, Block& x) {
     whole.store(bytes);
     for (int64_t i = 0; i < kParts; i++) x[i] = Vec::load_i8(bytes + i * Vec::kWidth);
 }
-inline void turn(const float (&rows)[kTile][kTile], float* columns) {
-    for (int64_t column = 0; column < kTile; column++) {
-        for (int64_t row = 0; row < kTile; row++) columns[column * kTile + row] = rows[row][column];
+inline void transpose(const float (&rows)[kEncodeTileRows][kEncodeTileRows], float* columns) {
+    for (int64_t column = 0; column < kEncodeTileRows; column++) {
+        for (int64_t row = 0; row < kEncodeTileRows; row++) columns[column * kEncodeTileRows + row] = rows[row][column];
     }
 }
 #endif

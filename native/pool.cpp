@@ -1,4 +1,4 @@
-// The threads that kernels run on: chunks of one job, claimed through one counter.
+// The thread pool. See pool.h.
 #include "pool.h"
 
 #include <algorithm>
@@ -18,7 +18,7 @@
 
 namespace {
 
-// How long a worker looks for the next job before it sleeps. Matrix products of one decoding step follow one another
+// How long a worker polls for the next job before it sleeps. Matrix products of one decoding step follow one another
 // within a few microseconds; waking a sleeping thread costs about fifty.
 constexpr auto kSpin = std::chrono::microseconds(100);
 constexpr int64_t kMostThreads = 256;
@@ -31,6 +31,7 @@ void pause_briefly() {
 #endif
 }
 
+// Owned by the caller's stack frame in Pool::run; shared by all workers until inside_ is 0 again.
 struct Job {
     void (*body)(void*, int64_t);
     void* context;
@@ -44,13 +45,14 @@ struct Job {
 
 thread_local bool inside_job = false;
 
+// One per process, never destroyed. All members are atomic or guarded by busy_ (the running job, workers_) or sleep_.
 class Pool {
   public:
     explicit Pool(int64_t threads) : threads_(threads) {}
 
     void run(int64_t chunks, double work, void (*body)(void*, int64_t), void* context) {
-        Job job{body, context, chunks, int64_t(std::min(double(threads()), work / kWorkEach))};
-        // One job at a time: a second caller, or a chunk that calls back, does its work alone.
+        Job job{body, context, chunks, int64_t(std::min(double(threads()), work / kWorkPerThread))};
+        // One job at a time: a second caller, or a nested call, runs its chunks on its own thread.
         if (chunks > 1 && !inside_job && job.most > 1 && busy_.try_lock()) {
             run_together(job);
             busy_.unlock();
@@ -66,7 +68,7 @@ class Pool {
 
     int64_t threads() const { return threads_.load(std::memory_order_relaxed); }
 
-    // Waits for a job that runs. A chunk must not call it: it would wait for itself.
+    // Waits for the running job. Must not be called from a chunk: it would deadlock.
     void set_threads(int64_t threads) {
         threads = threads < 1 ? 1 : threads > kMostThreads ? kMostThreads : threads;
         std::lock_guard<std::mutex> alone(busy_);
@@ -77,7 +79,7 @@ class Pool {
         spare_.notify_all();
     }
 
-    // In a child process only the forking thread lives on: no workers, and locks that nobody will ever release.
+    // In a forked child only the calling thread exists: no workers, and locks that no thread will ever release.
     void forget() { new (this) Pool(threads()); }
 
   private:
@@ -93,13 +95,13 @@ class Pool {
         inside_job = true;
         job.work();
         inside_job = false;
-        // No chunk is left to claim. A worker that announced itself before this may still hold the job; later ones see none.
+        // No chunk is left to claim. A worker that incremented inside_ before this may still use the job; later ones see null.
         job_.store(nullptr);
         for (int tries = 0; inside_.load() != 0; tries++) {
             if (tries < 2000) {
                 pause_briefly();
             } else {
-                std::this_thread::yield();  // more threads than cores: let the worker finish
+                std::this_thread::yield();  // more threads than cores: let the worker run
             }
         }
     }
@@ -109,7 +111,7 @@ class Pool {
             const int64_t index = workers_ + 1;
             try {
                 std::thread([this, index] { serve(index); }).detach();
-            } catch (...) {  // no more threads to be had: the caller does without
+            } catch (...) {  // the system has no more threads: continue with those that exist
                 threads_.store(index, std::memory_order_relaxed);
                 return;
             }
@@ -142,13 +144,13 @@ class Pool {
             } while (std::chrono::steady_clock::now() < until);
         }
         std::unique_lock<std::mutex> lock(sleep_);
-        spare_.wait(lock, [&] { return index < threads(); });  // jobs don't wake those that are too many
+        spare_.wait(lock, [&] { return index < threads(); });  // jobs don't wake surplus workers
         sleeping_.fetch_add(1);
         wake_.wait(lock, [&] { return epoch_.load() != seen; });
         sleeping_.fetch_sub(1);
     }
 
-    // Each on a cache line of its own: workers look at one while the others are written.
+    // Each on its own cache line: workers poll one while the others are written.
     alignas(64) std::atomic<uint64_t> epoch_{0};
     alignas(64) std::atomic<Job*> job_{nullptr};
     alignas(64) std::atomic<int> inside_{0};
@@ -166,7 +168,7 @@ int64_t cores() {
     return found ? int64_t(found) : 1;
 }
 
-// Never destroyed: detached workers may still look at it while the process ends.
+// Never destroyed: detached workers may still read it while the process exits.
 Pool& pool() {
     static Pool* const only = [] {
         Pool* made = new Pool(cores());

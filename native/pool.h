@@ -1,4 +1,4 @@
-// The threads that kernels run on: chunks of one job, claimed through one counter. Knows nothing of what a chunk is.
+// The thread pool: runs the chunks of one job at a time, claimed through one atomic counter.
 #pragma once
 
 #include <limits>
@@ -7,15 +7,18 @@
 #include "abi.h"
 
 // Run body(0) … body(chunks-1), each once, on the pool and on the calling thread; return when all are done. The caller
-// never waits for a thread that has not begun: with a busy neighbour it does the work itself. Chunks are claimed in
-// ascending order. A call from inside a chunk, or while another thread's job runs, is done by the caller alone.
+// never waits for a worker that has not started: on a busy machine it does the work itself. Chunks are claimed in
+// ascending order. A call from inside a chunk, or while another thread's job runs, runs on the calling thread alone.
 //
-// `work` is about how many weights or elements all chunks read together, or as long. A thread takes part for every kWorkEach
-// of it, so a small job is the caller's alone: beside other processes, waiting for a thread that lost its core would take
-// longer than the work.
+// `work` estimates the job's cost: the number of weights or elements that all chunks read, or the equivalent in time. One
+// thread takes part for every kWorkPerThread, so a small job runs on the caller alone: beside other processes, waiting for
+// a thread that lost its core would take longer than the work.
 void run_chunks(int64_t chunks, double work, void (*body)(void* context, int64_t chunk), void* context);
 
-constexpr double kWorkEach = 1 << 17;
+constexpr double kWorkPerThread = 1 << 17;
+
+// Elements of one chunk: fewer are not worth waking another thread for.
+constexpr int64_t kGrainElements = 16384;
 
 template <typename Body>
 void parallel(int64_t chunks, double work, Body&& body) {
@@ -25,16 +28,16 @@ void parallel(int64_t chunks, double work, Body&& body) {
         const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// Of chunks that are each worth a thread.
+// The same for chunks that are each worth a thread.
 template <typename Body>
 void parallel(int64_t chunks, Body&& body) {
     parallel(chunks, std::numeric_limits<double>::infinity(), body);
 }
 
-// Threads that work on a job, the caller among them.
+// Threads that may work on a job, the caller included.
 int64_t pool_threads();
 
 VT_EXPORT int64_t vt_threads();
-// Jobs so far that several threads were called to: for tests.
+// Number of jobs so far that were offered to more than one thread: for tests.
 VT_EXPORT int64_t vt_shared_jobs();
 VT_EXPORT void vt_set_threads(int64_t threads);

@@ -1,8 +1,9 @@
-// Products with q4 and q8 matrices: rounds the activations once, divides panels and rows among threads.
+// q4 and q8 products: quantises the activations once, partitions panels and rows among threads.
 #include "quant.h"
 
 #include <algorithm>
 
+#include "align.h"
 #include "pool.h"
 #include "vec.h"
 
@@ -16,41 +17,38 @@ const QuantKernels* const table[kIsaCount] = {&quant_portable, &quant_neon, null
 const QuantKernels* const table[kIsaCount] = {&quant_portable, nullptr, nullptr, nullptr, nullptr};
 #endif
 
-// Bytes of codes that one chunk of few rows reads, at least and at most: each new one begins with waiting for memory, and
-// the last one of a call keeps the other threads waiting.
+// Bytes of codes per chunk, at least and at most, when rows are few: each chunk starts with a stall on memory, and the last
+// one leaves the other threads idle.
 constexpr int64_t kLeastBytes = 96 * 1024, kMostBytes = 1024 * 1024;
-// As many chunks a thread, if they are large enough.
-constexpr int64_t kChunksEach = 16;
-// Activations that are worth waking another thread for.
-constexpr int64_t kRoundGrain = 32768;
+// Chunks per thread, if they are large enough.
+constexpr int64_t kChunksPerThread = 16;
+// Elements of one chunk of rounding or decoding.
+constexpr int64_t kQuantGrain = 32768;
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t aligned(int64_t bytes) { return divide_up(bytes, 64) * 64; }
-
-// How one call is cut: every weight into pieces of `panels` panels, x into pieces of `rows` rows.
-struct Cut {
+// The partition of one call: each weight into pieces of `panels` panels, x into pieces of `rows` rows. Immutable.
+struct Partition {
     int64_t panels, rows, pieces = 0;
 
-    Cut(int32_t kind, int64_t all_rows, int64_t columns, const QuantWeight* weights, int64_t count) {
-        // Pieces of nearly one size, in whole tiles of sixteen.
+    Partition(int32_t kind, int64_t all_rows, int64_t columns, const QuantWeight* weights, int64_t count) {
+        // Pieces of nearly equal size, multiples of sixteen rows.
         const int64_t row_pieces = std::max<int64_t>(1, divide_up(all_rows, kMostRows));
-        rows = divide_up(std::max<int64_t>(1, divide_up(all_rows, row_pieces)), 16) * 16;
+        rows = round_up(std::max<int64_t>(1, divide_up(all_rows, row_pieces)), 16);
         int64_t all_panels = 0;
         for (int64_t i = 0; i < count; i++) all_panels += weights[i].panels;
-        const int64_t wanted = all_rows <= kFewRows ? few(all_panels, columns * 2 * kind) : all_panels / (4 * pool_threads());
+        const int64_t wanted = all_rows <= kQuantFewRows ? panels_for_few_rows(all_panels, columns * 2 * kind)
+                                                         : all_panels / (4 * pool_threads());
         panels = std::max<int64_t>(1, std::min(kMostPanels, wanted));
         for (int64_t i = 0; i < count; i++) pieces += pieces_of(weights[i]);
     }
-    // Panels of `bytes` each that a chunk of few rows reads.
-    static int64_t few(int64_t all_panels, int64_t bytes) {
-        const int64_t share = all_panels * bytes / (kChunksEach * pool_threads());
+    // Panels, of `bytes` each, per chunk when rows are few.
+    static int64_t panels_for_few_rows(int64_t all_panels, int64_t bytes) {
+        const int64_t share = all_panels * bytes / (kChunksPerThread * pool_threads());
         return std::max(kLeastBytes, std::min(kMostBytes, share)) / std::max<int64_t>(1, bytes);
     }
     int64_t pieces_of(const QuantWeight& weight) const { return divide_up(weight.panels, panels); }
 };
 
-// Columns first … first+count-1 of one row as float32: the integer times its step, which is exact, times the scale.
+// Decode columns first … first+count-1 of one row to float32: integer · step (exact) · scale.
 void decode_columns(int32_t kind, const QuantWeight& weight, int64_t columns, int64_t group, int64_t id, int64_t first,
                     int64_t count, float* to) {
     const int64_t panel = id / kPanelRows, row = id % kPanelRows;
@@ -86,28 +84,28 @@ int64_t vt_quant_scratch(int64_t rows, int64_t columns, int64_t group) {
 void vt_quant_linear(int32_t kind, const void* x, int32_t type, int64_t rows, int64_t columns, int64_t group,
                      const QuantWeight* weights, int64_t count, void* scratch) {
     const QuantKernels& kernels = choose(table);
-    char* const room = static_cast<char*>(scratch);
+    char* const base = static_cast<char*>(scratch);
     const int64_t codes_bytes = aligned(rows * columns), scales_bytes = aligned(rows * (columns / group) * 4);
-    const Rounded rounded = {reinterpret_cast<int8_t*>(room), reinterpret_cast<float*>(room + codes_bytes),
-                             reinterpret_cast<int32_t*>(room + codes_bytes + scales_bytes), rows, columns, group};
-    const int64_t together = std::max<int64_t>(1, kRoundGrain / std::max<int64_t>(1, columns));
+    const Rounded rounded = {reinterpret_cast<int8_t*>(base), reinterpret_cast<float*>(base + codes_bytes),
+                             reinterpret_cast<int32_t*>(base + codes_bytes + scales_bytes), rows, columns, group};
+    const int64_t together = std::max<int64_t>(1, kQuantGrain / std::max<int64_t>(1, columns));
     parallel(divide_up(rows, together), double(rows) * double(columns), [&](int64_t chunk) {
         const int64_t last = std::min(rows, (chunk + 1) * together);
         for (int64_t row = chunk * together; row < last; row++) kernels.round(x, type, row, kind, rounded);
     });
 
-    const Cut cut(kind, rows, columns, weights, count);
-    // Rows are the outer loop: neighbouring chunks read the same activations.
+    const Partition split(kind, rows, columns, weights, count);
+    // Rows are the outer loop: consecutive chunks read the same activations.
     double outs = 0;
     for (int64_t i = 0; i < count; i++) outs += double(weights[i].out);
-    parallel(divide_up(rows, cut.rows) * cut.pieces, outs * double(columns) * double(1 + rows / 32), [&](int64_t chunk) {
-        const int64_t begin = chunk / cut.pieces * cut.rows;
-        int64_t piece = chunk % cut.pieces;
+    parallel(divide_up(rows, split.rows) * split.pieces, outs * double(columns) * double(1 + rows / 32), [&](int64_t chunk) {
+        const int64_t begin = chunk / split.pieces * split.rows;
+        int64_t piece = chunk % split.pieces;
         const QuantWeight* weight = weights;
-        for (; piece >= cut.pieces_of(*weight); weight++) piece -= cut.pieces_of(*weight);
-        const int64_t first = piece * cut.panels;
-        kernels.multiply(rounded, *weight, kind, type, first, std::min(first + cut.panels, weight->panels), begin,
-                         std::min(begin + cut.rows, rows));
+        for (; piece >= split.pieces_of(*weight); weight++) piece -= split.pieces_of(*weight);
+        const int64_t first = piece * split.panels;
+        kernels.multiply(rounded, *weight, kind, type, first, std::min(first + split.panels, weight->panels), begin,
+                         std::min(begin + split.rows, rows));
     });
 }
 
@@ -116,7 +114,7 @@ int32_t vt_quant_rows(int32_t kind, const QuantWeight* weight, int64_t columns, 
     for (int64_t i = 0; i < count; i++) {
         if (ids[i] < 0 || ids[i] >= weight->out) return 1;
     }
-    const int64_t together = std::max<int64_t>(1, kRoundGrain / std::max<int64_t>(1, columns));
+    const int64_t together = std::max<int64_t>(1, kQuantGrain / std::max<int64_t>(1, columns));
     parallel(divide_up(count, together), double(count) * double(columns), [&](int64_t chunk) {
         float part[kUnpackColumns];
         for (int64_t i = chunk * together; i < std::min(count, (chunk + 1) * together); i++) {

@@ -1,4 +1,4 @@
-// The functions of native/quant.h for the instruction set that the including file is compiled for.
+// q4 and q8 products: quantisation of activations and the micro-kernels, compiled once per instruction set.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 
 namespace {
 
-// ---- rounding activations
+// --- quantisation of activations ----------------------------------------------------------------------------------
 
 // The group's largest magnitude as the bits of a float; beyond 0x7f7fffff if a value is not finite.
 inline uint32_t largest_bits(const float* x, int64_t n) {
@@ -24,14 +24,14 @@ inline uint32_t largest_bits(const float* x, int64_t n) {
     return most;
 }
 
-// Codes of one group, and their sum. Adding 1.5·2^23 leaves the nearest whole number, ties to even, in the low bits.
+// Codes of one group, and their sum.
 inline int32_t codes_of(const float* x, int64_t n, float inverse, int8_t* codes) {
     int32_t sum = 0;
     for (int64_t i = 0; i < n; i++) {
-        const float shifted = x[i] * inverse + 12582912.0f;
+        const float shifted = x[i] * inverse + kRoundMagic;
         int32_t bits;
         std::memcpy(&bits, &shifted, sizeof bits);
-        const int32_t code = bits - 0x4b400000;
+        const int32_t code = bits - kRoundMagicBits;
         codes[i] = int8_t(code);
         sum += code;
     }
@@ -39,7 +39,7 @@ inline int32_t codes_of(const float* x, int64_t n, float inverse, int8_t* codes)
 }
 
 template <typename Read>
-void round_row(Read read, int64_t row, int32_t kind, const Rounded& to) {
+void quantize_row(Read read, int64_t row, int32_t kind, const Rounded& to) {
     const float step = kind == kQ4 ? 0.015625f : 0.0078125f;
     const int32_t offset = kind == kQ4 ? kOffset4 : kOffset8;
     float wide[128];
@@ -68,21 +68,21 @@ void round_activations(const void* x, int32_t type, int64_t row, int32_t kind, c
     const float* floats = static_cast<const float*>(x) + at;
     const uint16_t* halves = static_cast<const uint16_t*>(x) + at;
     if (type == kFloat32) {
-        round_row([=](int64_t i) { return floats[i]; }, row, kind, to);
+        quantize_row([=](int64_t i) { return floats[i]; }, row, kind, to);
     } else if (type == kBFloat16) {
-        round_row([=](int64_t i) { return widen_bf16(halves[i]); }, row, kind, to);
+        quantize_row([=](int64_t i) { return widen_bf16(halves[i]); }, row, kind, to);
     } else {
-        round_row([=](int64_t i) { return widen_f16(halves[i]); }, row, kind, to);
+        quantize_row([=](int64_t i) { return widen_f16(halves[i]); }, row, kind, to);
     }
 }
 
-// ---- products
+// --- products -----------------------------------------------------------------------------------------------------
 
-// The compiler's own judgement leaves some of the innermost steps as calls.
+// GCC does not inline some of the innermost steps by itself.
 #define VT_QUANT_INLINED __attribute__((always_inline))
 #define VT_QUANT_INLINE VT_QUANT_INLINED inline
 
-// body(0) … body(N-1), written out: an array indexed by what body gets can live in registers.
+// body(0) … body(N-1), unrolled with constant indices: arrays that body indexes stay in registers.
 template <typename Body, int... I>
 VT_QUANT_INLINE void each(Body body, std::integer_sequence<int, I...>) {
     (body(std::integral_constant<int, I>{}), ...);
@@ -92,7 +92,7 @@ VT_QUANT_INLINE void each(Body body) {
     each(body, std::make_integer_sequence<int, N>{});
 }
 
-// Where the weights of 32 columns come from: q4 codes as they are stored,
+// Sources of the weights of 32 columns. Packed4: q4 codes as they are stored.
 struct Packed4 {
     static constexpr int64_t kBytes = 256;
     static constexpr bool kStreams = true;
@@ -108,7 +108,7 @@ struct Packed4 {
     }
 };
 
-// q4 after looking up the levels,
+// Unpacked4: q4 after the lookup of levels.
 struct Unpacked4 {
     static constexpr int64_t kBytes = 512;
     template <int R>
@@ -120,7 +120,7 @@ struct Unpacked4 {
     }
 };
 
-// and q8 codes as they are stored.
+// Stored8: q8 codes as they are stored.
 struct Stored8 {
     static constexpr int64_t kBytes = 512;
     template <int R>
@@ -133,31 +133,31 @@ struct Stored8 {
     }
 };
 
-// One panel's weights for groups first … last-1, and which activations they meet.
-struct Strip {
+// Groups first … last-1 of one panel, that is of 16 rows of the matrix. A view, on the stack of one thread.
+struct RowTile {
     const uint8_t* weights;  // of group `first`
     const uint16_t* scales;  // of group 0
     const Levels& levels;
     int64_t first, last;
 };
 
-// Results of R rows from `row` on so far; `totals` are R times 16 float32. One or two rows keep them in registers, more
-// leave these to the sums. kParts: a group's columns / 32, or 0 where it is read from x.
+// Add the products of R rows, from `row` on, to `totals` (R, 16). With one or two rows totals stay in registers; with more
+// the sums need those. kParts: a group's columns / 32, or 0 to read it from x.
 template <typename Source, int R, int kParts>
-void multiply_rows(const Rounded& x, const Strip& strip, int64_t row, float* totals) {
+void multiply_rows(const Rounded& x, const RowTile& tile, int64_t row, float* totals) {
     constexpr bool kInMemory = R > 2;
     const int64_t groups = x.groups(), parts = kParts ? kParts : x.group / 32;
     Floats acc[kInMemory ? 1 : R];
     if constexpr (!kInMemory) each<R>([&](auto r) VT_QUANT_INLINED { acc[r] = Floats::load(totals + r * kPanelRows); });
-    const uint8_t* w = strip.weights;
-    for (int64_t g = strip.first; g < strip.last; g++) {
+    const uint8_t* w = tile.weights;
+    for (int64_t g = tile.first; g < tile.last; g++) {
         Sums sums[R];
         each<R>([&](auto r) VT_QUANT_INLINED { sums[r] = Sums::start(x.starts[(row + r) * groups + g]); });
         const int8_t* codes = x.codes + row * x.columns + g * x.group;
         for (int64_t part = 0; part < parts; part++, w += Source::kBytes) {
-            Source::template add32<R>(sums, w, strip.levels, codes + 32 * part, x.columns);
+            Source::template add32<R>(sums, w, tile.levels, codes + 32 * part, x.columns);
         }
-        const Floats scales = Floats::load_bf16(strip.scales + g * kPanelRows);
+        const Floats scales = Floats::load_bf16(tile.scales + g * kPanelRows);
         each<R>([&](auto r) VT_QUANT_INLINED {
             const float x_scale = x.scales[(row + r) * groups + g];
             if constexpr (kInMemory) {
@@ -172,25 +172,25 @@ void multiply_rows(const Rounded& x, const Strip& strip, int64_t row, float* tot
     if constexpr (!kInMemory) each<R>([&](auto r) VT_QUANT_INLINED { acc[r].store(totals + r * kPanelRows); });
 }
 
-// As above for any number of rows: full tiles, then what is left.
-template <typename Source, int R = kTileRows>
-void multiply_tiles(const Rounded& x, const Strip& strip, int64_t begin, int64_t end, float* totals) {
+// multiply_rows for any number of rows: full tiles, then the remainder.
+template <typename Source, int R = kUnitTileRows>
+void multiply_tiles(const Rounded& x, const RowTile& tile, int64_t begin, int64_t end, float* totals) {
     int64_t row = begin;
     for (; row + R <= end; row += R) {
         float* const to = totals + (row - begin) * kPanelRows;
-        // The usual group and the usual numbers of rows have code of their own.
-        if ((R == kTileRows || R <= 2) && x.group == 32) {
-            multiply_rows<Source, R, (R == kTileRows || R <= 2) ? 1 : 0>(x, strip, row, to);
+        // The common group size and row counts have specialised code.
+        if ((R == kUnitTileRows || R <= 2) && x.group == 32) {
+            multiply_rows<Source, R, (R == kUnitTileRows || R <= 2) ? 1 : 0>(x, tile, row, to);
         } else {
-            multiply_rows<Source, R, 0>(x, strip, row, to);
+            multiply_rows<Source, R, 0>(x, tile, row, to);
         }
     }
     if constexpr (R > 1) {
-        if (row < end) multiply_tiles<Source, R - 1>(x, strip, row, end, totals + (row - begin) * kPanelRows);
+        if (row < end) multiply_tiles<Source, R - 1>(x, tile, row, end, totals + (row - begin) * kPanelRows);
     }
 }
 
-// Levels of `columns` columns of q4 codes, ready for add4.
+// Unpack `columns` columns of q4 codes to levels for add4.
 inline void unpack4(const uint8_t* codes, const Levels& levels, int64_t columns, uint8_t* to) {
     for (int64_t s = 0; s < columns / 8; s++) {
         __builtin_prefetch(codes + 64 * s + 4096);
@@ -201,7 +201,7 @@ inline void unpack4(const uint8_t* codes, const Levels& levels, int64_t columns,
     }
 }
 
-// Sixteen results of one row: plus bias, rounded to the result's type.
+// Store sixteen results of one row: add the bias, round to the result's type.
 inline void store_results(const float* totals, const QuantWeight& weight, int32_t type, int64_t row, int64_t panel) {
     const int64_t at = panel * kPanelRows, count = std::min(kPanelRows, weight.out - at), to = row * weight.out + at;
     float values[kPanelRows];
@@ -218,20 +218,20 @@ inline void store_results(const float* totals, const QuantWeight& weight, int32_
     }
 }
 
-// Groups first … last-1 of one panel, all rows.
+// Rows begin … end-1 times groups first … last-1 of one panel.
 inline void multiply_panel(const Rounded& x, const QuantWeight& weight, int32_t kind, int64_t panel, const Levels& levels,
                            int64_t first, int64_t last, int64_t begin, int64_t end, float* totals) {
     const uint8_t* codes = weight.codes + (panel * x.columns + first * x.group) * 2 * kind;
-    Strip strip = {codes, weight.scales + panel * x.groups() * kPanelRows, levels, first, last};
+    RowTile tile = {codes, weight.scales + panel * x.groups() * kPanelRows, levels, first, last};
     if (kind == kQ8) {
-        multiply_tiles<Stored8>(x, strip, begin, end, totals);
-    } else if (end - begin <= kTileRows) {
-        multiply_tiles<Packed4>(x, strip, begin, end, totals);
+        multiply_tiles<Stored8>(x, tile, begin, end, totals);
+    } else if (end - begin <= kUnitTileRows) {
+        multiply_tiles<Packed4>(x, tile, begin, end, totals);
     } else {
         alignas(64) uint8_t unpacked[kUnpackColumns * kPanelRows];
         unpack4(codes, levels, (last - first) * x.group, unpacked);
-        strip.weights = unpacked;
-        multiply_tiles<Unpacked4>(x, strip, begin, end, totals);
+        tile.weights = unpacked;
+        multiply_tiles<Unpacked4>(x, tile, begin, end, totals);
     }
 }
 
@@ -249,9 +249,9 @@ void multiply(const Rounded& x, const QuantWeight& weight, int32_t kind, int32_t
     const Levels levels(kind == kQ4 ? weight.levels : no_levels);
     alignas(64) float totals[kMostPanels * kMostRows * kPanelRows];
     std::memset(totals, 0, size_t((last - first) * rows * kPanelRows) * sizeof(float));
-    // Few rows read panel after panel, as they lie; many reuse their own codes for all panels before they go on.
-    const int64_t side_by_side = rows <= kFewRows ? 1 : last - first;
-    const int64_t together = rows <= kTileRows ? groups : kUnpackColumns / x.group;
+    // Few rows: panels in the order of memory. Many: the codes of a column block are reused for all panels.
+    const int64_t side_by_side = rows <= kQuantFewRows ? 1 : last - first;
+    const int64_t together = rows <= kUnitTileRows ? groups : kUnpackColumns / x.group;
     for (int64_t set = first; set < last; set += side_by_side) {
         for (int64_t g = 0; g < groups; g += together) {
             for (int64_t panel = set; panel < set + side_by_side; panel++) {

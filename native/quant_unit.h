@@ -1,7 +1,7 @@
-// Sixteen outputs times four columns of whole numbers, of the instruction set that the including file is compiled for.
+// The unit step of a q4 or q8 product, by instruction set: sixteen outputs times four columns of small integers.
 //
-// Bytes: 64 weights of one step of a panel, made ready for `add4` (levels of q4) or `add8` (codes of q8).
-// Sums: sixteen int32. kOffset4 and kOffset8 say by how much `ready` weights are larger than the true ones.
+// Bytes: 64 weights of one step of a panel, prepared for `add4` (levels of q4) or `add8` (codes of q8). Sums: sixteen int32.
+// kOffset4, kOffset8: how much prepared weights exceed the true ones. Values in registers, on the stack of one thread.
 #pragma once
 
 #include "quant.h"
@@ -25,7 +25,7 @@ struct Levels {
     }
 };
 
-// One step of q4 codes: the weights of its first four columns, and of the next four.
+// The weights of one step of q4 codes: its first four columns (low), and the next four (high).
 inline void split(Bytes codes, const Levels& levels, Bytes& low, Bytes& high) {
     const __m512i mask = _mm512_set1_epi8(15);
     low.v = _mm512_shuffle_epi8(levels.v, _mm512_and_si512(codes.v, mask));
@@ -49,7 +49,7 @@ struct Sums {
 };
 
 constexpr int32_t kOffset4 = 63, kOffset8 = 128;
-constexpr int kTileRows = 8;
+constexpr int kUnitTileRows = kQuantTileRows[kAvx512];
 
 #elif defined(__AVX2__)
 
@@ -92,8 +92,8 @@ struct Sums {
         std::memcpy(&word, x, sizeof word);
         return _mm256_set1_epi32(word);
     }
-    // sum + products of four columns. GCC adds up the products of many steps before it adds them to the sum, which is
-    // quick for few sums, and runs out of registers for many: then the empty instruction keeps the order.
+    // sum + products of four columns. GCC reassociates: it adds the products of many steps before it adds them to the sum,
+    // which is fast for few sums and spills registers for many; then the empty asm keeps the order.
     template <bool kInOrder>
     static __m256i plus(__m256i sum, __m256i pairs) {
         __m256i next = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -118,7 +118,7 @@ struct Sums {
 };
 
 constexpr int32_t kOffset4 = 63, kOffset8 = 0;
-constexpr int kTileRows = 4;
+constexpr int kUnitTileRows = kQuantTileRows[kAvx2];
 
 #elif defined(__ARM_FEATURE_DOTPROD)
 
@@ -164,7 +164,7 @@ struct Sums {
 };
 
 constexpr int32_t kOffset4 = 0, kOffset8 = 0;
-constexpr int kTileRows = 4;
+constexpr int kUnitTileRows = kQuantTileRows[kNeon];
 
 #else
 
@@ -215,11 +215,11 @@ struct Sums {
 };
 
 constexpr int32_t kOffset4 = 0, kOffset8 = 0;
-constexpr int kTileRows = 2;
+constexpr int kUnitTileRows = kQuantTileRows[kPortable];
 
 #endif
 
-// Sixteen float32, one per row of a panel.
+// Sixteen float32, one for each row of a panel.
 struct Floats {
     static constexpr int kParts = int(kPanelRows / Vec::kWidth);
     Vec v[kParts];
@@ -236,7 +236,7 @@ struct Floats {
     void store(float* p) const {
         for (int i = 0; i < kParts; i++) v[i].store(p + i * Vec::kWidth);
     }
-    // One group's part of the result: two products and a sum, each rounded.
+    // Add one group's part of the result: two products and a sum, each rounded.
     void add_group(const Sums& sums, const Floats& scales, float x_scale) {
         const Vec xs = Vec::all(x_scale);
         for (int i = 0; i < kParts; i++) v[i] = v[i] + (sums.floats(i) * scales.v[i]) * xs;

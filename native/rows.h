@@ -1,12 +1,16 @@
-// Functions of single rows: norm, SwiGLU, rotary. Row by row, so that a row's result never depends on its neighbours.
+// Row-wise functions: RMSNorm, SwiGLU, rotary embedding, sums. A row's result never depends on other rows.
 //
-// Every instruction set gives the same bits. `type` is kFloat32, kBFloat16 or kFloat16 for all tensors of a call; what
-// PyTorch would round to the type between two operations is rounded here too.
+// Every instruction set gives the same bits. `type` is kFloat32, kBFloat16 or kFloat16 for all tensors of a call; values are
+// rounded to it wherever PyTorch would round between two operations. Tensors are owned by the caller; rows are partitioned
+// among threads.
 #pragma once
 
 #include "cpu.h"
 
-// Kernels of one row, by type.
+// Row width of all kernels and instruction sets: sums over a row are in sixteen fixed lanes.
+constexpr int64_t kRowLanes = 16;
+
+// Kernels of one row, by type. Static and immutable, one per instruction set.
 struct RowKernels {
     void (*rms_norm[3])(const void* x, const void* weight, void* y, int64_t width, float eps);
     void (*silu_gate[3])(const void* gate, const void* up, void* y, int64_t width);
@@ -23,12 +27,12 @@ VT_EXPORT void vt_rms_norm(const void* x, const void* weight, void* y, int32_t t
 // y = round(silu(gate)) · up over `count` elements.
 VT_EXPORT void vt_silu_gate(const void* gate, const void* up, void* y, int32_t type, int64_t count);
 
-// Both q (rows, q_heads, width) and k (rows, k_heads, width), rotated by cos and sin (rows, width): halves are pairs.
+// Both q (rows, q_heads, width) and k (rows, k_heads, width), rotated by cos and sin (rows, width); element i pairs with i + width/2.
 VT_EXPORT void vt_rotate(const void* q, const void* k, const void* cos, const void* sin, void* q_out, void* k_out,
                          int32_t type, int64_t rows, int64_t q_heads, int64_t k_heads, int64_t width);
 
 // y = x + other over `rows` rows of `width` elements; y may be x.
 void add_rows(const void* x, const void* other, void* y, int32_t type, int64_t rows, int64_t width);
 
-// y = x · factor, one factor a row; y may be x.
+// y = x · factor, one factor per row; y may be x.
 void scale_rows(const void* x, const void* factors, void* y, int32_t type, int64_t rows, int64_t width);

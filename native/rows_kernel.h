@@ -1,4 +1,4 @@
-// The functions of native/rows.h for the instruction set that the including file is compiled for.
+// Row-wise functions, compiled once per instruction set.
 #pragma once
 
 #include "rows.h"
@@ -6,38 +6,38 @@
 
 namespace {
 
-// Runs body(begin of 16 elements) over a row; the last ones of a row that is no multiple lie in padded copies.
+// body(inputs, output, element) over a row in blocks of kRowLanes elements; a remainder is copied to padded buffers.
 template <int32_t kType, int kInputs, typename Body>
 inline void by_blocks(const void* const (&inputs)[kInputs], void* output, int64_t width, Body body) {
-    constexpr int64_t kBytes = kType == kFloat32 ? 4 : 2;
-    const int64_t whole = width / kLanes * kLanes, rest = width - whole;
-    for (int64_t i = 0; i < whole; i += kLanes) {
-        for (int64_t j = 0; j < kLanes; j += Vec::kWidth) body(inputs, output, i + j);
+    constexpr int64_t kBytes = size_of(kType);
+    const int64_t whole = width / kRowLanes * kRowLanes, rest = width - whole;
+    for (int64_t i = 0; i < whole; i += kRowLanes) {
+        for (int64_t j = 0; j < kRowLanes; j += Vec::kWidth) body(inputs, output, i + j);
     }
     if (!rest) return;
-    alignas(64) char padded[kInputs + 1][kLanes * 4] = {};
+    alignas(64) char padded[kInputs + 1][kRowLanes * 4] = {};
     const void* copies[kInputs];
     for (int n = 0; n < kInputs; n++) {
         std::memcpy(padded[n], static_cast<const char*>(inputs[n]) + whole * kBytes, size_t(rest * kBytes));
         copies[n] = padded[n];
     }
-    for (int64_t j = 0; j < kLanes; j += Vec::kWidth) body(copies, padded[kInputs], j);
+    for (int64_t j = 0; j < kRowLanes; j += Vec::kWidth) body(copies, padded[kInputs], j);
     if (output) std::memcpy(static_cast<char*>(output) + whole * kBytes, padded[kInputs], size_t(rest * kBytes));
 }
 
 template <int32_t kType>
 float mean_of_squares(const void* x, int64_t width) {
-    Vec sums[kVecs];
+    Vec sums[kRowVecs];
     for (Vec& s : sums) s = Vec::zero();
     const void* const inputs[] = {x};
     by_blocks<kType>(inputs, nullptr, width, [&](auto& from, void*, int64_t i) {
         const Vec v = load_as<kType>(from[0], i);
-        Vec& s = sums[i % kLanes / Vec::kWidth];
+        Vec& s = sums[i % kRowLanes / Vec::kWidth];
         s = s + v * v;
     });
-    float lanes[kLanes];
-    for (int64_t j = 0; j < kVecs; j++) sums[j].store(lanes + j * Vec::kWidth);
-    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    float lanes[kRowLanes];
+    for (int64_t j = 0; j < kRowVecs; j++) sums[j].store(lanes + j * Vec::kWidth);
+    for (int64_t half = kRowLanes / 2; half > 0; half /= 2) {
         for (int64_t i = 0; i < half; i++) lanes[i] += lanes[i + half];
     }
     return lanes[0] / float(width);
@@ -64,22 +64,22 @@ void silu_gate(const void* gate, const void* up, void* y, int64_t width) {
     });
 }
 
-// One half of a head: x·cos + other·sin, where `other` is the other half, negated for the first.
+// One half of a head: x·cos + other·sin, where `other` is the other half, negated for the first half.
 template <int32_t kType>
 void rotate_half(const void* x, const void* other, const void* cos, const void* sin, void* y, int64_t width, bool first) {
     const void* const inputs[] = {x, other, cos, sin};
     by_blocks<kType>(inputs, y, width, [&](auto& from, void* to, int64_t i) {
-        Vec turned = load_as<kType>(from[1], i);
-        if (first) turned = Vec::all(-0.0f) - turned;
+        Vec partner = load_as<kType>(from[1], i);
+        if (first) partner = Vec::all(-0.0f) - partner;
         const Vec a = rounded_as<kType>(load_as<kType>(from[0], i) * load_as<kType>(from[2], i));
-        const Vec b = rounded_as<kType>(turned * load_as<kType>(from[3], i));
+        const Vec b = rounded_as<kType>(partner * load_as<kType>(from[3], i));
         store_as<kType>(to, i, a + b);
     });
 }
 
 template <int32_t kType>
 void rotate(const void* x, const void* cos, const void* sin, void* y, int64_t heads, int64_t width) {
-    const int64_t half = width / 2 * (kType == kFloat32 ? 4 : 2);
+    const int64_t half = width / 2 * size_of(kType);
     const char *c = static_cast<const char*>(cos), *s = static_cast<const char*>(sin);
     for (int64_t head = 0; head < heads; head++) {
         const char* from = static_cast<const char*>(x) + head * 2 * half;

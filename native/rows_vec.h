@@ -1,22 +1,21 @@
-// What kernels on rows do with a Vec of any float type: load, round, store, exp. The same bits on every instruction set.
-//
-// No fused multiply-add here, and sums over a row run in sixteen fixed lanes: AVX2 takes two vectors, NEON four.
+// Vector functions of the row-wise and quantisation kernels: load, round and store any float type, exp. The same bits on
+// every instruction set: no FMA, and sums over a row in kRowLanes fixed lanes (one vector of AVX-512, two of AVX2, four of NEON).
 #pragma once
 
+#include "rows.h"
 #include "vec.h"
 
 namespace {
 
-constexpr int64_t kLanes = 16;
-constexpr int64_t kVecs = kLanes / Vec::kWidth;
+constexpr int64_t kRowVecs = kRowLanes / Vec::kWidth;
 
-// Rounded to bfloat16, nearest even, and widened again. A NaN stays one if it came of bfloat16 values: its lower half is 0.
+// Rounded to bfloat16, nearest even, and widened again. A NaN computed from bfloat16 values stays NaN: its lower half is 0.
 inline Vec rounded_bf16(Vec x);
-// The upper halves of values that are bfloat16 already.
+// Store the upper halves of values that are exact in bfloat16.
 inline void store_bf16(uint16_t* p, Vec x);
 inline Vec load_f16(const uint16_t* p);
 inline void store_f16(uint16_t* p, Vec x);
-// 2^n for integral n in −126 … 127, given as n + 1.5·2^23: n stands in the lowest bits.
+// 2^n for integral n in −126 … 127, given as n + kRoundMagic: n is in the lowest bits.
 inline Vec power_of_two(Vec shifted);
 inline Vec min(Vec a, Vec b);
 
@@ -121,7 +120,7 @@ inline Vec load_as(const void* data, int64_t i) {
     return kType == kBFloat16 ? Vec::load_bf16(halves) : load_f16(halves);
 }
 
-// One value of the type.
+// One value of the type, as float32.
 template <int32_t kType>
 inline float value_as(const void* data) {
     if (kType == kFloat32) return *static_cast<const float*>(data);
@@ -129,7 +128,7 @@ inline float value_as(const void* data) {
     return kType == kBFloat16 ? widen_bf16(half) : widen_f16(half);
 }
 
-// Stores x rounded to the type.
+// Store x, rounded to the type.
 template <int32_t kType>
 inline void store_as(void* data, int64_t i, Vec x) {
     if (kType == kFloat32) {
@@ -151,12 +150,12 @@ inline Vec rounded_as(Vec x) {
     return load_f16(halves);
 }
 
-// e^x within 2 units in the last place; x beyond −87 … 88 counts as that bound, a NaN as anything.
+// e^x within 2 units in the last place; x is clamped to −87 … 88; unspecified for NaN.
 // Cody and Waite's reduction and a polynomial of degree 6 (Cephes' coefficients).
 inline Vec exp(Vec x) {
-    const Vec big = Vec::all(12582912.0f);  // 1.5·2^23: adding it rounds to an integer
+    const Vec magic = Vec::all(kRoundMagic);
     x = max(min(x, Vec::all(88.0f)), Vec::all(-87.0f));
-    const Vec shifted = x * Vec::all(1.44269504088896341f) + big, n = shifted - big;
+    const Vec shifted = x * Vec::all(1.44269504088896341f) + magic, n = shifted - magic;
     const Vec r = (x - n * Vec::all(0.693359375f)) - n * Vec::all(-2.12194440e-4f);
     const Vec square = r * r;  // Estrin's order: half as long a chain as Horner's
     const Vec high = Vec::all(1.9875691500e-4f) * r + Vec::all(1.3981999507e-3f);

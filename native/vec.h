@@ -1,13 +1,14 @@
-// A vector of float32 of the instruction set that a file is compiled for, so that a kernel is written once. No kernels.
+// Vec, a float32 vector of the instruction set that a file is compiled for, so that each kernel is written once.
 //
-// Include it in exactly those files that are compiled once per instruction set. Everything stands in an unnamed
-// namespace: the linker must never take one file's AVX-512 copy of an inline function for another file's portable one.
+// Everything is in an unnamed namespace: files are compiled with different instruction sets, and the linker must never
+// merge one file's AVX-512 copy of an inline function with another file's portable copy.
 #pragma once
 
 #include <cmath>
 #include <cstring>
 
-#include "abi.h"
+#include "align.h"
+#include "cpu.h"
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -17,6 +18,22 @@
 
 namespace {
 
+// The instruction set that Vec is of: the index of the tile tables in the areas' headers.
+#if defined(__AVX512F__)
+constexpr Isa kVecIsa = kAvx512;
+#elif defined(__AVX2__)
+constexpr Isa kVecIsa = kAvx2;
+#elif defined(__ARM_NEON)
+constexpr Isa kVecIsa = kNeon;
+#else
+constexpr Isa kVecIsa = kPortable;
+#endif
+
+// 1.5·2^23. Added to |x| < 2^22 it rounds x to the nearest integer, half to even, which is then in the low bits of the
+// sum: its bits less kRoundMagicBits. Subtracting it again gives that integer as a float.
+constexpr float kRoundMagic = 12582912.0f;
+constexpr int32_t kRoundMagicBits = 0x4b400000;
+
 inline float widen_bf16(uint16_t bits) {
     const uint32_t word = uint32_t(bits) << 16;
     float value;
@@ -24,7 +41,7 @@ inline float widen_bf16(uint16_t bits) {
     return value;
 }
 
-// Round to nearest even, as PyTorch does; a NaN stays one.
+// Round to nearest even, as PyTorch does; NaN stays NaN.
 inline uint16_t round_bf16(float value) {
     uint32_t word;
     std::memcpy(&word, &value, sizeof word);
@@ -83,7 +100,7 @@ struct Vec {
     friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
     friend Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
     friend Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
-    // a·b + c, rounded once.
+    // a·b + c with one rounding.
     friend Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 };
 
@@ -173,13 +190,13 @@ struct Vec {
     friend Vec operator*(Vec a, Vec b) { return map(a, b, [](float x, float y) { return x * y; }); }
     friend Vec operator/(Vec a, Vec b) { return map(a, b, [](float x, float y) { return x / y; }); }
     friend Vec max(Vec a, Vec b) { return map(a, b, [](float x, float y) { return x > y ? x : y; }); }
-    // Two roundings: without the instruction, fmaf is a library call of a hundred cycles.
+    // Two roundings: without an FMA instruction, fmaf is a library call of about a hundred cycles.
     friend Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 };
 
 #endif
 
-// The lanes' sum, by halves: the same order for a width, whatever was added into the lanes.
+// Sum of the lanes by halves (lane i + lane i + half): one fixed order for each width.
 inline float sum(Vec x) {
     float lanes[Vec::kWidth];
     x.store(lanes);
@@ -189,7 +206,7 @@ inline float sum(Vec x) {
     return lanes[0];
 }
 
-// Element i of `data`, of any float type, widened exactly.
+// Element i of `data`, of any float type, as float32 (exact).
 inline float load_one(const void* data, int32_t type, int64_t i) {
     switch (type) {
         case kBFloat16:
@@ -201,7 +218,7 @@ inline float load_one(const void* data, int32_t type, int64_t i) {
     }
 }
 
-// `value` rounded to element i of `data`.
+// Store `value`, rounded to `type`, as element i of `data`.
 inline void store_one(void* data, int32_t type, int64_t i, float value) {
     switch (type) {
         case kBFloat16:

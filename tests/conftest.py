@@ -1,13 +1,12 @@
 """What every test has: no network, no home of the user, one thread, and tiny checkpoints to try things on.
 
-The tests run in several processes (pyproject.toml); `pytest -n 0` runs them in one, for a debugger.
+Its plugins: packages.py skips what needs a library that is not installed, markers.py sets markers and shares tests out.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,44 +22,12 @@ from PIL import Image
 
 from tests import hub_server, tiny
 
+pytest_plugins = ["tests.packages", "tests.markers"]
+
 THREADS = int(os.environ["OMP_NUM_THREADS"].split(",")[0] or 1)  # outer,inner
 
 settings.register_profile("vitrail", deadline=None)  # a busy machine is no fault of an example
 settings.load_profile("vitrail")
-
-
-# What these files make once, or import, takes seconds.
-TOGETHER = ("parity/test_mistral_tokenizer.py", "parity/test_lora.py", "unit/test_house_rules.py")
-VERSION = re.compile(r"[\[-](v\d+(?:m1)?(?:-tekken)?)(?=[-\]])")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests of one tokenizer's version run in one process, which then reads its large file once; some files as a whole.
-
-    xdist's own groups are names that it writes into the tests' ids, and pytest 9.2 keeps no such change.
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            version = VERSION.search(nodeid)
-            return file if file.endswith(TOGETHER) else version[1] if version else nodeid
-
-    return Scheduler(config, log) if config.getvalue("dist") == "loadscope" else None
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files of some versions take long."""
-    for item in items:
-        version = getattr(item, "callspec", None) and item.callspec.params.get("version")
-        if version in (
-            "v7-tekken",
-            "v11",
-            "v15",
-        ):  # made from 19 MB of JSON; of these only v13 is always tried
-            item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:

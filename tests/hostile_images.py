@@ -59,13 +59,12 @@ def png(side: int, chunks: int = 0, frames: int = 0) -> bytes:
     kept = io.BytesIO()
     Image.new("1", (side, side)).save(kept, "PNG")
     whole = kept.getvalue()
-    extra = _chunk(b"exTr", b"") * chunks + (
-        _chunk(b"acTL", struct.pack(">II", frames, 0)) if frames else b""
-    )
+    extra = chunk(b"exTr", b"") * chunks + (chunk(b"acTL", struct.pack(">II", frames, 0)) if frames else b"")
     return whole[:33] + extra + whole[33:]
 
 
-def _chunk(name: bytes, data: bytes) -> bytes:
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 

@@ -9,6 +9,7 @@ import numbers
 import operator
 import os
 import re
+import reprlib
 import sys
 import types
 import typing
@@ -154,9 +155,22 @@ def _refuse_array(function: Callable[..., Any], args: tuple[Any, ...], name: str
         raise ArgumentError(f"{_owner(function, args)}: {name} cannot be an array; got {shown(value)}.")
 
 
+class _Short(reprlib.Repr):
+    """Values in at most some hundred characters."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > 256:  # more digits than Python may be willing to write
+            return f"a whole number of {x.bit_length():,} bits"
+        return repr(x)
+
+
+_SHORT = _Short()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
 def short(value: Any) -> str:
-    """The repr of a value on one line, cut where it is long."""
-    text = " ".join(repr(value).split())
+    """The repr of a value on one line, cut where it is long, whatever it is."""
+    text = " ".join(_SHORT.repr(value).split())
     return text if len(text) <= 120 else f"{text[:117]}…"
 
 

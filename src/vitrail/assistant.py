@@ -72,7 +72,7 @@ class Assistant:
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
-        check_methods("model", model, "generate")
+        check_methods("model", model, "step", "embed")
         check_methods("processor", processor, "apply_chat_template", "decode")
         self.model, self.processor = model, processor
 

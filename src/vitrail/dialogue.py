@@ -75,7 +75,7 @@ class Dialogue:
         pages: Callable[[Any], list[Any]] | None = None,
         **prompt_options: Any,
     ) -> None:
-        check_methods("model", model, "generate")
+        check_methods("model", model, "step", "embed")
         check_methods("processor", processor, "apply_chat_template", "decode")
         self.model, self.processor = model, processor
         self._options, self._pages = prompt_options, pages

@@ -1,4 +1,4 @@
-"""The tree of errors that a person can meet. No logic lives here.
+"""The tree of errors that a person can meet, whose messages have a bound.
 
 VitrailError
 ├── InputError            a question, image, message or argument that cannot be used
@@ -14,9 +14,15 @@ VitrailError
 └── OutOfMemory           the work needs more memory than there is
 """
 
+_LONGEST = 10_000  # characters of a message
+
 
 class VitrailError(Exception):
     """Base of every error that says what was expected, what came and what to do."""
+
+    def __str__(self) -> str:
+        text = super().__str__()  # which may show a value that somebody sent
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} […] {text[-_LONGEST // 2 :]}"
 
 
 class InputError(VitrailError, ValueError):

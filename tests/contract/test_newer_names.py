@@ -83,6 +83,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "min_p": {"do_sample": True}, "num_return_sequences": {"do_sample": True},
     "output_scores": {"return_dict_in_generate": True}, "output_logits": {"return_dict_in_generate": True},
     "max_length": {"max_new_tokens": None}, "truncation": {}, "stride": {},
+    "return_assistant_tokens_mask": {"tokenize": True, "return_dict": True},
 }  # fmt: skip
 
 

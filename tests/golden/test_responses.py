@@ -52,7 +52,7 @@ def turns(record: Record, version: str) -> Iterator[tuple[list[int], list[dict[s
 
 
 def expected_chunks(run: list[dict[str, Any]], version: str) -> Chunks:
-    """Text and reasoning of neighbouring messages, merged as the format merges them (FORMATS §6.2, §6.4)."""
+    """Text and reasoning of neighbouring messages, merged as the format does (docs/formats.md, "Prompts")."""
     chunks: Chunks = []
     for message in run:
         first = True

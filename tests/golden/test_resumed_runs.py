@@ -127,7 +127,7 @@ def test_checkpoints_of_0_1_0_are_written_again_to_the_byte(tmp_path: Path) -> N
     begun.schedule = Schedule(steps=6, keep=1)  # nothing is left to do but to save
     assert begun.run()
     resumed = trainer(copied("train", tmp_path))
-    resumed._resume()
+    resumed.resume()
     resumed.loop.stopped = True
     resumed.loop._save()
     for name, folder in (("stage", begun.folder), (f"train/{CHECKPOINTS}", resumed.loop.folder)):

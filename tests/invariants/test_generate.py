@@ -380,7 +380,7 @@ def test_refusals_say_what_is_wrong(keywords, error, words):
         (torch.ones(1, 0, dtype=torch.long), InputError, "prompt 0 has no position"),
         (torch.tensor([[1, 5], [0, 0]]), InputError, "prompt 1 has no position"),
         (torch.tensor([[1, IMAGE]]), InputError, "1 image tokens and came without images"),
-        ([[1, 2]], InputError, "as a tensor"),
+        ({"ids": [1, 2]}, InputError, "input_ids"),
     ],
 )
 def test_prompts_that_cannot_be_used(ids, error, words):

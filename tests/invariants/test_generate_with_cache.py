@@ -139,7 +139,11 @@ def test_what_can_be_read_two_ways_is_refused_and_the_cache_stays_whole() -> Non
     turn.refused(
         "cache_position must count", turn.part, cache_position=torch.arange(4) + 1, past_key_values=None
     )
-    turn.refused("cache_position must be a 1-D tensor", turn.part, cache_position=14)
+    turn.refused(
+        "cache_position must be a tensor, an array or lists of numbers; got int 14",
+        turn.part,
+        cache_position=14,
+    )
 
 
 def test_a_mask_unlike_that_of_pairs_or_unknown_ids_is_refused() -> None:
@@ -198,10 +202,10 @@ def test_reordered_and_repeated_rows_equal_uncached() -> None:
     assert found == [turn.right[r] for r in rows]
     for method, value, words in (
         ("reorder_cache", torch.tensor([4]), "the cache has 4 rows"),
-        ("reorder_cache", [0, 1], "1-D tensor"),
+        ("reorder_cache", [0, 1], "must be a Tensor; got a value of type list"),
         ("batch_repeat_interleave", 0, "at least 1"),
-        ("batch_repeat_interleave", 1.5, "whole number, got float"),
-        ("crop", "3", "whole number, got str"),
+        ("batch_repeat_interleave", 1.5, "must be an integer; got float 1.5"),
+        ("crop", "3", "must be an integer; got the string '3'"),
     ):
         with pytest.raises(InputError, match=words):
             getattr(other, method)(value)

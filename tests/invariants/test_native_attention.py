@@ -24,7 +24,7 @@ from vitrail.ops.segments import Segments
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="no kernels were built")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-WALK = 32  # kWalk of native/attention.h
+WALK = 32  # kKvTile of native/attention.h
 
 
 @dataclass

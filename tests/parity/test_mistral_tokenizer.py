@@ -247,7 +247,7 @@ def test_sentencepiece(name: str, tmp_path: Path) -> None:
 
 
 def test_ids_of_pixtral_large(large: MistralCommonTokenizer) -> None:
-    """FORMATS §6.1: v7 with spaces, an image's ids of its own."""
+    """v7 with spaces and its own image ids (docs/formats.md, "Tokens of an image")."""
     image = {"type": "image", "image": picture(20, 20)}
     chat = [{"role": "user", "content": [{"type": "text", "text": "a"}, image]}]
     assert large.apply_chat_template(chat) == [1, 3, 10, 10, 14, 10, 10, 15, 1032, 4]

@@ -15,8 +15,9 @@ import torch
 
 import vitrail
 from tests import tiny
+from vitrail.arguments import short as shown
 from vitrail.configs import CONFIG_TYPES, read_config
-from vitrail.configs.fields import CELL_LIMIT, LIMITS, shown
+from vitrail.configs.fields import CELL_LIMIT, LIMITS
 from vitrail.configs.generation import GenerationConfig
 from vitrail.configs.params import config_from_params
 from vitrail.configs.params_writer import params_from_config

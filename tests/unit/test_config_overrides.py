@@ -155,3 +155,16 @@ def test_dtype_of_one_part_is_refused_by_models_and_read_by_configurations() -> 
         vitrail.AutoModelForImageTextToText.from_pretrained(folder, **given)
     model = vitrail.AutoModelForImageTextToText.from_pretrained(folder, dtype="bfloat16", **given)
     assert model.dtype is model.config.text_config.dtype is torch.bfloat16
+
+
+def test_keys_that_files_have_are_taken_by_every_constructor() -> None:
+    packed = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    for kind in (
+        vitrail.MistralConfig,
+        vitrail.PixtralVisionConfig,
+        vitrail.LlavaConfig,
+        vitrail.Mistral3Config,
+    ):
+        made = kind(quantization_config=packed, initializer_range=0.5)
+        assert made.to_dict()["quantization_config"] == packed
+        assert made.initializer_range == 0.5

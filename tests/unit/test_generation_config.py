@@ -147,3 +147,13 @@ def test_options_with_tuples_as_keys_are_shown(tmp_path):
     assert "(1, 2)" in repr(config) and "(1, 2)" in config.to_json_string()
     with pytest.raises(UnsupportedError, match="sequence_bias"):
         config.refuse_unsupported()
+
+
+@pytest.mark.parametrize("name", ["__class__", "to_dict", "validate", "from_pretrained"])
+def test_key_that_would_hide_a_method_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({name: 3}))
+    with pytest.raises(ConfigError, match=f"'{name}' cannot be a key"):
+        GenerationConfig.from_pretrained(tmp_path)
+    config = GenerationConfig()
+    assert config.update(**{name: 3}) == {name: 3}
+    assert config.to_dict() == GenerationConfig().to_dict()

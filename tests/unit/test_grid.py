@@ -1,4 +1,4 @@
-"""Token grids: the sizes of FORMATS §4 and §5, the dialects, the clamp, and shrinking to a budget."""
+"""Token grids: the sizes of docs/formats.md, the dialects, the clamp, and shrinking to a budget."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ sides = st.integers(1, 6000)
     ],
 )
 def test_mistral_common_sizes(before: tuple[int, int], after: tuple[int, int]) -> None:
-    """FORMATS §4.2; sizes there are (width, height)."""
+    """Worked sizes of docs/formats.md, "Resizing and normalising", as (width, height)."""
     grid = image_grid(before[1], before[0], dialect="mistral", **PIXTRAL)
     assert (grid.width, grid.height) == after
 
@@ -47,7 +47,7 @@ def test_mistral_common_sizes(before: tuple[int, int], after: tuple[int, int]) -
 def test_where_the_dialects_differ(
     settings: dict[str, Any], size: tuple[int, int], hf: tuple[int, int], mistral: tuple[int, int]
 ) -> None:
-    """FORMATS §4.3; sizes and grids there are width × height."""
+    """Roundings of docs/formats.md, "Resizing and normalising"; sizes and grids are width × height."""
     width, height = size
     for dialect, expected in (("hf", hf), ("mistral", mistral)):
         grid = image_grid(height, width, dialect=dialect, **settings)  # type: ignore[arg-type]
@@ -78,7 +78,7 @@ def test_what_an_image_costs(settings: dict[str, Any], size: tuple[int, int], to
 
 
 def test_banker_rounding_takes_half_pixels_to_even() -> None:
-    """FORMATS §5: 2048×33 at 1024 is 16.5 → 16 → one row."""
+    """2048 × 33 at 1024 is 16.5 → 16 → one row (docs/formats.md, "Resizing and normalising")."""
     assert image_grid(33, 2048, dialect="mistral", **PIXTRAL).rows == 1
     assert image_grid(57, 3080, dialect="mistral", **SMALL).rows == 1
 

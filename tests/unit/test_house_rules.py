@@ -135,3 +135,94 @@ def docstrings(name: str) -> Iterator[str]:
     for node in ast.walk(tree(name)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
             yield ast.get_docstring(node) or ""
+
+
+def test_headings_of_docs_that_texts_cite_exist() -> None:
+    """`docs/NAME.md, "Heading"` in source, tests and C++ names a heading of that page; no other document is cited."""
+    root = ROOT.parent.parent
+    if not (root / "docs").is_dir():
+        pytest.skip("the documents are not installed with the package")
+    places = (("src", "*.py"), ("tests", "*.py"), ("native", "*.h"), ("native", "*.cpp"))
+    texts = {
+        path: path.read_text(encoding="utf-8")
+        for folder, glob in places
+        for path in (root / folder).rglob(glob)
+    }
+    cited = [
+        (path.relative_to(root).as_posix(), page, heading)
+        for path, text in texts.items()
+        for page, heading in re.findall(r'\b(docs/[a-z]+\.md), "([^"]+)"', text)
+    ]
+    assert len({heading for _, _, heading in cited}) > 3
+    headings = {page: (root / page).read_text(encoding="utf-8") for page in {page for _, page, _ in cited}}
+    dangling = [
+        f"{name}: {page}, {heading}"
+        for name, page, heading in cited
+        if not re.search(rf"(?m)^#+ {re.escape(heading)}$", headings[page])
+    ]
+    here = Path(__file__).name
+    dangling += [str(path) for path, text in texts.items() if "FORMATS §" in text and path.name != here]
+    assert dangling == []
+
+
+# Retired words → files that may still have one: whole words of code, docstrings and comments. Forty with RETIRED_PROSE.
+RETIRED: dict[str, tuple[str, ...]] = {
+    # identifiers
+    "CachedContext": (),
+    "OWN_KINDS": (),
+    "PlainContext": (),
+    "Step": (),
+    "Veil": (),
+    "veil": (),
+    "go_on": ("dialogue.py", "generate/reuse.py"),
+    "hear": (
+        "cli/ask.py",
+        "cli/chat_room.py",
+        "cli/quantize_printer.py",
+        "cli/screen.py",
+        "cli/source.py",
+        "dialogue.py",  # the old keyword
+        "files/download.py",
+        "responses/streamer.py",
+    ),
+    "q_offsets": ("ops/cpu/attention.py", "ops/cpu/decoder.py"),  # fields of the library's structs
+    "rooms": ("model/packing.py",),
+    "typed_controls": ("_moved.py",),
+    # prose
+    "Picture": (),
+    "Pictures": (),
+    "picture": ("reader/answers.py",),  # questions that the embedded model was trained on
+    "pictures": ("_moved.py", "cli/bench.py", "reader/answers.py"),  # old names, and its answer
+    "amiss": ("adapters/files.py",),
+    "crew": ("_moved.py",),
+    "hears": ("cli/images.py", "files/download.py", "responses/tool_call_json.py"),
+    "house": (),
+}
+# Reported speech and persons, retired from docstrings and comments of the packages below.
+RETIRED_PROSE = ("told", "tells", "knows", "asks", "whoever", "somebody", "nobody")
+PLAIN = ("bench/", "generate/", "kv/", "ops/", "quant/", "reader/", "train/", "weights/")
+
+
+def test_retired_words_do_not_return() -> None:
+    assert len(RETIRED) + len(RETIRED_PROSE) <= 40
+    found = [
+        f"{name}: {word}"
+        for word, allowed in RETIRED.items()
+        for name in FILES
+        if name not in allowed and re.search(rf"\b{word}\b", source(name))
+    ]
+    found += [
+        f"{name}: {word}"
+        for name in FILES
+        if name.startswith(PLAIN)
+        for word in re.findall(rf"\b({'|'.join(RETIRED_PROSE)})\b", prose(name))
+    ]
+    assert found == [], "use the field's word (ARCHITECTURE.md, Glossary)"
+
+
+def prose(name: str) -> str:
+    """Docstrings and comments of a file."""
+    tokens = tokenize.generate_tokens(io.StringIO(source(name)).readline)
+    return "\n".join(
+        (*docstrings(name), *(token.string for token in tokens if token.type == tokenize.COMMENT))
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -196,3 +197,21 @@ def test_strips_give_the_pixels_of_the_whole(mode: str, monkeypatch: pytest.Monk
         assert np.array_equal(kept, np.asarray(ground.convert("RGB")))
     monkeypatch.setattr("vitrail.images.load._STRIP", 130)
     assert np.array_equal(kept, np.asarray(to_rgb(whole)))
+
+
+def test_colour_profiles_of_a_png_are_counted() -> None:
+    """Pillow unpacks every one: 1 MB from 1 kB."""
+    profile = hostile.chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(1 << 20)))
+    data = hostile.png(8)
+    end = data.index(b"IDAT") - 4
+    assert load_image(data[:end] + profile + data[end:]).size == (8, 8)
+    began = time.process_time()
+    with pytest.raises(ImageError, match="a PNG with too many colour profiles"):
+        load_image(data[:end] + profile * 5_000 + data[end:])
+    assert time.process_time() - began < 1
+
+
+def test_jpeg_that_says_to_be_too_large_is_refused_for_its_size() -> None:
+    data = encoded(tiny.image(64, 64), "JPEG").replace(b"\x08\0\x40\0\x40", b"\x08\xff\xdc\xff\xdc")
+    with pytest.raises(ImageError, match=r"65500×65500 pixels .* at most 100 million are decoded"):
+        load_image(data)

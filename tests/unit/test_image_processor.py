@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import tiny
 from tests.tiny import image as picture
 from vitrail import (
     CheckpointError,
@@ -121,7 +122,7 @@ def test_a_budget_of_tokens(kind: Any, budget: int) -> None:
 
 
 def test_the_dialects_give_different_grids() -> None:
-    """FORMATS §4.3: 1199×3191, scaled down here."""
+    """1199 × 3191 of docs/formats.md, "Resizing and normalising", shrunk to 1024."""
     image = Image.new("RGB", (1199, 3191))
     heights = {
         dialect: PixtralImageProcessor(dialect=dialect)(image)["image_sizes"][0][1]
@@ -359,3 +360,13 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
             PixtralImageProcessor().save_pretrained(tmp_path, **keyword)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match="push_to_hub"):
         PixtralImageProcessor().push_to_hub("a/b")
+
+
+@pytest.mark.parametrize("value", [3, "x", [1], None])
+def test_key_of_a_file_that_names_an_attribute_is_kept_beside(value: Any, tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"extra_options": value, "to_dict": value}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        processor = PixtralImageProcessor.from_pretrained(tmp_path)
+    assert processor.extra_options == {"extra_options": value, "to_dict": value}
+    assert processor(tiny.image(20, 20), return_tensors="pt")["pixel_values"].numel()

@@ -6,6 +6,7 @@ import io
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +21,11 @@ from PIL import Image
 import vitrail
 from tests import hostile_images as hostile, pdfs, tiny
 from vitrail import FetchPolicy, ImageError, ImageLimits, PdfLimits, image_request, load_image, load_pages
-from vitrail.images.decode_worker import serve
-from vitrail.images.isolated import HEAD, PIXELS, SIZE
+from vitrail.files.worker_pool import WorkerPool
+from vitrail.files.worker_process import WorkerEndedError
+from vitrail.images.decode_worker import Decoder
+from vitrail.images.isolated import HEAD, LENGTH, PIXELS, SIZE
 from vitrail.images.request import ImageRequest
-from vitrail.images.worker_process import WorkerProcess
 
 SMALL = replace(ImageLimits(), max_images=3, max_total_pixels=1_000, max_total_bytes=2_000)
 
@@ -141,24 +143,11 @@ def test_padding_to_the_largest_is_bounded(fast: bool) -> None:
 # The process that decodes
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def stranger() -> Iterator[ImageRequest]:
-    """A request whose images come from strangers; its process is started once for this file."""
-    request = ImageRequest(ImageLimits.untrusted(), FetchPolicy.untrusted(), PdfLimits.untrusted())
-    yield request
-    request.close()
-
-
-@contextmanager
-def asking(request: ImageRequest) -> Iterator[ImageRequest]:
-    """The block of a request that is already begun."""
-    from vitrail.images.request import _current
-
-    token = _current.set(request)
-    try:
+    """A request whose images come from strangers."""
+    with image_request(ImageLimits.untrusted(), FetchPolicy.untrusted(), PdfLimits.untrusted()) as request:
         yield request
-    finally:
-        _current.reset(token)
 
 
 def test_isolated_decoding_gives_the_same_pixels(stranger: ImageRequest) -> None:
@@ -171,40 +160,39 @@ def test_isolated_decoding_gives_the_same_pixels(stranger: ImageRequest) -> None
         encoded(image.convert("RGBA"), "WEBP"),
         hostile.gif(),
     ]
-    with asking(stranger):
-        for data in files:
-            assert np.array_equal(
-                np.asarray(load_image(data)), np.asarray(load_image(data, limits=ImageLimits()))
-            )
+    assert stranger.limits.isolated
+    for data in files:
+        assert np.array_equal(
+            np.asarray(load_image(data)), np.asarray(load_image(data, limits=ImageLimits()))
+        )
 
 
 def test_isolated_decoding_refuses_as_this_process_does(stranger: ImageRequest) -> None:
-    with asking(stranger):
-        for data, says in (
-            (PNG[:60], "damaged or truncated"),
-            (b"text, no image", r"format that is read \(PNG, JPEG, WEBP, GIF\)"),
-            (encoded(tiny.image(8, 8), "BMP"), "format that is read"),
-            (encoded(tiny.image(8, 8), "TIFF"), "format that is read"),
-            (encoded(Image.new("1", (8_000, 8_000))), "at most 40 million are decoded"),
-            (hostile.jpeg(64, 200), "100 scans"),
-        ):
-            with pytest.raises(ImageError, match=says):
-                load_image(data)
-        assert load_image(PNG).size == (12, 10)
+    assert stranger.limits.isolated
+    for data, says in (
+        (PNG[:60], "damaged or truncated"),
+        (b"text, no image", r"format that is read \(PNG, JPEG, WEBP, GIF\)"),
+        (encoded(tiny.image(8, 8), "BMP"), "format that is read"),
+        (encoded(tiny.image(8, 8), "TIFF"), "format that is read"),
+        (encoded(Image.new("1", (8_000, 8_000))), "at most 40 million are decoded"),
+        (hostile.jpeg(64, 200), "100 scans"),
+    ):
+        with pytest.raises(ImageError, match=says):
+            load_image(data)
+    assert load_image(PNG).size == (12, 10)
 
 
 def test_decoding_process_ends_at_its_limits() -> None:
     """Time and memory: one sentence each, and the next request has a new process."""
     pytest.importorskip("resource")
+    large = encoded(Image.new("1", (6_000, 6_000)))
     hurried = replace(ImageLimits.untrusted(), max_seconds=0.01)
     with image_request(hurried), pytest.raises(ImageError, match=r"not decoded within 0\.01 s"):
-        load_image(PNG)
-    with image_request(replace(ImageLimits.untrusted(), max_memory=16 << 20)) as request:
+        load_image(large)
+    with image_request(replace(ImageLimits.untrusted(), max_memory=16 << 20)):
         with pytest.raises(ImageError, match="cannot be decoded with 16 MiB"):
-            load_image(encoded(Image.new("1", (6_000, 6_000))))
+            load_image(large)
         assert load_image(PNG).size == (12, 10)
-        (used,) = (request._used.decoder,)
-    assert used is not None and not used.alive
 
 
 @pytest.mark.parametrize(
@@ -215,9 +203,9 @@ def test_decoding_process_ends_at_its_limits() -> None:
         [HEAD.pack(b"????", 4, 4)],
         [HEAD.pack(SIZE, 0, 4)],
         [HEAD.pack(SIZE, 1 << 31, 1 << 31)],
-        [HEAD.pack(SIZE, 4, 4), HEAD.pack(PIXELS, 5, 4), bytes(60)],
-        [HEAD.pack(SIZE, 4, 4), HEAD.pack(PIXELS, 4, 4), bytes(47)],
-        [HEAD.pack(SIZE, 4, 4), HEAD.pack(PIXELS, 4, 4), bytes(49)],
+        [HEAD.pack(SIZE, 4, 4), HEAD.pack(PIXELS, 5, 4) + bytes(60)],
+        [HEAD.pack(SIZE, 4, 4), HEAD.pack(PIXELS, 4, 4) + bytes(47)],
+        [HEAD.pack(SIZE, 4, 4), HEAD.pack(PIXELS, 4, 4) + bytes(49)],
         [HEAD.pack(SIZE, 4, 4) + bytes(4_000)],
     ],
 )
@@ -227,25 +215,21 @@ def test_answer_that_is_not_what_was_asked_is_refused(
     """Heads, sizes and lengths are checked before there is room for pixels."""
 
     class Taken:
-        alive, expired = True, False
-
-        def __init__(self, *_: Any, **__: Any) -> None:
-            self.frames = list(answers)
+        def __init__(self, answers: list[bytes]) -> None:
+            self.answers = answers
 
         @contextmanager
-        def until(self, seconds: float) -> Iterator[None]:
-            yield
+        def worker(self) -> Iterator[Any]:
+            yield self
 
-        def send(self, frame: bytes) -> None: ...
+        def ask(self, request: bytes, seconds: float, *, memory: int, answer_bytes: int) -> bytes:
+            if not self.answers or len(self.answers[0]) > answer_bytes:
+                raise WorkerEndedError(False, 0)
+            return self.answers.pop(0)
 
-        def receive(self, most: int) -> bytes:
-            if not self.frames or len(self.frames[0]) > most:
-                raise EOFError
-            return self.frames.pop(0)
+        def stop(self) -> None: ...
 
-        def close(self) -> None: ...
-
-    monkeypatch.setattr("vitrail.images.request.WorkerProcess", Taken)
+    monkeypatch.setattr("vitrail.images.isolated._decoders", Taken(answers))
     with image_request(ImageLimits.untrusted()), pytest.raises(ImageError, match="its decoder ended"):
         load_image(PNG)
 
@@ -255,35 +239,30 @@ def test_fault_of_the_process_is_shown_as_plain_text() -> None:
     from vitrail.images.isolated import FAULT, _read_head
 
     with pytest.raises(ImageError) as caught:
-        _read_head(HEAD.pack(FAULT, 0, 0) + "no \x1b[2Jimage\n\xff".encode("latin-1"), SIZE, ImageLimits())
+        _read_head(HEAD.pack(FAULT, 0, 0) + "no \x1b[2Jimage\n\xff".encode("latin-1"), SIZE, 0, ImageLimits())
     assert str(caught.value).isprintable()
 
 
-def test_process_serves_in_frames() -> None:
+def test_process_answers_size_then_pixels() -> None:
     """The child's side alone."""
     import json
     from dataclasses import asdict
 
-    frames = [json.dumps({"subject": "It is", "limits": asdict(ImageLimits())}).encode(), PNG]
-    sent: list[bytes] = []
-
-    def receive() -> bytes:
-        if not frames:
-            raise EOFError
-        return frames.pop(0)
-
+    asked = json.dumps({"subject": "It is", "limits": asdict(ImageLimits())}).encode()
+    decoder = Decoder()
+    assert decoder.answer(LENGTH.pack(len(asked)) + asked + PNG) == HEAD.pack(SIZE, 12, 10)
+    assert decoder.answer(b"") == HEAD.pack(PIXELS, 12, 10) + tiny.image(10, 12).tobytes()
     with pytest.raises(EOFError):
-        serve(receive, sent.append)
-    assert sent == [HEAD.pack(SIZE, 12, 10), HEAD.pack(PIXELS, 12, 10), tiny.image(10, 12).tobytes()]
+        decoder.answer(b"")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_process_dies_with_its_parent() -> None:
-    """The parent is killed while the process waits, and while it sleeps in a call."""
+    """The parent is killed while the process waits; while it is busy: test_worker_process.py and test_pdf.py."""
     code = (
-        "from vitrail.images.worker_process import WorkerProcess; import time\n"
-        "worker = WorkerProcess('vitrail.images.decode_worker', memory=1 << 30, seconds=60)\n"
-        "print(worker._process.pid, flush=True); time.sleep(60)"
+        "from vitrail.images.isolated import _decoders; import time\n"
+        "with _decoders.worker() as worker: print(worker._process.pid, flush=True)\n"
+        "time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
@@ -305,10 +284,28 @@ def running(pid: int) -> bool:
         return False
 
 
-def test_process_ends_when_the_pipe_is_closed() -> None:
-    """On every system, whatever it does."""
-    worker = WorkerProcess("vitrail.images.decode_worker", memory=1 << 30, seconds=60)
-    assert worker._process.stdin is not None
-    worker._process.stdin.close()
-    assert worker._process.wait(20) == 0
-    worker.close()
+def test_process_is_kept_for_the_next_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any thread, also after that which started it has ended; one that failed is replaced."""
+    pool = WorkerPool("vitrail.images.decode_worker", ("PIL", "numpy"), answer_bytes=99, work="", advice="")
+    monkeypatch.setattr("vitrail.images.isolated._decoders", pool)
+    found: list[int] = []
+
+    def read(data: bytes = PNG) -> None:
+        with image_request(ImageLimits.untrusted(), FetchPolicy.untrusted()):
+            try:
+                load_image(data)
+            finally:
+                (worker,) = pool._idle
+                found.append(worker._process.pid if worker._process else 0)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join()
+    read()
+    with pytest.raises(ImageError, match="damaged"):
+        read(PNG[:60])
+    assert found[0] and len(set(found)) == 1
+    pool._idle[0].stop()
+    read()
+    assert found[-1] not in (0, found[0])
+    pool._idle[0].stop()

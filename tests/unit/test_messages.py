@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from vitrail.errors import PromptError
+from vitrail.prompts.builtin.build import build_prompt
 from vitrail.prompts.messages import (
     ImagePart,
     Message,
@@ -168,3 +169,14 @@ def test_faults_are_placed(conversation: Any, said: str) -> None:
 def test_faults_in_a_batch_are_placed() -> None:
     with pytest.raises(PromptError, match=r"conversation 1: messages\[0\].content"):
         normalize_batch([user("a"), [{"role": "user", "content": 3}]])
+
+
+def test_what_an_error_shows_of_a_value_has_a_bound() -> None:
+    for message in (
+        {"role": "x" * 1_000_000, "content": "a"},
+        {"role": "user", "content": [{"type": "y" * 1_000_000}]},
+        {"role": "assistant", "tool_calls": [{"id": 3, "type": "z" * 1_000_000, "function": {"name": "f"}}]},
+    ):
+        with pytest.raises(PromptError) as caught:
+            build_prompt([message], "v7")
+        assert len(str(caught.value)) < 11_000

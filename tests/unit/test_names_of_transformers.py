@@ -305,10 +305,12 @@ def test_methods_of_models_that_vitrail_does_not_have_are_absent(model: Any, nam
     assert not hasattr(model, name)
 
 
-def test_outputs_are_read_by_key_and_changed_by_attribute() -> None:
+def test_outputs_are_dicts_whose_fields_stay() -> None:
     output = vitrail.ModelOutput()
-    with pytest.raises(TypeError):
-        output["loss"] = 1  # type: ignore[index]
+    with pytest.raises(KeyError):
+        output["loss"] = 1
+    with pytest.raises(vitrail.VitrailError, match="cannot be taken away"):
+        output.clear()
     made = vitrail.CausalLMOutputWithPast(logits=torch.zeros(1))
     made.loss = torch.ones(1)
     assert list(made) == ["loss", "logits"]

@@ -19,6 +19,7 @@ from PIL import Image
 from tests import pdfs, tiny
 from tests.pdfs import BLUE, GREEN, RED
 from vitrail.errors import ImageError, MissingPackageError, PromptError
+from vitrail.files.worker_process import WorkerEndedError
 from vitrail.images.fetch import FetchPolicy
 from vitrail.images.load import load_image
 from vitrail.images.pdf import PDF_LIMITS, file_holds_pdf, load_pages, names_pdf
@@ -219,39 +220,32 @@ def test_fifty_pages_share_the_pixels_of_sixteen() -> None:
 
 
 class Answers:
-    """A rendering process that answers what it is told to."""
+    """A rendering process with the given answers, and the pool that it is from."""
 
-    expired = False
-
-    def __init__(self, frames: list[bytes]) -> None:
-        self.frames = frames
-
-    def __call__(self, *_: Any, **__: Any) -> Answers:
-        return self
+    def __init__(self, answers: list[bytes]) -> None:
+        self.answers = answers
 
     @contextmanager
-    def until(self, seconds: float) -> Iterator[None]:
-        yield
+    def worker(self) -> Iterator[Any]:
+        yield self
 
-    def send(self, frame: bytes) -> None: ...
+    def ask(self, request: bytes, seconds: float, *, memory: int, answer_bytes: int) -> bytes:
+        if not self.answers or len(self.answers[0]) > answer_bytes:
+            raise WorkerEndedError(False, 0)
+        return self.answers.pop(0)
 
-    def receive(self, most: int) -> bytes:
-        if not self.frames or len(self.frames[0]) > most:
-            raise EOFError
-        return self.frames.pop(0)
-
-    def close(self) -> None: ...
+    def stop(self) -> None: ...
 
 
 @pytest.mark.parametrize(
-    "frames",
+    "answers",
     [
         [],
         [b"{}"],
         [HEAD.pack(b"????", 1, 0, 0)],
         [HEAD.pack(COUNT, 0, 0, 0)],
-        [HEAD.pack(COUNT, 1, 0, 0), HEAD.pack(PAGE, 2, 4, 4), bytes(48)],
-        [HEAD.pack(COUNT, 1, 0, 0), HEAD.pack(PAGE, 1, 4, 4), bytes(47)],
+        [HEAD.pack(COUNT, 1, 0, 0), HEAD.pack(PAGE, 2, 4, 4) + bytes(48)],
+        [HEAD.pack(COUNT, 1, 0, 0), HEAD.pack(PAGE, 1, 4, 4) + bytes(47)],
         [HEAD.pack(COUNT, 1, 0, 0), HEAD.pack(PAGE, 1, 1e300, 1e300)],
         [HEAD.pack(COUNT, 1, 0, 0), HEAD.pack(PAGE, 1, float("nan"), 4)],
         [HEAD.pack(COUNT, 1, 0, 0), HEAD.pack(PAGE, 1, -4, -4)],
@@ -259,16 +253,16 @@ class Answers:
     ],
 )
 def test_an_answer_that_is_not_what_was_asked_is_refused(
-    frames: list[bytes], monkeypatch: pytest.MonkeyPatch
+    answers: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sizes are checked before there is room for the pixels."""
-    monkeypatch.setattr("vitrail.images.pdf.WorkerProcess", Answers(frames))
+    monkeypatch.setattr("vitrail.images.pdf._renderers", Answers(answers))
     with pytest.raises(ImageError, match="PDFium ended at page 1"):
         load_pages(THREE)
 
 
 def test_more_pages_than_were_asked_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitrail.images.pdf.WorkerProcess", Answers([HEAD.pack(COUNT, 51, 0, 0)]))
+    monkeypatch.setattr("vitrail.images.pdf._renderers", Answers([HEAD.pack(COUNT, 51, 0, 0)]))
     with pytest.raises(ImageError, match="51 pages; at most 50"):
         load_pages(THREE)
 

@@ -220,3 +220,11 @@ def test_converting_again_removes_what_a_killed_run_left(tmp_path: Path) -> None
     (left / ".vitrail-lock").write_text("")
     convert(folder, tmp_path / "out", "mistral")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+@pytest.mark.parametrize("marker", [b"[" * 100_000, b"\xff", b'["' + b"a" * (5 << 20)])
+def test_damaged_marker_says_incomplete(tmp_path: Path, marker: bytes) -> None:
+    folder = tiny.write_checkpoint(tmp_path / "model")
+    (folder / INCOMPLETE).write_bytes(marker)
+    with pytest.raises(CheckpointError, match="is incomplete: a save of unknown files"):
+        vitrail.AutoConfig.from_pretrained(folder)

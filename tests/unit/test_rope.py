@@ -50,7 +50,7 @@ def test_rotation_pairs_an_element_with_the_one_half_a_head_away() -> None:
 
 
 def test_rows_turn_even_frequencies_and_columns_odd_ones() -> None:
-    """FORMATS: the angles of patch (r, c) are [r·f0, r·f2, …, c·f1, c·f3, …]."""
+    """Angles of patch (r, c) are [r·f0, r·f2, …, c·f1, c·f3, …] (docs/formats.md, "Tower (MI, TF)")."""
     inv_freq = rope.frequencies(88, 10000.0)
     found = rope.grid_angles(torch.tensor([3]), torch.tensor([5]), inv_freq)
     assert found.shape == (1, 44)
@@ -66,7 +66,7 @@ def test_rows_turn_even_frequencies_and_columns_odd_ones() -> None:
 def test_yarn_keeps_fast_and_divides_slow_frequencies(
     theta: float, original: int, low: int, high: int
 ) -> None:
-    """The ramp's ends are the worked values of FORMATS §3.4, for heads of 128."""
+    """The ramp's ends are the worked values of docs/formats.md, "Text", for heads of 128."""
     plain = rope.frequencies(128, theta)
     found = rope.yarn_frequencies(128, theta, factor=16.0, original_positions=original)
     ratio = found / plain

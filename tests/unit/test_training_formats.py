@@ -287,3 +287,10 @@ def test_check_with_a_complete_tokenizer_tells_nothing(
     out, err = capsys.readouterr()
     assert out.startswith("2 conversations, ") and out.endswith("0 items cannot be used\n")
     assert err == ""
+
+
+@pytest.mark.parametrize("name", [["human"], {"a": 1}, 3, None, "x" * 100_000])
+def test_a_turn_from_nobody_is_one_short_sentence(name: Any) -> None:
+    with pytest.raises(PromptError, match=r"conversations\[0\]\.from: expected one of") as caught:
+        read_talk({"conversations": [{"from": name, "value": "Hi"}]}, Path())
+    assert len(str(caught.value)) < 400

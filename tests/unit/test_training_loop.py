@@ -262,3 +262,15 @@ def test_a_lone_process_changes_nothing() -> None:
     weight.grad = torch.ones(2)
     assert not Peers().average([weight], stop=False)
     assert weight.grad.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"3\n", b'{"loss": 1}\n', b'{"step": "x"}\n', b"[" * 100_000 + b"\n", b"\xff\xfe\n", b'{"step": 2'],
+    ids=["a number", "no step", "a text", "deep", "no text", "cut off"],
+)  # fmt: skip
+def test_damaged_metrics_count_up_to_the_damage(damage: bytes, tmp_path: Path) -> None:
+    metrics.append(tmp_path, {"step": 1})
+    with (tmp_path / metrics.NAME).open("ab") as file:
+        file.write(damage + b'{"step": 2}\n')
+    assert metrics.read(tmp_path) == [{"step": 1}]
+    assert metrics.cut(tmp_path, 5) == [{"step": 1}]

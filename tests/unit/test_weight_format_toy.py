@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,7 @@ def test_a_config_without_a_word_of_it_gets_one(folder: Path, tmp_path: Path) ->
     values = json.loads((folder / "config.json").read_text("utf-8"))
     del values["quantization_config"]
     (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    shutil.copy(folder / "model.safetensors", tmp_path)
     assert load(tmp_path).config.quantization_config.quant_method in {"toy", "vitrail", "bitsandbytes"}
 
 

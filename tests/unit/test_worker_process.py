@@ -16,6 +16,7 @@ import pytest
 import vitrail
 from vitrail.errors import UnsupportedError
 from vitrail.files import worker_process
+from vitrail.files.worker_pool import WorkerPool
 from vitrail.files.worker_process import WorkerEndedError, WorkerProcess
 
 SOURCE = """\
@@ -203,3 +204,77 @@ def test_one_that_cannot_start_is_said() -> None:
     with pytest.raises(UnsupportedError, match="could not be started"):
         worker.ask(b"", 30)
     assert worker in worker_process._all
+
+
+# What images need
+
+
+GRACE = "from vitrail.files import worker_process\nworker_process._GRACE = 0.2\n"
+FREE = (
+    SOURCE.replace("serve(answer, 1 << 30)", "serve(answer)")
+    .replace(
+        """    if word == "print":""",
+        """    if word == "keep":
+        kept.append(bytearray(int(rest)))
+        return b"kept"
+    if word == "spin":
+        import signal
+        signal.setitimer(signal.ITIMER_REAL, 0)  # as native code that has taken over could
+        while True: pass
+    if word == "print":""",
+    )
+    .replace("def answer", GRACE + "kept = []\n\ndef answer")
+)
+
+
+@pytest.fixture
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPool]:
+    """Of processes whose memory each request limits."""
+    (tmp_path / "free_worker").mkdir()
+    (tmp_path / "free_worker" / "__init__.py").write_text(FREE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pool = WorkerPool("free_worker", ("free_worker",), answer_bytes=9, work="x", advice="x")
+    yield pool
+    for worker in pool._idle:
+        worker.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is kept on Linux")
+def test_memory_of_a_request_is_beyond_what_the_process_has(pool: WorkerPool) -> None:
+    with pool.worker() as worker:
+        for most in (16 << 20, 64 << 20, 16 << 20):
+            assert worker.ask(f"fill {most - (1 << 20)}".encode(), 30, memory=most).isdigit()
+            assert worker.ask(f"fill {most + (64 << 20)}".encode(), 30, memory=most) == b"no memory"
+        first = worker.ask(b"pid", 30)
+        assert worker.ask(b"keep 200000000", 30) == b"kept"
+        assert worker.ask(b"pid", 30) == first
+        assert worker.ask(b"keep 100000000", 30) == b"kept"  # too much to be kept: it ends
+        assert worker.ask(b"pid", 30) != first
+
+
+def test_answer_of_a_request_has_its_own_length(pool: WorkerPool) -> None:
+    with pool.worker() as worker:
+        assert worker.ask(b"x 10", 30, answer_bytes=10) == b"x" * 10
+        with pytest.raises(WorkerEndedError):
+            worker.ask(b"x 10", 30)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_processor_time_is_limited(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither the parent's clock nor the process's ends it."""
+    monkeypatch.setattr("threading.Timer.start", lambda timer: None)
+    monkeypatch.setattr("threading.Timer.join", lambda timer: None)
+    with pool.worker() as worker, pytest.raises(WorkerEndedError) as ended:
+        worker.ask(b"spin", 0.1)
+    assert ended.value.timed_out and ended.value.status == -signal.SIGXCPU
+
+
+def test_pool_lends_a_process_to_one_and_keeps_it(pool: WorkerPool) -> None:
+    with pool.worker() as one, pool.worker() as other:
+        first = one.ask(b"pid", 30)
+        assert first != other.ask(b"pid", 30)
+        other.stop()
+    assert len(pool._idle) == 2
+    with pool.worker() as again:
+        assert again.ask(b"pid", 30) == first

@@ -1,1 +1,1 @@
-"""`vitrail bench`: what this machine does with models of the real geometries and random weights. No options, no printing."""
+"""`vitrail bench`: speed of this machine on models of real geometries with random weights; measurements only, no output."""

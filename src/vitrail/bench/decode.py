@@ -18,9 +18,9 @@ from vitrail.model.cost import decode_cost
 
 
 class DecodeStep:
-    """A model between two ids: each call computes the logits of one more position of every sequence, and forgets it.
+    """One decoding step: each call computes the next logits of every sequence and leaves the cache unchanged.
 
-    rows: sequences; context: positions that each has cached.
+    rows: number of sequences; context: cached positions of each.
     """
 
     def __init__(self, model: Any, rows: int, context: int) -> None:
@@ -33,7 +33,7 @@ class DecodeStep:
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:
-        """The likeliest ids (rows,)."""
+        """Return the most likely ids (rows,)."""
         logits = self._runner.decode(range(len(self._ids)), self._ids)
         for sequence in self._cache.sequences:
             self._cache.truncate(sequence, self._context)
@@ -42,7 +42,7 @@ class DecodeStep:
 
 
 def bench_decode(setting: Setting, rows: Sequence[int]) -> Report:
-    """Each number of rows in `rows` beside the streaming read."""
+    """Measure each number of sequences in `rows` against the streaming read."""
     setting.progress("making weights")
     model = random_model(params_of(setting.geometry, setting.layers), setting.format)
     setting.progress("warming up")

@@ -1,4 +1,4 @@
-"""`vitrail bench e2e`: an image and a short question to the first token and some more, stage by stage."""
+"""`vitrail bench e2e`: time to first token, and to a few more, for an image with a short question, stage by stage."""
 
 import time
 from itertools import pairwise
@@ -21,8 +21,8 @@ from vitrail.images.grid import Grid, image_grid
 from vitrail.images.processor import PixtralImageProcessor
 from vitrail.model.cost import Cost, decode_cost, prefill_cost, vision_cost
 
-QUESTION = 16  # ids of text after the image
-ANSWER = 8  # ids that are drawn
+QUESTION = 16  # text ids after the image
+ANSWER = 8  # generated ids
 STAGES = ("image prepared", "vision tower and projector", "prompt read", "answer, per token")
 
 
@@ -44,7 +44,7 @@ class Conversation:
         )
 
     def costs(self) -> list[Cost]:
-        """Of every stage."""
+        """Return the cost of each stage."""
         return [
             Cost(0, 0),
             vision_cost(self.model, [self.patches]),
@@ -54,7 +54,7 @@ class Conversation:
 
     @torch.inference_mode()
     def run(self) -> list[float]:
-        """Seconds of every stage."""
+        """Return the seconds of each stage."""
         marks = [time.perf_counter()]
         given = self._processor(self._image, return_tensors="pt")
         pixels = given["pixel_values"].to(self.model.dtype)
@@ -72,7 +72,7 @@ class Conversation:
 
 
 def bench_e2e(setting: Setting) -> Report:
-    """Every stage beside its limit, and the seconds to the first token."""
+    """Measure each stage against its limit, and the time to first token."""
     setting.progress("making weights")
     model = random_model(params_of(setting.geometry, setting.layers), setting.format)
     setting.progress("warming up")
@@ -101,7 +101,7 @@ def bench_e2e(setting: Setting) -> Report:
 
 
 def _ids(grid: Grid, image: int, vocabulary: int) -> Tensor:
-    """An image's ids, each row ended by another id, and a question's."""
+    """Return an image's ids, each row with a break id, followed by a question's."""
     other = (image + 1) % vocabulary
     row = [image] * grid.cols + [other]
     return torch.tensor([other, *row * grid.rows, *[other] * QUESTION])

@@ -1,8 +1,8 @@
-"""A process that loads a checkpoint and reads a prompt, timing its parts; `vitrail bench load` starts it.
+"""Process that loads a checkpoint and reads a prompt, timing both; started by `vitrail bench load`.
 
     python -m vitrail.bench.first_token FOLDER POSITIONS THREADS
 
-It prints one JSON object: seconds of its parts, the first id, and the process's memory in bytes.
+It prints one JSON object: seconds of each part, the first id, and the process's memory in bytes.
 """
 
 import json
@@ -15,7 +15,7 @@ STATUS = Path("/proc/self/status")
 
 
 def resident(kind: str) -> int | None:
-    """Bytes of this process in memory: "RssAnon", no file's, "RssFile", mapped; None where the system does not say."""
+    """Return resident bytes of this process: "RssAnon" (private) or "RssFile" (mapped); None if unknown."""
     try:
         lines = STATUS.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -24,7 +24,7 @@ def resident(kind: str) -> int | None:
 
 
 def main(folder: str, positions: int, threads: int) -> None:
-    """Load, read, print."""
+    """Load the checkpoint, read the prompt, print the figures."""
     marks = [time.perf_counter()]
     import torch
 

@@ -1,6 +1,6 @@
-"""The geometries that are measured: the published params.json of the family, and a tiny one. No weights.
+"""Geometries for benchmarks: the params.json of the published models, and a tiny one.
 
-Letters as in params.json: dim is the text width, hidden_dim the MLP's.
+Names as in params.json: dim is the text width, hidden_dim the MLP width.
 """
 
 import copy
@@ -54,7 +54,7 @@ _LARGE_TOWER = {
     **_TOWER_16, "hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 40, "adapter_bias": False,
     "image_break_token_id": 14, "image_end_token_id": 15,
 }  # fmt: skip
-# Names as people type them → what the published params.json says of the geometry.
+# Command-line name → the geometry in the published params.json.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "pixtral-12b": {**_text(5120, 40, 14336, 1e9), "vision_encoder": _TOWER_16},
     "pixtral-large": {
@@ -79,7 +79,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "vision_encoder": _TOWER_14,
     },
 }  # fmt: skip
-# No model: it makes every benchmark run in a second, to try the command.
+# Not a published model: every benchmark finishes in a second with it.
 TINY = "tiny"
 _TINY: dict[str, Any] = {
     "dim": 64, "n_layers": 2, "hidden_dim": 128, "rope_theta": 1e6, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16,
@@ -93,9 +93,14 @@ NAMES = (*PUBLISHED, TINY)
 
 
 def params_of(name: str, layers: int | None = None) -> dict[str, Any]:
-    """The params.json of a geometry, with so many decoder layers (None: its own number).
+    """Return the params.json of a geometry.
 
-    Raises InputError for a name that is not in NAMES, or for fewer than one layer.
+    Args:
+        name: one of NAMES.
+        layers: number of decoder layers; None: the geometry's own.
+
+    Raises:
+        InputError: unknown name, or fewer than one layer.
     """
     if name not in NAMES:
         raise InputError(f"geometry {name!r} is not known; one of {', '.join(NAMES)} was expected.")
@@ -106,6 +111,6 @@ def params_of(name: str, layers: int | None = None) -> dict[str, Any]:
 
 
 def config_of(params: dict[str, Any]) -> PretrainedConfig:
-    """The configuration object of a params.json."""
+    """Return the configuration object of a params.json."""
     data = config_from_params(params, "params.json")
     return AutoConfig.for_model(data.pop("model_type"), **data)

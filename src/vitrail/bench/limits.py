@@ -1,4 +1,4 @@
-"""Limits: how fast this machine reads memory and multiplies, and what no model of a ModelInfo can therefore exceed."""
+"""Hardware limits: memory bandwidth, matrix-product rate, and the resulting upper bounds for a ModelInfo."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vitrail.bench.stream import StreamingRead
 if TYPE_CHECKING:
     from vitrail.describe import ModelInfo
 
-_TURNS = 3  # the best counts: other work can only slow a turn down
-_CACHED = 1 << 28  # bytes of weights below which caches may hold a part of them, so that memory is no limit
+_TURNS = 3  # number of turns; the fastest counts, as other load can only slow one down
+_CACHED = 1 << 28  # bytes of weights below which caches may hold part of them, so that bandwidth is no limit
 _PROBE = (Shape(256, 4096, 4096),)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bytes per second of a streaming read, operations per second of matrix products."""
+    """Bytes per second of a streaming read, and floating-point operations per second of matrix products."""
 
     bandwidth: float
     products: float
@@ -28,15 +28,15 @@ class Limits:
     @classmethod
     @cache
     def measure(cls) -> Limits:
-        """The limits of this machine's cores, in about a second; once in a process."""
+        """Measure this machine's cores once per process; takes about a second."""
         read, multiply = StreamingRead(next(iter(PUBLISHED))), MatrixRate(_PROBE)
         return cls(max(read.bandwidth() for _ in range(_TURNS)), max(multiply.rate() for _ in range(_TURNS)))
 
     def speed(self, info: ModelInfo) -> dict[str, Any]:
-        """The record that `vitrail info --json` prints under "speed".
+        """Return the record printed under "speed" by `vitrail info --json`.
 
-        tokens_per_second: by precision, when every weight of the decoder is read once for a token (None where caches may
-        hold them); question_seconds: the products until the answer to `info.question` begins.
+        tokens_per_second: per precision, if every decoder weight is read once per token (None where caches may hold them);
+        question_seconds: time of the products needed before the answer to `info.question` begins.
         """
         return {
             "bytes_per_second": round(self.bandwidth),

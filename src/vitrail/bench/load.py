@@ -1,4 +1,4 @@
-"""`vitrail bench load`: a checkpoint of random weights on disk, and how long a new process takes to its first token."""
+"""`vitrail bench load`: write a checkpoint of random weights and time new processes up to their first token."""
 
 import json
 import statistics
@@ -17,15 +17,15 @@ from vitrail.bench.random_model import random_model
 from vitrail.bench.report import Report, Setting
 from vitrail.errors import VitrailError
 
-POSITIONS = 16  # of the prompt
+POSITIONS = 16  # prompt length
 _IMPORT = "import torch"
 
 
 def bench_load(setting: Setting, folder: str | None = None) -> Report:
-    """Write into a temporary folder inside `folder` (None: the system's), start processes in turn, remove it.
+    """Write a checkpoint to a temporary folder inside `folder` (None: the system's), start processes in turn, remove it.
 
-    Beside a process that loads and reads a prompt stands one that only imports torch; the prompt is read a second time in
-    no process, so its first reading, which fetches the file's pages, is what counts.
+    A process that loads and reads a prompt is compared with one that only imports torch. Each process reads the prompt once,
+    so the time includes faulting in the file's pages.
     """
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(dir=folder, prefix="vitrail-bench-") as place:
@@ -41,19 +41,19 @@ def bench_load(setting: Setting, folder: str | None = None) -> Report:
 
 
 def _write(setting: Setting, place: str) -> int:
-    """The checkpoint; bytes of its weights."""
+    """Write the checkpoint; return the bytes of its weights."""
     model = random_model(params_of(setting.geometry, setting.layers), setting.format)
     model.save_pretrained(place)
     return sum(file.stat().st_size for file in Path(place).glob("*.safetensors"))
 
 
 def _turn(place: str, threads: int) -> dict[str, float]:
-    """One process of each kind: seconds, and bytes of memory of the one that loads."""
+    """Run one process of each kind; return seconds, and the memory in bytes of the one that loads."""
     alone = _run([sys.executable, "-c", _IMPORT])[0]
-    whole, said = _run(
+    whole, output = _run(
         [sys.executable, "-m", "vitrail.bench.first_token", place, str(POSITIONS), str(threads)]
     )
-    inside = json.loads(said)
+    inside = json.loads(output)
     return {
         "import_torch_process_seconds": alone,
         "first_token_process_seconds": whole,
@@ -66,7 +66,7 @@ def _turn(place: str, threads: int) -> dict[str, float]:
 
 
 def _run(command: list[str]) -> tuple[float, str]:
-    """Seconds that a process took, and what it printed. VitrailError with its last line where it failed."""
+    """Run a command; return its seconds and output. Raises VitrailError with the last line if it fails."""
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     spent = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Which machine, instruction set and library a figure belongs to. Measures nothing."""
+"""Description of the machine, instruction set and library that a measurement belongs to."""
 
 import os
 import platform
@@ -16,11 +16,11 @@ from vitrail.weights.free_memory import host_memory
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a figure depends on beside the work.
+    """Everything a measurement depends on besides the workload.
 
-    cpu: the processor's name; cores: logical ones; memory: free bytes, None where nobody tells; torch: its version;
-    library: Vitrail's version; instructions: what its kernels use, or None where PyTorch does the work; torch_isa: what
-    PyTorch uses; threads: of both; page_bytes: of the pages that large tensors lie in.
+    cpu: processor name; cores: logical cores; memory: free bytes, or None if unknown; torch: its version;
+    library: Vitrail's version; instructions: instruction set of the kernels, or None if PyTorch is used; torch_isa:
+    PyTorch's instruction set; threads: of both; page_bytes: page size of large tensors.
     """
 
     cpu: str
@@ -34,12 +34,12 @@ class Machine:
     page_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """Return the fields for JSON."""
         return asdict(self)
 
 
 def this_machine() -> Machine:
-    """The machine with its present number of threads."""
+    """Return the machine with the current number of threads."""
     return Machine(
         cpu=cpu_name(),
         cores=os.cpu_count() or 1,
@@ -54,7 +54,7 @@ def this_machine() -> Machine:
 
 
 def cpu_name() -> str:
-    """The processor's name, as the system tells it."""
+    """Return the processor's name as reported by the system."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

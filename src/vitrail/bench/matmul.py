@@ -1,4 +1,4 @@
-"""How fast PyTorch multiplies matrices of given shapes here: the limit beside which prefill and the tower are measured."""
+"""PyTorch's matrix-product rate for given shapes: the limit for prefill and the vision tower."""
 
 import time
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from vitrail.bench.timing import Clock
 from vitrail.model.cost import matrices
 
 TYPES = (torch.bfloat16, torch.float32)
-_PROBE = 512  # side of the products by which the faster type is found
+_PROBE = 512  # side of the products that choose the faster dtype
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One product: (rows, width) by a matrix (out, width)."""
+    """One product: (rows, width) times a matrix (out, width)."""
 
     rows: int
     out: int
@@ -25,24 +25,24 @@ class Shape:
 
     @property
     def flop(self) -> int:
-        """Multiplications and additions."""
+        """Floating-point operations."""
         return 2 * self.rows * self.out * self.width
 
 
 def decoder_shapes(model: Any, rows: int) -> list[Shape]:
-    """The different products of one decoder layer."""
+    """Return the distinct products of one decoder layer."""
     return _shapes(model.decoder.layers[0], rows)
 
 
 def tower_shapes(model: Any, rows: int) -> list[Shape]:
-    """The different products of one layer of the tower."""
+    """Return the distinct products of one layer of the tower."""
     return _shapes(model.vision_tower.transformer.layers[0], rows)
 
 
 class MatrixRate:
-    """Products of plain matrices, in the faster of bfloat16 and float32 on this machine.
+    """Products of plain matrices in the faster of bfloat16 and float32.
 
-    shapes: what is multiplied, once each, in this order. clock: of seconds.
+    shapes: products to run once each, in order; clock: returns seconds.
     """
 
     def __init__(self, shapes: Sequence[Shape], clock: Clock = time.perf_counter) -> None:
@@ -55,7 +55,7 @@ class MatrixRate:
         self.rate()
 
     def rate(self) -> float:
-        """Floating-point operations per second of all products, one after another."""
+        """Return floating-point operations per second over all products."""
         started = self._clock()
         for x, weight in self._pairs:
             x @ weight.T
@@ -71,7 +71,7 @@ def _shapes(layer: nn.Module, rows: int) -> list[Shape]:
 
 
 def _probe(dtype: torch.dtype) -> float:
-    """Products per second of one small shape."""
+    """Return products per second of one small shape."""
     x = torch.randn(_PROBE, _PROBE).to(dtype)
     x @ x.T
     started = time.perf_counter()

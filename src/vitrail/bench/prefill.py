@@ -1,4 +1,4 @@
-"""`vitrail bench prefill`: a prompt read at once, beside PyTorch's products of the same shapes."""
+"""`vitrail bench prefill`: a whole prompt in one pass, compared with PyTorch's products of the same shapes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from vitrail.model.cost import prefill_cost
 
 
 class Prefill:
-    """A model before a prompt: each call reads one of `rows` positions into a new cache."""
+    """Prefill of one prompt: each call reads `rows` positions into a new cache."""
 
     def __init__(self, model: Any, rows: int) -> None:
         self.cost = prefill_cost(model, rows)
@@ -26,12 +26,12 @@ class Prefill:
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:
-        """Logits (1, V) after the last position."""
+        """Return logits (1, V) after the last position."""
         return Runner(self._model, [Request(self._ids)], room=1).prefill()
 
 
 def bench_prefill(setting: Setting, rows: Sequence[int]) -> Report:
-    """Prompts of each of these numbers of positions."""
+    """Measure prompts of each of these lengths."""
     setting.progress("making weights")
     model = random_model(params_of(setting.geometry, setting.layers), setting.format)
     setting.progress("warming up")

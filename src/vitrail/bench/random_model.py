@@ -1,7 +1,7 @@
-"""Models of a real geometry with random weights, made in the packed format itself. Nothing is quantised, no file is read.
+"""Models of a real geometry with random weights, created directly in the packed format, without quantising or reading files.
 
-A matrix is filled from one pool of random bytes: drawing billions of numbers would take longer than every measurement.
-Values keep the size of what goes through them, so that no product meets infinities or denormal numbers.
+Matrices are filled from one pool of random bytes: drawing billions of numbers would take longer than any measurement.
+The scales keep activations in a normal range, so that no product sees infinities or denormal numbers.
 """
 
 import math
@@ -38,9 +38,9 @@ _QUANTIZATIONS: dict[str, Quantization] = {
     ),
 }
 FORMATS = (*_QUANTIZATIONS, "bf16", "f32")
-_POOL = 1 << 24  # random bytes, or numbers, that are repeated
+_POOL = 1 << 24  # size of the pool, in bytes or numbers
 _LEVELS = (-63, -48, -38, -30, -23, -16, -10, -3, 3, 10, 16, 23, 30, 38, 48, 63)
-_SPREAD = 0.55  # standard deviation of random codes, as parts of the scale
+_SPREAD = 0.55  # standard deviation of random codes, relative to the scale
 _KINDS: dict[str, type[CausalModel]] = {
     "llava": LlavaForConditionalGeneration,
     "mistral3": Mistral3ForConditionalGeneration,
@@ -48,10 +48,15 @@ _KINDS: dict[str, type[CausalModel]] = {
 
 
 def random_model(params: Mapping[str, Any], format: str) -> Any:
-    """A model of a params.json's geometry on the CPU; the same weights each time.
+    """Build a model of a params.json's geometry on the CPU, with the same weights on every call.
 
-    format: one of FORMATS. Quantised ones pack what loading with that format packs by default; "f32" computes in float32,
-    all others in bfloat16. Raises InputError for an unknown format.
+    Args:
+        params: Mistral's params.json.
+        format: one of FORMATS. Quantised formats pack the same layers as loading with that format does; "f32" computes in
+            float32, all others in bfloat16.
+
+    Raises:
+        InputError: unknown format.
     """
     if format not in FORMATS:
         raise InputError(f"format {format!r} is not known; one of {', '.join(FORMATS)} was expected.")
@@ -74,7 +79,7 @@ def random_model(params: Mapping[str, Any], format: str) -> Any:
 
 
 def _pack(model: CausalModel, quantization: Quantization, tied: bool, dtype: torch.dtype) -> None:
-    """Put random packed layers where loading would put packed ones."""
+    """Replace layers by random packed ones, as loading would by packed ones."""
     table = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
     for path, choice in to_pack(model, quantization, ("lm_head", table) if tied else ()).items():
         old: Any = model.get_submodule(path)
@@ -119,12 +124,12 @@ def _filled(spec: Spec, value: float) -> Tensor:
 
 
 def _codes(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """Codes of eight bits, or pairs of four: the pool's bytes from a place that depends on the name."""
+    """Return 8-bit codes, or pairs of 4-bit codes, from the pool at an offset that depends on the name."""
     return _repeated(_code_pool(dtype), name, shape)
 
 
 def _plain(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Ones for norms, else random values."""
+    """Return ones for norms, else random values."""
     if len(shape) == 1:
         return torch.ones(shape, dtype=dtype)
     deviation = 1.0 if "embed_tokens" in name else shape[1:].numel() ** -0.5

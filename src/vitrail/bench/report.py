@@ -1,4 +1,4 @@
-"""What a benchmark found, as an object for JSON and as lines for a person. Measures nothing."""
+"""Results of a benchmark, as an object for JSON and as lines of text."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ READ, MULTIPLY = "streaming read", "matrix products"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is measured: names and numbers as they were given.
+    """What is measured, as given on the command line.
 
-    layers: of the decoder, or of the tower where only that is measured; context: positions that are cached before;
-    side: of a square image, in pixels; repeat: turns. progress: called with what is being done.
+    layers: of the decoder, or of the tower if only that is measured; context: previously cached positions;
+    side: of a square image, in pixels; repeat: number of turns; progress: called with a description of the current turn.
     """
 
     geometry: str
@@ -29,7 +29,7 @@ class Setting:
     progress: Callable[[str], None] = field(default=lambda text: None, repr=False, compare=False)
 
     def turns(self) -> Iterator[int]:
-        """The numbers of the turns, each told to `progress`."""
+        """Yield the turn numbers, reporting each to `progress`."""
         for turn in range(self.repeat):
             self.progress(f"turn {turn + 1} of {self.repeat}")
             yield turn
@@ -37,10 +37,10 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One piece of work beside its limit.
+    """One measured workload with its limit.
 
-    what: in words; tokens: that one call reads or gives; cost: its least bytes and its products; turn: its time and its
-    limit's, side by side; limit: which of the two; more: further figures by name.
+    what: description; tokens: read or produced per call; cost: minimum bytes and operations; turn: its time and its
+    limit's, side by side; limit: "bandwidth" or "matmul"; more: further figures by name.
     """
 
     what: str
@@ -52,11 +52,11 @@ class Measured:
 
     @property
     def rate(self) -> float:
-        """Bytes or operations per second, whichever the limit counts."""
+        """Return bytes or operations per second, in the unit of the limit."""
         return (self.cost.bytes if self.limit == READ else self.cost.flop) / self.turn.seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """Seconds, bytes and operations; `share` is the median of the turns' ratios."""
+        """Return seconds, bytes and operations; `share` is the median of the turns' ratios."""
         return {
             "what": self.what,
             "tokens": self.tokens,
@@ -79,7 +79,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A benchmark's name, its setting, the machine, and what was measured."""
+    """A benchmark's name, setting, machine and measurements."""
 
     benchmark: str
     setting: Setting
@@ -88,7 +88,7 @@ class Report:
     more: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: sizes in bytes, times in seconds."""
+        """Return the report for JSON: sizes in bytes, times in seconds."""
         given = {name: getattr(self.setting, name) for name in Setting.__slots__ if name != "progress"}
         setting = {name: value for name, value in given.items() if value is not None}
         return {
@@ -100,7 +100,7 @@ class Report:
         }
 
     def lines(self) -> Iterator[str]:
-        """The same in words."""
+        """Yield the report as lines of text."""
         machine, setting = self.machine, self.setting
         yield f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads"
         kernels = f"kernels {machine.instructions}" if machine.instructions else "no kernels, PyTorch alone"
@@ -129,7 +129,7 @@ def _lines_of(one: Measured) -> Iterator[str]:
 
 
 def _shown(name: str, value: Any) -> str:
-    """A further figure in its unit, which its name ends with."""
+    """Format a further figure in the unit at the end of its name."""
     if name.endswith("_seconds") or name.startswith("seconds_"):
         return _time(value)
     if name.endswith("_bytes"):

@@ -1,7 +1,7 @@
-"""How fast this machine reads memory: the limit of everything that touches each weight once. No model.
+"""Memory bandwidth of this machine: the limit for anything that reads each weight once.
 
-A sum over a buffer that no cache holds: one addition for four bytes costs a core less than fetching them. It lies in
-pages as weights do, so that no work can beat it by larger ones.
+Sums a buffer larger than every cache: one addition per four bytes costs a core less than fetching them. The buffer uses
+the same pages as weights, so that no workload can exceed it thanks to larger pages.
 """
 
 import time
@@ -12,14 +12,14 @@ from vitrail.bench.geometries import TINY
 from vitrail.bench.timing import Clock
 from vitrail.ops import memory
 
-SIZE = 512 * 2**20  # bytes: many times the largest cache of a desktop, and a few dozen milliseconds
-_TINY_SIZE = 4 * 2**20  # where no figure means anything
+SIZE = 512 * 2**20  # many times the largest desktop cache, a few dozen milliseconds
+_TINY_SIZE = 4 * 2**20  # for geometries whose figures mean nothing
 
 
 class StreamingRead:
-    """Reads one buffer again and again, with as many threads as PyTorch has.
+    """Reads one buffer repeatedly, with PyTorch's number of threads.
 
-    geometry: whose work it stands beside; the tiny one's buffer is tiny too. clock: of seconds.
+    geometry: workload it is compared with; the tiny one gets a tiny buffer. clock: returns seconds.
     """
 
     def __init__(self, geometry: str, clock: Clock = time.perf_counter) -> None:
@@ -28,7 +28,7 @@ class StreamingRead:
         self._values = memory.empty((size // 4,), torch.float32).fill_(1.0)
 
     def bandwidth(self) -> float:
-        """Bytes per second of one pass."""
+        """Return bytes per second of one pass."""
         started = self._clock()
         self._values.sum()
         return self._values.numel() * 4 / (self._clock() - started)

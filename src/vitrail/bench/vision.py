@@ -1,4 +1,4 @@
-"""`vitrail bench vision`: square images through tower and projector, beside PyTorch's products of the tower's shapes."""
+"""`vitrail bench vision`: square images through tower and projector, compared with PyTorch's products of these shapes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +17,9 @@ from vitrail.model.cost import vision_cost
 
 
 class Images:
-    """Noise of `count` images of side × side pixels, prepared; each call computes their features.
+    """`count` preprocessed noise images of side × side pixels; each call computes their features.
 
-    The side is cut to whole tokens.
+    The side is rounded down to whole tokens.
     """
 
     def __init__(self, model: Any, count: int, side: int) -> None:
@@ -36,13 +36,13 @@ class Images:
 
     @torch.inference_mode()
     def __call__(self) -> list[Tensor]:
-        """The rows that replace each image's tokens."""
+        """Return the features (tokens, D) of each image."""
         features: list[Tensor] = self._model.encode_images(self._pixels)
         return features
 
 
 def bench_vision(setting: Setting, counts: Sequence[int]) -> Report:
-    """Each of these numbers of images in one call; layers are the tower's, and the decoder has one."""
+    """Measure each of these numbers of images in one call; layers are the tower's, and the decoder has one."""
     params = params_of(setting.geometry, 1)
     params["vision_encoder"]["num_hidden_layers"] = setting.layers
     setting.progress("making weights")

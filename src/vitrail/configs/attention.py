@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from vitrail.configs.fields import shown
+from vitrail.arguments import short
 from vitrail.errors import UnsupportedError
 
 # All names of one thing here: attention is exact in each. The others name programs of a GPU that make the same numbers.
@@ -31,6 +31,6 @@ def check_attention(name: Any) -> None:
             )
         elif one is not None and (not isinstance(one, str) or one not in ATTENTION):
             raise UnsupportedError(
-                f"attn_implementation {shown(one)} is not supported; leave it out: Vitrail has one exact attention, which "
+                f"attn_implementation {short(one)} is not supported; leave it out: Vitrail has one exact attention, which "
                 f"{', '.join(map(repr, (*ATTENTION[1:], *OTHER_ATTENTION)))} name too."
             )

@@ -10,9 +10,9 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from vitrail.arguments import checked_except
+from vitrail.arguments import checked_except, short
 from vitrail.configs.attention import check_attention
-from vitrail.configs.fields import check_dtype, check_field, shown
+from vitrail.configs.fields import check_dtype, check_field
 from vitrail.configs.overrides import SPELLINGS, merge_overrides, warn_replaced
 from vitrail.configs.published import read_config_file, read_config_folder
 from vitrail.errors import ConfigError, UnsupportedError
@@ -115,7 +115,8 @@ class PretrainedConfig:
         if is_secret(name):
             warnings.warn(f"{owner}: {name} holds a secret, and is not kept.", stacklevel=4)
             return
-        meant = () if _reading.get() else near(name, _known(type(self)), _SLIP)
+        known = _known(type(self))
+        meant = () if _reading.get() or name in known else near(name, known, _SLIP)
         if meant:
             raise ConfigError(f"{owner} has no key {name!r}; did you mean {' or '.join(meant)}?")
         if isinstance(value, int):
@@ -213,7 +214,7 @@ class PretrainedConfig:
         declared = config_dict.get("model_type")
         if cls.model_type and declared is not None and declared != cls.model_type:
             raise ConfigError(
-                f"{cls.__name__} reads model_type {cls.model_type!r}, but the configuration says {shown(declared)}; "
+                f"{cls.__name__} reads model_type {cls.model_type!r}, but the configuration says {short(declared)}; "
                 "use AutoConfig to choose the class by the file."
             )
         with_unused = kwargs.pop("return_unused_kwargs", False)

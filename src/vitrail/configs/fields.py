@@ -1,9 +1,9 @@
 """Check one field of a configuration: its type, finite, within its smallest and largest value; a torch.dtype's name."""
 
 import math
-import reprlib
 from typing import Any, Final
 
+from vitrail.arguments import short
 from vitrail.errors import ConfigError
 
 COUNT_LIMIT: Final = 2**31 - 1  # positions, ids and whatever else has no smaller limit of its own
@@ -44,19 +44,6 @@ LIMITS.update(
 )
 
 
-class _Short(reprlib.Repr):
-    """Values in at most some hundred characters."""
-
-    def repr_int(self, x: int, level: int) -> str:
-        if x.bit_length() > 256:  # more digits than Python may be willing to write
-            return f"a whole number of {x.bit_length():,} bits"
-        return repr(x)
-
-
-_SHOWN = _Short()
-_SHOWN.maxstring = _SHOWN.maxother = 80
-
-
 def check_field(
     owner: str, name: str, value: Any, kind: type | tuple[type, ...], *, minimum: float | None = None
 ) -> None:
@@ -68,7 +55,7 @@ def check_field(
     wrong_bool = isinstance(value, bool) and bool not in kinds
     if wrong_bool or not isinstance(value, kinds):
         names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise ConfigError(f"{owner}: {name} must be {names}, got {shown(value)}; correct the configuration.")
+        raise ConfigError(f"{owner}: {name} must be {names}, got {short(value)}; correct the configuration.")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{owner}: {name} must be finite, got {value!r}; correct the configuration.")
     if isinstance(value, (str, list, tuple, dict)):
@@ -81,12 +68,12 @@ def check_field(
         return
     if minimum is not None and value < minimum:
         raise ConfigError(
-            f"{owner}: {name} must be at least {minimum}, got {shown(value)}; correct the configuration."
+            f"{owner}: {name} must be at least {minimum}, got {short(value)}; correct the configuration."
         )
     maximum = LIMITS.get(name, NUMBER_LIMIT if float in kinds else COUNT_LIMIT)
     if not -maximum - 1 <= value <= maximum:
         raise ConfigError(
-            f"{owner}: {name} must be at most {maximum:.10g}, got {shown(value)}; correct the configuration."
+            f"{owner}: {name} must be at most {maximum:.10g}, got {short(value)}; correct the configuration."
         )
 
 
@@ -97,11 +84,6 @@ def check_cell(owner: str, patch_size: int, merge: int) -> None:
             f"{owner}: patch_size {patch_size} · spatial_merge_size {merge} must be at most {CELL_LIMIT:,} pixels; correct "
             "the configuration."
         )
-
-
-def shown(value: Any) -> str:
-    """A value in a message: short, whatever it is."""
-    return _SHOWN.repr(value)
 
 
 # Names of torch's types, so that a configuration is checked without importing torch.
@@ -119,5 +101,6 @@ def check_dtype(owner: str, value: Any) -> str | None:
     ):
         return None if value is None else name
     raise ConfigError(
-        f"{owner}: dtype must be a torch dtype or its name, such as 'bfloat16', got {value!r}; correct the configuration."
+        f"{owner}: dtype must be a torch dtype or its name, such as 'bfloat16', got {short(value)}; correct the "
+        "configuration."
     )

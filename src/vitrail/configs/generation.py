@@ -8,7 +8,7 @@ from typing import Any
 
 from vitrail.arguments import checked_except, short
 from vitrail.configs.base import PretrainedConfig
-from vitrail.configs.fields import LIST_LIMIT, check_field, shown
+from vitrail.configs.fields import LIST_LIMIT, check_field
 from vitrail.configs.generation_options import (
     CACHE_DTYPES,
     KNOWN,
@@ -90,6 +90,10 @@ class GenerationConfig:
 
     def _fill(self, values: Mapping[str, Any]) -> None:
         for name, value in {**KNOWN, **without_secrets(values)}.items():
+            if hasattr(type(self), name):  # a method, which a value would hide
+                raise ConfigError(
+                    f"GenerationConfig: {name!r} cannot be a key of a configuration; remove it."
+                )
             setattr(self, name, _plain(name, value))
         self.validate()
 
@@ -203,7 +207,7 @@ class GenerationConfig:
         changed = copy.deepcopy(self)
         unused = {}
         for name, value in kwargs.items():
-            if hasattr(self, name):
+            if hasattr(self, name) and not hasattr(type(self), name):
                 setattr(changed, name, _plain(name, value))
             else:
                 unused[name] = value
@@ -259,16 +263,16 @@ class GenerationConfig:
             self._check(name, (int, float, none), 0)
             value = getattr(self, name)
             if value is not None and value > 1:
-                raise ConfigError(f"{name} is a probability between 0 and 1, got {shown(value)}.")
+                raise ConfigError(f"{name} is a probability between 0 and 1, got {short(value)}.")
         if self.repetition_penalty is not None and self.repetition_penalty <= 0:
             raise ConfigError(
-                f"repetition_penalty must be above 0 (1.0 is none), got {shown(self.repetition_penalty)}."
+                f"repetition_penalty must be above 0 (1.0 is none), got {short(self.repetition_penalty)}."
             )
         if self.cache_dtype is not None:
             self.cache_dtype = str(self.cache_dtype).removeprefix("torch.")
             if self.cache_dtype not in CACHE_DTYPES:
                 raise ConfigError(
-                    f"cache_dtype must be one of {', '.join(CACHE_DTYPES)}, got {shown(self.cache_dtype)}."
+                    f"cache_dtype must be one of {', '.join(CACHE_DTYPES)}, got {short(self.cache_dtype)}."
                 )
         self._check_lists()
 
@@ -283,15 +287,15 @@ class GenerationConfig:
         for ids, name in ((self.eos_token_ids, "eos_token_id"), (self.seeds, "seed")):
             if not all(isinstance(item, int) and not isinstance(item, bool) for item in ids):
                 raise ConfigError(
-                    f"{name} must be a whole number or a list of them, got {shown(getattr(self, name))}."
+                    f"{name} must be a whole number or a list of them, got {short(getattr(self, name))}."
                 )
         for number in self.eos_token_ids:
             check_field("generation options", "eos_token_id", number, int, minimum=-1)
         if any(not 0 <= item < 2**64 for item in self.seeds):
-            raise ConfigError(f"seed must be at least 0 and below 2**64, got {shown(self.seed)}.")
+            raise ConfigError(f"seed must be at least 0 and below 2**64, got {short(self.seed)}.")
         if not all(isinstance(text, str) and text and _is_whole(text) for text in self.stop_texts):
             raise ConfigError(
-                f"stop_strings must be a text or a list of texts, none empty; got {shown(self.stop_strings)}."
+                f"stop_strings must be a text or a list of texts, none empty; got {short(self.stop_strings)}."
             )
 
     def refuse_unsupported(self) -> None:
@@ -304,7 +308,7 @@ class GenerationConfig:
         if self.cache_implementation in SAME_CACHES:
             wrong.pop("cache_implementation", None)
         if wrong:
-            listed = ", ".join(f"{name}={shown(value)}" for name, value in sorted(wrong.items()))
+            listed = ", ".join(f"{name}={short(value)}" for name, value in sorted(wrong.items()))
             hint = "; cache_dtype='int8' makes a cache of 8 bits" if "cache_implementation" in wrong else ""
             raise UnsupportedError(
                 f"generate() does not support {listed}; leave out what you do not need{hint}."

@@ -10,7 +10,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vitrail.configs.fields import check_field, shown
+from vitrail.arguments import short
+from vitrail.configs.fields import check_field
 from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.layout import CONFIG_NAME, MISTRAL, PARAMS_NAME
@@ -68,7 +69,7 @@ def config_from_params(
     if vision is None:
         return {**text, **quantization}
     if not isinstance(vision, Mapping):
-        raise ConfigError(f"{where}: vision_encoder must be an object of keys, got {shown(vision)}.")
+        raise ConfigError(f"{where}: vision_encoder must be an object of keys, got {short(vision)}.")
     return {**_vision_language(_Given(vision, f"{where}: vision_encoder"), text, folder), **quantization}
 
 
@@ -108,7 +109,7 @@ class _Given:
         if value is None:
             return None
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{self.where}: {name} must be an object of keys, got {shown(value)}.")
+            raise ConfigError(f"{self.where}: {name} must be an object of keys, got {short(value)}.")
         return _Given(value, f"{self.where}: {name}")
 
     def optional(self, name: str) -> Any:
@@ -234,7 +235,7 @@ def _vision_language(given: _Given, text: dict[str, Any], folder: CheckpointFold
             **whole,
         }
     raise UnsupportedError(
-        f"{given.where}: mm_projector_id {shown(merger)} with spatial_merge_size {merge} and "
+        f"{given.where}: mm_projector_id {short(merger)} with spatial_merge_size {merge} and "
         f"add_pre_mm_projector_layer_norm {norm} is not supported; the family has 'patch_merge' with the norm, and "
         "neither with a merge of 1."
     )

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitrail.arguments import short
 from vitrail.configs.base import PretrainedConfig
-from vitrail.configs.fields import shown
 from vitrail.configs.published import read_config_folder
 from vitrail.configs.text import Ministral3Config, MistralConfig
 from vitrail.configs.vision import PixtralVisionConfig
@@ -30,7 +30,7 @@ def config_class(model_type: Any, where: str) -> type[PretrainedConfig]:
         raise ConfigError(f"{where} has no model_type; one of {', '.join(CONFIG_TYPES)} was expected.")
     if not isinstance(model_type, str) or model_type not in CONFIG_TYPES:
         raise ConfigError(
-            f"{where} has model_type {shown(model_type)}; supported: {', '.join(CONFIG_TYPES)}."
+            f"{where} has model_type {short(model_type)}; supported: {', '.join(CONFIG_TYPES)}."
         )
     return CONFIG_TYPES[model_type]
 

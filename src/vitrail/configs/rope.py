@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vitrail.configs.fields import check_field, shown
+from vitrail.arguments import short
+from vitrail.configs.fields import check_field
 from vitrail.errors import ConfigError
 from vitrail.files.keywords import refuse_unknown
 
@@ -21,7 +22,7 @@ def check_given(given: Mapping[str, Any], kind: Any) -> None:
     asked = [name for name, value in given.items() if value is not None]
     if kind in PLAIN_TYPES and (idle := [name for name in asked if name not in _NAMES]):
         raise ConfigError(
-            f"rope_parameters: {', '.join(map(str, idle))[:200]} changes nothing for rope_type {shown(kind)}; give "
+            f"rope_parameters: {', '.join(map(str, idle))[:200]} changes nothing for rope_type {short(kind)}; give "
             "'rope_type': 'yarn' beside it."
         )
     if kind == "yarn":
@@ -43,7 +44,7 @@ def take_rope(
         return _theta(theta), None
     if not isinstance(chosen, dict):
         raise ConfigError(
-            f"rope_parameters must be an object of keys, got {shown(chosen)}; correct the configuration."
+            f"rope_parameters must be an object of keys, got {short(chosen)}; correct the configuration."
         )
     chosen = dict(chosen)
     theta = _theta(chosen.pop("rope_theta", theta))
@@ -55,7 +56,7 @@ def take_rope(
     if kind not in PLAIN_TYPES:
         return theta, {"rope_type": kind, **chosen}
     if chosen.get("llama_4_scaling_beta") is not None:
-        raise ConfigError(f"rope_parameters: llama_4_scaling_beta needs rope_type 'yarn', got {shown(kind)}.")
+        raise ConfigError(f"rope_parameters: llama_4_scaling_beta needs rope_type 'yarn', got {short(kind)}.")
     return theta, None
 
 
@@ -88,6 +89,6 @@ def _theta(value: Any) -> float:
     check_field("rope_parameters", "rope_theta", value, (int, float))
     if value <= 0:
         raise ConfigError(
-            f"rope_theta must be a positive number, got {shown(value)}; correct the configuration."
+            f"rope_theta must be a positive number, got {short(value)}; correct the configuration."
         )
     return float(value)

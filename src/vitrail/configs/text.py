@@ -2,8 +2,9 @@
 
 from typing import Any, ClassVar
 
+from vitrail.arguments import short
 from vitrail.configs.base import PretrainedConfig, was_read
-from vitrail.configs.fields import check_field, shown
+from vitrail.configs.fields import check_field
 from vitrail.configs.rope import check_yarn, take_rope
 from vitrail.errors import ConfigError
 
@@ -124,7 +125,7 @@ class MistralConfig(PretrainedConfig):
             )
         if self.rope_scaling is not None and self.rope_scaling["rope_type"] not in self.rope_types:
             raise ConfigError(
-                f"{owner}: rope_type {shown(self.rope_scaling['rope_type'])} is not supported; "
+                f"{owner}: rope_type {short(self.rope_scaling['rope_type'])} is not supported; "
                 f"the family uses default and {', '.join(self.rope_types)}."
             )
         if self.rope_scaling is not None:

@@ -2,8 +2,9 @@
 
 from typing import Any, ClassVar
 
+from vitrail.arguments import short
 from vitrail.configs.base import PretrainedConfig, was_read
-from vitrail.configs.fields import check_field, shown
+from vitrail.configs.fields import check_field
 from vitrail.configs.rope import take_rope
 from vitrail.errors import ConfigError
 
@@ -50,7 +51,7 @@ class PixtralVisionConfig(PretrainedConfig):
         rope_theta, scaling = take_rope(kwargs, rope_theta, read=was_read())
         if scaling is not None:
             raise ConfigError(
-                f"PixtralVisionConfig: rope_parameters {shown(scaling)}; the tower's rotary embedding has no scaling."
+                f"PixtralVisionConfig: rope_parameters {short(scaling)}; the tower's rotary embedding has no scaling."
             )
         head_dim = kwargs.pop("head_dim", None)
         kwargs.pop("exact_hidden_act", None)  # only means something to the reader of files
@@ -102,5 +103,5 @@ class PixtralVisionConfig(PretrainedConfig):
 
 def _square(sides: dict[str, Any]) -> Any:
     if sides.get("height") != sides.get("width") or "height" not in sides:
-        raise ConfigError(f"PixtralVisionConfig: patch_size must be square, got {shown(sides)}.")
+        raise ConfigError(f"PixtralVisionConfig: patch_size must be square, got {short(sides)}.")
     return sides["height"]

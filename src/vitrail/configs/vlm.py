@@ -4,8 +4,9 @@ import json
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from vitrail.arguments import short
 from vitrail.configs.base import PretrainedConfig
-from vitrail.configs.fields import check_cell, check_field, shown
+from vitrail.configs.fields import check_cell, check_field
 from vitrail.configs.text import Ministral3Config, MistralConfig
 from vitrail.configs.vision import PixtralVisionConfig
 from vitrail.errors import ConfigError
@@ -26,12 +27,12 @@ def text_config_from(value: "dict[str, Any] | MistralConfig", owner: str) -> Mis
     value = _keys(value)
     if not isinstance(value, dict):
         raise ConfigError(
-            f"{owner}: text_config must be a configuration or an object of keys, got {shown(value)}."
+            f"{owner}: text_config must be a configuration or an object of keys, got {short(value)}."
         )
     kind = value.get("model_type", "mistral")
     if not isinstance(kind, str) or kind not in TEXT_TYPES:
         raise ConfigError(
-            f"{owner}: text_config has model_type {shown(kind)}; supported: {', '.join(TEXT_TYPES)}."
+            f"{owner}: text_config has model_type {short(kind)}; supported: {', '.join(TEXT_TYPES)}."
         )
     return TEXT_TYPES[kind].as_part(value)
 
@@ -43,11 +44,11 @@ def vision_config_from(value: "dict[str, Any] | PixtralVisionConfig", owner: str
     value = _keys(value)
     if not isinstance(value, dict):
         raise ConfigError(
-            f"{owner}: vision_config must be a configuration or an object of keys, got {shown(value)}."
+            f"{owner}: vision_config must be a configuration or an object of keys, got {short(value)}."
         )
     kind = value.get("model_type", "pixtral")
     if kind != "pixtral":
-        raise ConfigError(f"{owner}: vision_config has model_type {shown(kind)}; supported: pixtral.")
+        raise ConfigError(f"{owner}: vision_config has model_type {short(kind)}; supported: pixtral.")
     return PixtralVisionConfig.as_part(value)
 
 
@@ -154,7 +155,7 @@ class LlavaConfig(VisionLanguageConfig):
         if self.vision_feature_select_strategy not in ("default", "full"):
             raise ConfigError(
                 "LlavaConfig: vision_feature_select_strategy must be 'default' or 'full', "
-                f"got {shown(self.vision_feature_select_strategy)}."
+                f"got {short(self.vision_feature_select_strategy)}."
             )
         check_field("LlavaConfig", "image_seq_length", self.image_seq_length, int, minimum=0)
 

@@ -18,7 +18,7 @@ from vitrail.files.download_plan import MODEL
 from vitrail.files.hub import resolve
 from vitrail.files.hub_cache import repository_of
 from vitrail.files.hub_options import HubOptions
-from vitrail.files.json import read_json
+from vitrail.files.json import JSON_LIMIT, SETTINGS_LIMIT, read_json
 from vitrail.files.layout import ADAPTER_CONFIG, CONFIGS, choose_among
 from vitrail.files.links import refuse_outside
 from vitrail.files.replacing import refuse_incomplete
@@ -136,7 +136,8 @@ class CheckpointFolder(os.PathLike[str]):
         if name not in self.files:
             return {}
         if name not in self._json:
-            self._json[name] = read_json(self.path / name)
+            index = name.endswith(".index.json")  # with a line for every tensor
+            self._json[name] = read_json(self.path / name, limit=JSON_LIMIT if index else SETTINGS_LIMIT)
         return copy.deepcopy(self._json[name])
 
     def refuse_adapter(self) -> None:

@@ -10,12 +10,17 @@ from typing import Any
 
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.files.lfs import refuse_pointer
+from vitrail.files.opening import open_regular
 
-# The largest JSON file of the family is Tekken's tokenizer.json, 17 MB.
+# The largest JSON files of the family are Tekken's tokenizer.json, 17 MB, and conversations with images in them.
 JSON_LIMIT = 64 * 1024 * 1024
+SETTINGS_LIMIT = (
+    4 * 1024 * 1024
+)  # published ones have 200 kB; what they hold is copied many times, and is twentyfold
+_DEPTH = 100  # lists and objects within each other; copying and writing recurse, and files of the family have about 10
 
 
-def read_json(path: str | os.PathLike[str], *, limit: int = JSON_LIMIT) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str], *, limit: int = SETTINGS_LIMIT) -> dict[str, Any]:
     """The object in a JSON file of at most `limit` bytes.
 
     Raises CheckpointError, naming the file, when it is missing, too large, not UTF-8, not JSON, nested beyond
@@ -23,7 +28,7 @@ def read_json(path: str | os.PathLike[str], *, limit: int = JSON_LIMIT) -> dict[
     """
     file = Path(path)
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             data = stream.read(limit + 1)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -51,7 +56,19 @@ def parse_json_object(data: bytes, name: str, *, unique_keys: bool = False) -> d
         raise CheckpointError(f"{name} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{name} must hold a JSON object, but holds {_kind(value)}.")
+    if not is_shallow(value):
+        raise CheckpointError(f"{name} nests its values too deeply to be read.")
     return value
+
+
+def is_shallow(value: Any, depth: int = _DEPTH) -> bool:
+    """Whether a JSON value has at most `depth` lists and objects within each other."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    while level and depth:
+        inner = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [one for values in inner for one in values if isinstance(one, (dict, list))]
+        depth -= 1
+    return not level
 
 
 def json_text(values: Mapping[str, Any], owner: str) -> str:

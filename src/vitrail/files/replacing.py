@@ -21,11 +21,13 @@ from typing import IO, Any, Final
 from vitrail.errors import CheckpointError
 from vitrail.files.formatting import listed
 from vitrail.files.names import is_plain
+from vitrail.files.opening import open_regular
 from vitrail.files.writing import write_text, writing
 
 INCOMPLETE: Final = ".vitrail-incomplete"
 _PREFIX: Final = ".saving-"
 _LOCK: Final = ".vitrail-lock"
+_MARK_LIMIT = 1 << 22  # bytes of the marker
 _FRESH = 60.0  # seconds in which an empty hidden folder may still get its lock
 
 
@@ -126,10 +128,11 @@ def _move(
 def _pending(folder: Path) -> set[str]:
     """The files of saves into `folder` that were cut off."""
     try:
-        names = json.loads((folder / INCOMPLETE).read_text("utf-8"))
+        with open_regular(folder / INCOMPLETE) as stream:
+            names = json.loads(stream.read(_MARK_LIMIT))
     except FileNotFoundError:
         return set()
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         names = None
     return set(names) if isinstance(names, list) and all(map(is_plain, names)) else {"unknown files"}
 

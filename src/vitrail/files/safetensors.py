@@ -24,6 +24,7 @@ from vitrail.errors import CheckpointError
 from vitrail.files.formatting import listed
 from vitrail.files.json import parse_json_object
 from vitrail.files.lfs import PREFIX_SIZE, refuse_pointer
+from vitrail.files.opening import open_regular
 from vitrail.ops import memory
 
 _PIECE = 1 << 24  # bytes that are converted at once
@@ -89,7 +90,7 @@ class SafetensorsFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            with self.path.open("rb") as stream:
+            with open_regular(self.path) as stream:
                 size = os.fstat(stream.fileno()).st_size
                 begin, header = _read_header(stream, size, self.path)
                 self.has_metadata = "__metadata__" in header
@@ -238,7 +239,8 @@ def _entry(name: str, value: Any, begin: int, path: Path) -> TensorSpec:
     start, stop = offsets
     needed = math.prod(shape) * dtype.itemsize
     if stop - start != needed:
-        raise fault(f"needs {needed} bytes for {code} {shape}, but data_offsets span {stop - start}")
+        need = needed if needed < 2**63 else "too many"
+        raise fault(f"needs {need} bytes for {code} {shape}, but data_offsets span {stop - start}")
     return TensorSpec(dtype, tuple(shape), begin + start)
 
 

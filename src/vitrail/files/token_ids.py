@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from vitrail.errors import CheckpointError, InputError
-from vitrail.files.json import read_json
+from vitrail.files.json import JSON_LIMIT, read_json
 from vitrail.files.lfs import refuse_pointer
+from vitrail.files.opening import open_regular
 
 TEKKEN: Final = "tekken.json"
 TOKENIZER_JSON: Final = "tokenizer.json"
@@ -69,7 +70,7 @@ def read_token_ids(file: Path) -> TokenIds:
 
 
 def _tekken(file: Path) -> TokenIds:
-    data = read_json(file)
+    data = read_json(file, limit=JSON_LIMIT)
     config = data.get("config")
     size = config.get("default_vocab_size") if isinstance(config, dict) else None
     if not isinstance(size, int) or not _natural(size):
@@ -81,7 +82,7 @@ def _tekken(file: Path) -> TokenIds:
 
 
 def _tokenizer_json(file: Path) -> TokenIds:
-    data = read_json(file)
+    data = read_json(file, limit=JSON_LIMIT)
     model = data.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict) and all(map(_natural, vocabulary.values())):
@@ -113,7 +114,7 @@ def _natural(value: Any) -> bool:
 
 def _sentencepiece(file: Path) -> TokenIds:
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             data = stream.read(_MODEL_LIMIT + 1)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from error

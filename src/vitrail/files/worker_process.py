@@ -2,7 +2,8 @@
 
 Requests and answers are bytes behind their length, one at a time. The parent kills the process when a request has used up
 its seconds. The process limits its own memory, ends when the parent has ended (its input is closed; SIGIO while it is busy,
-whatever thread of the parent started it) and, in any case, by SIGALRM: neither signal waits for Python.
+whatever thread of the parent started it) and, in any case, by SIGALRM and its limit of processor time: no signal waits for
+Python. Work that takes several requests has a process of a `WorkerPool` to itself.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import signal
 import struct
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -28,8 +30,16 @@ _START: Final = "import importlib, sys; sys.path += sys.argv[2:]; importlib.impo
 _START_SECONDS: Final = 60.0  # on a machine that does much else
 _GRACE: Final = 2.0  # seconds by which the process outlives a request that its parent should have stopped
 _READY: Final = b"ready"
-_REQUEST: Final = struct.Struct(">Qd")  # bytes that follow, seconds that the work may take
-_ANSWER: Final = struct.Struct(">Q")
+_REQUEST: Final = struct.Struct(
+    ">QdQ"
+)  # bytes that follow, seconds and memory (0: as the process has) for the work
+_ANSWER: Final = struct.Struct(">Q?")  # bytes that follow, whether it was the last answer
+_GROWTH: Final = 256 << 20  # bytes that a process may keep after an answer; one that has kept more ends
+_LONGEST: Final = 1e6  # seconds, about what every clock takes
+_ONE_THREAD: Final = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}  # of libraries that start them at import
 _KEPT: Final = ("SYSTEMROOT", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # nothing else of the environment
 _all: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 
@@ -60,14 +70,24 @@ class WorkerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         _all.add(self)
 
-    def ask(self, request: bytes, seconds: float) -> bytes:
-        """The answer to one request. Raises WorkerEndedError; UnsupportedError where no process can be started."""
+    def ask(
+        self, request: bytes, seconds: float, *, memory: int = 0, answer_bytes: int | None = None
+    ) -> bytes:
+        """The answer to one request. Raises WorkerEndedError; UnsupportedError where no process can be started.
+
+        memory: bytes that the work may take beyond what the process has; 0: as its `serve` says. answer_bytes: of this
+        answer, instead of the constructor's.
+        """
+        most = self._answer_bytes if answer_bytes is None else answer_bytes
+        seconds = min(seconds, _LONGEST)
         with self._lock:
-            process = self._process
-            if process is None or process.poll() is not None:
-                self._stop()
-                process = self._start()
-            return self._exchange(process, _REQUEST.pack(len(request), seconds) + request, seconds)
+            head = _REQUEST.pack(len(request), seconds, memory)
+            return self._exchange(self._started(), (head, request), seconds, most)
+
+    def start(self) -> None:
+        """Start the process, unless it runs. Raises UnsupportedError."""
+        with self._lock:
+            self._started()
 
     def stop(self) -> None:
         """End the process, if there is one, whatever it does."""
@@ -77,7 +97,16 @@ class WorkerProcess:
         with self._lock:
             self._stop()
 
-    def _exchange(self, process: subprocess.Popen[bytes], sent: bytes, seconds: float) -> bytes:
+    def _started(self) -> subprocess.Popen[bytes]:
+        process = self._process
+        if process is None or process.poll() is not None:
+            self._stop()
+            process = self._start()
+        return process
+
+    def _exchange(
+        self, process: subprocess.Popen[bytes], sent: Sequence[bytes], seconds: float, most: int
+    ) -> bytes:
         expired = threading.Event()
 
         def expire() -> None:
@@ -88,22 +117,23 @@ class WorkerProcess:
         timer.daemon = True
         try:
             timer.start()
-            _write(process.stdin, sent)
-            answer = _read(process.stdout, self._answer_bytes)
+            for part in sent:
+                _write(process.stdin, part)
+            answer, last = _read(process.stdout, most)
             timer.cancel()
             timer.join()  # so that it does not kill the process later
         except (OSError, EOFError) as error:
             timer.cancel()
             status = self._stop(kill=False)
-            alarm = status == -getattr(signal, "SIGALRM", 0)
-            raise WorkerEndedError(expired.is_set() or alarm, status) from error
+            clocks = [-getattr(signal, name, 0) for name in ("SIGALRM", "SIGXCPU")]
+            raise WorkerEndedError(expired.is_set() or (status < 0 and status in clocks), status) from error
         except BaseException as error:  # Ctrl-C in between: the next request finds a new process
             timer.cancel()
             self._stop()
             if isinstance(error, RuntimeError):  # no thread can be started
                 raise self._unsupported(error) from error
             raise
-        if expired.is_set():
+        if expired.is_set() or last:
             self._stop()
         return answer
 
@@ -114,7 +144,7 @@ class WorkerProcess:
             raise self._unsupported("this program does not say where Python is")
         flags = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
         command = [sys.executable, *flags, "-c", _START, self._module, *_roots(self._packages)]
-        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ} | _ONE_THREAD
         try:
             process = subprocess.Popen(
                 command,
@@ -128,7 +158,7 @@ class WorkerProcess:
             raise self._unsupported(error) from error
         self._process = process
         try:
-            ready = self._exchange(process, b"", _START_SECONDS)
+            ready = self._exchange(process, (), _START_SECONDS, len(_READY))
         except WorkerEndedError as error:
             raise self._unsupported(error) from error
         if ready != _READY:
@@ -167,22 +197,34 @@ class WorkerProcess:
                     stream.close()
 
 
-def serve(answer: Callable[[bytes], bytes], memory: int) -> None:
-    """The process: answer requests until the input is closed. memory: bytes that it may have, where a limit can be set."""
+def serve(answer: Callable[[bytes], bytes], memory: int = 0) -> None:
+    """The process: answer requests until the input is closed.
+
+    memory: bytes that it may have, where a limit can be set; 0: as each request says.
+    """
     stream, out = os.fdopen(os.dup(0), "rb", buffering=0), os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what somebody prints is no frame
     if hasattr(signal, "SIGINT"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    _limit(memory)
+    for what, most in (("AS", memory or None), ("CORE", 0), ("FSIZE", 0), ("NPROC", 0)):
+        _limit(what, most, for_good=True)
     watch = _Watch(stream.fileno())
+    said, last, most_kept = _READY, False, _size() + _GROWTH
     try:
-        _write(out, _ANSWER.pack(len(_READY)) + _READY)
         while True:
-            length, seconds = _REQUEST.unpack(_bytes(stream, _REQUEST.size))
+            _write(out, _ANSWER.pack(len(said), last))
+            _write(out, said)
+            if last:
+                return
+            del said
+            length, seconds, extra = _REQUEST.unpack(_bytes(stream, _REQUEST.size))
             request = _bytes(stream, length)
+            _limit("AS", _size() + extra if extra else sys.maxsize)
+            _limit("CPU", int(time.process_time() + seconds + 2 * _GRACE))
             with watch.over(seconds + _GRACE):
                 said = answer(request)
-            _write(out, _ANSWER.pack(len(said)) + said)
+            del request
+            last = _size() - len(said) > most_kept
     except (EOFError, OSError):  # the parent has ended
         return
 
@@ -224,21 +266,28 @@ class _Watch:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _limit(memory: int) -> None:
+def _limit(what: str, most: int | None, for_good: bool = False) -> None:
+    """Set a limit of this process, where the system has it; for_good: it cannot be raised again."""
     try:
         import resource
     except ImportError:  # Windows
         return
-    for name, most in (("RLIMIT_AS", memory), ("RLIMIT_CORE", 0), ("RLIMIT_FSIZE", 0), ("RLIMIT_NPROC", 0)):
-        kind = getattr(resource, name, None)
-        if kind is None:
-            continue
-        hard = resource.getrlimit(kind)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        try:
-            resource.setrlimit(kind, (most, most))
-        except (OSError, ValueError):  # macOS has RLIMIT_AS by name only
-            continue
+    kind = getattr(resource, f"RLIMIT_{what}", None)
+    if kind is None or most is None:
+        return
+    hard = resource.getrlimit(kind)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    with suppress(OSError, ValueError):  # macOS has RLIMIT_AS by name only
+        resource.setrlimit(kind, (most, most if for_good else hard))
+
+
+def _size() -> int:
+    """Bytes of address space that this process has, where the system says it."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):  # not Linux
+        return 0
 
 
 def _roots(packages: Sequence[str]) -> list[str]:
@@ -259,12 +308,12 @@ def _write(stream: IO[bytes] | None, data: bytes) -> None:
         rest = rest[stream.write(rest) or 0 :]
 
 
-def _read(stream: IO[bytes] | None, most: int) -> bytes:
-    """The next answer."""
-    (length,) = _ANSWER.unpack(_bytes(stream, _ANSWER.size))
+def _read(stream: IO[bytes] | None, most: int) -> tuple[bytes, bool]:
+    """The next answer, and whether it is the last one."""
+    length, last = _ANSWER.unpack(_bytes(stream, _ANSWER.size))
     if length > most:
         raise EOFError(f"{length} bytes; at most {most} are taken")
-    return _bytes(stream, length)
+    return _bytes(stream, length), last
 
 
 def _bytes(stream: IO[bytes] | None, length: int) -> bytes:

@@ -1,1 +1,1 @@
-"""Drawing text from a model: cache, sampling, stopping, the loop and its streams. No model lives here."""
+"""Text generation: prompts, runners, sampling, stopping, streams, and reuse of a prompt's cache."""

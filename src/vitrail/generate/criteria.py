@@ -1,6 +1,6 @@
-"""transformers' classes around generate()'s callables: criteria that end rows, processors of scores, lists of both.
+"""transformers' classes of stopping criteria and logits processors, and lists of both.
 
-generate() takes any callables of the same form; these are what code written for transformers derives from and builds.
+generate() accepts any callables of the same signature; these are the classes that code for transformers subclasses.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from vitrail.responses.text_pieces import Detokenizer
 
 
 class StoppingCriteria(ABC):
-    """Base of criteria: (input_ids (B, T), scores or None) → bool (B,), or one bool for all rows."""
+    """Base of stopping criteria: (input_ids (B, T), scores or None) → bool (B,), or one bool for all rows."""
 
     @abstractmethod
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        """Whether each row ends with its newest id."""
+        """Return whether each row ends with its newest id."""
 
 
 class MaxLengthCriteria(StoppingCriteria):
-    """Rows end at `max_length` positions, prompt included."""
+    """Ends rows at `max_length` positions, prompt included."""
 
     def __init__(self, max_length: int, max_position_embeddings: int | None = None) -> None:
         self.max_length, self.max_position_embeddings = max_length, max_position_embeddings
@@ -37,7 +37,7 @@ class MaxLengthCriteria(StoppingCriteria):
 
 
 class MaxTimeCriteria(StoppingCriteria):
-    """Rows end once `max_time` seconds have passed since `initial_timestamp` (default: now)."""
+    """Ends rows `max_time` seconds after `initial_timestamp` (default: now)."""
 
     def __init__(self, max_time: float, initial_timestamp: float | None = None) -> None:
         self.max_time = max_time
@@ -48,7 +48,7 @@ class MaxTimeCriteria(StoppingCriteria):
 
 
 class EosTokenCriteria(StoppingCriteria):
-    """A row ends with any of the given ids."""
+    """Ends a row at any of the given ids."""
 
     def __init__(self, eos_token_id: int | list[int] | Tensor) -> None:
         self.eos_token_id = torch.as_tensor(eos_token_id).flatten()
@@ -58,7 +58,7 @@ class EosTokenCriteria(StoppingCriteria):
 
 
 class StopStringCriteria(StoppingCriteria):
-    """A row ends when its newest id completes one of some texts; generate(stop_strings=…) is the same."""
+    """Ends a row when its newest id completes one of several strings, as generate(stop_strings=…) does."""
 
     def __init__(self, tokenizer: Detokenizer, stop_strings: str | Sequence[str]) -> None:
         self.stop_strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
@@ -70,7 +70,7 @@ class StopStringCriteria(StoppingCriteria):
 
 
 class StoppingCriteriaList(list[Any]):
-    """Criteria of which each may end a row."""
+    """A list of criteria, any of which ends a row."""
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         done = _all(input_ids, False)
@@ -80,20 +80,20 @@ class StoppingCriteriaList(list[Any]):
 
     @property
     def max_length(self) -> int | None:
-        """Of the first MaxLengthCriteria."""
+        """The limit of the first MaxLengthCriteria."""
         return next((one.max_length for one in self if isinstance(one, MaxLengthCriteria)), None)
 
 
 class LogitsProcessor(ABC):
-    """Base of processors: (input_ids (B, T), scores (B, V)) → scores."""
+    """Base of logits processors: (input_ids (B, T), scores (B, V)) → scores."""
 
     @abstractmethod
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The scores to go on with."""
+        """Return the processed scores (B, V)."""
 
 
 class LogitsProcessorList(list[Any]):
-    """Processors, one after another."""
+    """A list of logits processors, applied in order."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         if kwargs:

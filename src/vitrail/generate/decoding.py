@@ -1,4 +1,4 @@
-"""Decoding: one call of generate() from checked inputs to the last id. Reading arguments is done elsewhere.
+"""Decoding: one generate() call, from checked inputs to the last id. Arguments are read in loop.py and options.py.
 
 Letters: B prompts · R rows (prompts × completions) · n running rows · T positions of the prompt · V vocabulary.
 """
@@ -27,20 +27,20 @@ from vitrail.ops.in_use import alone, running
 from vitrail.responses.ids import to_list
 from vitrail.weights.mapped import refuse_cut
 
-Processor = Callable[..., Tensor]  # transformers' form: (input_ids (R, T), scores (R, V)) → scores
-AllowedIds = Callable[[int, Tensor], Sequence[int]]  # (row, its ids (T,)) → ids that may come next
+Processor = Callable[..., Tensor]  # transformers' signature: (input_ids (R, T), scores (R, V)) → scores
+AllowedIds = Callable[[int, Tensor], Sequence[int]]  # (row, its ids (T,)) → allowed next ids
 
 
 class Decoding:
-    """The rows of one call while they grow. Iterate `run()`, then ask for `output()`.
+    """The rows of one call during generation. Iterate over `run()`, then call `output()`.
 
     Args:
-        model: embeds, encodes and steps.
-        prompt: the batch.
-        config: the settled options.
-        stopper: when rows end; its limit is the number of new ids.
-        processors, allowed_ids: callables of the user.
-        progress: of the prefill.
+        model: model protocol (protocol.py).
+        prompt: the batch of prompts.
+        config: resolved options.
+        stopper: ends rows; its limit is the number of new ids.
+        processors, allowed_ids: the caller's callables.
+        progress: called during the prefill.
     """
 
     def __init__(
@@ -69,20 +69,20 @@ class Decoding:
         self._logits: list[Tensor] = []
         self._sampler = Sampler()
         self._states: list[SamplingState] = []
-        self._images: list[bytes] = []  # a fingerprint of each prompt's images
+        self._images: list[bytes] = []  # fingerprint of each prompt's images
         self._cache_left_open: Runner | None = None
 
     @property
     def ids(self) -> Tensor:
-        """int64 (R, T + ids drawn so far)."""
+        """int64 (R, T + new ids)."""
         return self._ids[:, : self._width]
 
     @torch.no_grad()
     def run(self) -> Generator[Tensor, None, None]:
         """Yield the new ids (R,) of every step; rows that have ended get the padding id.
 
-        However it ends (also by an interrupt, or because nobody asks for more), no sequence stays open in the
-        cache, unless the caller gave the cache or is to get it.
+        However iteration ends (interrupts and closing included), all sequences in the cache are freed, unless the caller
+        passed the cache or receives it.
         """
         with ExitStack() as uses:
             uses.enter_context(running(getattr(self.model, "shared", self.model)))
@@ -115,7 +115,7 @@ class Decoding:
                 runner.close()
 
     def output(self) -> GenerateOutput:
-        """What was drawn and recorded."""
+        """Return the ids and what was recorded."""
         config = self.config
         return GenerateOutput(
             sequences=self.ids.clone(),
@@ -134,7 +134,7 @@ class Decoding:
         )
 
     def _choose_filler(self) -> int:
-        """The id that fills rows that ended early: pad_token_id, else the first end id."""
+        """Return the id that fills rows that ended early: pad_token_id, else the first EOS id."""
         config, stopper = self.config, self.stopper
         if config.pad_token_id is not None and config.pad_token_id >= 0:
             return config.pad_token_id
@@ -148,7 +148,7 @@ class Decoding:
         return 0
 
     def _requests(self) -> list[Request]:
-        """The prompts as the runner reads them; one per row where every row's cache is to be returned whole."""
+        """Build the runner's requests, one per prompt, or one per row if every row's cache is returned whole."""
         prompt, model = self.prompt, self.model
         embeds = prompt.embeds or [None] * prompt.batch
         requests = [
@@ -182,14 +182,14 @@ class Decoding:
             first += count_ids(request.ids, self.model.image_token_id)
 
     def _hand_out(self, requests: list[Request], pixel_values: Tensor) -> ImageFeatures | None:
-        """Give every prompt its place in the features of all images; they, unless they are the new positions' alone."""
+        """Assign every prompt its range of the image features; returns them where cached images are among them."""
         prompt, image = self.prompt, self.model.image_token_id
         features = ImageFeatures(self.model, pixel_values, prompt.image_sizes)
         each = len(requests) // prompt.batch
         counts = [count_ids(row, image) for row in prompt.rows]
         fresh = [count_ids(request.fresh, image) for request in requests[::each]]
         all_given = features.total == sum(counts)
-        if features.total == sum(fresh):  # images of the positions alone that are not cached yet
+        if features.total == sum(fresh):  # only images of positions that are not cached yet
             counts = fresh
         if features.total != sum(counts):
             raise InputError(
@@ -200,13 +200,13 @@ class Decoding:
         for n, (count, new) in enumerate(zip(counts, fresh, strict=True)):
             for request in requests[n * each : (n + 1) * each]:
                 request.features, request.next_feature = features, begin + count - new
-            if self.config.do_sample:  # nothing else asks who a row is
+            if self.config.do_sample:  # only sampling needs identities of rows
                 self._images.append(features.digest(begin, begin + count))
             begin += count
         return features if all_given else None
 
     def _begin(self) -> list[SamplingState]:
-        """A sampling state per row."""
+        """Create a sampling state per row."""
         prompt, copies = self.prompt, self.config.num_return_sequences
         parameters = SamplingParameters.from_config(self.config, width=prompt.width)
         rows = [n for n in range(prompt.batch) for _ in range(copies)]
@@ -217,7 +217,7 @@ class Decoding:
             return states
         seeds = self.config.seeds
         if not seeds:
-            drawn = torch.randint(0, 2**63 - 1, (len(rows),)).tolist()  # obeys torch.manual_seed
+            drawn = torch.randint(0, 2**63 - 1, (len(rows),)).tolist()  # follows torch.manual_seed
             for state, seed in zip(states, drawn, strict=True):
                 state.seed = seed
             return states
@@ -227,7 +227,7 @@ class Decoding:
             )
         earlier: Counter[tuple[Any, ...]] = Counter()
         for n, state in zip(rows, states, strict=True):
-            # A row's draws depend on its own prompt and seed alone; only a repeated prompt takes a further stream.
+            # A row's draws depend only on its own prompt and seed; a repeated prompt uses a further stream.
             state.seed = seeds[n % len(seeds)]
             name = (state.seed, *self._identity(n))
             state.stream = earlier[name]
@@ -235,7 +235,7 @@ class Decoding:
         return states
 
     def _identity(self, n: int) -> tuple[bytes, ...]:
-        """What tells prompt n from the others: its ids or embeddings, and its images."""
+        """Return what distinguishes prompt n from the others: its ids or embeddings, and its images."""
         prompt = self.prompt
         if prompt.embeds is not None:
             return (prompt.embeds[n].detach().float().cpu().numpy().tobytes(),)
@@ -264,7 +264,7 @@ class Decoding:
     # --- steps --------------------------------------------------------------------------------------------
 
     def _draw(self, logits: Tensor) -> Tensor:
-        """The next id (n,) of each running row."""
+        """Sample the next id (n,) of each running row."""
         rows = [self._states[row] for row in self._running]
         if self._allowed_ids is not None:
             for row in self._running:
@@ -278,7 +278,7 @@ class Decoding:
         return new
 
     def _ask_allowed(self, allowed_ids: AllowedIds, row: int, logits: Tensor) -> Tensor:
-        """bool (V,): what the user's function lets come next."""
+        """Return bool (V,), the ids allowed next by the caller's function."""
         ids, vocabulary = to_list(allowed_ids(row, self.ids[row])), logits.shape[-1]
         if not isinstance(ids, (list, tuple, set, range)) or not all(
             type(i) is int and 0 <= i < vocabulary for i in ids
@@ -296,7 +296,7 @@ class Decoding:
         return allowed
 
     def _ask_processors(self, scores: Tensor) -> Tensor:
-        """Hand the whole batch to the user's processors, as they know it; rows that have ended are zero."""
+        """Apply the caller's logits processors to the whole batch; rows that have ended are zero."""
         whole = self._whole_batch(scores)
         for processor in self._processors:
             answer = processor(self.ids, whole)
@@ -309,7 +309,7 @@ class Decoding:
         return whole[self._running].to(scores)
 
     def _whole_batch(self, values: Tensor) -> Tensor:
-        """(n, V) → (R, V); zero for rows that have ended."""
+        """Scatter (n, V) to (R, V); zero for rows that have ended."""
         if len(self._running) == len(self._states):
             return values.clone()
         whole = values.new_zeros(len(self._states), values.shape[-1])
@@ -324,7 +324,7 @@ class Decoding:
         return self._ids[:, self._width - 1]
 
     def _end_rows(self) -> list[int]:
-        """Rows that end with their newest id; they run no longer."""
+        """Stop and return the rows that end with their newest id."""
         rows = [self._states[row] for row in self._running]
         scores = tuple(self._scores) if self._scores else None
         reasons = self.stopper.reasons(rows, self._running, lambda: self.ids, scores)
@@ -337,7 +337,7 @@ class Decoding:
         return ended
 
     def _leave_open(self, runner: Runner) -> None:
-        """Leave the cache to the caller, with the padded view that forward() reads and the ids of its rows."""
+        """Leave the cache to the caller, with the padded view for forward() and the ids of its rows."""
         past, cache = self.prompt.past, runner.cache
         lengths = torch.tensor([request.length for request in runner.requests])
         drawn = torch.tensor(runner.cached()) - lengths

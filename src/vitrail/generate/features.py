@@ -1,4 +1,4 @@
-"""Features of the images of one call, handed out to the prompts' image tokens in order. No text is read here."""
+"""ImageFeatures: features of a call's images, assigned to the prompts' image tokens in order."""
 
 import hashlib
 from typing import Any
@@ -9,11 +9,11 @@ from torch import Tensor
 from vitrail.errors import InputError
 from vitrail.generate.protocol import GeneratingModel
 
-PIXELS_AT_ONCE = 2048 * 2048  # of all images that go through the vision tower together
+PIXELS_AT_ONCE = 2048 * 2048  # maximum pixels per pass of the vision tower
 
 
 class ImageFeatures:
-    """What the vision tower makes of the images, each encoded once, a few at a time.
+    """Features of the images, each encoded once, a few images per pass.
 
     Args:
         model: encodes images.
@@ -21,7 +21,7 @@ class ImageFeatures:
         image_sizes: (N, 2) height and width of each image without padding, or None.
 
     Raises:
-        InputError: shapes that do not go together, or a text-only model.
+        InputError: shapes that do not fit each other, or a text-only model.
     """
 
     def __init__(self, model: GeneratingModel, pixel_values: Tensor, image_sizes: Any) -> None:
@@ -42,11 +42,11 @@ class ImageFeatures:
 
     @property
     def total(self) -> int:
-        """Features of all images."""
+        """Number of features of all images."""
         return int(self._ends[-1]) if self._ends else 0
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Features number start … stop-1 of all images, (stop-start, D)."""
+        """Return features start … stop-1 of all images, (stop-start, D)."""
         parts = []
         for features, end in zip(self._features, self._ends, strict=True):
             begin = end - len(features)
@@ -55,7 +55,7 @@ class ImageFeatures:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def digest(self, start: int, stop: int) -> bytes:
-        """A fingerprint of the images whose features are number start … stop-1."""
+        """Return a fingerprint of the images with features start … stop-1."""
         fingerprint = hashlib.blake2b(digest_size=16)
         for index, end in enumerate(self._ends):
             if end - len(self._features[index]) < stop and start < end:

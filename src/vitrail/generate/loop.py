@@ -1,4 +1,4 @@
-"""generate() and stream_text(): from a caller's arguments to ids or text. The steps are in decoding.py."""
+"""generate() and stream_text(): from a caller's arguments to ids or text. The decoding loop is in decoding.py."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -22,7 +22,7 @@ from vitrail.responses.text_pieces import Detokenizer, TextPieces
 def generate(
     model: GeneratingModel,
     inputs: Any = None,
-    generation_config: GenerationConfig | None = None,
+    generation_config: Any = None,
     logits_processor: "Sequence[Processor] | Processor | None" = None,
     stopping_criteria: "Sequence[Criterion] | Criterion | None" = None,
     prefix_allowed_tokens_fn: AllowedIds | None = None,
@@ -35,35 +35,36 @@ def generate(
     custom_generate: Any = None,
     **kwargs: Any,
 ) -> "Tensor | GenerateOutput":
-    """Draw completions for a batch of prompts. Arguments and order are those of transformers 4.57.
+    """Generate completions for a batch of prompts. Arguments and their order are those of transformers 4.57.
 
-    Padding (left, right or in between) is dropped before the model sees a row, so that a row's completion does
-    not depend on what else is in the batch; with `seed` that also holds for sampled text.
+    Padding (left, right or in between) is dropped before the model runs, so that a row's completion does not depend on the
+    rest of the batch; with `seed` that also holds for sampled text.
 
     Args:
-        model: whose generation_config gives the options that are not given here.
-        inputs: whole numbers (B, T) as a tensor, array or lists, the same as `input_ids`.
-        generation_config: options; those left at their default are taken from the model's.
+        model: its generation_config provides the options that are not passed.
+        inputs: int (B, T) as a tensor, array or lists; the same as `input_ids`.
+        generation_config: options; those at their default are taken from the model's.
         logits_processor: callables (input_ids (B, T), scores (B, V)) → scores, after penalties and before
-            temperature. Rows that have ended have scores of zero.
+            temperature. Rows that have ended have zero scores.
         stopping_criteria: callables (input_ids (B, T), scores or None) → bool (B,) or one bool.
-        prefix_allowed_tokens_fn: (row, its ids (T,)) → the ids that may come next.
-        streamer: gets `put(ids)` for the prompt and every step, then `end()`.
+        prefix_allowed_tokens_fn: (row, its ids (T,)) → ids allowed next.
+        streamer: receives `put(ids)` for the prompt and every step, then `end()`.
         use_model_defaults: False takes only the special ids from the model's generation_config.
         kwargs: options by name (see GenerationConfig), input_ids, attention_mask, pixel_values, image_sizes,
             inputs_embeds, past_key_values (continued in place; the ids are the whole prompts, or the new ids alone
             with an attention_mask over cached and new positions or with cache_position), `tokenizer` (for stop_strings) and
             `progress` (called with positions done and positions in all during the prefill).
         synced_gpus, assistant_model, negative_prompt_ids, negative_prompt_attention_mask, custom_generate:
-            not supported; anything but None or False is refused.
+            not supported; only None or False is accepted.
 
     Returns:
-        int64 (B · num_return_sequences, T + new): prompts with their completions, filled up with pad_token_id;
-        the new ids alone for inputs_embeds without input_ids; or a GenerateOutput for return_dict_in_generate.
+        int64 (B · num_return_sequences, T + new): prompts with their completions, padded with pad_token_id; only the
+        new ids for inputs_embeds without input_ids; a GenerateOutput for return_dict_in_generate.
 
     Raises:
-        InputError: inputs or keywords that cannot be used. ContextError: an id beyond the vocabulary, or more
-        positions than the model has. UnsupportedError: options that Vitrail does not do.
+        InputError: unusable inputs or keywords.
+        ContextError: an id outside the vocabulary, or more positions than the model has.
+        UnsupportedError: an option that Vitrail does not support.
     """
     if streamer is not None:
         check_methods("streamer", streamer, "put", "end")
@@ -101,7 +102,7 @@ def generate(
                     streamer.put(column.cpu())
     except BaseException as error:
         if hasattr(streamer, "fail"):
-            streamer.fail(error)  # somebody may be waiting for the next piece
+            streamer.fail(error)  # an iterator may be waiting for the next piece
         raise
     if streamer is not None:
         streamer.end()
@@ -110,7 +111,7 @@ def generate(
 
 
 def _refuse_replaced(model: GeneratingModel) -> None:
-    """Raise UnsupportedError where another library put its own prepare_inputs_for_generation on the model."""
+    """Raise UnsupportedError if another library replaced the model's prepare_inputs_for_generation."""
     own = getattr(model, "__dict__", {}).get("prepare_inputs_for_generation")
     if own is not None and getattr(own, "__self__", None) is not model:
         raise UnsupportedError(
@@ -129,12 +130,16 @@ def stream_text(
     generation_config: GenerationConfig | None = None,
     **kwargs: Any,
 ) -> Iterator[str]:
-    """Yield the completion of one prompt in pieces that never end inside a character; without a thread.
+    """Yield the completion of one prompt in pieces that never end inside a character; needs no thread.
 
     Closing the iterator ends the generation and frees its cache.
 
     Args:
-        inputs: what the processor returns, for one prompt.
+        model: model protocol (protocol.py).
+        tokenizer: decodes ids.
+        inputs: the processor's output for one prompt.
+        skip_special_tokens: leave special tokens out of the text.
+        generation_config: as for generate().
         kwargs: options of generate().
 
     Raises:
@@ -175,7 +180,7 @@ def _prepare(
     criteria: Sequence[Criterion] = (),
     allowed_ids: AllowedIds | None = None,
 ) -> Decoding:
-    """Check everything that can be checked before the model is asked."""
+    """Check all arguments before the model runs."""
     prompt = read_prompt(model, inputs, rest, config)
     embeds_only = prompt.embeds is not None and prompt.ids.shape[1] == 0
     wanted = new_tokens(config, prompt.width, unset=unset_length and not embeds_only)
@@ -200,14 +205,14 @@ def _prepare(
 
 
 def _asks_for_length(kwargs: Mapping[str, Any], given: GenerationConfig | None) -> bool:
-    """Whether the caller, not the checkpoint, said how long the completion is to be."""
+    """Return whether the caller, not the checkpoint, set the length of the completion."""
     if any(kwargs.get(name) is not None for name in ("max_new_tokens", "max_length")):
         return True
     return given is not None and given.max_new_tokens is not None
 
 
 def _many(value: Any) -> list[Any]:
-    """A list of callables from none, one or several."""
+    """Return a list of callables from None, one or several."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,4 +1,4 @@
-"""ModelOutput: attribute, key and index access for what forward() and generate() return."""
+"""ModelOutput: attribute, key and index access for the outputs of forward() and generate()."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -9,14 +9,17 @@ from vitrail.errors import UnsupportedError
 
 @dataclass
 class ModelOutput(dict[str, Any]):
-    """Base of outputs. Fields that are None do not count for index access, keys() and to_tuple().
+    """Base of outputs. Fields that are None are left out of index access, keys() and to_tuple().
 
-    It is a dict, as in transformers, for trainers that ask: its items are the fields.
+    It is a dict of its fields, as in transformers, for trainers that test for dicts.
     """
 
     def __post_init__(self) -> None:
-        """Take the fields out of one mapping or iterator of pairs: accelerate makes its float32 copies so."""
-        first, *others = (getattr(self, field.name) for field in fields(self))
+        """Take the fields from one mapping or iterator of pairs: accelerate builds its float32 copies this way."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        if not values:
+            return
+        first, *others = values
         if isinstance(first, (Mapping, Iterator)) and all(value is None for value in others):
             setattr(self, fields(self)[0].name, None)
             for name, value in dict(first).items():
@@ -44,23 +47,23 @@ class ModelOutput(dict[str, Any]):
     __delitem__ = pop = popitem = clear = update = setdefault = _refuse
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are not None, in order."""
+        """Return the fields that are not None, in order."""
         return tuple(self[name] for name in self.keys())
 
     def keys(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Names of the fields that are not None."""
+        """Return the names of the fields that are not None."""
         return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
 
     def values(self) -> tuple[Any, ...]:  # type: ignore[override]
-        """The fields that are not None."""
+        """Return the fields that are not None."""
         return self.to_tuple()
 
     def items(self) -> tuple[tuple[str, Any], ...]:  # type: ignore[override]
-        """Pairs of name and value of the fields that are not None."""
+        """Return (name, value) of the fields that are not None."""
         return tuple(zip(self.keys(), self.to_tuple(), strict=True))
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The field's value, or `default` where it is None or unknown."""
+        """Return a field's value, or `default` if it is None or unknown."""
         return self[key] if key in self else default  # noqa: SIM401 - no dict
 
     def __getitem__(self, key: "str | int | slice") -> Any:

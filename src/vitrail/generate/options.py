@@ -1,4 +1,4 @@
-"""The options of one call of generate(): keywords over a configuration over the model's. Nothing is drawn."""
+"""Options of one generate() call: keywords override the given configuration, which overrides the model's."""
 
 import copy
 import warnings
@@ -29,15 +29,15 @@ def settle(
     *,
     use_model_defaults: bool | None = None,
 ) -> tuple[GenerationConfig, dict[str, Any]]:
-    """The options of a call, and its remaining keywords (inputs of the model, tokenizer, progress).
+    """Resolve the options of a call; return them and the remaining keywords (model inputs, tokenizer, progress).
 
-    A keyword of the call wins over `given`, and that over the model's generation_config wherever it differs
-    from the defaults (`use_model_defaults=False`: only the special ids are taken from the model's).
+    A keyword overrides `given`, and `given` overrides the model's generation_config wherever it differs from the defaults
+    (`use_model_defaults=False`: only the special ids are taken from the model's).
 
     Raises:
-        InputError: a keyword that nobody knows, with the names that resemble it.
-        UnsupportedError: an option that Vitrail does not do.
-        ConfigError: a value out of its range.
+        InputError: an unknown keyword; the message names similar ones.
+        UnsupportedError: an option that Vitrail does not support.
+        ConfigError: a value out of range.
     """
     refuse_unknown(keywords, owner="generate()", also=MODEL_INPUTS + HELPERS)
     if given is None:
@@ -63,13 +63,13 @@ def _given(
         unset = getattr(config, name, None) == KNOWN.get(name)
         if unset and (use_model_defaults is not False or name in special):
             setattr(config, name, value)
-    if config.temperature == 0:  # asked for greedy drawing where the model's default is to sample
+    if config.temperature == 0:  # greedy decoding although the model's default is to sample
         config.do_sample = False
     return config
 
 
 def _warn_about_idle(config: GenerationConfig, keywords: Mapping[str, Any]) -> None:
-    """Say so when an argument of this call has no effect."""
+    """Warn if an argument of this call has no effect."""
     if not config.do_sample:
         idle = [name for name, off in SAMPLING_ONLY.items() if keywords.get(name, off) not in (off, None, 0)]
         if idle:
@@ -85,7 +85,7 @@ def _warn_about_idle(config: GenerationConfig, keywords: Mapping[str, Any]) -> N
 
 
 def take_newer_names(keywords: dict[str, Any]) -> None:
-    """Put transformers 5's names of the model's inputs under those that Vitrail reads."""
+    """Rename model inputs from transformers 5's names to Vitrail's."""
     cache = keywords.pop("cache", None)
     if cache is not None:
         if keywords.get("past_key_values") is not None:
@@ -98,20 +98,20 @@ def take_newer_names(keywords: dict[str, Any]) -> None:
 
 
 def refuse_others(arguments: Mapping[str, Any]) -> None:
-    """Raise UnsupportedError for arguments of transformers' generate() that are given and not supported."""
+    """Raise UnsupportedError for arguments of transformers' generate() that are passed but not supported."""
     wrong = [name for name, value in arguments.items() if value is not None and value is not False]
     if wrong:
         raise UnsupportedError(f"generate() does not support {', '.join(wrong)}; leave it out.")
 
 
 def new_tokens(config: GenerationConfig, width: int, *, unset: bool) -> int:
-    """How many ids a row may draw after a prompt of `width` positions (of the padded batch).
+    """Return the number of new ids per row after a prompt of `width` positions (of the padded batch).
 
-    `max_new_tokens`, else what `max_length` leaves; where nobody set it (`unset`), its default of 20 means 20
-    new ids.
+    `max_new_tokens`, else what `max_length` leaves; if neither is set (`unset`), the default of 20 means 20 new
+    ids.
 
     Raises:
-        InputError: the prompt alone is as long as `max_length`.
+        InputError: the prompt alone reaches `max_length`.
     """
     if config.max_new_tokens is not None:
         return config.max_new_tokens
@@ -126,16 +126,16 @@ def new_tokens(config: GenerationConfig, width: int, *, unset: bool) -> int:
 
 
 def fit_context(longest: int, new: int, limit: int | None, *, explicit: bool) -> int:
-    """`new`, or less where it was not asked for by the caller and the model has fewer positions left.
+    """Return `new`, or fewer if the caller did not ask for it and the model has fewer positions left.
 
-    The last id drawn is never read, so it needs no position.
+    The last id is never read by the model, so it needs no position.
 
     Raises:
-        ContextError: the prompt, or prompt and asked-for ids, need more positions than the model has.
+        ContextError: the prompt, or the prompt with the requested ids, exceeds the model's positions.
     """
     if limit is None or longest + new - 1 <= limit:
         return new
-    room = limit - longest + 1
+    largest = limit - longest + 1
     if longest > limit:
         raise ContextError(
             f"the prompt has {longest} positions, the model {limit}; shorten it or use fewer images."
@@ -143,6 +143,6 @@ def fit_context(longest: int, new: int, limit: int | None, *, explicit: bool) ->
     if explicit:
         raise ContextError(
             f"a prompt of {longest} positions and {new} new ids need more than the model's {limit} "
-            f"positions; set max_new_tokens to at most {room}."
+            f"positions; set max_new_tokens to at most {largest}."
         )
-    return room
+    return largest

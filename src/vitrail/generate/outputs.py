@@ -1,4 +1,4 @@
-"""GenerateOutput: what generate() returns for return_dict_in_generate=True. No computation."""
+"""GenerateOutput: the output of generate() for return_dict_in_generate=True."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from vitrail.kv.cache import KVCache
 
 @dataclass
 class GenerateOutput(ModelOutput):
-    """Ids and what was recorded beside them; attribute, key and index access (fields that are None do not count).
+    """Ids with what was recorded; attribute, key and index access (fields that are None are left out).
 
     Attributes:
         sequences: int64 (B, T + new), prompts and completions.
-        scores: per new id the processed scores (B, V) float32; zero for rows that had ended.
-        logits: per new id the raw logits (B, V) float32; zero for rows that had ended.
-        past_key_values: the cache, without the last id (transformers' does not hold it either).
-        finish_reasons: per row "eos", "stop", "length", "time" or "criteria". Vitrail's own.
+        scores: per new id the processed scores (B, V) float32; zero for rows that have ended.
+        logits: per new id the raw logits (B, V) float32; zero for rows that have ended.
+        past_key_values: the cache, without the last id (as in transformers).
+        finish_reasons: per row "eos", "stop", "length", "time" or "criteria"; not in transformers.
     """
 
     sequences: Tensor

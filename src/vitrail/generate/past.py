@@ -1,4 +1,4 @@
-"""Past: what a caller's cache holds of a call's prompts, and whether the ids are whole prompts or the new ones alone.
+"""Past: positions of a call's prompts in a cache passed by the caller.
 
 Letters: B prompts · S cached positions of the padded batch · T given positions.
 """
@@ -18,14 +18,14 @@ from vitrail.kv.geometry import KVGeometry, stored_dtype
 
 @dataclass(frozen=True)
 class Past:
-    """The cached positions of each prompt.
+    """Cached positions of each prompt.
 
     Attributes:
-        given: past_key_values as it came, or None.
-        cache: the cache that the call continues, one open sequence per prompt; None starts a new one.
+        given: past_key_values as passed, or None.
+        cache: the cache to continue, one open sequence per prompt; None starts a new one.
         lengths: cached positions of each prompt.
-        seen: bool (B, S), the cached positions, where ids are the new ones alone; else None.
-        ids: of the cached positions of each prompt as far as they are known, where ids are the new ones alone.
+        seen: bool (B, S), the cached positions, if only new ids were passed; else None.
+        ids: of each prompt's cached positions as far as known, if only new ids were passed.
     """
 
     given: Any = None
@@ -36,19 +36,19 @@ class Past:
 
     @property
     def new_only(self) -> bool:
-        """Whether the prompt's ids follow what is cached."""
+        """Whether the passed ids follow the cached ones."""
         return self.seen is not None
 
     def join(self, kept: Tensor) -> Tensor:
-        """The given positions (B, T) with the cached ones that come before them."""
+        """Return the passed positions (B, T) preceded by the cached ones."""
         return kept if self.seen is None else torch.cat([self.seen, kept], dim=1)
 
     def ids_before(self, n: int) -> list[int]:
-        """Ids of prompt n that come before the given ones, as far as they are known."""
+        """Return the ids of prompt n before the passed ones, as far as known."""
         return self.ids[n] if self.ids else []
 
     def check_ids_known(self) -> None:
-        """Raise InputError where the ids of cached positions are needed and not known."""
+        """Raise InputError if ids of cached positions are needed but unknown."""
         if any(len(ids) < length for ids, length in zip(self.ids, self.lengths, strict=False)):
             raise InputError(
                 "repetition_penalty and no_repeat_ngram_size need the ids of the whole prompt, and past_key_values does not "
@@ -58,13 +58,13 @@ class Past:
 
 @dataclass(frozen=True)
 class CacheCall:
-    """How a call hands over a cache.
+    """The cache arguments of a call.
 
     Attributes:
-        given: past_key_values as it came. held: it as a KVCache or pairs (key, value), or None.
+        given: past_key_values as passed. held: as a KVCache or (key, value) pairs, or None.
         batch, new: B and T. width: S.
-        new_only: whether the ids are those after the cached ones, as a mask over S + T positions or cache_position says.
-        mask: over S + T positions, or None. new_mask: of the T given positions, or None.
+        new_only: whether the ids follow the cached ones, given by a mask over S + T positions or by cache_position.
+        mask: over S + T positions, or None. new_mask: of the T passed positions, or None.
     """
 
     given: Any
@@ -78,10 +78,10 @@ class CacheCall:
 
     @classmethod
     def read(cls, inputs: Mapping[str, Any], batch: int, new: int) -> "CacheCall":
-        """Settle which positions the ids are.
+        """Determine whether the ids are whole prompts or only new ones.
 
         Raises:
-            InputError: past_key_values of another kind, or a cache_position that fits neither reading.
+            InputError: past_key_values of another type, or a cache_position that fits neither.
         """
         given, mask = inputs.get("past_key_values"), inputs.get("attention_mask")
         held = read_foreign(given) if is_foreign(given) else given
@@ -101,10 +101,10 @@ class CacheCall:
     def past(
         self, geometry: KVGeometry, kept: Tensor, rows: Sequence[Tensor], cache_dtype: str | None
     ) -> Past:
-        """The cached positions, checked against the prompt: kept bool (B, T), rows its ids without padding.
+        """Return the cached positions, checked against the prompt: kept bool (B, T), rows its ids without padding.
 
         Raises:
-            InputError: a cache of other rows, or ids and mask that do not begin with what is cached.
+            InputError: a cache of other rows, or ids and mask that do not begin with the cached ones.
         """
         held = self.held
         if held is None:
@@ -137,7 +137,7 @@ class CacheCall:
         return Past(self.given, held, lengths)
 
     def _legacy_mask(self, kept: Tensor) -> Tensor | None:
-        """bool (B, S): which positions of pairs (key, value) are no padding; None: all of them."""
+        """Return bool (B, S): which positions of (key, value) pairs are not padding; None: all of them."""
         if not self.new_only:
             return kept[:, : self.width]
         return None if self.mask is None else self.mask[:, : self.width] != 0
@@ -145,7 +145,7 @@ class CacheCall:
     def _check_beginning(
         self, n: int, known: list[int], length: int, seen: Tensor, kept: Tensor, rows: Sequence[Tensor]
     ) -> None:
-        """Raise InputError unless the whole prompt n begins with what is cached and is longer."""
+        """Raise InputError unless prompt n begins with the cached ids and is longer."""
         if int(kept.sum()) <= length:
             raise self._too_short(n, length, int(kept.sum()))
         if rows and rows[n][: len(known)].tolist() != known:
@@ -172,12 +172,12 @@ class CacheCall:
 
 
 def _own(held: "KVCache | Sequence[tuple[Tensor, Tensor]] | None") -> KVCache | None:
-    """A caller's cache that holds nothing yet."""
+    """Return the caller's empty cache to fill, if it is a KVCache."""
     return held if isinstance(held, KVCache) else None
 
 
 def _width(held: "KVCache | Sequence[tuple[Tensor, Tensor]] | None") -> int:
-    """S of a caller's cache."""
+    """Return S of the caller's cache."""
     if held is None:
         return 0
     if isinstance(held, KVCache):
@@ -189,7 +189,7 @@ def _width(held: "KVCache | Sequence[tuple[Tensor, Tensor]] | None") -> int:
 
 
 def _counts_from(cache_position: Any, width: int, new: int) -> bool:
-    """Whether cache_position names the T positions after the S cached ones."""
+    """Return whether cache_position names the T positions after the S cached ones."""
     if cache_position is None:
         return False
     if not isinstance(cache_position, Tensor) or cache_position.dim() != 1:

@@ -1,4 +1,4 @@
-"""The prompts of one call: padding dropped, ids checked. The model computes nothing here.
+"""Prompt: the batch of one call, without padding and with checked ids.
 
 Letters: B prompts · T positions of the padded batch · L positions of one prompt · D width · N images.
 """
@@ -23,12 +23,12 @@ class Prompt:
     """A batch of prompts.
 
     Attributes:
-        ids: int64 (B, T) as given, padding included; (B, 0) when there are only embeddings.
-        kept: bool (B, T), False where there is padding.
-        rows: ids (L,) of each prompt without padding, on the host; empty when there are only embeddings.
+        ids: int64 (B, T) as passed, padding included; (B, 0) with embeddings only.
+        kept: bool (B, T), False at padding.
+        rows: ids (L,) of each prompt without padding, on the host; empty with embeddings only.
         embeds: (L, D) per prompt, or None.
         pixel_values, image_sizes: (N,3,H,W) and (N,2), or None.
-        past: positions of each row that a caller's cache holds.
+        past: cached positions of each row.
     """
 
     ids: Tensor
@@ -41,12 +41,12 @@ class Prompt:
 
     @property
     def batch(self) -> int:
-        """B."""
+        """B, the number of prompts."""
         return self.kept.shape[0]
 
     @property
     def width(self) -> int:
-        """T, positions of the padded batch."""
+        """T, the positions of the padded batch."""
         return self.kept.shape[1]
 
     @property
@@ -55,24 +55,23 @@ class Prompt:
         return [int(n) for n in self.past.join(self.kept).sum(dim=1).tolist()]
 
     def whole(self, n: int) -> list[int]:
-        """Ids of prompt n, with those that only the cache has."""
+        """Return the ids of prompt n, cached ones included."""
         return [*self.past.ids_before(n), *self.rows[n].tolist()]
 
 
 def count_ids(ids: Tensor, wanted: int | None) -> int:
-    """How often an id occurs; 0 for None."""
+    """Return how often an id occurs; 0 for None."""
     return 0 if wanted is None else int((ids == wanted).sum())
 
 
 def read_prompt(
     model: GeneratingModel, inputs: Tensor | None, given: Mapping[str, Any], config: GenerationConfig
 ) -> Prompt:
-    """Check and unpad what generate() was given.
+    """Check and unpad the inputs of generate().
 
     Raises:
-        InputError: missing, doubled or ill-shaped inputs, a prompt without any position, images that nobody
-            can read.
-        ContextError: an id beyond the vocabulary.
+        InputError: missing, duplicate or ill-shaped inputs, an empty prompt, or images for a text-only model.
+        ContextError: an id outside the vocabulary.
     """
     given = _tensors(model, given)
     ids = _ids(model, as_tensor("input_ids", inputs, model.device), given, config)
@@ -108,10 +107,8 @@ def read_prompt(
 
 
 def _tensors(model: GeneratingModel, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's inputs with arrays and lists as tensors."""
-    names = ["input_ids", "attention_mask", "inputs_embeds"]
-    if not isinstance(given.get("cache_position"), int):  # one number is refused in words of its own
-        names.append("cache_position")
+    """Convert the model's inputs to tensors."""
+    names = ("input_ids", "attention_mask", "inputs_embeds", "cache_position")
     found = {name: as_tensor(name, given.get(name), model.device) for name in names}
     pixels, sizes = as_pixels(given.get("pixel_values"), given.get("image_sizes"))
     return {**given, **found, "pixel_values": pixels, "image_sizes": sizes}
@@ -119,7 +116,7 @@ def _tensors(model: GeneratingModel, given: Mapping[str, Any]) -> dict[str, Any]
 
 @torch.no_grad()
 def _with_images(model: GeneratingModel, embeds: Tensor, pixel_values: Tensor, image_sizes: Any) -> Tensor:
-    """Embeddings whose rows that equal the image token's are replaced by the images' features, as in forward()."""
+    """Replace embeddings equal to the image token's by the images' features, as in forward()."""
     features = ImageFeatures(model, pixel_values, image_sizes)
     marker = model.embed(torch.tensor([model.image_token_id or 0], device=model.device)).to(embeds)
     return replace_rows(embeds, torch.eq(embeds, marker).all(dim=-1), features.rows(0, features.total))
@@ -156,7 +153,7 @@ def _ids(
 
 
 def _kept(mask: Tensor | None, ids: Tensor, shape: tuple[int, int], config: GenerationConfig) -> Tensor:
-    """bool (B, T) on the host; without a mask, pad_token_id is padding (unless it ends rows too)."""
+    """Return bool (B, T) on the host; without a mask, pad_token_id is padding (unless it is an EOS id)."""
     if mask is None:
         pad = config.pad_token_id
         if ids.shape[1] and pad is not None and pad not in config.eos_token_ids:

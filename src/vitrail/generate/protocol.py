@@ -1,4 +1,4 @@
-"""The model protocol of generation: a few attributes and three calls. Models live in model/."""
+"""Model protocol of generation: attributes and the calls embed, encode_images and step. Models are in model/."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -22,33 +22,33 @@ class GeneratingModel(Protocol):
 
     @property
     def kv_geometry(self) -> KVGeometry:
-        """The streams that a cache holds for it."""
+        """The streams to cache per layer."""
 
     @property
     def vocab_size(self) -> int:
-        """V: ids are below it."""
+        """V, the number of ids."""
 
     @property
     def max_model_len(self) -> int:
-        """The most positions of a sequence."""
+        """Maximum number of positions of a sequence."""
 
     @property
     def image_token_id(self) -> int | None:
-        """The id whose rows are replaced by image features; None for a text-only model."""
+        """Id of the image token, whose embeddings are replaced by features; None for a text-only model."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of hidden states and cache."""
+        """Dtype of hidden states and cache."""
 
     @property
     def device(self) -> torch.device:
-        """Where ids are read."""
+        """Device of the ids."""
 
     def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None) -> Sequence[Tensor]:
-        """Images (N,3,H,W) → per image its features (tokens, D)."""
+        """Encode images (N, 3, H, W) to features (tokens, D) per image."""
 
     def embed(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
-        """Ids (L,) → (L, D); rows of image tokens are taken from `features` in order."""
+        """Embed ids (L,) to (L, D); image tokens take `features` in order."""
 
     def step(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, capture: Any = None) -> Tensor:
-        """One pass: (L, D) → logits (n, V) of batch.logits_indices. capture: records what layers compute."""
+        """Run one pass: (L, D) → logits (n, V) of batch.logits_indices. capture: records the layers' outputs."""

@@ -1,6 +1,6 @@
-"""PromptMemory: what a growing prompt left in the cache, so that the next one computes its own positions only.
+"""PromptMemory: prefix cache for one conversation; reuses KV entries and image features shared with the previous prompt.
 
-It knows ids and prepared images; messages and texts are dialogue.py's. Letters: L positions of a prompt · N images.
+Operates on ids and preprocessed images; messages and text are in dialogue.py. Letters: L positions of a prompt · N images.
 """
 
 from collections import OrderedDict
@@ -22,12 +22,12 @@ from vitrail.images.fingerprint import fingerprint
 from vitrail.kv.cache import KVCache
 from vitrail.kv.geometry import stored_dtype
 
-FEATURE_BYTES = 1 << 30  # of images' features that are remembered; the oldest are forgotten first
+FEATURE_BYTES = 1 << 30  # maximum bytes of cached image features; the oldest are evicted first
 
 
 @dataclass(frozen=True)
 class PromptImage:
-    """An image of a prompt. key: `fingerprint` of its pixels; tokens: its image tokens; pixels: gives them, (3, H, W)."""
+    """An image of a prompt. key: `fingerprint` of its pixels; tokens: its image tokens; pixels: returns (3, H, W)."""
 
     key: bytes
     tokens: int
@@ -36,9 +36,9 @@ class PromptImage:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What came of one prompt.
+    """Result of one prompt.
 
-    ids: the new ones. reused, computed: positions of the prompt that were cached, and that went through the decoder.
+    ids: new ids. reused, computed: positions of the prompt that were cached, and that went through the decoder.
     encoded: images that went through the vision tower. reason: why it ended ("eos", "length", "criteria", …).
     """
 
@@ -50,11 +50,11 @@ class Continuation:
 
 
 class PromptMemory:
-    """The keys and values of one prompt, and the features of its images.
+    """Keys and values of one prompt, and features of its images.
 
-    The next prompt may differ from the last one in any way. What both begin with, ids and contents of images alike, is
-    reused; the rest is dropped and computed. Results are those of a fresh start, within what the split of a prompt into
-    steps changes in the last bits.
+    The next prompt may differ in any way: the common prefix, ids and image contents alike, is reused; the rest is dropped
+    and computed. Results equal those of a fresh start up to the rounding differences of splitting a prompt into other
+    steps.
     """
 
     def __init__(self, model: GeneratingModel, *, feature_bytes: int = FEATURE_BYTES) -> None:
@@ -64,31 +64,36 @@ class PromptMemory:
         self._dtype = model.dtype  # of the cache
         self._sequence = 0
         self._ids: list[int] = []
-        self._images: list[tuple[int, bytes]] = []  # where each begins, and its key
+        self._images: list[tuple[int, bytes]] = []  # first position and key of each
 
     @property
     def length(self) -> int:
-        """Positions that are cached."""
+        """Number of cached positions."""
         return len(self._ids)
 
     @property
     def encoded(self) -> int:
-        """Images that went through the vision tower, ever."""
+        """Number of images encoded so far."""
         return self._tower.encoded
 
     def forget(self) -> None:
-        """Give the cache and the features back."""
+        """Free the cache and the features."""
         self._cache = None
         self._ids, self._images = [], []
         self._tower.forget()
 
     def go_on(self, ids: Sequence[int], images: Sequence[PromptImage] = (), **options: Any) -> Continuation:
-        """Draw a completion of the prompt `ids` (L,), in which `images` stand in order.
+        """Generate a completion of the prompt `ids` (L,), whose image tokens belong to `images` in order.
 
-        options: of generate(), stopping_criteria, streamer and progress included. However it ends, what is remembered
-        and what is cached agree; an exception takes back what this call cached.
+        Args:
+            ids: of the whole prompt.
+            images: of the prompt, in order.
+            options: of generate(), stopping_criteria, streamer and progress included.
 
-        Raises InputError where images and image tokens do not fit, and what generate() raises.
+        If it raises, everything that this call cached is dropped again.
+
+        Raises:
+            InputError: images and image tokens do not fit; also what generate() raises.
         """
         spans = self._spans(ids, images)
         self._settle_dtype(options)
@@ -125,7 +130,7 @@ class PromptMemory:
         )
 
     def _spans(self, ids: Sequence[int], images: Sequence[PromptImage]) -> list[tuple[int, int]]:
-        """(start, stop) of each image among the ids, from its first image token past its last."""
+        """Return (start, stop) of each image among the ids, from its first image token past its last."""
         token = self.model.image_token_id
         places = [] if token is None else [place for place, index in enumerate(ids) if index == token]
         wanted = sum(image.tokens for image in images)
@@ -143,9 +148,9 @@ class PromptMemory:
     def _common(
         self, ids: Sequence[int], images: Sequence[PromptImage], spans: Sequence[tuple[int, int]]
     ) -> int:
-        """Positions that the prompt begins with and that are cached; never a part of an image, never all."""
+        """Return the length of the cached common prefix; it never ends inside an image and never covers the whole prompt."""
         common = 0
-        limit = min(len(self._ids), len(ids) - 1)  # the last position is read anew: its logits are needed
+        limit = min(len(self._ids), len(ids) - 1)  # the last position is computed again for its logits
         while common < limit and self._ids[common] == ids[common]:
             common += 1
         known = dict(self._images)
@@ -155,7 +160,7 @@ class PromptMemory:
         return common
 
     def _settle_dtype(self, options: Mapping[str, Any]) -> None:
-        """The cache's precision, as generate() will read it; another one than before begins anew."""
+        """Determine the cache dtype as generate() will; a different one than before drops the cache."""
         given = (options.get("cache_dtype"), getattr(options.get("generation_config"), "cache_dtype", None))
         named = [name for name in (*given, self.model.generation_config.cache_dtype) if name is not None]
         dtype = stored_dtype(
@@ -166,7 +171,7 @@ class PromptMemory:
             self._ids, self._images = [], []
 
     def _cut(self, length: int, *, room: int) -> KVCache:
-        """The cache with one sequence of `length` positions."""
+        """Return the cache with one sequence truncated to `length` positions."""
         if self._cache is None:
             geometry, device = self.model.kv_geometry, self.model.device
             self._cache = KVCache.sized(geometry, [room], dtype=self._dtype, device=device)
@@ -177,7 +182,7 @@ class PromptMemory:
 
 
 class _RememberingModel:
-    """A model as generate() sees it, whose vision tower reads each image once. features: at most `most` bytes of them."""
+    """A model whose vision tower encodes each image once. features: at most `most` bytes are kept."""
 
     def __init__(self, model: GeneratingModel, most: int) -> None:
         self._model, self._most = model, most
@@ -186,10 +191,10 @@ class _RememberingModel:
         self.encoded = 0
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)  # all else is the model's
+        return getattr(self._model, name)  # everything else is the model's
 
     def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None) -> Sequence[Tensor]:
-        """Per image its features, (tokens, D); the tower reads those that are not remembered."""
+        """Return features (tokens, D) per image; only images without cached features are encoded."""
         if image_sizes is None:
             return self._model.encode_images(pixel_values, None)
         sizes = image_sizes.tolist()
@@ -217,7 +222,7 @@ class _RememberingModel:
 
 
 def _batch(images: Sequence[PromptImage]) -> dict[str, Any]:
-    """pixel_values (N, 3, H, W), padded at the right and the bottom, and image_sizes (N, 2); {} without images."""
+    """Return pixel_values (N, 3, H, W), padded at right and bottom, and image_sizes (N, 2); {} without images."""
     if not images:
         return {}
     pixels = [image.pixels() for image in images]

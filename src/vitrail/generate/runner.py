@@ -1,4 +1,4 @@
-"""Runner: the requests of one call as the model sees them: prefill in chunks, then one id per row. No id is chosen here.
+"""Runner: executes the requests of one call: prefill in chunks, then decoding, one id per row. It does no sampling.
 
 Letters: B prompts · R rows (prompts × completions) · L packed positions of a step · D width · V vocabulary.
 """
@@ -20,23 +20,23 @@ from vitrail.kv.cache import KVCache
 from vitrail.kv.geometry import stored_dtype
 from vitrail.ops.batch import build_batch
 
-CHUNK = 2048  # positions of prompts in one step
-AHEAD = 2048  # positions for new ids that are set aside at first; a longer completion grows the cache
+CHUNK = 2048  # prompt positions per step
+AHEAD = 2048  # positions reserved for new ids at first; a longer completion grows the cache
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass
 class Request:
-    """One prompt on its way through the model.
+    """State of one prompt.
 
     Attributes:
-        ids: int64 (L,) on the host; ignored where there are embeddings.
+        ids: int64 (L,) on the host; ignored with embeddings.
         embeds: (L, D) or None.
         features: of all images of the call, or None.
-        next_feature: the number of the feature that the next image token takes.
-        done: positions that are cached already.
-        past: positions that come before ids and embeds; all of them are cached.
+        next_feature: index of the feature for the next image token.
+        done: cached positions.
+        past: positions before ids and embeds; all of them are cached.
     """
 
     ids: Tensor
@@ -48,16 +48,16 @@ class Request:
 
     @property
     def length(self) -> int:
-        """Positions in all."""
+        """Total number of positions."""
         return self.past + len(self.ids if self.embeds is None else self.embeds)
 
     @property
     def fresh(self) -> Tensor:
-        """Ids that are still to be read."""
+        """Ids still to be read."""
         return self.ids[self.done - self.past :]
 
     def hidden(self, model: GeneratingModel, rows: int) -> Tensor:
-        """Embeddings of the next `rows` positions, (rows, D)."""
+        """Return the embeddings (rows, D) of the next `rows` positions."""
         start, self.done = self.done - self.past, self.done + rows
         if self.embeds is not None:
             return self.embeds[start : start + rows].to(device=model.device, dtype=model.dtype)
@@ -72,16 +72,16 @@ class Request:
 
 
 class Runner:
-    """Rows with a block cache: every position is computed once.
+    """Rows with a block cache; every position is computed once.
 
     Args:
-        model: takes the steps.
+        model: model protocol (protocol.py).
         requests: the prompts.
         copies: rows per prompt; they share the prompt's full blocks.
-        room: ids that a row may draw.
-        chunk: positions per step of the prefill.
-        cache: a caller's, with one sequence per prompt, or None for an own one, of `cache_dtype` (None: the model's).
-        progress: called with (positions done, positions in all) before and after every step of the prefill.
+        room: maximum number of new ids per row.
+        chunk: positions per prefill step.
+        cache: a caller's, with one sequence per prompt, or None for a new one of `cache_dtype` (None: the model's).
+        progress: called with (positions done, total positions) before and after every prefill step.
     """
 
     def __init__(
@@ -101,15 +101,15 @@ class Runner:
         self._copies = copies
         self._chunk = min(chunk, CHUNK)
         self._progress = progress
-        self._room = min(room, AHEAD)
+        self._reserve = min(room, AHEAD)
         self._lengths = {} if cache is None else {s: cache.length(s) for s in cache.sequences}
         self.cache = self._allocate(cache_dtype) if cache is None else cache
-        self._rows = list(self._lengths)  # the cache's sequence of each row
+        self._rows = list(self._lengths)  # cache sequence of each row
 
     def prefill(self) -> Tensor:
-        """Read the prompts; logits (R, V) after their last positions, row by row."""
+        """Compute all prompts; return logits (R, V) after their last positions, row by row."""
         if not self._lengths:
-            self._rows = [self.cache.open(room=request.length + self._room) for request in self.requests]
+            self._rows = [self.cache.open(room=request.length + self._reserve) for request in self.requests]
         ends: list[Tensor] = []
         total = sum(request.length - request.done for request in self.requests)
         done = 0
@@ -125,7 +125,7 @@ class Runner:
         return logits
 
     def decode(self, rows: Sequence[int], ids: Tensor) -> Tensor:
-        """Read one id (n,) per row; logits (n, V)."""
+        """Compute one id (n,) per row; return logits (n, V)."""
         hidden = self.model.embed(ids.to(self.model.device))
         return self._run(hidden, [self._rows[row] for row in rows], [1] * len(rows), None)
 
@@ -134,11 +134,11 @@ class Runner:
         self.cache.free(self._rows[row])
 
     def cached(self) -> list[int]:
-        """Positions that are cached, of each row."""
+        """Return the cached positions of each row."""
         return [self.cache.length(sequence) for sequence in self._rows]
 
     def close(self) -> None:
-        """End all rows that are still open; a caller's cache gets back the lengths that it came with."""
+        """End all open rows; a caller's cache is truncated to its original lengths."""
         for sequence in self.cache.sequences:
             if sequence in self._lengths:
                 self.cache.truncate(sequence, self._lengths[sequence])
@@ -148,17 +148,17 @@ class Runner:
     def _allocate(self, dtype: str | None) -> KVCache:
         blocks = 0
         for request in self.requests:
-            whole = -(-(request.length + self._room) // BLOCK)
+            whole = -(-(request.length + self._reserve) // BLOCK)
             blocks += whole + (self._copies - 1) * (whole - request.length // BLOCK)
         model, held = self.model, stored_dtype(dtype, self.model.dtype)
         return KVCache(model.kv_geometry, blocks=blocks, dtype=held, device=model.device)
 
     def _fork(self, sequence: int) -> list[int]:
-        room = self.cache.length(sequence) + self._room
+        room = self.cache.length(sequence) + self._reserve
         return [self.cache.fork(sequence, room=room) for _ in range(self._copies - 1)]
 
     def _next_chunks(self) -> list[tuple[int, int]]:
-        """(prompt, rows) of the next batch: as many positions as fit into a chunk."""
+        """Return (prompt, rows) of the next batch: as many positions as fit in a chunk."""
         chunks, left = [], self._chunk
         for index, request in enumerate(self.requests):
             rows = min(left, request.length - request.done)
@@ -170,7 +170,7 @@ class Runner:
         return chunks
 
     def _read(self, chunks: list[tuple[int, int]]) -> Tensor:
-        """One batch of the prefill; logits of those prompts that end in it."""
+        """Compute one prefill batch; return logits of the prompts that end in it."""
         lengths = [rows for _, rows in chunks]
         hidden = torch.cat([self.requests[index].hidden(self.model, rows) for index, rows in chunks])
         last = [
@@ -187,7 +187,7 @@ class Runner:
         lengths: Sequence[int],
         logits_indices: list[int] | None,
     ) -> Tensor:
-        """One pass over `lengths` new rows of each sequence; logits of the rows named, or of all."""
+        """Compute `lengths` new rows of each sequence; return logits of the given rows, or of all."""
         options: dict[str, Any] = {
             "cache": self.cache,
             "sequences": sequences,
@@ -197,7 +197,7 @@ class Runner:
         try:
             batch = build_batch(lengths, **options)
         except CacheFull:
-            # As much again for every sequence: growth copies the whole storage.
+            # Double every sequence: growing copies the whole storage.
             again = [max(self.cache.length(s), rows) for s, rows in zip(sequences, lengths, strict=True)]
             self.cache.grow(sum(-(-length // BLOCK) + 1 for length in again))
             batch = build_batch(lengths, **options)

@@ -1,7 +1,7 @@
-"""From logits to the next id of each row: penalties, warpers and draws. Stopping and the loop are elsewhere.
+"""Sampling: penalties, warpers and the draw of each row's next id.
 
-Letters: n rows · V vocabulary. Every function takes one parameter set per row, so that rows of different
-requests can be drawn together; names, order and numbers are those of transformers' logits processors.
+Letters: n rows · V vocabulary. Every function takes one parameter set per row, so that rows of different requests can be
+sampled together; names, order and numbers are those of transformers' logits processors.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ _ROUNDS = 10
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Four random 32-bit words for a 128-bit counter and a 64-bit key, all as 32-bit words, lowest first.
+    """Return four random 32-bit words for a 128-bit counter and a 64-bit key, all as 32-bit words, lowest first.
 
     Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
     """
@@ -32,7 +32,7 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
 
 
 def uniform(seed: int, stream: int, step: int) -> float:
-    """The draw number `step` of a stream: a float64 in [0, 1), a function of the three numbers alone."""
+    """Return draw number `step` of a stream: a float64 in [0, 1), a function of the three numbers only."""
     counter = (step & _WORD, step >> 32 & _WORD, stream & _WORD, stream >> 32 & _WORD)
     low, high, _, _ = philox(counter, (seed & _WORD, seed >> 32 & _WORD))
     return ((high << 32 | low) >> 11) / 2**53
@@ -40,10 +40,10 @@ def uniform(seed: int, stream: int, step: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """How one row is drawn. None, or the default, switches a rule off.
+    """Sampling parameters of one row. None, or the default, disables a rule.
 
-    `min_new_tokens` ids are drawn before any of `eos_token_ids` may be. All but `repetition_penalty`,
-    `no_repeat_ngram_size` and `min_new_tokens` only matter when `do_sample`.
+    No id of `eos_token_ids` is drawn before `min_new_tokens` ids. All but `repetition_penalty`, `no_repeat_ngram_size` and
+    `min_new_tokens` only apply if `do_sample`.
     """
 
     do_sample: bool = False
@@ -58,10 +58,10 @@ class SamplingParameters:
 
     @classmethod
     def from_config(cls, config: GenerationConfig, *, width: int = 0) -> "SamplingParameters":
-        """The parameters of a GenerationConfig for prompts of `width` positions (`min_length` counts them).
+        """Build parameters from a GenerationConfig for prompts of `width` positions (`min_length` counts them).
 
         Raises:
-            InputError: sampling at temperature 0, which is no distribution.
+            InputError: sampling at temperature 0.
         """
         temperature = 1.0 if config.temperature is None else float(config.temperature)
         if config.do_sample and temperature == 0:
@@ -83,14 +83,14 @@ class SamplingParameters:
 
 @dataclass(slots=True)
 class SamplingState:
-    """One row while it is drawn.
+    """Sampling state of one row.
 
     Attributes:
-        parameters: how it is drawn.
-        history: ids of the prompt and those drawn, without padding.
-        seed, stream: name the row's random numbers; its draw t uses `uniform(seed, stream, t)`.
-        drawn: ids drawn so far.
-        allowed: bool (V,), ids that a grammar or a prefix function permits next; None permits all.
+        parameters: of the row.
+        history: ids of the prompt and new ids, without padding.
+        seed, stream: identify the row's random numbers; draw t uses `uniform(seed, stream, t)`.
+        drawn: number of new ids.
+        allowed: bool (V,), ids permitted next by a grammar or a prefix function; None permits all.
     """
 
     parameters: SamplingParameters
@@ -103,7 +103,7 @@ class SamplingState:
     _followers: dict[tuple[int, ...], set[int]] | None = None
 
     def add(self, token: int) -> None:
-        """Append a drawn id."""
+        """Append a new id."""
         self.history.append(token)
         self.drawn += 1
         if self._seen is not None:
@@ -112,7 +112,7 @@ class SamplingState:
             self._note(len(self.history))
 
     def repeats(self) -> set[int]:
-        """Ids that would make the newest no_repeat_ngram_size ids a run that the history has already."""
+        """Return ids that would complete an n-gram of no_repeat_ngram_size already in the history."""
         size = self.parameters.no_repeat_ngram_size
         if size <= 0:
             return set()
@@ -123,27 +123,27 @@ class SamplingState:
         return self._followers.get(tuple(self.history[len(self.history) - size + 1 :]), set())
 
     def _note(self, end: int) -> None:
-        """Remember which id ends the run that stops at position `end`."""
+        """Record the id that ends the n-gram at position `end`."""
         start = end - self.parameters.no_repeat_ngram_size
         if start >= 0 and self._followers is not None:
             run = self.history[start:end]
             self._followers.setdefault(tuple(run[:-1]), set()).add(run[-1])
 
     def seen(self, vocabulary: int, device: torch.device) -> Tensor:
-        """bool (V,): the ids of the history."""
+        """Return bool (V,): the ids of the history."""
         if self._seen is None:
             self._seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
             self._seen[torch.tensor(sorted(set(self.history)), dtype=torch.long, device=device)] = True
         return self._seen
 
 
-_LARGE = 4096  # a vocabulary whose sorting takes longer than finding the ids that matter
+_LARGE = 4096  # vocabulary size above which finding the relevant ids is faster than sorting all
 Rows = Sequence[SamplingState]
 Between = Callable[[Tensor], Tensor]
 
 
 class Sampler:
-    """Penalties → callables of the user → warpers → a draw, for rows (n, V) of float logits."""
+    """Penalties → caller's logits processors → warpers → draw, for rows (n, V) of float logits."""
 
     def __call__(self, logits: Tensor, rows: Rows, between: Between | None = None) -> tuple[Tensor, Tensor]:
         """Draw the next id of every row; the states are not changed.
@@ -151,13 +151,13 @@ class Sampler:
         Args:
             logits: (n, V).
             rows: one state per row.
-            between: called with the penalised scores, for logits processors of the user.
+            between: called with the penalised scores, for the caller's logits processors.
 
         Returns:
             ids (n,) int64 and the processed scores (n, V) float32.
 
         Raises:
-            InputError: no id can be drawn (logits that are not numbers, or rules that forbid every id).
+            InputError: no id can be drawn (non-finite logits, or every id is forbidden).
         """
         scores = penalise(logits.float(), rows)
         if between is not None:
@@ -167,7 +167,7 @@ class Sampler:
 
 
 def penalise(scores: Tensor, rows: Rows) -> Tensor:
-    """Repetition penalty, then runs that would repeat, ends that come too early, ids that are not allowed."""
+    """Apply repetition penalty, n-gram blocking, minimum length and allowed ids."""
     penalties = [row.parameters.repetition_penalty for row in rows]
     if any(penalty != 1.0 for penalty in penalties):
         vocabulary = scores.shape[-1]
@@ -186,7 +186,7 @@ def penalise(scores: Tensor, rows: Rows) -> Tensor:
 
 
 def warp(scores: Tensor, rows: Rows) -> Tensor:
-    """Temperature, top-k, top-p and min-p of the rows that are sampled; greedy rows stay as they are."""
+    """Apply temperature, top-k, top-p and min-p to sampled rows; greedy rows are unchanged."""
     sampled = [row.parameters if row.parameters.do_sample else SamplingParameters() for row in rows]
     if any(p.temperature != 1.0 for p in sampled):
         scores = scores / _column([p.temperature for p in sampled], scores)
@@ -202,7 +202,7 @@ def warp(scores: Tensor, rows: Rows) -> Tensor:
 
 
 def draw(scores: Tensor, rows: Rows) -> Tensor:
-    """Ids (n,) of processed scores: the largest, or where the cumulated probabilities pass the row's draw."""
+    """Return ids (n,) of processed scores: the largest, or where the cumulative probability passes the row's draw."""
     highest, ids = scores.max(dim=-1)
     sampled = [n for n, row in enumerate(rows) if row.parameters.do_sample]
     bad = highest.isnan() | (highest == -torch.inf)
@@ -211,7 +211,7 @@ def draw(scores: Tensor, rows: Rows) -> Tensor:
         total = cumulated[:, -1:].contiguous()
         numbers = [uniform(rows[n].seed, rows[n].stream, rows[n].drawn) for n in sampled]
         point = torch.tensor(numbers, dtype=torch.float64, device=scores.device)[:, None] * total
-        last = torch.searchsorted(cumulated, total)  # rounding must not reach an id of probability 0
+        last = torch.searchsorted(cumulated, total)  # rounding must not select an id of probability 0
         ids[sampled] = torch.minimum(torch.searchsorted(cumulated, point, right=True), last).squeeze(1)
         bad[sampled] |= ~total.squeeze(1).isfinite()
     if bool(bad.any()):
@@ -231,11 +231,11 @@ def _top_k(scores: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def _top_p(scores: Tensor, masses: Sequence[float]) -> Tensor:
-    # A row at 1.0 keeps everything, also ids whose probability rounds to 0.
+    # A row at 1.0 keeps all ids, also those whose probability rounds to 0.
     tail = _column([1 - mass if mass < 1 else -1.0 for mass in masses], scores)
     if scores.shape[-1] >= _LARGE:
         probabilities = scores.softmax(dim=-1)
-        # All ids of at most tail/V together weigh no more than the tail: they go, and only the others need an order.
+        # Ids of at most tail/V together weigh no more than the tail and are dropped; only the others need sorting.
         heavy = (probabilities > tail / scores.shape[-1]) | (scores == scores.amax(dim=-1, keepdim=True))
         count = int(heavy.sum(dim=-1).max())
         if count <= scores.shape[-1] // 8:  # else sorting all is faster
@@ -247,7 +247,7 @@ def _top_p(scores: Tensor, masses: Sequence[float]) -> Tensor:
 
 
 def _top_p_of(scores: Tensor, probabilities: Tensor, ids: Tensor, tail: Tensor) -> Tensor:
-    """The same, of the ids (n, k) alone; all others are dropped."""
+    """Apply top-p to the ids (n, k) only; all others are dropped."""
     order = ids.gather(1, scores.gather(1, ids).sort(dim=-1).indices)
     others = probabilities.scatter(1, order, 0.0).sum(dim=-1, keepdim=True)
     drop = others + probabilities.gather(1, order).cumsum(dim=-1) <= tail

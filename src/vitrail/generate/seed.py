@@ -1,4 +1,4 @@
-"""set_seed(): the generators of Python, NumPy and PyTorch, as transformers' function of that name sets them."""
+"""set_seed(): seeds Python's, NumPy's and PyTorch's generators, as in transformers."""
 
 import random
 
@@ -9,14 +9,14 @@ from vitrail.errors import InputError
 
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
-    """Set every generator's seed; `generate(seed=…)` does without, and does not depend on the batch.
+    """Seed all generators. `generate(seed=…)` does not need it and does not depend on the batch.
 
-    deterministic: PyTorch refuses operations whose results depend on the run.
+    deterministic: make PyTorch raise for nondeterministic operations.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"seed must be a whole number of at least 0 and below 2**32, got {seed!r}.")
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)  # of every device
+    torch.manual_seed(seed)  # all devices
     if deterministic:
         torch.use_deterministic_algorithms(True)

@@ -1,4 +1,4 @@
-"""When a row ends: end ids, stop strings, lengths, time and the user's criteria. Nothing is drawn here."""
+"""Stopping rules of rows: EOS ids, stop strings, lengths, time and the caller's criteria."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -11,24 +11,24 @@ from vitrail.errors import InputError
 from vitrail.generate.sampling import SamplingState
 from vitrail.responses.text_pieces import REPLACEMENT, Detokenizer
 
-# transformers' form: (input_ids (B, T), scores or None) → bool (B,), or one bool for all rows
+# transformers' signature: (input_ids (B, T), scores or None) → bool (B,), or one bool for all rows
 Criterion = Callable[..., Any]
 
 
 class StopStrings:
-    """Whether a row's newest id completes one of some texts.
+    """Detects that a row's newest id completes one of several strings.
 
-    A text may begin in the prompt and may end inside the newest id, whose remaining characters stay.
+    A string may begin in the prompt and may end inside the newest id, whose remaining characters are kept.
     """
 
     def __init__(self, texts: Iterable[str], tokenizer: Detokenizer) -> None:
         self.texts = tuple(texts)
         self.tokenizer = tokenizer
-        # An id is at least one byte; a few more, because decoders treat the first id differently.
+        # An id is at least one byte; a few more, because decoders treat the first id specially.
         self._window = max(len(text.encode()) for text in self.texts) + 8
 
     def __call__(self, ids: Sequence[int]) -> bool:
-        """Whether the last of `ids` completes a text."""
+        """Return whether the last of `ids` completes a string."""
         tail = list(ids[-self._window :])
         text = self.tokenizer.decode(tail, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         before = self.tokenizer.decode(
@@ -40,14 +40,14 @@ class StopStrings:
 
 @dataclass
 class Stopper:
-    """All the rules of one call of generate().
+    """All stopping rules of one generate() call.
 
     Attributes:
-        eos_token_ids: any of them ends its row.
-        limit: ids a row may draw.
+        eos_token_ids: ids that end a row.
+        limit: maximum number of new ids per row.
         max_time: seconds after which every row ends.
-        strings: texts that end a row.
-        criteria: callables of the user, with transformers' call signature.
+        strings: strings that end a row.
+        criteria: the caller's, with transformers' signature.
     """
 
     eos_token_ids: tuple[int, ...]
@@ -60,13 +60,13 @@ class Stopper:
     def reasons(
         self, rows: Sequence[SamplingState], indices: Sequence[int], ids: Callable[[], Tensor], scores: Any
     ) -> list[str | None]:
-        """Why each running row ends with its newest id: "eos", "stop", "length", "time", "criteria" or None.
+        """Return why each running row ends with its newest id: "eos", "stop", "length", "time", "criteria" or None.
 
         Args:
-            rows: the running rows, their newest id included.
-            indices: their places in the whole batch (B).
-            ids: makes the whole batch's ids (B, T) for the criteria.
-            scores: handed on to the criteria.
+            rows: running rows, newest id included.
+            indices: their indices in the whole batch (B).
+            ids: returns the whole batch's ids (B, T) for the criteria.
+            scores: passed to the criteria.
         """
         late = self.max_time is not None and time.monotonic() - self.started > self.max_time
         by_user = self._ask_user(ids, scores) if self.criteria else None
@@ -105,7 +105,7 @@ def _per_row(answer: Any, batch: int, criterion: Criterion) -> list[bool]:
 
 
 def common_length(first: str, second: str) -> int:
-    """Number of characters that two texts have in common from their beginning."""
+    """Return the length of the common prefix of two strings."""
     for index, (left, right) in enumerate(zip(first, second, strict=False)):
         if left != right:
             return index

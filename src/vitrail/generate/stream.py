@@ -1,4 +1,4 @@
-"""Text streamers for generate(): write text as ids arrive, or iterate over it from another thread."""
+"""Text streamers for generate(): print text as ids arrive, or iterate over it from another thread."""
 
 import queue
 import sys
@@ -14,14 +14,14 @@ from vitrail.responses.text_pieces import Detokenizer, TextPieces
 
 @checked
 class TextStreamer:
-    """Writes text to the standard output as generate() makes it; hand it over as `streamer=`.
+    """Prints text to standard output as generate() produces it; pass it as `streamer=`.
 
-    Subclasses overwrite `on_finalized_text`. One row at a time.
+    Subclasses override `on_finalized_text`. Supports one row.
 
     Args:
-        tokenizer: anything with `decode(ids, **kwargs)`: a tokenizer or a processor.
-        skip_prompt: leave out the prompt, which generate() hands over first.
-        decode_kwargs: for `decode`, for instance skip_special_tokens=True.
+        tokenizer: has `decode(ids, **kwargs)`: a tokenizer or a processor.
+        skip_prompt: leave out the prompt, which generate() passes first.
+        decode_kwargs: for `decode`, for example skip_special_tokens=True.
     """
 
     def __init__(self, tokenizer: Detokenizer, skip_prompt: bool = False, **decode_kwargs: Any) -> None:
@@ -33,7 +33,7 @@ class TextStreamer:
         self._pieces = TextPieces(tokenizer, **decode_kwargs)
 
     def put(self, value: Tensor) -> None:
-        """Take the prompt (1, T) or the next ids (1,).
+        """Receive the prompt (1, T) or the next ids (1,).
 
         Raises:
             InputError: more than one row.
@@ -48,23 +48,24 @@ class TextStreamer:
         self.on_finalized_text(self._pieces.add(value.flatten().tolist()))
 
     def end(self) -> None:
-        """Show what was held back; the next `put` begins a new text."""
+        """Flush held-back text; the next `put` begins a new text."""
         self.next_tokens_are_prompt = True
         self.on_finalized_text(self._pieces.end(), stream_end=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Write a piece to the standard output, and a line feed after the last one."""
+        """Write a piece to standard output, and a newline after the last one."""
         sys.stdout.write(text + ("\n" if stream_end else ""))
         sys.stdout.flush()
 
 
 @checked
 class TextIteratorStreamer(TextStreamer):
-    """An iterator of text pieces, for a thread beside the one that runs generate().
+    """An iterator over text pieces, for use from another thread than generate()'s.
 
     Args:
-        timeout: seconds to wait for a piece, after which `queue.Empty` is raised; None waits for ever. An
-            error in generate() ends the iteration with that error: nobody waits for what never comes.
+        tokenizer, skip_prompt, decode_kwargs: see TextStreamer.
+        timeout: seconds to wait for a piece, after which `queue.Empty` is raised; None waits for ever. An error in
+            generate() ends the iteration with that error, so that it never blocks for ever.
     """
 
     def __init__(
@@ -80,13 +81,13 @@ class TextIteratorStreamer(TextStreamer):
         self.timeout = timeout
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Put a piece, and after the last one the signal to stop, into the queue."""
+        """Put a piece into the queue, and the stop signal after the last one."""
         self.text_queue.put(text)
         if stream_end:
             self.text_queue.put(self.stop_signal)
 
     def fail(self, error: BaseException) -> None:
-        """End the iteration with an error; generate() calls it when it cannot go on."""
+        """End the iteration with an error; called by generate() on failure."""
         self.text_queue.put(error)
 
     def __iter__(self) -> "TextIteratorStreamer":

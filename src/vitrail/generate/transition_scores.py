@@ -1,4 +1,4 @@
-"""compute_transition_scores(): the score of every id that generate() drew, out of its output's scores."""
+"""compute_transition_scores(): score of every generated id, from the scores of generate()'s output."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +16,10 @@ def compute_transition_scores(
     beam_indices: Tensor | None = None,
     normalize_logits: bool = False,
 ) -> Tensor:
-    """(R, new): the score of each new id of `sequences` (R, T + new); log-probabilities for normalize_logits.
+    """Return (R, new): the score of each new id of `sequences` (R, T + new); log-probabilities with normalize_logits.
 
-    scores: `output.scores` or `output.logits` of generate(), (R, V) per new id. Those of rows that had ended are zero, so
-    what stands at their padding means nothing, as in transformers.
+    scores: `output.scores` or `output.logits` of generate(), (R, V) per new id. Rows that have ended have zeros, so the
+    result is meaningless at padding, as in transformers.
     """
     if beam_indices is not None:
         raise UnsupportedError("beam_indices is not supported: there are no beams; leave it out.")

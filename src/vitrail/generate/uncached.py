@@ -1,4 +1,4 @@
-"""The reference runner: passes without a cache. Training and `use_cache=False` take it; tests hold the cache to it."""
+"""Reference runner: passes without a cache, for training and `use_cache=False`; tests compare the cache with it."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -21,13 +21,13 @@ def run_uncached(
     logits_indices: "Sequence[int] | Tensor | None" = None,
     capture: Any = None,
 ) -> Tensor:
-    """Logits (n, V) of whole sequences: hidden (L, D), the embeddings of `lengths` rows each, one behind the other."""
+    """Compute logits (n, V) of whole sequences: hidden (L, D), the concatenated embeddings of `lengths` rows each."""
     batch = build_batch(lengths, positions=positions, logits_indices=logits_indices, device=hidden.device)
     return model.step(hidden, batch, None, capture)
 
 
 class UncachedRunner:
-    """Rows without a cache (`use_cache=False`): every step reads everything again. Slow."""
+    """Rows without a cache (`use_cache=False`): every step recomputes all positions. Slow."""
 
     def __init__(self, model: GeneratingModel, requests: Sequence[Request], *, copies: int = 1) -> None:
         self.model = model
@@ -36,13 +36,13 @@ class UncachedRunner:
         self._hidden: list[Tensor] = []
 
     def prefill(self) -> Tensor:
-        """Read the prompts; logits (R, V) after their last positions, row by row."""
+        """Compute the prompts; return logits (R, V) after their last positions, row by row."""
         whole = [request.hidden(self.model, request.length) for request in self.requests]
         self._hidden = [hidden for hidden in whole for _ in range(self._copies)]
         return self._read(range(len(self._hidden)))
 
     def decode(self, rows: Sequence[int], ids: Tensor) -> Tensor:
-        """Read one more id (n,) per row; logits (n, V)."""
+        """Append one id (n,) per row; return logits (n, V)."""
         for row, new in zip(rows, self.model.embed(ids.to(self.model.device)), strict=True):
             self._hidden[row] = torch.cat([self._hidden[row], new[None]])
         return self._read(rows)

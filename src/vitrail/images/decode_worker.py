@@ -4,29 +4,45 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 
 from vitrail.errors import ImageError
-from vitrail.images.isolated import FAULT, HEAD, PIXELS, SIZE
+from vitrail.files.worker_process import serve
+from vitrail.images.isolated import FAULT, HEAD, LENGTH, PIXELS, SIZE
 from vitrail.images.limits import ImageLimits
-from vitrail.images.load import decode
+from vitrail.images.load import PilImage, decode, read_header
 
 
-def serve(receive: Callable[[], bytes], send: Callable[[bytes], None]) -> None:
-    """Answer each image with its size, then its pixels, or with a fault."""
-    while True:
-        asked = json.loads(receive())
-        limits = ImageLimits(**{**asked["limits"], "formats": tuple(asked["limits"]["formats"])})
-        encoded = receive()
+def main() -> None:
+    """Answer requests until the parent closes the pipe."""
+    serve(Decoder().answer)
 
-        def measured(height: int, width: int) -> None:
-            send(HEAD.pack(SIZE, width, height))
 
+class Decoder:
+    """An encoded image → its size; then nothing → its pixels."""
+
+    def __init__(self) -> None:
+        self._opened: tuple[PilImage, str, ImageLimits] | None = None
+
+    def answer(self, request: bytes) -> bytes:
+        """A head, and pixels or a fault behind it. MemoryError ends the process: what it has left is uncertain."""
         try:
-            image = decode(io.BytesIO(encoded), str(asked["subject"]), limits, measured)
-            pixels = image.tobytes()
+            return self._pixels() if not request else self._size(request)
         except ImageError as error:
-            send(HEAD.pack(FAULT, 0, 0) + str(error).encode("utf-8", "replace")[:1500])
-            continue
-        send(HEAD.pack(PIXELS, *image.size))
-        send(pixels)
+            return HEAD.pack(FAULT, 0, 0) + str(error).encode("utf-8", "replace")[:1500]
+
+    def _size(self, request: bytes) -> bytes:
+        self._opened = None
+        begin = LENGTH.size + LENGTH.unpack_from(request)[0]
+        asked = json.loads(request[LENGTH.size : begin])
+        limits = ImageLimits(**{**asked["limits"], "formats": tuple(asked["limits"]["formats"])})
+        subject = str(asked["subject"])
+        image = read_header(io.BytesIO(request[begin:]), subject, limits)
+        self._opened = image, subject, limits
+        return HEAD.pack(SIZE, *image.size)
+
+    def _pixels(self) -> bytes:
+        if self._opened is None:
+            raise EOFError  # nothing was opened
+        opened, self._opened = self._opened, None
+        image = decode(*opened)
+        return HEAD.pack(PIXELS, *image.size) + image.tobytes()

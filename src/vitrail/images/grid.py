@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar, get_args
 
-from vitrail.arguments import checked
-from vitrail.configs.fields import CELL_LIMIT, COUNT_LIMIT, shown
+from vitrail.arguments import checked, short
+from vitrail.configs.fields import CELL_LIMIT, COUNT_LIMIT
 from vitrail.errors import ImageError, InputError
 
 Dialect = Literal["hf", "hf-ceil", "mistral"]
@@ -57,7 +57,10 @@ class Grid:
         return self.rows * (self.cols + 1)
 
     def expand(self, image: _Token, row_end: _Token, image_end: _Token) -> list[_Token]:
-        """The `tokens` names or ids of the image, in order: rows of image tokens, each with its end (FORMATS §5)."""
+        """The `tokens` names or ids of the image, in order: rows of image tokens, each with its end.
+
+        See docs/formats.md, "Tokens of an image".
+        """
         expanded = ([image] * self.cols + [row_end]) * self.rows
         expanded[-1] = image_end
         return expanded
@@ -82,7 +85,7 @@ def image_grid(
     dialect: Dialect = "hf",
     max_image_tokens: int | None = None,
 ) -> Grid:
-    """The grid of an image of (height, width) pixels (FORMATS §4.1 and §4.2).
+    """The grid of an image of (height, width) pixels (docs/formats.md, "Resizing and normalising").
 
     patch_size: side of a patch, or (height, width) of it; merge: patches per token along each side;
     longest_edge: the box (n, n) or (height, width) that a larger image is shrunk into; it never grows,
@@ -99,7 +102,7 @@ def image_grid(
     step = _positive(merge, "merge")
     cell = (cell[0] * step, cell[1] * step)
     if max(cell) > CELL_LIMIT:
-        raise InputError(f"patch_size · merge is at most {CELL_LIMIT:,} pixels; got {shown(max(cell))}.")
+        raise InputError(f"patch_size · merge is at most {CELL_LIMIT:,} pixels; got {short(max(cell))}.")
     checked = check_dialect(dialect)
     grid = _grid_in_box(height, width, box, cell, checked)
     if max_image_tokens is None or grid.tokens <= check_budget(max_image_tokens):
@@ -150,7 +153,7 @@ def image_tokens(
 def check_dialect(dialect: str) -> Dialect:
     """`dialect` itself if it is one of the three names; else InputError."""
     if dialect not in DIALECTS:
-        raise InputError(f"dialect is one of {', '.join(DIALECTS)}; got {shown(dialect)}.")
+        raise InputError(f"dialect is one of {', '.join(DIALECTS)}; got {short(dialect)}.")
     return dialect
 
 
@@ -175,7 +178,7 @@ def _grid_in_box(
 def _sides(value: Sides, name: str) -> tuple[int, int]:
     if isinstance(value, tuple):
         if len(value) != 2:
-            raise InputError(f"{name} is a number of pixels or (height, width); got {shown(value)}.")
+            raise InputError(f"{name} is a number of pixels or (height, width); got {short(value)}.")
         return _positive(value[0], name), _positive(value[1], name)
     side = _positive(value, name)
     return side, side
@@ -183,5 +186,5 @@ def _sides(value: Sides, name: str) -> tuple[int, int]:
 
 def _positive(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= COUNT_LIMIT:
-        raise InputError(f"{name} is a whole number from 1 to {COUNT_LIMIT:,}; got {shown(value)}.")
+        raise InputError(f"{name} is a whole number from 1 to {COUNT_LIMIT:,}; got {short(value)}.")
     return value

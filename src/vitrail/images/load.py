@@ -6,7 +6,7 @@ What it costs to open a file is checked in preflight.py; resizing and normalisin
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final, TypeAlias
@@ -166,19 +166,16 @@ def _decode_file(file: IO[bytes], subject: str, request: ImageRequest) -> Image.
     file.seek(0)
     request.count_bytes(size)
     if not request.limits.isolated:
-        return decode(file, subject, request.limits, request.count_image)
+        image = read_header(file, subject, request.limits)
+        request.count_image(image.height, image.width)
+        return decode(image, subject, request.limits)
     width, height, pixels = decode_apart(file.read(request.limits.max_bytes), subject, request)
     check_size(height, width, request.limits)
     return Image.frombytes("RGB", (width, height), pixels)
 
 
-def decode(
-    file: IO[bytes], subject: str, limits: ImageLimits, measured: Callable[[int, int], None]
-) -> Image.Image:
-    """Header, limits, pixels of the first frame, then upright and RGB; in this process, whatever the limits say.
-
-    subject: how errors begin; measured: called with (height, width) before a pixel is decoded.
-    """
+def read_header(file: IO[bytes], subject: str, limits: ImageLimits) -> Image.Image:
+    """An image within the limits of which no pixel is decoded yet. subject: how errors begin."""
     begin = file.read(PREFIX_SIZE)
     refuse_pointer(begin, subject.rpartition(" ")[0], ImageError)
     if begin.startswith(b"%PDF-"):
@@ -192,7 +189,11 @@ def decode(
         file.seek(0)
         image: Image.Image = Image.open(file, formats=limits.formats)
     check_size(image.height, image.width, limits)
-    measured(image.height, image.width)
+    return image
+
+
+def decode(image: Image.Image, subject: str, limits: ImageLimits) -> Image.Image:
+    """Pixels of the first frame of what `read_header` gave, upright and in RGB; in this process, whatever the limits say."""
     with _decoding(subject, limits):
         image.load()
         turn = _UPRIGHT.get(_orientation(image))

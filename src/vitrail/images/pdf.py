@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -17,20 +18,27 @@ from urllib.parse import urlsplit
 from vitrail.arguments import checked
 from vitrail.errors import ImageError, MissingPackageError
 from vitrail.files.lfs import refuse_pointer
+from vitrail.files.worker_pool import WorkerPool
+from vitrail.files.worker_process import WorkerEndedError
 from vitrail.images.fetch import FetchPolicy, is_url
 from vitrail.images.limits import PDF_LIMITS as PDF_LIMITS, PdfLimits as PdfLimits
-from vitrail.images.pdf_worker import BROKEN, COUNT, FAILED, HEAD, LOCKED, MANY, PAGE, SHAPE
+from vitrail.images.pdf_worker import BROKEN, COUNT, FAILED, HEAD, LENGTH, LOCKED, MANY, NUMBER, PAGE, SHAPE
 from vitrail.images.preflight import check_size
 from vitrail.images.request import ImageRequest, image_request
-from vitrail.images.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
     from vitrail.images.load import PilImage
 
 _SIGN: Final = b"%PDF-"
-_WORKER: Final = "vitrail.images.pdf_worker"
 _DATA_URLS: Final = ("data:application/pdf", "data:application/x-pdf")
 Progress = Callable[[int, int], None]
+_renderers = WorkerPool(
+    "vitrail.images.pdf_worker",
+    ("pypdfium2",),
+    answer_bytes=HEAD.size,
+    work="PDFs are rendered",
+    advice="let this program start processes, or save the pages as images",
+)
 
 
 def names_pdf(source: Any) -> bool:
@@ -125,31 +133,39 @@ def _render(
             f"{name} is a PDF; reading it needs the package pypdfium2: pip install 'vitrail[pdf]'"
         )
     pages: list[PilImage] = []
+    asked = json.dumps(asdict(limits)).encode("ascii")
     with request.timed() as left:
         seconds = min(limits.max_seconds, left)
-        worker = WorkerProcess(_WORKER, memory=limits.max_memory, seconds=seconds)
-        try:
-            with worker.until(seconds):
-                worker.send(json.dumps(asdict(limits)).encode("ascii"))
-                worker.send(data)
-                total = _pages(worker.receive(HEAD.size), name, limits)
+        until = time.monotonic() + seconds
+        with _renderers.worker() as worker:
+
+            def ask(data: bytes, most: int) -> bytes:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise WorkerEndedError(True, 0)
+                return worker.ask(data, left, memory=limits.max_memory, answer_bytes=HEAD.size + most)
+
+            try:
+                total = _pages(ask(LENGTH.pack(len(asked)) + asked + data, 0), name, limits)
                 most = limits.page_pixels(total)
                 for number in range(1, total + 1):
-                    pages.append(_page(worker, number, name, most, request))
+                    pages.append(_page(ask(NUMBER.pack(number), 3 * most), number, name, most, request))
                     if progress is not None:
                         progress(number, total)
-        except EOFError as error:
-            if worker.expired:
+            except (EOFError, WorkerEndedError) as error:
+                worker.stop()
+                if isinstance(error, WorkerEndedError) and error.timed_out:
+                    raise ImageError(
+                        f"{name} is not rendered after {seconds:g} s, the limit; {len(pages)} of its pages are. "
+                        "Raise max_seconds (--pdf-seconds) if it should take longer."
+                    ) from error
                 raise ImageError(
-                    f"{name} is not rendered after {seconds:g} s, the limit; {len(pages)} of its pages are. "
-                    "Raise max_seconds (--pdf-seconds) if it should take longer."
+                    f"{name} is damaged, or needs more than {limits.max_memory >> 20} MiB to be rendered: PDFium ended "
+                    f"at page {len(pages) + 1}."
                 ) from error
-            raise ImageError(
-                f"{name} is damaged, or needs more than {limits.max_memory >> 20} MiB to be rendered: PDFium ended "
-                f"at page {len(pages) + 1}."
-            ) from error
-        finally:
-            worker.close()
+            except BaseException:
+                worker.stop()  # it has the file still
+                raise
     return pages
 
 
@@ -174,26 +190,24 @@ def _pages(frame: bytes, name: str, limits: PdfLimits) -> int:
     return count
 
 
-def _page(worker: WorkerProcess, number: int, name: str, most: int, request: ImageRequest) -> PilImage:
-    """The next page, whose size is checked before there is room for its pixels."""
+def _page(answer: bytes, number: int, name: str, most: int, request: ImageRequest) -> PilImage:
+    """A page of at most `most` pixels."""
     import numpy as np
 
     from vitrail.images.load import from_levels
 
-    kind, place, *size = _head(worker.receive(HEAD.size))
+    kind, place, *size = _head(answer[: HEAD.size])
     if kind == FAILED:
         raise ImageError(f"page {number} of {name} is damaged; it cannot be rendered.")
     if kind != PAGE or place != number or not all(1 <= side <= most for side in size):
         raise EOFError
     width, height = map(int, size)
-    if width * height > most:
+    if width * height > most or len(answer) != HEAD.size + height * width * 3:
         raise EOFError
     check_size(height, width, request.limits)
     request.count_page(height, width)
-    pixels = worker.receive(height * width * 3)
-    if len(pixels) != height * width * 3:
-        raise EOFError
-    return from_levels(np.frombuffer(pixels, dtype=np.uint8).reshape(height, width, 3))
+    pixels = np.frombuffer(answer, dtype=np.uint8, offset=HEAD.size)
+    return from_levels(pixels.reshape(height, width, 3))
 
 
 def _head(frame: bytes) -> tuple[bytes, int, float, float]:

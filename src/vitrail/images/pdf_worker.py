@@ -3,67 +3,87 @@
 A process of its own, because a page of a few hundred bytes can keep PDFium busy for hours inside a single call: it is
 killed when its time is over, its memory is bounded, and if PDFium crashes, only this process ends. See pdf.py.
 
-It receives the limits as JSON and the file, and sends the number of pages, then for each page its size and its pixels,
-w·h·3 bytes of RGB; or a fault.
+A request is the limits as JSON and the file: the answer is the number of pages. Then one for each page, in any order: its
+size and its pixels, w·h·3 bytes of RGB. Or a fault.
 """
 
 import json
 import math
 import struct
-from collections.abc import Callable
 from typing import Any, Final
 
+from vitrail.files.worker_process import serve
 from vitrail.images.limits import PdfLimits
 
+LENGTH: Final = struct.Struct(">Q")  # of the JSON before a file
+NUMBER: Final = struct.Struct(">I")  # the whole request for a page; a file's is longer
 HEAD: Final = struct.Struct(">4sIdd")  # what it is; a number of pages or of a page; width and height
 COUNT, PAGE = b"DOCU", b"PAGE"
 LOCKED, BROKEN, MANY, SHAPE, FAILED = b"LOCK", b"BROK", b"MANY", b"SHAP", b"FAIL"
 _PASSWORD: Final = 4  # FPDF_ERR_PASSWORD
 
-Send = Callable[[bytes | memoryview], None]
+
+def main() -> None:
+    """Answer requests until the parent closes the pipe."""
+    import pypdfium2  # noqa: F401  # before limits hold
+
+    serve(Renderer().answer)
 
 
-def serve(receive: Callable[[], bytes], send: Send) -> None:
-    """Answer one file."""
-    limits = PdfLimits(**json.loads(receive()))
-    _answer(receive(), limits, send)
+class Renderer:
+    """A file → the number of its pages; then a page's number → the page."""
 
+    def __init__(self) -> None:
+        self._document: Any = None
+        self._limits, self._most = PdfLimits(), 0
 
-def _answer(data: bytes, limits: PdfLimits, send: Send) -> None:
-    import pypdfium2
+    def answer(self, request: bytes) -> bytes:
+        """A head, and a page's pixels behind it."""
+        return self._page(*NUMBER.unpack(request)) if len(request) == NUMBER.size else self._open(request)
 
-    try:
-        document = pypdfium2.PdfDocument(data)
-        document.init_forms()  # what was typed into a form is shown only with this
-        pages = len(document)
-    except pypdfium2.PdfiumError as error:
-        locked = getattr(error, "err_code", None) == _PASSWORD or "password" in str(error).lower()
-        send(HEAD.pack(LOCKED if locked else BROKEN, 0, 0, 0))
-        return
-    if pages > limits.max_pages or pages < 1:
-        send(HEAD.pack(MANY if pages > 0 else BROKEN, max(pages, 0), 0, 0))
-        return
-    sizes: list[tuple[float, float]] = [document.get_page_size(number) for number in range(pages)]
-    wrong = [number for number, size in enumerate(sizes, 1) if not _shows(size, limits)]
-    if wrong:
-        send(HEAD.pack(SHAPE, wrong[0], *sizes[wrong[0] - 1]))
-        return
-    send(HEAD.pack(COUNT, pages, 0, 0))
-    most = limits.page_pixels(pages)
-    for number in range(1, pages + 1):
+    def _open(self, request: bytes) -> bytes:
+        import pypdfium2
+
+        self._close()
+        begin = LENGTH.size + LENGTH.unpack_from(request)[0]
+        limits = PdfLimits(**json.loads(request[LENGTH.size : begin]))
         try:
-            bitmap = _render(document[number - 1], limits, most)
+            document = pypdfium2.PdfDocument(request[begin:])
+            document.init_forms()  # what was typed into a form is shown only with this
+            pages = len(document)
+        except pypdfium2.PdfiumError as error:
+            locked = getattr(error, "err_code", None) == _PASSWORD or "password" in str(error).lower()
+            return HEAD.pack(LOCKED if locked else BROKEN, 0, 0, 0)
+        if pages > limits.max_pages or pages < 1:
+            return HEAD.pack(MANY if pages > 0 else BROKEN, max(pages, 0), 0, 0)
+        sizes: list[tuple[float, float]] = [document.get_page_size(number) for number in range(pages)]
+        wrong = [number for number, size in enumerate(sizes, 1) if not _shows(size, limits)]
+        if wrong:
+            return HEAD.pack(SHAPE, wrong[0], *sizes[wrong[0] - 1])
+        self._document, self._limits, self._most = document, limits, limits.page_pixels(pages)
+        return HEAD.pack(COUNT, pages, 0, 0)
+
+    def _page(self, number: int) -> bytes:
+        import pypdfium2
+
+        try:
+            bitmap = _render(self._document[number - 1], self._limits, self._most)
         except pypdfium2.PdfiumError:
             bitmap = None
         if bitmap is None:
-            send(HEAD.pack(FAILED, number, 0, 0))
-            return
-        send(HEAD.pack(PAGE, number, bitmap.width, bitmap.height))
+            return HEAD.pack(FAILED, number, 0, 0)
         rows, row = memoryview(bitmap.buffer).cast("B"), bitmap.width * 3
-        if bitmap.stride != row:  # a row may be longer in memory than its pixels
-            parts = (rows[y * bitmap.stride : y * bitmap.stride + row] for y in range(bitmap.height))
-            rows = memoryview(b"".join(parts))
-        send(rows[: row * bitmap.height])
+        # A row may be longer in memory than its pixels.
+        parts = (rows[y * bitmap.stride : y * bitmap.stride + row] for y in range(bitmap.height))
+        head = HEAD.pack(PAGE, number, bitmap.width, bitmap.height)
+        if number == len(self._document):
+            self._close()
+        return b"".join((head, *parts))
+
+    def _close(self) -> None:
+        if self._document is not None:
+            self._document.close()
+            self._document = None
 
 
 def _render(page: Any, limits: PdfLimits, most: int) -> Any:

@@ -26,6 +26,7 @@ _SCANNED_PIXELS: Final = 2_500_000_000
 _MOST_BLOCKS: Final = 200_000  # chunks, segments, extensions: a few microseconds each
 _HEADER_BYTES: Final = 32 << 20  # of a JPEG before its first scan
 _SKIPPED_BYTES: Final = 1 << 20  # there, which belong to no segment: Pillow steps through them one by one
+_MOST_PROFILES: Final = 10  # of a PNG, which may have one; Pillow unpacks each, up to 1 MiB
 _MOST_EXTENSIONS: Final = 20_000  # of a GIF before its first image
 _MOST_SUBBLOCKS: Final = 2_000_000  # of a GIF, up to 255 bytes each
 _EXIF_BYTES: Final = 4 << 20
@@ -56,7 +57,7 @@ def check_file(file: IO[bytes], limits: ImageLimits) -> None:
     file.seek(0)
     try:
         if begin.startswith(b"\xff\xd8"):
-            _check_jpeg(file.read())
+            _check_jpeg(file.read(), limits)
         elif begin.startswith(b"\x89PNG\r\n\x1a\n"):
             _check_png(file, limits)
         elif begin.startswith(b"GIF8"):
@@ -76,7 +77,7 @@ def check_file(file: IO[bytes], limits: ImageLimits) -> None:
         return
 
 
-def _check_jpeg(data: bytes) -> None:
+def _check_jpeg(data: bytes, limits: ImageLimits) -> None:
     scans = pixels = blocks = place = skipped = 0
     exif: list[bytes] = []
     while (found := _MARKER.search(data, place)) is not None:
@@ -95,6 +96,8 @@ def _check_jpeg(data: bytes) -> None:
         if code in _FRAMES:
             height, width = struct.unpack_from(">HH", head, 3)
             pixels = max(pixels, height * width)
+            if pixels > limits.max_pixels:
+                check_size(height, width, limits)
         elif code == _START_OF_SCAN:
             scans += 1
         elif code == _EXIF_SEGMENT and data[place + 2 : place + 8] == b"Exif\0\0":
@@ -117,13 +120,17 @@ def _check_jpeg(data: bytes) -> None:
 
 
 def _check_png(file: IO[bytes], limits: ImageLimits) -> None:
-    place = 8
+    place, profiles = 8, 0
     for _ in range(_MOST_BLOCKS):
         file.seek(place)
         head = file.read(12)
         length, kind = struct.unpack_from(">I4s", head)
         if kind == b"acTL":
             _check_frames(struct.unpack_from(">I", head, 8)[0], limits)
+        elif kind == b"iCCP":
+            profiles += 1
+            if profiles > _MOST_PROFILES:
+                _refuse_blocks("PNG", "colour profiles")
         elif kind == b"IEND":
             return
         place += 12 + length

@@ -46,7 +46,7 @@ class PixtralImageProcessor(BaseImageProcessor):
     image_std: per channel, after rescaling; do_convert_rgb: any mode to RGB, transparency on white.
     dialect: "hf" (today's transformers), "hf-ceil" (up to 4.49) or "mistral" (mistral-common's rounding and
     resizing); max_image_tokens: the most tokens that an image may cost with this patch size.
-    Any other keyword raises UnsupportedError. FORMATS §4 has the arithmetic.
+    Any other keyword raises UnsupportedError. The arithmetic is in docs/formats.md, "Resizing and normalising".
     """
 
     option_names = (

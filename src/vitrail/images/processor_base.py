@@ -211,7 +211,7 @@ class BaseImageProcessor:
                 warnings.warn(
                     f"{type(self).__name__} does not use {name}={value!r}; it is kept.", stacklevel=4
                 )
-            if not hasattr(type(self), name):
+            if not hasattr(self, name):  # a method, or something of its own
                 setattr(self, name, value)
             self.extra_options[name] = value
 

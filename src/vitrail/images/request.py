@@ -13,28 +13,24 @@ from typing import Any
 from vitrail.errors import ImageError
 from vitrail.images.fetch import FetchPolicy
 from vitrail.images.limits import LIMITS, PDF_LIMITS, ImageLimits, PdfLimits
-from vitrail.images.worker_process import WorkerProcess
 
 POLICY = FetchPolicy()
-_DECODER = "vitrail.images.decode_worker"
 
 
 @dataclass
 class _Used:
-    """What was used of a request's limits, and its decoding process."""
+    """What was used of a request's limits."""
 
     images: int = 0
     bytes: int = 0
     pixels: int = 0
     page_bytes: int = 0
     seconds: float = 0.0
-    closed: bool = False
-    decoder: WorkerProcess | None = None
     lock: Any = field(default_factory=threading.RLock)
 
 
 class ImageRequest:
-    """The images of one request: their limits, what was used of them, and the process that decodes them, if any."""
+    """The images of one request: their limits, and what was used of them."""
 
     def __init__(
         self,
@@ -114,36 +110,6 @@ class ImageRequest:
             with self._used.lock:
                 self._used.seconds += time.monotonic() - began
 
-    @contextmanager
-    def decoder(self) -> Iterator[WorkerProcess]:
-        """The process that decodes this request's images, for one exchange at a time."""
-        with self._used.lock:
-            if self._used.decoder is not None and (
-                self._used.decoder.expired or not self._used.decoder.alive
-            ):
-                self.end_decoder()
-            if self._used.decoder is None:
-                self._used.decoder = WorkerProcess(
-                    _DECODER, memory=self.limits.max_memory, seconds=self.limits.max_seconds
-                )
-            try:
-                yield self._used.decoder
-            finally:
-                if self._used.closed:  # used after its block, in a copy of its context
-                    self.end_decoder()
-
-    def close(self) -> None:
-        """End the decoding process; from now on each image has its own."""
-        self._used.closed = True
-        self.end_decoder()
-
-    def end_decoder(self) -> None:
-        """End the decoding process; the next image starts another."""
-        with self._used.lock:
-            if self._used.decoder is not None:
-                self._used.decoder.close()
-                self._used.decoder = None
-
 
 _current: ContextVar[ImageRequest | None] = ContextVar("vitrail_image_request", default=None)
 _defaults: tuple[ImageLimits, FetchPolicy, PdfLimits] = (LIMITS, POLICY, PDF_LIMITS)
@@ -189,5 +155,3 @@ def image_request(
         yield request
     finally:
         _current.reset(token)
-        if not joined:
-            request.close()

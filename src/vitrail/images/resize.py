@@ -66,7 +66,8 @@ def resize_cubic(image: Array, size: tuple[int, int]) -> Float32Array:
     """An image (H,W,C) at size (height, width) in float32, as cv2.resize(…, INTER_CUBIC) makes it.
 
     Four taps with a = -0.75 around each point, whatever the scale (no antialiasing), edges repeated, and
-    overshoot below 0 and above 255 kept: what mistral-common gives its models (FORMATS §4.2).
+    overshoot below 0 and above 255 kept: what mistral-common gives its models
+    (docs/formats.md, "Resizing and normalising").
     """
     if image.shape[:2] == size:
         return image.astype(np.float32)

@@ -8,14 +8,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from vitrail.configs.fields import CELL_LIMIT, COUNT_LIMIT, NUMBER_LIMIT, shown
+from vitrail.arguments import short
+from vitrail.configs.fields import CELL_LIMIT, COUNT_LIMIT, NUMBER_LIMIT
 from vitrail.errors import ImageError, InputError, UnsupportedError
 from vitrail.images.arrays import check_layout
 from vitrail.images.batch_feature import check_tensor_type
 from vitrail.images.grid import Dialect, Grid, check_budget, check_dialect, image_grid
 from vitrail.images.resize import BICUBIC, check_filter
 
-# CLIP's statistics, the defaults of both of transformers' classes (FORMATS §4).
+# CLIP's statistics, the defaults of both of transformers' classes (docs/formats.md, "Resizing and normalising").
 IMAGE_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 LONGEST_EDGE: Final = 1024
@@ -158,7 +159,7 @@ def refuse_inert(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         if value is not None and value not in harmless:
             raise UnsupportedError(
-                f"{name}={shown(value)} is not supported by Pixtral's image processors; leave it out."
+                f"{name}={short(value)} is not supported by Pixtral's image processors; leave it out."
             )
 
 
@@ -167,7 +168,7 @@ def as_size(size: Any) -> dict[str, int]:
     given = _as_dict(size, "size", lambda n: {"longest_edge": n})
     if set(given) not in ({"longest_edge"}, {"height", "width"}):
         raise InputError(
-            f"size holds 'longest_edge', or 'height' and 'width', in pixels; got {shown(sorted(map(str, given)))}."
+            f"size holds 'longest_edge', or 'height' and 'width', in pixels; got {short(sorted(map(str, given)))}."
         )
     return given
 
@@ -177,7 +178,7 @@ def as_patch_size(patch_size: Any) -> dict[str, int]:
     given = _as_dict(patch_size, "patch_size", lambda n: {"height": n, "width": n})
     if set(given) != {"height", "width"}:
         raise InputError(
-            f"patch_size holds 'height' and 'width', in pixels; got {shown(sorted(map(str, given)))}."
+            f"patch_size holds 'height' and 'width', in pixels; got {short(sorted(map(str, given)))}."
         )
     return given
 
@@ -188,14 +189,14 @@ def _as_dict(value: Any, name: str, from_number: Any) -> dict[str, int]:
     elif isinstance(value, (list, tuple)) and len(value) == 2:
         value = {"height": value[0], "width": value[1]}
     if not isinstance(value, Mapping):
-        raise InputError(f"{name} is a number of pixels or a dict of them; got {shown(value)}.")
+        raise InputError(f"{name} is a number of pixels or a dict of them; got {short(value)}.")
     # Reference code keeps unused names of a size in the same object, as None.
     given = {str(key): side for key, side in value.items() if side is not None}
     for key, side in given.items():
         # A small image is padded to whole patches, and never enlarged to a size.
         most = CELL_LIMIT if name == "patch_size" else COUNT_LIMIT
         if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= most:
-            raise InputError(f"{name}[{key!r:.40}] is a whole number from 1 to {most:,}; got {shown(side)}.")
+            raise InputError(f"{name}[{key!r:.40}] is a whole number from 1 to {most:,}; got {short(side)}.")
     return given
 
 
@@ -206,7 +207,7 @@ def _height_width(sides: Mapping[str, int]) -> tuple[int, int]:
 def _flag(options: Mapping[str, Any], name: str) -> bool:
     value = options[name]
     if not isinstance(value, (bool, int)):
-        raise InputError(f"{name} is True or False; got {shown(value)}.")
+        raise InputError(f"{name} is True or False; got {short(value)}.")
     return bool(value)
 
 
@@ -221,11 +222,11 @@ def _numbers(
         numbers = tuple(float(number) for number in values[: count + 1])
     except (TypeError, ValueError, OverflowError, KeyError) as error:
         wanted = "a number" if one else "a number or three"
-        raise InputError(f"{name} is {wanted}; got {shown(value)}.") from error
+        raise InputError(f"{name} is {wanted}; got {short(value)}.") from error
     if not all(-NUMBER_LIMIT <= number <= NUMBER_LIMIT for number in numbers):  # which NaN is not, either
-        raise InputError(f"{name} is finite and at most {NUMBER_LIMIT:g}; got {shown(value)}.")
+        raise InputError(f"{name} is finite and at most {NUMBER_LIMIT:g}; got {short(value)}.")
     if len(numbers) != count or (nonzero and 0.0 in numbers):
         raise InputError(
-            f"{name} is {'one number' if one else 'three numbers, none of them 0'}; got {shown(value)}."
+            f"{name} is {'one number' if one else 'three numbers, none of them 0'}; got {short(value)}."
         )
     return numbers

@@ -12,6 +12,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 from vitrail.errors import ImageError
+from vitrail.files.opening import open_regular
 from vitrail.images.fetch import FetchPolicy, fetch, is_url
 from vitrail.images.limits import LIMITS, ImageLimits
 
@@ -85,7 +86,7 @@ def opened_file(path: Path, limits: ImageLimits, policy: FetchPolicy) -> Iterato
             kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
             raise ImageError(f"{shown} is {kind}; an image file was expected.")
         check_bytes(found.st_size, limits, shown)
-        with path.open("rb") as file:
+        with open_regular(path) as file:  # whatever lies there by now
             yield file
     except FileNotFoundError as error:
         raise ImageError(f"There is no file {shown}.") from error

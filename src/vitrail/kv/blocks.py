@@ -1,6 +1,6 @@
-"""BlockAllocator: which blocks of a cache are used, by how many sequences, and which hold a known prefix. No tensors.
+"""BlockAllocator: reference counts of a cache's blocks, free list, and the prefix keys of their contents.
 
-A full cache raises CacheFull; generate/runner.py then grows the cache and tries again.
+A full cache raises CacheFull; generate/runner.py then grows the cache and retries.
 """
 
 from collections import OrderedDict
@@ -8,17 +8,17 @@ from collections.abc import Sequence
 
 from vitrail.errors import CacheFull
 
-BLOCK = 32  # positions of a block
+BLOCK = 32  # positions per block
 
 
 class BlockAllocator:
-    """Reference counts and a free list of constant cost per block.
+    """Reference counts and a free list, O(1) per block.
 
-    A block whose content has a key (kv/prefix.py) keeps it when nobody uses the block any more, until the block is
-    taken for something else: those that have been free for the longest go first, blocks without a key before them.
+    A free block keeps the key of its content (kv/prefix.py) until it is reallocated: blocks without a key are taken first,
+    then those that have been free the longest.
 
     Args:
-        blocks: how many there are. block: positions of each, for messages.
+        blocks: number of blocks. block: positions per block, for messages.
     """
 
     def __init__(self, blocks: int, block: int) -> None:
@@ -33,18 +33,18 @@ class BlockAllocator:
 
     @property
     def free(self) -> int:
-        """Blocks that no sequence uses."""
+        """Number of unused blocks."""
         return len(self._free)
 
     def uses(self, block: int) -> int:
-        """How many sequences use a block."""
+        """Return the reference count of a block."""
         return self._uses[block]
 
     def take(self, count: int, after: int | None = None) -> list[int]:
-        """`count` free blocks, each the neighbour of the one before it (the first of `after`) where that is free.
+        """Allocate `count` blocks, each adjacent to the previous one (the first to `after`) where that block is free.
 
         Raises:
-            CacheFull: there are not enough; nothing was changed.
+            CacheFull: too few free blocks; nothing was changed.
         """
         if count > len(self._free):
             raise CacheFull(
@@ -64,13 +64,13 @@ class BlockAllocator:
         return taken
 
     def share(self, blocks: Sequence[int]) -> None:
-        """One more use of each block, also of free ones that match_prefix() found."""
+        """Increment the reference count of each block, including free ones found by match_prefix()."""
         for block in blocks:
             self._uses[block] += 1
             self._free.pop(block, None)
 
     def give(self, blocks: Sequence[int]) -> None:
-        """One use less of each block; the last ones of a sequence become free first."""
+        """Decrement the reference count of each block; the last blocks of a sequence are freed first."""
         for block in reversed(blocks):
             self._uses[block] -= 1
             if not self._uses[block]:
@@ -85,14 +85,14 @@ class BlockAllocator:
         self._uses.extend([0] * blocks)
 
     def register(self, blocks: Sequence[int], keys: Sequence[bytes]) -> None:
-        """Let match_prefix() find full blocks by the keys of their contents; a key that is known keeps its block."""
+        """Enter full blocks under the keys of their contents for match_prefix(); a known key keeps its block."""
         for block, key in zip(blocks, keys, strict=False):
             if key not in self._cached:
                 self.unregister(block)
                 self._keys[block], self._cached[key] = key, block
 
     def unregister(self, block: int) -> None:
-        """Forget a block's key: its content is about to change."""
+        """Remove a block's key before its content changes."""
         key = self._keys.pop(block, None)
         if key is not None:
             del self._cached[key]
@@ -100,7 +100,7 @@ class BlockAllocator:
                 self._free.move_to_end(block, last=False)
 
     def match_prefix(self, keys: Sequence[bytes]) -> list[int]:
-        """The blocks of the longest known prefix of `keys`; they are not taken: share() does that."""
+        """Return the blocks of the longest known prefix of `keys`, without allocating them (share() does)."""
         found = []
         for key in keys:
             if key not in self._cached:

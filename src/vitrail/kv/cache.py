@@ -1,7 +1,7 @@
-"""KVCache: storage for the keys and values of many sequences, in blocks of fixed size. It computes no attention.
+"""KVCache: block storage for the keys and values of many sequences.
 
 Storage is allocated once, per layer and stream (blocks, block, heads, width), and never concatenated. A sequence has a
-list of blocks; several sequences can share full ones. Letters: L new rows · G key/value heads · K head width.
+list of blocks; sequences can share full ones. Letters: L new rows · G key/value heads · K head width.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int
 class _Sequence:
     length: int = 0
     blocks: list[int] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)  # of its first positions, as far as they are known
+    ids: list[int] = field(default_factory=list)  # of its first positions, as far as known
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer's streams (blocks, block, heads, width), and the scales of those of int8 (streams, blocks, block, heads)."""
+    """One layer's streams (blocks, block, heads, width); scales (streams, blocks, block, heads) if they are int8."""
 
     streams: dict[str, Tensor]
     scales: Tensor | None
@@ -38,13 +38,13 @@ class _Layer:
 
     @cached_property
     def kv(self) -> LayerKV | None:
-        """Keys and values as attention takes them."""
+        """Keys and values in the form that attention takes; None for other streams."""
         if KEYS not in self.streams:
             return None
         return LayerKV(self.streams[KEYS], self.streams[VALUES], self.scales)
 
     def parts(self) -> list[Tensor]:
-        """Tensors of one memory each, whose first two dimensions are blocks and positions."""
+        """All tensors, each with blocks and positions as its first two dimensions."""
         return [*self.streams.values(), *(() if self.scales is None else self.scales)]
 
     def to(self, device: torch.device) -> "_Layer":
@@ -53,13 +53,13 @@ class _Layer:
 
 
 class KVCache(PaddedView):
-    """The cached streams of every layer, for sequences that come and go.
+    """The cached streams of every layer for a changing set of sequences.
 
     Args:
         geometry: the streams of every layer, or a decoder's configuration.
-        blocks: how many blocks of `block` positions there are.
-        dtype, device: of the storage; a stream may have its own dtype. int8 holds 8 bits a number and one float32 scale
-            per position and head (ops/cpu/kv.py); `geometry.position_bytes(dtype)` is what a position takes.
+        blocks: number of blocks of `block` positions.
+        dtype, device: of the storage; a stream may have its own dtype. int8 is one byte per number and one float32
+            scale per position and head (ops/cpu/kv.py); `geometry.position_bytes(dtype)` gives the bytes per position.
     """
 
     @checked
@@ -90,14 +90,14 @@ class KVCache(PaddedView):
     def sized(
         cls,
         geometry: KVGeometry | GroupedQueryConfig,
-        rooms: Sequence[int],
+        capacities: Sequence[int],
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         block: int = BLOCK,
     ) -> "KVCache":
-        """A cache with room for sequences of the given numbers of positions."""
-        blocks = sum(-(-room // block) for room in rooms)
+        """Build a cache large enough for sequences of the given numbers of positions."""
+        blocks = sum(-(-capacity // block) for capacity in capacities)
         return cls(geometry, blocks=blocks, block=block, dtype=dtype, device=device)
 
     def _storage(self, streams: Sequence[Stream]) -> _Layer:
@@ -122,7 +122,7 @@ class KVCache(PaddedView):
         return sum(part.nbytes for layer in self._layers for part in layer.parts())
 
     def check_geometry(self, geometry: KVGeometry | GroupedQueryConfig) -> None:
-        """Raise InputError unless this cache has the streams of the model that is about to use it."""
+        """Raise InputError unless this cache has the streams of the given model."""
         wanted = KVGeometry.of(geometry)
         if self.geometry != wanted:
             raise InputError(
@@ -139,23 +139,23 @@ class KVCache(PaddedView):
 
     @property
     def free_blocks(self) -> int:
-        """Blocks that no sequence uses."""
+        """Number of unused blocks."""
         return self.allocator.free
 
     def length(self, sequence: int) -> int:
-        """Positions of a sequence that are cached or allocated for the coming batch."""
+        """Return a sequence's positions, those allocated for the coming batch included."""
         return self._get(sequence).length
 
     def blocks(self, sequence: int) -> tuple[int, ...]:
-        """A sequence's blocks in order, those set aside for later positions included."""
+        """Return a sequence's blocks in order, reserved ones included."""
         return tuple(self._get(sequence).blocks)
 
     def known_ids(self, sequence: int) -> list[int]:
-        """Ids of a sequence's first positions, as far as `record_ids` was given them."""
+        """Return ids of a sequence's first positions, as far as recorded by `record_ids`."""
         return self._get(sequence).ids
 
     def record_ids(self, sequence: int, ids: Sequence[int], start: int = 0) -> None:
-        """Remember the ids of the positions from `start` on; nothing where those before are not known."""
+        """Record the ids of the positions from `start` on; ignored if earlier ids are unknown."""
         state = self._get(sequence)
         if len(state.ids) >= start:
             state.ids[start:] = ids[: state.length - start]
@@ -163,15 +163,15 @@ class KVCache(PaddedView):
     def open(
         self, prefix: tuple[int, int] | None = None, *, room: int = 0, keys: Sequence[bytes] = ()
     ) -> int:
-        """Begin a sequence.
+        """Open a sequence; return its id.
 
         Args:
             prefix: (sequence, positions): share the full blocks of the first positions of another sequence.
-            room: positions for which blocks are set aside at once, neighbours in memory where possible.
+            room: positions to reserve blocks for, adjacent in memory where possible.
             keys: of the prompt's full blocks (kv/prefix.py): share the longest prefix that is cached.
 
         Raises:
-            CacheFull: there are not enough blocks; nothing was changed.
+            CacheFull: too few free blocks; nothing was changed.
         """
         shared, ids = self.allocator.match_prefix(keys), list[int]()
         if prefix is not None:
@@ -189,20 +189,28 @@ class KVCache(PaddedView):
             raise
         self._sequences[self._next] = _Sequence(len(shared) * self.block, shared + taken, ids)
         self._next += 1
-        self.mask = None  # it has no row of the new sequence
+        self.mask = None  # it lacks a row for the new sequence
         return self._next - 1
 
     def match_prefix(self, keys: Sequence[bytes]) -> int:
-        """How many positions open(keys=) would share."""
+        """Return the number of positions that open(keys=) would share."""
         return len(self.allocator.match_prefix(keys)) * self.block
 
     def publish(self, sequence: int, keys: Sequence[bytes]) -> None:
-        """Let later sequences share the full blocks of this one, whose contents these keys describe."""
+        """Let later sequences share the full blocks of this one; `keys` describe their contents."""
         state = self._get(sequence)
         self.allocator.register(state.blocks[: state.length // self.block], keys)
 
     def fork(self, sequence: int, *, room: int = 0) -> int:
-        """A second sequence with the same past: full blocks are shared, the last partial one is copied."""
+        """Open a sequence with the same past: full blocks are shared, a partial last one is copied.
+
+        Args:
+            sequence: to copy.
+            room: positions to reserve blocks for, those of the past included.
+
+        Raises:
+            CacheFull: too few free blocks; nothing was changed.
+        """
         source = self._get(sequence)
         clone = self.open((sequence, source.length), room=max(room, source.length))
         rest = source.length - self._sequences[clone].length
@@ -215,12 +223,12 @@ class KVCache(PaddedView):
         return clone
 
     def allocate(self, sequence: int, rows: int) -> list[int]:
-        """Lengthen a sequence by the rows of the coming batch; their slots (block · positions of a block + offset).
+        """Lengthen a sequence by `rows` rows; return their slots (block · positions per block + offset).
 
-        A last block that another sequence shares (a truncated prefix) is copied before it is written.
+        A partial last block that is shared (after truncating a prefix) is copied before it is written.
 
         Raises:
-            CacheFull: there are not enough blocks; nothing was changed.
+            CacheFull: too few free blocks; nothing was changed.
         """
         state, block = self._get(sequence), self.block
         if rows < 0:
@@ -242,7 +250,7 @@ class KVCache(PaddedView):
         return [blocks[at // block] * block + at % block for at in range(first, state.length)]
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Forget all positions from `length` on and give their blocks back."""
+        """Drop all positions from `length` on and free their blocks."""
         state = self._get(sequence)
         if not 0 <= length <= state.length:
             raise InputError(f"cannot truncate a sequence of {state.length} positions to {length}.")
@@ -253,7 +261,7 @@ class KVCache(PaddedView):
         self._mask_out(self.sequences.index(sequence), length)
 
     def _mask_out(self, row: int, length: int) -> None:
-        """Leave `length` positions of a row in the padded view, and no columns at the end without any."""
+        """Keep `length` positions of a row in the padded view, and drop trailing columns without any."""
         mask = self.mask
         if mask is None or int(mask[row].sum()) <= length:
             return
@@ -263,13 +271,13 @@ class KVCache(PaddedView):
         self.mask = cut[:, : int(held[-1]) + 1 if len(held) else 0]
 
     def free(self, sequence: int) -> None:
-        """End a sequence and give its blocks back."""
+        """Close a sequence and free its blocks."""
         self.allocator.give(self._get(sequence).blocks)
         if self.mask is not None:
             self.mask = self.mask[[row for row, other in enumerate(self.sequences) if other != sequence]]
         del self._sequences[sequence]
 
-    reserve, close = allocate, free  # their names in version 0.1.0
+    reserve, close = allocate, free  # names in version 0.1.0
 
     def grow(self, blocks: int) -> None:
         """Add blocks by moving to larger storage, as generate/runner.py does when the cache is full."""
@@ -282,7 +290,7 @@ class KVCache(PaddedView):
             self._layers[index] = larger
 
     def _copy(self, old: int, new: int, rows: int) -> None:
-        """The first `rows` positions of one block into another, in every layer."""
+        """Copy the first `rows` positions of one block to another, in every layer."""
         for part in (part for layer in self._layers for part in layer.parts()):
             part[new, :rows] = part[old, :rows]
 
@@ -294,11 +302,11 @@ class KVCache(PaddedView):
     # --- storage ------------------------------------------------------------------------------------------
 
     def streams(self, index: int, device: torch.device | None = None) -> dict[str, Tensor]:
-        """One layer's streams by name; on another device (device_map) the storage moves there, once."""
+        """Return one layer's streams by name; on another device (device_map) the storage moves there, once."""
         return self._on(index, device).streams
 
     def layer(self, index: int, device: torch.device | None = None) -> LayerKV:
-        """One layer's keys and values."""
+        """Return one layer's keys and values."""
         kv = self._on(index, device).kv
         if kv is None:
             raise UnsupportedError(f"layer {index} of this cache has no keys and values of its own.")

@@ -1,6 +1,6 @@
-"""DynamicCache: transformers' class of that name, tensors (key, value) per layer that grow; models read and append to it.
+"""DynamicCache: transformers' growing cache, tensors (key, value) per layer; models read and append to it.
 
-Vitrail's own cache is KVCache, which is not copied as it grows. Letters: B rows · G key/value heads · S positions · K width.
+Vitrail's own KVCache does not copy as it grows. Letters: B rows · G key/value heads · S positions · K head width.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class DynamicLayer:
 
     @property
     def is_initialized(self) -> bool:
-        """Whether anything is held."""
+        """Whether the layer holds tensors."""
         return self.keys is not None
 
     def get_seq_length(self) -> int:
-        """Positions that are held."""
+        """Return the number of cached positions."""
         return 0 if self.keys is None else int(self.keys.shape[-2])
 
 
 class DynamicCache:
-    """A cache that generate() and forward() take as `past_key_values`, and append to.
+    """A cache that generate() and forward() accept as `past_key_values` and append to.
 
     Args:
         ddp_cache_data: (key, value) of every layer, each (B, G, S, K).
@@ -60,7 +60,16 @@ class DynamicCache:
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: Any = None
     ) -> tuple[Tensor, Tensor]:
-        """Append positions to a layer; what it holds then."""
+        """Append positions to a layer.
+
+        Args:
+            key_states, value_states: new positions (B, G, T, K).
+            layer_idx: index of the layer.
+            cache_kwargs: ignored.
+
+        Returns:
+            All cached keys and values (B, G, S, K) of the layer.
+        """
         if not (isinstance(key_states, Tensor) and isinstance(value_states, Tensor)) or key_states.dim() != 4:
             raise InputError(
                 "DynamicCache.update takes keys and values as tensors (rows, heads, positions, width)."
@@ -74,45 +83,45 @@ class DynamicCache:
         return layer.keys, layer.values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions that a layer holds."""
+        """Return the number of cached positions of a layer."""
         return self.layers[layer_idx].get_seq_length() if layer_idx < len(self.layers) else 0
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
-        """-1: there is no limit."""
+        """Return -1: the cache has no limit."""
         return -1
 
     def crop(self, max_length: int) -> None:
-        """Forget all positions from `max_length` on; a negative number is counted from the end."""
+        """Drop all positions from `max_length` on; a negative number counts from the end."""
         if not isinstance(max_length, int):
             raise InputError(f"max_length must be a whole number, got {type(max_length).__name__}.")
         length = max_length if max_length >= 0 else max(0, self.get_seq_length() + max_length)
         self._change(lambda x: x[..., :length, :])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Make row n what row `beam_idx[n]` was."""
+        """Replace row n by row `beam_idx[n]`, for all n."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows of these numbers."""
+        """Keep only the rows with these indices."""
         self._change(lambda x: x[indices.to(x.device)])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row `repeats` times, copies side by side."""
+        """Repeat every row `repeats` times, copies adjacent."""
         self._change(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Drop all layers."""
         self.layers.clear()
 
     def to_legacy_cache(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """(key, value) of every layer."""
+        """Return (key, value) of every layer."""
         return tuple(self)
 
     @classmethod
     def from_legacy_cache(
         cls, past_key_values: Iterable[tuple[Tensor, Tensor]] | None = None
     ) -> DynamicCache:
-        """A cache of (key, value) of every layer."""
+        """Build a cache from (key, value) of every layer, each (B, G, S, K)."""
         return cls(past_key_values)
 
     def _change(self, change: Any) -> None:

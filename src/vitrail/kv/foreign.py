@@ -1,4 +1,4 @@
-"""Caches of transformers (DynamicCache): read as pairs (key, value), and updated after a call. Found by their attributes."""
+"""Read transformers' caches (DynamicCache) as (key, value) pairs and update them after a call, by duck typing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ Pairs = Sequence[tuple[Tensor, Tensor]]
 
 
 def is_foreign(past: Any) -> bool:
-    """Whether this is a cache of transformers: `layers` with keys and values, or the lists key_cache and value_cache."""
+    """Return whether this is a transformers cache: `layers` with keys and values, or lists key_cache and value_cache."""
     if past is None or isinstance(past, (PaddedView, Sequence)):
         return False
     lists = [getattr(past, name, None) for name in ("layers", "key_cache", "value_cache")]
@@ -22,10 +22,10 @@ def is_foreign(past: Any) -> bool:
 
 
 def read_foreign(past: Any) -> Pairs:
-    """(key, value) of every layer, each (B, G, S, K); () for a cache that holds nothing yet.
+    """Return (key, value) of every layer, each (B, G, S, K); () for an empty cache.
 
     Raises:
-        InputError: a cache of fixed size, of a window, or with some of its layers empty.
+        InputError: a static or sliding-window cache, or one with some layers empty.
     """
     name = type(past).__name__
     layers = getattr(past, "layers", None)
@@ -51,7 +51,7 @@ def read_foreign(past: Any) -> Pairs:
 
 
 def update_foreign(past: Any, cache: PaddedView, stop: int | None = None) -> None:
-    """Append to a cache of transformers the positions that `cache` holds beyond it, those from `stop` on left out."""
+    """Append to a transformers cache the positions that `cache` holds beyond it, up to `stop`."""
     held = read_foreign(past)
     start = held[0][0].shape[2] if held else 0
     for index, (keys, values) in enumerate(cache):

@@ -1,4 +1,4 @@
-"""KVGeometry: which streams a model caches, layer by layer, and the bytes they take. No storage."""
+"""KVGeometry: the streams that a model caches in each layer, and their size in bytes."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +9,7 @@ KEYS, VALUES = "keys", "values"
 
 
 class GroupedQueryConfig(Protocol):
-    """The fields of a configuration with grouped-query attention that set the cache's geometry."""
+    """Fields of a grouped-query attention configuration that determine the cache's geometry."""
 
     num_hidden_layers: int
     num_key_value_heads: int
@@ -17,13 +17,13 @@ class GroupedQueryConfig(Protocol):
 
 
 def stored_dtype(name: str | None, computed: torch.dtype) -> torch.dtype:
-    """The dtype of a cache that is called `name` (GenerationConfig.cache_dtype); None: the computation's."""
+    """Return the cache dtype for GenerationConfig.cache_dtype `name`; None: the dtype of the computation."""
     dtype: torch.dtype = computed if name is None else getattr(torch, name)
     return dtype
 
 
 def head_bytes(width: int, dtype: torch.dtype) -> int:
-    """Bytes of one head's row at one position; an int8 row has a float32 scale besides."""
+    """Return bytes of one head at one position; int8 adds a float32 scale."""
     return width * dtype.itemsize + (4 if dtype == torch.int8 else 0)
 
 
@@ -31,7 +31,7 @@ def head_bytes(width: int, dtype: torch.dtype) -> int:
 class Stream:
     """One named tensor per layer: `heads` rows of `width` numbers at every position.
 
-    dtype: of its storage; None: the cache's. Keys and values have the cache's.
+    dtype: of the storage; None: the cache's, as for keys and values.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Stream:
     dtype: torch.dtype | None = None
 
     def position_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of one position in a cache of `dtype`."""
+        """Return bytes of one position in a cache of `dtype`."""
         return self.heads * head_bytes(self.width, self.dtype or dtype)
 
 
@@ -56,14 +56,14 @@ class KVGeometry:
 
     @classmethod
     def of(cls, config: "GroupedQueryConfig | KVGeometry") -> "KVGeometry":
-        """The geometry of a decoder with grouped-query attention; a geometry is returned as it is."""
+        """Return the geometry of a grouped-query decoder; a geometry is returned unchanged."""
         if isinstance(config, KVGeometry):
             return config
         heads, width = config.num_key_value_heads, config.head_dim
         return cls(((Stream(KEYS, heads, width), Stream(VALUES, heads, width)),) * config.num_hidden_layers)
 
     def __str__(self) -> str:
-        """ "40 layers of 8 key/value heads 128 wide", where all layers have the same keys and values."""
+        """ "40 layers of 8 key/value heads 128 wide" if all layers have the same keys and values."""
         streams = self.layers[0] if self.layers else ()
         alike = all(layer == streams for layer in self.layers)
         if alike and [stream.name for stream in streams] == [KEYS, VALUES]:
@@ -73,5 +73,5 @@ class KVGeometry:
         return f"{len(self.layers)} layers, the first of {', '.join(named.values()) or 'nothing'}"
 
     def position_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of one position in all layers."""
+        """Return bytes of one position in all layers."""
         return sum(stream.position_bytes(dtype) for streams in self.layers for stream in streams)

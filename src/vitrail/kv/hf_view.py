@@ -1,11 +1,11 @@
-"""PaddedView: a cache as Hugging Face's code sees it: cache[layer] is (key, value), each (B, G, S, K).
+"""PaddedView: Hugging Face's interface of a cache, where cache[layer] is (key, value), each (B, G, S, K).
 
 Letters: B sequences · G key/value heads · S positions of the padded batch · K head width.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ Cache = TypeVar("Cache", bound="PaddedView")
 
 
 class PaddedView(ABC):
-    """Methods under Hugging Face's names, over the blocks of a cache with grouped-query attention."""
+    """Hugging Face's methods, implemented on the blocks of a grouped-query cache."""
 
     geometry: KVGeometry
-    # Which of the (B, S) positions hold a row, as forward() was given them. None: no padding is known.
+    # bool (B, S): False at padding, as passed to forward(). None: no padding is known.
     mask: Tensor | None = None
 
     @property
@@ -33,36 +33,36 @@ class PaddedView(ABC):
 
     @abstractmethod
     def length(self, sequence: int) -> int:
-        """Positions of a sequence."""
+        """Return the number of positions of a sequence."""
 
     @abstractmethod
     def blocks(self, sequence: int) -> tuple[int, ...]:
-        """A sequence's blocks in order."""
+        """Return a sequence's blocks in order."""
 
     @abstractmethod
     def open(self, *, room: int = 0) -> int:
-        """Begin a sequence."""
+        """Open a sequence with blocks reserved for `room` positions; return its id."""
 
     @abstractmethod
     def allocate(self, sequence: int, rows: int) -> list[int]:
-        """Lengthen a sequence; the slots of its new rows."""
+        """Lengthen a sequence; return the slots of its new rows."""
 
     @abstractmethod
     def fork(self, sequence: int) -> int:
-        """A second sequence with the same past."""
+        """Open a sequence with the same past; return its id."""
 
     @abstractmethod
     def truncate(self, sequence: int, length: int) -> None:
-        """Forget all positions from `length` on."""
+        """Drop all positions from `length` on."""
 
     @abstractmethod
     def free(self, sequence: int) -> None:
-        """End a sequence."""
+        """Close a sequence."""
 
     @property
     @abstractmethod
     def free_blocks(self) -> int:
-        """Blocks that no sequence uses."""
+        """Number of unused blocks."""
 
     @abstractmethod
     def grow(self, blocks: int) -> None:
@@ -70,19 +70,19 @@ class PaddedView(ABC):
 
     @abstractmethod
     def layer(self, index: int) -> LayerKV:
-        """One layer's keys and values."""
+        """Return one layer's keys and values."""
 
     @classmethod
     @abstractmethod
     def sized(
         cls: type[Cache],
         geometry: KVGeometry,
-        rooms: Sequence[int],
+        capacities: Sequence[int],
         *,
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> Cache:
-        """A cache with room for sequences of the given numbers of positions."""
+        """Build a cache large enough for sequences of the given numbers of positions."""
 
     def __len__(self) -> int:
         return len(self.geometry.layers)
@@ -95,19 +95,19 @@ class PaddedView(ABC):
         return (self[layer] for layer in range(len(self)))
 
     def float(self) -> "PaddedView":
-        """The cache itself: accelerate asks what an output holds for float32 copies, and a cache keeps its type."""
+        """Return the cache itself: accelerate makes float32 copies of outputs, and a cache keeps its dtype."""
         return self
 
     @checked
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions of the padded batch, the longest sequence's if no padding is known."""
+        """Return the positions of the padded batch, or the longest sequence's if no padding is known."""
         if self.mask is not None:
             return int(self.mask.shape[1])
         return max((self.length(sequence) for sequence in self.sequences), default=0)
 
     @checked
-    def crop(self, max_length: Any) -> None:
-        """Forget all positions of the padded batch from `max_length` on; a negative number is counted from the end."""
+    def crop(self, max_length: int) -> None:
+        """Drop all positions of the padded batch from `max_length` on; a negative number counts from the end."""
         _check_number("max_length", max_length)
         length = max_length if max_length >= 0 else max(0, self.get_seq_length() + max_length)
         if length >= self.get_seq_length():
@@ -118,8 +118,8 @@ class PaddedView(ABC):
         self.mask = kept
 
     @checked
-    def reorder_cache(self, beam_idx: Any) -> None:
-        """Make row n what row `beam_idx[n]` was; rows may be repeated and left out."""
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Replace row n by row `beam_idx[n]`, for all n; rows may repeat or be left out."""
         if not isinstance(beam_idx, Tensor) or beam_idx.dim() != 1 or beam_idx.is_floating_point():
             raise InputError("beam_idx must be a 1-D tensor of row numbers.")
         before, rows = self.sequences, beam_idx.tolist()
@@ -136,19 +136,19 @@ class PaddedView(ABC):
         self.mask = kept[rows]
 
     @checked
-    def batch_repeat_interleave(self, repeats: Any) -> None:
-        """Repeat every row `repeats` times, copies side by side."""
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row `repeats` times, copies adjacent."""
         _check_number("repeats", repeats)
         if repeats < 1:
             raise InputError(f"repeats must be at least 1, got {repeats}.")
         self.reorder_cache(torch.arange(len(self.sequences)).repeat_interleave(repeats))
 
     def to_legacy_cache(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """A tuple of (key, value) per layer, copied out of the blocks."""
+        """Return (key, value) per layer, each (B, G, S, K), copied out of the blocks."""
         return tuple(self)
 
     def kept(self) -> Tensor:
-        """bool (B, S): which positions of the padded batch hold a row."""
+        """Return bool (B, S): which positions of the padded batch are cached, and not padding."""
         if self.mask is not None:
             return self.mask
         lengths = torch.tensor([self.length(sequence) for sequence in self.sequences])
@@ -164,7 +164,7 @@ class PaddedView(ABC):
         return held.flatten(0, 1)[: self.length(sequence)]
 
     def _padded(self, stored: LayerKV, side: int) -> Tensor:
-        """Keys (side 0) or values of every sequence, (B, G, S, K); those of 8 bits as float32."""
+        """Return keys (side 0) or values of every sequence, (B, G, S, K); int8 ones as float32."""
         held = (stored.keys, stored.values)[side]
         kept = self.kept().to(held.device)
         dtype = held.dtype if stored.scales is None else torch.float32
@@ -181,17 +181,24 @@ class PaddedView(ABC):
         mask: Tensor | None = None,
         dtype: torch.dtype | None = None,
     ) -> Cache:
-        """A cache from (key, value) per layer, each (B, G, S, K); rows where `mask` (B, S) is 0 are left out.
+        """Build a cache from (key, value) per layer, each (B, G, S, K).
 
-        dtype: what it holds, by default what the tensors are.
+        Args:
+            past: (key, value) per layer.
+            geometry: the streams of every layer, or a decoder's configuration.
+            mask: (B, S), 0 at padding, which is dropped; None: no padding.
+            dtype: of the storage; None: the tensors'.
+
+        Raises:
+            InputError: shapes that do not fit the geometry or each other.
         """
         geometry = KVGeometry.of(geometry)
         batch, positions = _check_legacy(past, geometry, mask)
         kept = torch.ones(batch, positions, dtype=torch.bool) if mask is None else mask.to(torch.bool).cpu()
         lengths = [int(n) for n in kept.sum(dim=1).tolist()]
-        rooms = [length + BLOCK for length in lengths]
-        cache = cls.sized(geometry, rooms, dtype=dtype or past[0][0].dtype, device=past[0][0].device)
-        slots = [cache.allocate(cache.open(room=r), n) for r, n in zip(rooms, lengths, strict=True)]
+        capacities = [length + BLOCK for length in lengths]
+        cache = cls.sized(geometry, capacities, dtype=dtype or past[0][0].dtype, device=past[0][0].device)
+        slots = [cache.allocate(cache.open(room=r), n) for r, n in zip(capacities, lengths, strict=True)]
         places = torch.tensor([slot for some in slots for slot in some], dtype=torch.int64)
         for index, pair in enumerate(past):
             stored = cache.layer(index)
@@ -201,8 +208,8 @@ class PaddedView(ABC):
         return cache
 
 
-def _check_number(name: str, value: Any) -> None:
-    """Raise InputError unless a caller's value is a whole number."""
+def _check_number(name: str, value: int) -> None:
+    """Raise InputError unless an argument is an integer."""
     if not isinstance(value, int):
         raise InputError(f"{name} must be a whole number, got {type(value).__name__}.")
 
@@ -210,7 +217,7 @@ def _check_number(name: str, value: Any) -> None:
 def _check_legacy(
     past: Sequence[tuple[Tensor, Tensor]], geometry: KVGeometry, mask: Tensor | None
 ) -> tuple[int, int]:
-    """(B, S) of a caller's (key, value) per layer, or InputError where they do not fit."""
+    """Return (B, S) of (key, value) per layer; raise InputError if their shapes do not fit."""
     if len(past) != len(geometry.layers):
         raise InputError(f"past_key_values has {len(past)} layers, the model {len(geometry.layers)}.")
     if any([stream.name for stream in streams] != [KEYS, VALUES] for streams in geometry.layers):

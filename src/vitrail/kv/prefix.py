@@ -1,6 +1,6 @@
-"""The key of a cached block: a digest chain over everything that its contents depend on.
+"""Key of a cached block: a digest chain over everything that its contents depend on.
 
-For the engine; a conversation reuses its own prompt by generate/reuse.py.
+Reserved for the engine; a conversation reuses its prompt through generate/reuse.py.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from itertools import pairwise
 
 @dataclass(frozen=True, slots=True)
 class PrefixScope:
-    """What all blocks of a request share; caches of different scopes never match.
+    """Everything that all blocks of a request share; caches of different scopes never match.
 
     Attributes:
-        version: of Vitrail.
-        weights: identifies the checkpoint and its quantisation. adapter: the adapters set, "" for none.
-        kv_dtype: of the cache. activations: the dtype or quantisation of what is computed.
-        prompt_format: how the ids were made of messages. salt: of a tenant, so that nobody can probe another's prompts.
+        version: Vitrail's version.
+        weights: identifies the checkpoint and its quantisation. adapter: active adapters, "" for none.
+        kv_dtype: of the cache. activations: dtype or quantisation of the activations.
+        prompt_format: how messages became ids. salt: per tenant, so that no tenant can probe another's prompts.
     """
 
     version: str
@@ -29,7 +29,7 @@ class PrefixScope:
     salt: str = ""
 
     def digest(self) -> bytes:
-        """Begins a chain."""
+        """Return the first link of the chain."""
         hashed = blake2b(digest_size=32)
         for field in astuple(self):
             text = str(field).encode()
@@ -39,9 +39,9 @@ class PrefixScope:
 
 @dataclass(frozen=True, slots=True)
 class ImageSpan:
-    """Positions start … stop−1 of a prompt that one image fills, and the digest of its prepared pixels.
+    """Positions start … stop−1 of a prompt that belong to one image, and the digest of its pixel values.
 
-    key: images.fingerprint.fingerprint of the pixels; grid: rows and columns of its patches.
+    key: images.fingerprint.fingerprint of the pixel values; grid: rows and columns of its patches.
     """
 
     start: int
@@ -50,7 +50,7 @@ class ImageSpan:
     grid: tuple[int, int]
 
     def _digest(self, start: int, stop: int) -> bytes:
-        """Of the part of the image that lies in positions start … stop−1."""
+        """Return the digest of the part of the image in positions start … stop−1."""
         numbers = (max(start, self.start) - self.start, min(stop, self.stop) - self.start, *self.grid)
         return b"".join(n.to_bytes(8, "little") for n in (len(self.key), *numbers)) + self.key
 
@@ -58,7 +58,14 @@ class ImageSpan:
 def block_keys(
     scope: PrefixScope, ids: Sequence[int], images: Sequence[ImageSpan] = (), *, block: int
 ) -> list[bytes]:
-    """A key per full block of `block` positions; equal keys mean equal contents of this block and all before it."""
+    """Return a key per full block of `block` positions; equal keys mean equal contents of the block and all before it.
+
+    Args:
+        scope: model, adapter, cache dtype, prompt format and tenant.
+        ids: of the prompt.
+        images: positions and digests of the prompt's images.
+        block: positions per block.
+    """
     keys, chain = [], scope.digest()
     for start, stop in pairwise(range(0, len(ids) + 1, block)):
         hashed = blake2b(chain, digest_size=32)

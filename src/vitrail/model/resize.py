@@ -18,7 +18,7 @@ def resize_token_embeddings(
 ) -> nn.Module:
     """Give embeddings and head `new_num_tokens` rows, rounded up to a multiple; see PreTrainedModel."""
     table = cast(nn.Embedding, model.get_input_embeddings())
-    if not isinstance(table, nn.Embedding):
+    if not isinstance(table, (nn.Embedding, Quantized)):
         raise UnsupportedError(f"{type(model).__name__} has no table of token embeddings to resize.")
     rows = table.num_embeddings if new_num_tokens is None else int(new_num_tokens)
     if pad_to_multiple_of is not None:

@@ -1,1 +1,1 @@
-"""Functions on tensors: segments, attention, rotary positions, weights as stored. No parameters, no config."""
+"""Operators on tensors: segments, attention, rotary positions, packed weights; no parameters, no configurations."""

@@ -1,7 +1,7 @@
-"""The only attention: packed rows, segment by segment, planned once per batch and device, the same plan for all layers.
+"""Attention over packed rows, segment by segment, planned once per batch and device with one plan for all layers.
 
-Without gradients the device's backend computes it (ops/backends.py); with gradients its definition in PyTorch does
-(ops/reference/attention.py). Projections, rotation and who owns the cache live elsewhere.
+Without gradients the device's backend computes it (ops/backends.py), with gradients the PyTorch definition
+(ops/reference/attention.py).
 
 Letters: L packed rows · A query heads · G key/value heads · K head width · T new rows · S keys of one segment.
 """
@@ -20,14 +20,14 @@ from vitrail.ops.reference import attention as reference_attention
 
 
 class LayerCache(Protocol):
-    """What attention needs of a cache: kv/cache.py has it."""
+    """The part of a cache that attention uses; kv/cache.py implements it."""
 
     def layer(self, index: int, device: torch.device | None = None) -> LayerKV:
-        """One layer's keys and values, on `device`."""
+        """Return one layer's keys and values on `device`."""
 
 
 class AttentionPlan:
-    """Attention of one batch. A layer's first call on a device plans for it; all later ones take the same metadata."""
+    """Attention of one batch. The first call on a device plans; all later calls reuse its metadata."""
 
     def __init__(self, metadata: AttentionMetadata, cache: LayerCache | None = None) -> None:
         segments = metadata.segments
@@ -40,14 +40,15 @@ class AttentionPlan:
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, layer: int = 0, window: int | None = None
     ) -> Tensor:
-        """Softmax attention of packed rows within their segments.
+        """Compute softmax attention of packed rows within their segments.
 
         Args:
-            q: (L, A, K). k, v: (L, G, K), the new rows; G divides A. With a cache they are written first; keys are
-                then what the cache holds, in its precision.
+            q: (L, A, K).
+            k, v: (L, G, K), the new rows; G divides A. With a cache they are written first, and attention reads the
+                cache's copies, in its precision.
             scale: factor of the scores before the softmax.
-            layer: of the cache.
-            window: a row sees at most this many keys, itself included (None: all).
+            layer: index of the layer in the cache.
+            window: maximum number of keys a row attends to, itself included; None: all.
 
         Returns:
             (L, A, K) in q's dtype.
@@ -67,7 +68,7 @@ class AttentionPlan:
     def weights(
         self, q: Tensor, k: Tensor, *, scale: float, layer: int = 0, window: int | None = None
     ) -> list[Tensor]:
-        """The softmax itself, per segment (A, T, S) in q's dtype: what `output_attentions` shows. Quadratic by nature."""
+        """Return the softmax weights, per segment (A, T, S) in q's dtype, for `output_attentions`. Quadratic memory."""
         kv = None if self._cache is None else self._cache.layer(layer, q.device)
         metadata = self._on(q, kv)[1]
         segments, found = metadata.segments, []
@@ -84,7 +85,7 @@ class AttentionPlan:
         return found
 
     def mix(self, weights: Sequence[Tensor], v: Tensor, *, layer: int = 0) -> Tensor:
-        """(L, A, K): the values under `weights` as `weights()` gives them. v: (L, G, K), written by `attend` before."""
+        """Return (L, A, K): the values under `weights()`. v: (L, G, K), already written by `attend`."""
         kv = None if self._cache is None else self._cache.layer(layer, v.device)
         metadata = self._on(v, kv)[1]
         found = []
@@ -96,7 +97,7 @@ class AttentionPlan:
 
     @staticmethod
     def _seen(x: Tensor, which: int, index: int, metadata: AttentionMetadata, kv: LayerKV | None) -> Tensor:
-        """Keys (0) or values (1) that a segment sees, (S, G, K): cached ones, and the new rows' with their gradient."""
+        """Return keys (0) or values (1) of a segment, (S, G, K): cached ones, then the new rows with their gradient."""
         segments = metadata.segments
         new, total = segments.query_length(index), segments.kv_host[index]
         own = x[segments.q_host[index] : segments.q_host[index] + new]
@@ -118,7 +119,7 @@ class AttentionPlan:
 
 
 class _WithGradientOf(torch.autograd.Function):
-    """The first tensor's numbers; the gradient goes to the second."""
+    """The first tensor's values; the gradient goes to the second."""
 
     @staticmethod
     def forward(ctx: Any, numbers: Tensor, carrier: Tensor) -> Tensor:
@@ -130,6 +131,6 @@ class _WithGradientOf(torch.autograd.Function):
 
 
 def with_gradient_of(numbers: Tensor, carrier: Tensor) -> Tensor:
-    """`numbers`, bit for bit, with the gradient of `carrier`, which computes the same by other steps."""
+    """Return `numbers`, bit for bit, with the gradient of `carrier`, which computes the same by other steps."""
     out: Tensor = _WithGradientOf.apply(numbers.detach(), carrier)  # type: ignore[no-untyped-call]
     return out

@@ -1,4 +1,4 @@
-"""The interface of an attention backend, and what it is given: AttentionMetadata, BlockWeights. The table: backends.py."""
+"""Interface of an attention backend, with its inputs AttentionMetadata and BlockWeights. The table: backends.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +14,12 @@ from vitrail.ops.weight import Weight
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
-    """What attention needs of a batch, the same for all layers. A backend's plan() may return a subclass with more.
+    """Attention inputs of a batch, the same for all layers. A backend's plan() may return a subclass with more fields.
 
     Attributes:
-        segments: which rows belong together and how many keys each sees.
-        slot_mapping: int64 (L,), where the new rows go in the cache (block · positions of a block + offset).
-        block_tables: each segment's blocks. Both are None without a cache.
+        segments: row ranges of the sequences, and the number of keys each attends to.
+        slot_mapping: int64 (L,), cache slots of the new rows (block · positions per block + offset).
+        block_tables: blocks of each segment. Both are None without a cache.
     """
 
     segments: Segments
@@ -27,7 +27,7 @@ class AttentionMetadata:
     block_tables: BlockTables | None = None
 
     def to(self, device: torch.device) -> "AttentionMetadata":
-        """The same on another device."""
+        """Return a copy on another device."""
         segments, tables = self.segments, self.block_tables
         if segments.cu_seqlens_q.device == device:
             return self
@@ -41,7 +41,7 @@ class AttentionMetadata:
 
 @dataclass(frozen=True, slots=True)
 class BlockWeights:
-    """The weights of one decoder block: norms (D,), matrices (out, in) without biases; a field's share their input."""
+    """Weights of one decoder block: norms (D,), matrices (out, in) without biases; matrices of a field share their input."""
 
     attention_norm: Tensor
     mlp_norm: Tensor
@@ -51,23 +51,23 @@ class BlockWeights:
     down: tuple[Weight]
 
     def products(self) -> tuple[tuple[Weight, ...], ...]:
-        """The four products, in the order in which they are computed."""
+        """The four products, in order of computation."""
         return self.qkv, self.out, self.gate_up, self.down
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of both norms, then (out, in) of every matrix."""
+        """Return the shapes of both norms, then (out, in) of every matrix."""
         matrices = (weight for weights in self.products() for weight in weights)
         return tuple(tuple(x.shape) for x in (self.attention_norm, self.mlp_norm, *matrices))
 
 
 class DecoderBlocks(Protocol):
-    """All blocks of one decoder as one call, to the bits of the layers one by one."""
+    """All blocks of one decoder in one call, bit for bit equal to the layers one by one."""
 
     plain: bool
-    """Whether there is a matrix that is not packed."""
+    """Whether some matrix is not packed."""
 
     def pays(self, hidden: Tensor, weight: Tensor) -> bool:
-        """Whether the call beats the layers for these rows, given a matrix that is not packed."""
+        """Return whether the call is faster than the layers for these rows, given a matrix that is not packed."""
 
     def run(
         self,
@@ -80,23 +80,29 @@ class DecoderBlocks(Protocol):
         scale: float,
         window: int | None,
     ) -> Tensor | None:
-        """hidden (L, D) through all blocks; new keys and values go into the cache. None: nothing was done."""
+        """Compute hidden (L, D) through all blocks, caching new keys and values; None if unsupported: nothing was done."""
 
 
 class AttentionBackend(Protocol):
-    """How one kind of device computes attention, and decoder blocks whole where it can."""
+    """Attention on one type of device, and whole decoder blocks where it can fuse them."""
 
     def plan(self, metadata: AttentionMetadata, kv: LayerKV | None, dtype: torch.dtype) -> AttentionMetadata:
-        """What attend() takes, computed once per batch and device. kv: one layer's; dtype: of the queries."""
+        """Return the metadata for attend(), computed once per batch and device.
+
+        Args:
+            metadata: of the batch.
+            kv: one layer's cache; all layers have the same shapes.
+            dtype: of the queries.
+        """
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, kv: LayerKV | None, metadata: AttentionMetadata, *,
                scale: float, window: int | None) -> Tensor:  # fmt: skip
-        """Softmax attention without gradients: q (L, A, K), new rows k, v (L, G, K), already written to kv: (L, A, K)."""
+        """Return attention (L, A, K) without gradients; q (L, A, K), new rows k, v (L, G, K), already written to kv."""
 
     def takes_decoder_blocks(self, hidden: Tensor, metadata: AttentionMetadata) -> bool:
-        """Whether this batch may be one call: asked first, before the layers are looked at."""
+        """Return whether this batch may be one call; a cheap check before the layers are inspected."""
 
     def decoder_blocks(
         self, blocks: Sequence[BlockWeights], dtype: torch.dtype, eps: float
     ) -> DecoderBlocks | None:
-        """The blocks for activations of `dtype`, or None where these weights go layer by layer."""
+        """Return the blocks fused for activations of `dtype`, or None if these weights are computed layer by layer."""

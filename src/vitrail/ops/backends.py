@@ -1,4 +1,4 @@
-"""Which attention backend computes on which kind of device. A new one is a file of its own and a line here."""
+"""Table of attention backends by device type. A new backend is a file of its own and a line here."""
 
 import torch
 
@@ -9,15 +9,15 @@ from vitrail.ops.reference.backend import ReferenceBackend
 
 REFERENCE = ReferenceBackend()
 _CPU = CPUBackend()
-# By kind of device; others take the definition. On the meta device only shapes matter.
+# By device type; others use the reference. On the meta device only shapes matter.
 BACKENDS: dict[str, AttentionBackend] = {"cpu": _CPU, "meta": _CPU}
 
 
 def backend_for(device: torch.device) -> AttentionBackend:
-    """The backend of a device."""
+    """Return the backend of a device."""
     return BACKENDS.get(device.type, REFERENCE)
 
 
 def check_backend() -> None:
-    """Raise UnsupportedError if VITRAIL_KERNELS names kernels that this machine does not have."""
+    """Raise UnsupportedError if VITRAIL_KERNELS names kernels that this machine lacks."""
     library.library()

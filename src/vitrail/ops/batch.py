@@ -1,6 +1,6 @@
-"""ForwardBatch: what one pass of the decoder needs beside its hidden states. build_batch() is the only maker.
+"""ForwardBatch: inputs of one decoder pass besides the hidden states. build_batch() is its only constructor.
 
-The runner of generate/ calls it; a scheduler of engine/core (reserved) would, for prompts' chunks and decoding rows alike.
+Used by the runner in generate/, for any mix of prefill chunks and decoding rows; reserved for a scheduler in engine/core.
 
 Letters: L packed rows · n segments.
 """
@@ -19,32 +19,32 @@ from vitrail.ops.segments import Segments
 
 
 class BlockCache(Protocol):
-    """What a batch needs of a cache: kv/cache.py has it."""
+    """The part of a cache that a batch uses; kv/cache.py implements it."""
 
     def length(self, sequence: int) -> int:
-        """Positions of a sequence."""
+        """Return the number of positions of a sequence."""
 
     def allocate(self, sequence: int, rows: int) -> list[int]:
-        """Lengthen a sequence; the slots of its new rows."""
+        """Lengthen a sequence; return the slots of its new rows."""
 
     def blocks(self, sequence: int) -> tuple[int, ...]:
-        """A sequence's blocks in order."""
+        """Return a sequence's blocks in order."""
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Forget all positions from `length` on."""
+        """Drop all positions from `length` on."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
-    """One pass over L packed rows: any mix of prompts' chunks and decoding sequences.
+    """One pass over L packed rows: any mix of prefill chunks and decoding sequences.
 
     Attributes:
         positions: int64 (L,), absolute 0-based positions for the rotary embedding.
-        attention: rows that belong together, slots and block tables, as attention takes them.
-        sequences: the cache's sequence of each segment; () when nothing is cached.
-        logits_indices: int64 rows whose logits are wanted; None: all.
-        adapter_indices: int64 (L,), the adapter of each row; carried for the engine, no layer reads it yet: a decoder
-            refuses a batch that has it. None: the adapters that are set on the model, for all rows.
+        attention: segments, slots and block tables, as attention takes them.
+        sequences: cache sequence of each segment; () without a cache.
+        logits_indices: int64 (n,), rows to compute logits for; None: all.
+        adapter_indices: int64 (L,), adapter of each row. Reserved for the engine: no layer reads it yet, and the decoder
+            rejects a batch that has it. None: the adapters active on the model, for all rows.
     """
 
     positions: Tensor
@@ -55,17 +55,17 @@ class ForwardBatch:
 
     @property
     def segments(self) -> Segments:
-        """Which rows belong together, with cu_seqlens_q and seq_lens_k."""
+        """Row ranges of the sequences, with cu_seqlens_q and seq_lens_k."""
         return self.attention.segments
 
     @property
     def slot_mapping(self) -> Tensor | None:
-        """int64 (L,), where the new rows go in the cache."""
+        """int64 (L,), cache slots of the new rows."""
         return self.attention.slot_mapping
 
     @property
     def block_tables(self) -> BlockTables | None:
-        """Each segment's blocks."""
+        """Blocks of each segment."""
         return self.attention.block_tables
 
 
@@ -79,14 +79,18 @@ def build_batch(
     adapter_indices: Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> ForwardBatch:
-    """A batch of `lengths` new rows of each sequence; with a cache their blocks are allocated.
+    """Build a batch of `lengths` new rows per sequence; with a cache, allocate their blocks.
 
     Args:
-        cache, sequences: where the rows' keys and values go; each sequence goes on after what it has cached.
-        positions: int64 (L,); None: counted after what is cached.
+        lengths: new rows of each sequence.
+        cache, sequences: cache for the new keys and values, and its sequences, which the rows continue.
+        positions: int64 (L,); None: counted from the cached positions.
+        logits_indices: rows to compute logits for; None: all.
+        adapter_indices: int64 (L,), see ForwardBatch.
+        device: of the batch's tensors.
 
     Raises:
-        CacheFull: the cache has not enough blocks; no sequence was lengthened.
+        CacheFull: too few free blocks; no sequence was lengthened.
     """
     past, attention = [0] * len(lengths), None
     if cache is not None:
@@ -118,7 +122,7 @@ def build_batch(
 def _allocate(
     cache: BlockCache, sequences: Sequence[int], lengths: Sequence[int], past: Sequence[int]
 ) -> list[int]:
-    """The slots of all new rows; all sequences are lengthened or none."""
+    """Return the slots of all new rows, lengthening all sequences or none."""
     slots: list[int] = []
     for number, (sequence, rows) in enumerate(zip(sequences, lengths, strict=True)):
         try:

@@ -1,6 +1,6 @@
-"""What operators refuse before they read or write: tensors that are not what sizes, offsets and layouts say they are.
+"""Argument checks shared by operators: sizes, offsets and layouts, before anything is read or written.
 
-The rules that operators share. An operator's own check stands beside its binding in ops/cpu/, and ops/cpu/registry.py
+An operator's own check is beside its binding in ops/cpu/; ops/cpu/registry.py runs it before every call.
 runs it before every call.
 """
 
@@ -21,13 +21,13 @@ _Parts = dict[str, tuple[torch.Size, torch.dtype]]
 
 
 def misfit(operator: str, expected: str, **came: Tensor | None) -> InputError:
-    """The error for an operator's tensors that do not fit each other."""
+    """Return the error for an operator's tensors that do not fit each other."""
     found = ", ".join(f"{name} {_described(tensor)}" for name, tensor in came.items())
     return InputError(f"{operator} expects {expected}; got {found}.")
 
 
 def outside() -> InputError:
-    """The error for offsets, lengths, blocks or slots that point outside."""
+    """Return the error for offsets, lengths, blocks or slots out of range."""
     return InputError(
         "the offsets, lengths, blocks or slots of a step do not fit its tensors; "
         "steps and caches are made by Segments and KVCache."
@@ -39,7 +39,7 @@ def _described(tensor: Tensor | None) -> str:
 
 
 def check_packed(weight: PackedWeight) -> None:
-    """Raise CheckpointError unless a packed weight's tensors are what its layout, shape and group say."""
+    """Raise CheckpointError unless a packed weight's tensors match its layout, shape and group."""
     wanted = _wanted_parts(weight.layout, weight.shape, weight.group, "nested_map" in weight.tensors)
     if wanted is None or len(wanted) != len(weight.tensors):
         raise _unfit(weight)
@@ -50,13 +50,13 @@ def check_packed(weight: PackedWeight) -> None:
 
 
 def _is_flat_alike(part: Tensor, shape: torch.Size) -> bool:
-    """Whether a part that is a list of numbers is one in another shape: bitsandbytes keeps some as a column."""
+    """Return whether a one-dimensional part has the right length in another shape: bitsandbytes keeps some as a column."""
     return len(shape) == 1 and part.numel() == shape.numel()
 
 
-@lru_cache(maxsize=1024)  # a model has a few layouts and shapes, and each is looked at in every layer
+@lru_cache(maxsize=1024)  # few layouts and shapes per model, checked in every layer
 def _wanted_parts(layout: Layout, shape: tuple[int, int], group: int, nested: bool) -> _Parts | None:
-    """Each part's shape and dtype; None where layout, shape and group do not go together."""
+    """Return each part's shape and dtype; None if layout, shape and group do not go together."""
     (out, columns), size, panels = shape, shape[0] * shape[1], panel_count(shape[0])
     if min(out, columns) < 0 or group < 1:
         return None
@@ -94,7 +94,7 @@ def _unfit(weight: PackedWeight) -> CheckpointError:
 def check_product(
     operator: str, x: Tensor, shapes: Sequence[tuple[int, ...]], biases: Sequence[Tensor | None]
 ) -> None:
-    """Raise InputError unless x (rows, in) goes through matrices (out_i, in), each with a bias (out_i,) or None."""
+    """Raise InputError unless x (rows, in) fits matrices (out_i, in), each with a bias (out_i,) or None."""
     fits = x.dim() == 2 and len(biases) == len(shapes) > 0
     if not fits or any(len(shape) != 2 or shape[1] != x.shape[1] for shape in shapes):
         raise misfit(operator, f"rows as wide as its matrices {[*shapes]} and one bias or None for each", x=x)

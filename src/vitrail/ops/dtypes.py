@@ -1,4 +1,4 @@
-"""The floating-point types that operators compute in."""
+"""Floating-point dtypes that operators compute in."""
 
 import torch
 

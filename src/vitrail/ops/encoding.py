@@ -1,4 +1,4 @@
-"""Operators from floats to codes and scales, for every device. Kernels: ops/cpu/encode.py; definitions: ops/reference."""
+"""Quantising operators, floats to codes and scales. Kernels: ops/cpu/encode.py; definitions: ops/reference/encode.py."""
 
 from vitrail.ops.cpu import library
 from vitrail.ops.cpu.encode import encode_fit, encode_map4, encode_own, squared_error
@@ -8,5 +8,5 @@ __all__ = ["encode_fit", "encode_map4", "encode_own", "has_kernels", "row_blocks
 
 
 def has_kernels() -> bool:
-    """Whether packing on a CPU is the kernels', which need no intermediates."""
+    """Return whether packing on a CPU uses the kernels, which need no intermediates."""
     return library.library() is not None

@@ -1,4 +1,4 @@
-"""Which models, caches and conversations are in use: several threads may ask one model, nobody changes it meanwhile."""
+"""Usage locks of models, caches and conversations: several threads may run one model, none may change it meanwhile."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from vitrail.errors import InputError
 
 _STATE = threading.Condition()
-_RUNNING: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # calls of generate() on a model
+_RUNNING: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # calls of generate() per model
 _CHANGING: weakref.WeakKeyDictionary[Any, tuple[int, int]] = weakref.WeakKeyDictionary()  # thread, depth
 _ALONE: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 @contextmanager
 def running(model: Any) -> Iterator[None]:
-    """Inside, `model` answers: `changing` refuses. Waits until a change in another thread is done."""
+    """Mark `model` as running within the block, which makes `changing` raise; waits for a change in another thread."""
     me = threading.get_ident()
     with _STATE:
         _STATE.wait_for(lambda: _CHANGING.get(model, (me, 0))[0] == me)
@@ -32,9 +32,14 @@ def running(model: Any) -> Iterator[None]:
 
 @contextmanager
 def changing(model: Any, what: str) -> Iterator[None]:
-    """Inside, the modules of `model` change: `running` waits, as do changes by other threads.
+    """Mark the modules of `model` as changing within the block: `running` and changes by other threads wait.
 
-    Raises InputError, which calls the change `what`, where an answer is being made: half of it would have other weights.
+    Args:
+        model: whose modules change.
+        what: name of the change, for the message.
+
+    Raises:
+        InputError: generation is running; half of its answer would have other weights.
     """
     me = threading.get_ident()
     with _STATE:
@@ -57,7 +62,7 @@ def changing(model: Any, what: str) -> Iterator[None]:
 
 @contextmanager
 def alone(thing: Any, what: str) -> Iterator[None]:
-    """Inside, nobody else uses `thing`. Raises InputError, which calls it `what`, where somebody does."""
+    """Hold `thing` exclusively within the block. Raises InputError, naming it `what`, if it is in use."""
     with _STATE:
         if thing in _ALONE:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Inputs of models as callers pass them (tensors, numpy arrays, lists), as tensors."""
+"""Conversion of model inputs (tensors, numpy arrays, lists) to tensors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +13,10 @@ IMAGES = "pixel_values must be a tensor (images, channels, height, width) or a l
 
 
 def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Any:
-    """A list or numpy array as a tensor on `device`; None and tensors as they are.
+    """Convert a list or numpy array to a tensor on `device`; None and tensors are returned unchanged.
 
     Raises:
-        InputError: anything else, rows of different lengths, or numbers that no model computes with.
+        InputError: any other type, ragged rows, or a dtype that models do not compute with.
     """
     if value is not None and not isinstance(value, Tensor):
         if isinstance(value, (str, bytes)) or not (
@@ -39,7 +39,7 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Any:
 
 
 def as_tensors(device: torch.device, **values: Any) -> list[Any]:
-    """Several inputs by their names, each as `as_tensor` gives it."""
+    """Convert several inputs, named for messages, with `as_tensor`."""
     return [as_tensor(name, value, device) for name, value in values.items()]
 
 
@@ -51,9 +51,9 @@ def check_flags(**flags: Any) -> None:
 
 
 def as_pixels(pixel_values: Any, image_sizes: Any) -> tuple[Any, Any]:
-    """(N, C, H, W) of a batch, or of images in lists nested as old processors nest them; and the sizes.
+    """Return pixel values (N, C, H, W), from a batch or from nested lists as old processors return them, and image sizes.
 
-    Images of different sizes are padded at the right and the bottom, which is what image_sizes says then.
+    Images of different sizes are padded at right and bottom; image_sizes then has their sizes without padding.
     """
     if image_sizes is not None:
         image_sizes = as_tensor("image_sizes", image_sizes, torch.device("cpu"))
@@ -77,7 +77,7 @@ def as_pixels(pixel_values: Any, image_sizes: Any) -> tuple[Any, Any]:
 
 
 def _images(value: Any, depth: int = 0) -> list[Tensor]:
-    """The images in nested lists, in order; None stands for a row of text alone."""
+    """Return the images in nested lists, in order; None stands for a text-only row."""
     if value is None:
         return []
     if hasattr(value, "__array__") or (isinstance(value, (list, tuple)) and _depth(value) == 3):
@@ -89,7 +89,7 @@ def _images(value: Any, depth: int = 0) -> list[Tensor]:
 
 
 def _depth(value: Any) -> int:
-    """How deeply numbers are nested in lists; 0 where the innermost thing is no number."""
+    """Return the nesting depth of numbers in lists; 0 if the innermost value is not a number."""
     depth = 0
     while isinstance(value, (list, tuple)) and value and depth < 8:
         value, depth = value[0], depth + 1
@@ -103,7 +103,7 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def replace_rows(rows: Tensor, where: Tensor, features: Tensor) -> Tensor:
-    """`rows` (…, D) with the rows at `where` (…) replaced by `features` (n, D), in order."""
+    """Replace the rows of `rows` (…, D) selected by `where` (…) with `features` (n, D), in order."""
     wanted = int(where.sum())
     if wanted != len(features):
         raise InputError(
@@ -114,7 +114,7 @@ def replace_rows(rows: Tensor, where: Tensor, features: Tensor) -> Tensor:
 
 
 def chosen_layers(layer: Any, depth: int) -> Sequence[int]:
-    """`vision_feature_layer` as a list, each within a tower of `depth` blocks. Raises InputError otherwise."""
+    """Return `vision_feature_layer` as a list; raise InputError for a layer outside a tower of `depth` blocks."""
     layers = [layer] if isinstance(layer, int) else list(layer) if isinstance(layer, (list, tuple)) else []
     if not layers or any(not isinstance(one, int) or isinstance(one, bool) for one in layers):
         raise InputError(f"vision_feature_layer must be an integer or a list of them; got {shown(layer)}.")

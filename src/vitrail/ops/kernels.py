@@ -1,9 +1,9 @@
-"""Which kernel multiplies a layout on a type of device: one table, read by the operators that multiply.
+"""Table of kernels by memory layout and device type, used by the operators that multiply.
 
-    register(Layout.MAP4, "cuda", products)  # the arguments are those of the layout's operator
+    register(Layout.MAP4, "cuda", products)  # takes the arguments of the layout's operator
 
-The CPU's kernels are given to the operators themselves (ops/cpu/registry.py). Where nothing is registered, the operator's
-definition is used, so a layout needs no kernel to work.
+CPU kernels are part of the operators themselves (ops/cpu/registry.py). Without an entry an operator uses its definition,
+so a layout works without any kernel.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _KERNELS: dict[tuple[Layout, str], Kernel] = {}
 
 
 def register(layout: Layout, device: str, kernel: Kernel) -> None:
-    """Let `kernel` multiply weights in `layout` on devices of a type such as "cuda"."""
+    """Register `kernel` to multiply weights in `layout` on a device type such as "cuda"."""
     _KERNELS[layout, device] = kernel
 
 
 def kernel_for(layout: Layout, device: torch.device, definition: Kernel) -> Kernel:
-    """The kernel for weights in `layout` on `device`, else the definition."""
+    """Return the kernel for weights in `layout` on `device`, or the definition."""
     return _KERNELS.get((layout, device.type), definition)

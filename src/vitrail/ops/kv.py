@@ -1,4 +1,4 @@
-"""LayerKV, one layer's keys and values in blocks, and BlockTables, which blocks a sequence has. Both are frozen."""
+"""LayerKV, one layer's keys and values in blocks, and BlockTables, the blocks of each sequence. Both are frozen."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,10 +11,11 @@ from vitrail.ops.cpu import kv as cpu_kv
 
 @dataclass(frozen=True, slots=True)
 class BlockTables:
-    """The blocks of each segment of a batch, in order.
+    """Blocks of each segment of a batch, in order.
 
     Attributes:
-        tensor: int32 (n, longest), padded with zeros. host: the same without padding, so that no batch waits for the device.
+        tensor: int32 (n, longest), zero-padded.
+        host: the same without padding, so that no batch waits for the device.
     """
 
     tensor: Tensor
@@ -23,7 +24,7 @@ class BlockTables:
 
 @dataclass(frozen=True, slots=True)
 class LayerKV:
-    """One layer's storage.
+    """Cache storage of one layer.
 
     Attributes:
         keys, values: (blocks, block, G, K).
@@ -35,11 +36,11 @@ class LayerKV:
     scales: Tensor | None = None
 
     def write(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
-        """Store rows k, v (L, G, K) at int64 slots (L,); gradients do not flow through a cache."""
+        """Store rows k, v (L, G, K) at int64 slots (L,), without gradients."""
         cpu_kv.cache_write(k.detach(), v.detach(), self.keys, self.values, self.scales, slots)
 
     def at(self, slots: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values (L, G, K) at int64 slots (L,), as the cache holds them, in `dtype`."""
+        """Return keys and values (L, G, K) at int64 slots (L,), decoded to `dtype`."""
         return self._rows(0, self.keys, slots, dtype), self._rows(1, self.values, slots, dtype)
 
     def _rows(self, side: int, stored: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
@@ -49,9 +50,9 @@ class LayerKV:
         return (rows * self.scales[side].flatten(0, 1)[slots][..., None]).to(dtype)
 
     def read(self, tables: BlockTables, segment: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of positions start … stop−1 of one segment, (stop−start, G, K), float.
+        """Return keys and values of positions start … stop−1 of one segment, (stop−start, G, K), floating point.
 
-        Blocks of a float cache that lie one after another in memory are a view; others are gathered.
+        Adjacent blocks of a float cache are returned as a view; others are gathered.
         """
         block = self.keys.shape[1]
         first, last = start // block, -(-stop // block)

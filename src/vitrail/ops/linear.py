@@ -1,6 +1,6 @@
-"""The only matrix product with a weight, plain or packed, and the only table look-up. Holds no parameters.
+"""Matrix products with a plain or packed weight, and embedding look-up: the only ones in the package.
 
-A layout has its operators in one table here; which kernel one of them runs on a device is ops/kernels.py's.
+The operators of each memory layout are in one table here; ops/kernels.py chooses their kernels by device.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = [
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-    """x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out) in x's dtype.
+    """Multiply x (…, in) by the transpose of weight (out, in) and add bias (out,): (…, out) in x's dtype.
 
-    Panels of 4 and 8 bits multiply rounded activations (ops/reference/quant_matmul.py), other packed weights are decoded
-    piece by piece (ops/cpu/dense.py). Gradients of packed weights flow to x and bias only.
+    4- and 8-bit panels multiply rounded activations (ops/reference/quant_matmul.py), other packed weights are decoded
+    block by block (ops/cpu/dense.py). Gradients of packed weights flow to x and bias only.
     """
     if isinstance(weight, Tensor):
         if cpu_dense.kernel_is_faster(x, [weight], bias):
@@ -48,9 +48,9 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
 
 
 def linear_group(x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
-    """The same x (…, in) through several weights (out_i, in), as q, k, v or gate, up: each (…, out_i).
+    """Multiply one x (…, in) by several weights (out_i, in), such as q, k, v or gate, up: each (…, out_i).
 
-    Packed weights of one layout are one call: x is rounded once.
+    Packed weights of one layout are one call, which rounds x once.
     """
     plain = [weight for weight in weights if isinstance(weight, Tensor)]
     if len(plain) == len(weights) and cpu_dense.kernel_is_faster(x, plain):
@@ -63,9 +63,9 @@ def linear_group(x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
 
 
 def linear_input_grad(dy: Tensor, weight: Weight) -> Tensor:
-    """The gradient of x for y = linear(x, weight): dy (…, out) times weight (out, in), (…, in).
+    """Return the gradient of x for y = linear(x, weight): dy (…, out) times weight (out, in), (…, in).
 
-    Of panels of 4 and 8 bits it is the gradient of the product with the decoded weight, as if x were not rounded.
+    For 4- and 8-bit panels it is the gradient of the product with the decoded weight, as if x were not rounded.
     """
     if isinstance(weight, Tensor):
         return dy @ weight.to(dy.dtype)
@@ -73,14 +73,14 @@ def linear_input_grad(dy: Tensor, weight: Weight) -> Tensor:
 
 
 def embedding(ids: Tensor, weight: Weight) -> Tensor:
-    """Rows of weight (V, D) at ids (…): (…, D). Of a packed weight only the rows asked for are decoded."""
+    """Return rows of weight (V, D) at ids (…): (…, D). Only these rows of a packed weight are decoded."""
     if isinstance(weight, Tensor):
         return F.embedding(ids, weight)
     return _OPERATORS[weight.layout].rows(weight, ids.flatten()).view(*ids.shape, weight.shape[1])
 
 
 class _PackedLinear(torch.autograd.Function):
-    """y = x·Wᵀ with a packed W: the backward pass decodes W again, so that no dense copy is kept for it."""
+    """y = x·Wᵀ with a packed W; the backward pass decodes W again instead of keeping a dense copy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
@@ -95,21 +95,21 @@ class _PackedLinear(torch.autograd.Function):
 
 
 def _products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """x (…, in) through packed weights of one layout."""
+    """Multiply x (…, in) by packed weights of one layout."""
     rows = x.reshape(-1, x.shape[-1])
     results = _OPERATORS[weights[0].layout].products(rows, weights, biases)
     return [result.view(*x.shape[:-1], result.shape[-1]) for result in results]
 
 
 def _unique_rows(weight: PackedWeight, ids: Tensor) -> Tensor:
-    """Rows ids (n,), each decoded once however often it is asked for."""
+    """Return rows ids (n,), decoding each distinct row once."""
     rows, where = torch.unique(ids, return_inverse=True)
     return dequantize_rows(weight, rows)[where]
 
 
 @dataclass(frozen=True, slots=True)
 class _Operators:
-    """What is done with packed weights of a layout.
+    """Operators of one memory layout.
 
     products    (x (rows, in), weights (out_i, in), biases) → one (rows, out_i) each.
     input_grad  (dy (…, out), weight) → the gradient of x, (…, in).

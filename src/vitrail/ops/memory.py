@@ -1,7 +1,7 @@
-"""The memory that large CPU tensors lie in: 2 MiB pages where the system offers them. Knows neither weights nor files.
+"""Memory of large CPU tensors: 2 MiB pages where the system offers them.
 
-A processor looks up where a page lies before it reads it, and remembers a few thousand pages. Weights read once per token
-are more than that in pages of 4 KiB; in large ones the looking up vanishes beside the reading.
+A processor translates an address before reading it, and caches a few thousand translations. Weights read once per token
+span more 4 KiB pages than that; with large pages the cost of translation vanishes.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from torch import Tensor
 
 from vitrail.errors import ConfigError
 
-ENVIRONMENT = "VITRAIL_PAGES"  # "small": for comparing
-LEAST = 4 * 2**20  # bytes of a tensor from which on it gets a mapping of its own
+ENVIRONMENT = "VITRAIL_PAGES"  # "small" disables large pages, for comparison
+LEAST = 4 * 2**20  # bytes from which a tensor gets its own mapping
 _SETTINGS = "sys/kernel/mm/transparent_hugepage"
 
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Which pages large tensors get.
+    """Page size of large tensors.
 
     Attributes:
-        size: bytes of one.
-        large: whether that is more than the system's ordinary ones.
+        size: bytes per page.
+        large: whether that exceeds the system's base page.
         reason: the system's setting that allows it, or why not.
     """
 
@@ -43,7 +43,7 @@ class Pages:
 
 
 def pages(root: Path = Path("/")) -> Pages:
-    """Which pages `empty` asks for, as the system's files under `root` allow. ConfigError for an unknown VITRAIL_PAGES."""
+    """Return the pages that `empty` uses, from the system's files under `root`. ConfigError for an unknown VITRAIL_PAGES."""
     if _wanted() == "small":
         return _small(f"{ENVIRONMENT}=small")
     if not hasattr(mmap, "MADV_HUGEPAGE"):
@@ -61,9 +61,9 @@ def pages(root: Path = Path("/")) -> Pages:
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """A contiguous tensor with any values; on the CPU, if it is large, in large pages where they can be had.
+    """Return an uninitialised contiguous tensor; a large one on the CPU lies in large pages where available.
 
-    It takes its own size of memory and no more, and gives it back when it is no longer used, like any other.
+    It uses its own size of memory and no more, and is freed like any other tensor.
     """
     count = math.prod(shape)
     if torch.device(device).type == "cpu" and count * dtype.itemsize >= LEAST:
@@ -76,20 +76,20 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str =
 def copied(
     tensor: Tensor, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """A contiguous copy, always a new one, in memory as `empty` gives; by default of the same device and type."""
+    """Return a contiguous copy in memory from `empty`; device and dtype default to the tensor's."""
     return empty(tensor.shape, dtype or tensor.dtype, device or tensor.device).copy_(tensor)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Vectors of one type one after the other, in memory as `empty` gives."""
+    """Concatenate vectors of one dtype in memory from `empty`."""
     first, count = parts[0], sum(part.numel() for part in parts)
     return torch.cat(list(parts), out=empty((count,), first.dtype, first.device))
 
 
 def give_back() -> None:
-    """Have the C library return what it keeps of freed blocks to the system, where it can (glibc).
+    """Return freed heap memory to the system where the C library can (glibc).
 
-    Between blocks that stay it keeps the places of those that went: after quantising a model, as much again as its weights.
+    Fragments between live blocks are otherwise retained: after quantising a model, as much again as its weights.
     """
     trim = _trim()
     if trim is not None:
@@ -98,7 +98,7 @@ def give_back() -> None:
 
 @lru_cache(maxsize=1)
 def _trim() -> Any:
-    """glibc's malloc_trim, or None."""
+    """Return glibc's malloc_trim, or None."""
     if platform.libc_ver()[0] != "glibc":
         return None
     try:
@@ -110,13 +110,13 @@ def _trim() -> Any:
 
 
 def ask_for_large(mapping: mmap.mmap) -> None:
-    """Have a mapped file read into large pages, where its file system can. Before its first byte is read."""
+    """Request large pages for a mapped file where its file system supports them, before its first byte is read."""
     if hasattr(mmap, "MADV_HUGEPAGE") and _wanted() != "small":
         _advise(mapping, 0, len(mapping))
 
 
 def _mapped(count: int, dtype: torch.dtype) -> Tensor | None:
-    """A vector that begins where a large page does, in a mapping of its own; None where there are no large pages."""
+    """Return a vector aligned to a large page in its own mapping; None without large pages."""
     found, size = pages(), count * dtype.itemsize
     whole = size // found.size * found.size
     if not found.large or not whole:
@@ -125,8 +125,8 @@ def _mapped(count: int, dtype: torch.dtype) -> Tensor | None:
         mapping = mmap.mmap(-1, size + found.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:
         return None
-    # What lies before the first large page is never touched, so it takes no memory; and the rest of the last one stays
-    # in small pages, for a large one would be taken whole.
+    # Bytes before the first large page are never touched, so they use no memory; the tail of the last one stays in
+    # small pages, because a large one would be allocated whole.
     start = -torch.frombuffer(mapping, dtype=torch.uint8, count=1).data_ptr() % found.size
     _advise(mapping, start, whole)
     return torch.frombuffer(mapping, dtype=dtype, count=count, offset=start)
@@ -135,7 +135,7 @@ def _mapped(count: int, dtype: torch.dtype) -> Tensor | None:
 def _advise(mapping: mmap.mmap, start: int, size: int) -> None:
     try:
         mapping.madvise(mmap.MADV_HUGEPAGE, start, size)
-    except OSError:  # a kernel without them: the pages are small ones then
+    except OSError:  # a kernel without large pages: keep small ones
         return
 
 
@@ -151,7 +151,7 @@ def _small(reason: str) -> Pages:
 
 
 def _chosen(path: Path) -> str:
-    """The word in brackets of a file such as `always [madvise] never`, or ""."""
+    """Return the word in brackets of a file such as `always [madvise] never`, or ""."""
     return _text(path).partition("[")[2].partition("]")[0]
 
 

@@ -1,6 +1,6 @@
-"""Rotary position embedding: frequencies, angles, rotation of halves. No parameters, no configuration objects.
+"""Rotary position embedding: frequencies, angles, rotation in halves.
 
-Notation: K head width, L packed rows. The layout in memory is halves: the pair of element i is i + K/2.
+Letters: K head width, L packed rows. Memory layout in halves: element i is paired with i + K/2.
 Sources: RoFormer (arXiv 2104.09864), YaRN (arXiv 2309.00071), Pixtral 12B (arXiv 2410.07073) for two dimensions.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def frequencies(width: int, theta: float, device: torch.device | None = None) -> Tensor:
-    """float32 (K/2,): theta^(−2k/K) for k = 0 … K/2−1."""
+    """Return float32 (K/2,): theta^(−2k/K) for k = 0 … K/2−1."""
     exponents = torch.arange(0, width, 2, dtype=torch.int64, device=device).to(torch.float32) / width
     return 1.0 / (theta**exponents)
 
@@ -27,7 +27,7 @@ def yarn_frequencies(
     truncate: bool = True,
     device: torch.device | None = None,
 ) -> Tensor:
-    """float32 (K/2,): slow frequencies divided by `factor`, fast ones kept, a linear ramp between (YaRN §3.2)."""
+    """Return float32 (K/2,): slow frequencies divided by `factor`, fast ones kept, a linear ramp between (YaRN §3.2)."""
 
     def correction(rotations: float) -> float:
         return width * math.log(original_positions / (rotations * 2 * math.pi)) / (2 * math.log(theta))
@@ -37,7 +37,7 @@ def yarn_frequencies(
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
     if low == high:
-        high += 0.001  # a ramp needs a slope
+        high += 0.001  # avoids division by zero in the ramp
     steps = torch.arange(width // 2, dtype=torch.float32, device=device)
     kept = 1 - ((steps - low) / (high - low)).clamp(0, 1)
     exponents = torch.arange(0, width, 2, dtype=torch.int64, device=device).to(torch.float32) / width
@@ -48,7 +48,7 @@ def yarn_frequencies(
 def yarn_attention_factor(
     factor: float, mscale: float | None = None, mscale_all_dim: float | None = None
 ) -> float:
-    """The multiplier of cos and sin: the ratio of both scales, exactly 1 for this family (mscale = mscale_all_dim)."""
+    """Return the factor of cos and sin: the ratio of both scales, exactly 1 for this family (mscale = mscale_all_dim)."""
 
     def scale(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
@@ -59,17 +59,17 @@ def yarn_attention_factor(
 
 
 def angles(positions: Tensor, inv_freq: Tensor) -> Tensor:
-    """float32 (L, K/2): angle of each pair at int64 positions (L,)."""
+    """Return float32 (L, K/2): angle of each pair at int64 positions (L,)."""
     return positions.to(torch.float32)[:, None] * inv_freq[None, :]
 
 
 def grid_angles(rows: Tensor, cols: Tensor, inv_freq: Tensor) -> Tensor:
-    """float32 (L, K/2) for patches: even frequencies turn with the row, odd ones with the column."""
+    """Return float32 (L, K/2) for patches: even frequencies rotate by row, odd ones by column."""
     return torch.cat([angles(rows, inv_freq[0::2]), angles(cols, inv_freq[1::2])], dim=-1)
 
 
 def cos_sin(angle: Tensor, dtype: torch.dtype, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """cos and sin (L, K) of both halves, computed in float32 and rounded once to `dtype`."""
+    """Return cos and sin (L, K) of both halves, computed in float32 and rounded once to `dtype`."""
     both = torch.cat([angle, angle], dim=-1)
     return (both.cos() * scale).to(dtype), (both.sin() * scale).to(dtype)
 
@@ -82,5 +82,5 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def query_temperature(positions: Tensor, beta: float, original_positions: int) -> Tensor:
-    """float32 (L,): 1 + beta·ln(1 + ⌊position / original⌋), Ministral 3's growth of the query with position."""
+    """Return float32 (L,): 1 + beta·ln(1 + ⌊position / original⌋), Ministral 3's scale of queries by position."""
     return 1.0 + beta * torch.log(1.0 + torch.floor(positions.to(torch.float32) / original_positions))

@@ -1,4 +1,4 @@
-"""Operators on single rows, for every device: norm, SwiGLU's gate, rotary. Kernels and definitions: ops/cpu/rows.py."""
+"""Row-wise operators: RMSNorm, SwiGLU gate, rotary embedding. Kernels and definitions: ops/cpu/rows.py."""
 
 from vitrail.ops.cpu.rows import rms_norm, rotate_pair, silu_gate
 

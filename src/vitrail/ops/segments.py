@@ -1,7 +1,7 @@
-"""Segments: which rows of a packed (L, …) tensor belong together. Positions and caches are not known here.
+"""Segments: row ranges of a packed (L, …) tensor that attend to each other.
 
-L rows of all sequences lie one after another, without padding. A segment is one sequence (decoder) or one
-image (vision tower); rows of different segments never see each other.
+Rows of all sequences are concatenated without padding. A segment is one sequence (decoder) or one image (vision
+tower); rows of different segments never attend to each other.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ class Segments:
     """Row ranges of a packed tensor, on the host and on the device.
 
     Attributes:
-        cu_seqlens_q: int32 (n+1,), where each segment's rows begin; the last entry is L.
-        seq_lens_k: int32 (n,), how many keys a segment sees after this step, cached and new.
+        cu_seqlens_q: int32 (n+1,), first row of each segment; the last entry is L.
+        seq_lens_k: int32 (n,), keys of each segment after this step, cached and new.
         q_host, kv_host: the same numbers on the host, so that no step waits for the device.
-        causal: a row sees keys up to itself (decoder) or all keys of its segment (vision tower).
+        causal: a row attends to keys up to itself (decoder) or to all keys of its segment (vision tower).
     """
 
     cu_seqlens_q: Tensor
@@ -39,7 +39,7 @@ class Segments:
         causal: bool = True,
         device: torch.device | str | None = None,
     ) -> "Segments":
-        """Segments of the given numbers of new rows, each after `past_lengths` cached ones (default none)."""
+        """Build segments of `query_lengths` new rows, each after `past_lengths` cached ones (default none)."""
         past = [0] * len(query_lengths) if past_lengths is None else past_lengths
         offsets = [0]
         for length in query_lengths:
@@ -57,7 +57,7 @@ class Segments:
     def from_grids(
         cls, grids: Sequence[tuple[int, int]], *, device: torch.device | str | None = None
     ) -> "Segments":
-        """One segment per image of (rows, columns) patches; every patch sees its whole image."""
+        """Build one segment per image of (rows, columns) patches; every patch attends to its whole image."""
         return cls.new([rows * cols for rows, cols in grids], causal=False, device=device)
 
     @classmethod
@@ -68,7 +68,7 @@ class Segments:
         *,
         device: torch.device | str | None = None,
     ) -> tuple["Segments", Tensor]:
-        """Segments of the kept rows of a (B, T) mask, and their int64 (L,) index into the flattened (B·T)."""
+        """Build segments of the nonzero positions of a (B, T) mask, and their int64 (L,) index into the flat (B·T)."""
         if mask.dim() != 2:
             raise InputError(
                 f"attention_mask must have the shape (batch, positions), got {tuple(mask.shape)}."
@@ -87,15 +87,15 @@ class Segments:
         return self.q_host[-1]
 
     def query_length(self, index: int) -> int:
-        """New rows of one segment."""
+        """Return the number of new rows of one segment."""
         return self.q_host[index + 1] - self.q_host[index]
 
     def past_length(self, index: int) -> int:
-        """Cached keys of one segment before this step."""
+        """Return the number of cached keys of one segment before this step."""
         return self.kv_host[index] - self.query_length(index)
 
     def runs(self) -> list[tuple[int, int]]:
-        """Neighbouring segments of equal shape as (first, count): each run is one batched call."""
+        """Return runs of adjacent segments of equal shape as (first, count): each run is one batched call."""
         found: list[tuple[int, int]] = []
         shape = None
         for index in range(len(self)):

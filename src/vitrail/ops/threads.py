@@ -1,7 +1,7 @@
-"""How many of PyTorch's threads a step uses: the caller's alone where its products are small.
+"""Number of PyTorch threads per step: one where its products are small.
 
-A product of half a millisecond gains little from a second thread, and beside other processes it waits for one that lost its
-core: milliseconds, at every product. The kernels' own threads are chosen in the same way, job by job (native/pool.h).
+A product of half a millisecond gains little from a second thread, and on a shared machine may wait milliseconds for a
+thread that was descheduled, at every product. The kernels choose their threads in the same way, per job (native/pool.h).
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 
 from vitrail.ops.cpu import library
 
-LEAST = 1 << 21  # weights that are read, or as long, of a product that is worth a second thread
+LEAST = 1 << 21  # weights read by a product for which a second thread pays
 _ROWS = 32  # rows whose products take as long as reading the weights
 
 
 def fitting(rows: int, weights: int, *, recomputed: bool = False) -> AbstractContextManager[None]:
-    """Within the block PyTorch uses one thread if no product is larger than `rows` through a matrix of so many weights.
+    """Use one PyTorch thread within the block if no product exceeds `rows` through a matrix of `weights` weights.
 
-    A function of the sizes alone: PyTorch's small products in float32 then have the bits of one thread, whatever their
-    number. Not where a backward pass computes blocks again (`recomputed`), which it would do with other threads. A thread
-    whose first call of PyTorch falls into another thread's block keeps one.
+    A function of the sizes alone: PyTorch's small float32 products then have the bits of one thread on every machine. Not
+    used where a backward pass recomputes blocks (`recomputed`), as it would run with another thread count. A thread whose
+    first PyTorch call happens within another thread's block keeps one thread.
     """
     if (
         torch.compiler.is_compiling()
@@ -35,7 +35,7 @@ def fitting(rows: int, weights: int, *, recomputed: bool = False) -> AbstractCon
 
 
 class _Alone:
-    """One thread for PyTorch's operators in this thread; the kernels keep theirs, of which a small job takes one."""
+    """One thread for PyTorch's operators in this thread; kernels keep theirs, and use one for a small job."""
 
     def __enter__(self) -> None:
         self._before = torch.get_num_threads()

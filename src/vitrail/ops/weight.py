@@ -1,7 +1,7 @@
-"""A matrix as it lies in memory: a plain tensor, or codes with scales in one of a few layouts. Holds no file format.
+"""Matrices in memory: a plain tensor, or codes with scales in one of several layouts. File formats: quant/formats/.
 
-A layout is what kernels read. Several file formats (quant/formats/) may repack into one; each layout has one definition
-here, `dequantize`, that every kernel must equal.
+Kernels read a layout. Several file formats (quant/formats/) may repack into one; each layout has one definition here,
+`dequantize`, which every kernel must equal.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch import Tensor
 
 from vitrail.ops import packing_layout
 
-# bitsandbytes multiplies by this number instead of dividing by 127; the last bit of a weight depends on it.
+# bitsandbytes multiplies by this number instead of dividing by 127; it affects the last bit of a weight.
 INT8_STEP = 7.874015718698502e-3
-# Scales of the first level that share one scale of the second.
+# First-level scales that share one second-level scale.
 NESTED_GROUP = 256
 
 
 class Layout(str, Enum):
-    """How the parts of a matrix (out, in) lie in memory. P = ceil(out/16) panels of 16 rows (ops/packing_layout.py).
+    """Memory layout of a matrix (out, in). P = ceil(out/16) panels of 16 rows (ops/packing_layout.py).
 
     MAP4       codes of 4 bits that look up a map, over the flattened matrix: codes uint8 (ceil(out·in/2),), quant_map
                (16,), absmax float32 (groups,) — or, nested, absmax uint8 with nested_map (256,), nested_absmax
-               (ceil(groups/256),) and nested_offset (). A group is so many neighbours in the flattened matrix.
+               (ceil(groups/256),) and nested_offset (). A group is adjacent elements of the flattened matrix.
     INT8_ROWS  codes int8 (out, in), scale float32 (out,). A group is a row.
     PANELS4    codes uint8 (P, in/8, 64), scales bfloat16 (P, in/group, 16), levels int8 (16,) ascending within −63 … 63.
-               A group is so many neighbouring columns of a row.
+               A group is adjacent columns of a row.
     PANELS8    codes int8 (P, in/4, 64), scales as in PANELS4.
     PANELS16   codes bfloat16 (P, ceil(in/2), 16, 2). Groups are 1.
     """
@@ -42,11 +42,11 @@ class Layout(str, Enum):
     PANELS16 = "panels16"
 
     def __str__(self) -> str:
-        return self.value  # in messages, on every version of Python
+        return self.value  # the same in messages on every version of Python
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names of its tensors, in the order in which operators take them; a weight may lack the nested ones."""
+        """Names of the layout's tensors, in operator order; nested ones may be absent."""
         return _DEFINITIONS[self].parts
 
 
@@ -54,10 +54,10 @@ class Layout(str, Enum):
 class PackedWeight:
     """A quantised matrix of `shape` (out, in) in memory.
 
-    layout   what its tensors are and how they lie.
-    group    neighbouring elements that share one scale; see the layout.
+    layout   memory layout of its tensors.
+    group    number of adjacent elements that share one scale; see the layout.
     tensors  the layout's parts by name.
-    dtype    decoded values are rounded to it before anything else.
+    dtype    decoded values are rounded to it first.
     """
 
     layout: Layout
@@ -76,11 +76,11 @@ class PackedWeight:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def with_tensors(self, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> PackedWeight:
-        """The same matrix with other tensors, as after a move, and another result type if one is given."""
+        """Return the same matrix with other tensors, for example after a move, and optionally another dtype."""
         return replace(self, tensors=tensors, dtype=self.dtype if dtype is None else dtype)
 
     def ordered_parts(self) -> list[Tensor | None]:
-        """Its tensors in the order of the layout's parts; None for one that it lacks."""
+        """Return its tensors in the order of the layout's parts; None for an absent one."""
         return [self.tensors.get(part) for part in self.layout.parts]
 
 
@@ -88,9 +88,9 @@ Weight: TypeAlias = "Tensor | PackedWeight"
 
 
 def dequantize(weight: Weight, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
-    """The plain matrix (len(rows), in) in `dtype`: the oracle that every faster kernel must equal.
+    """Return the plain matrix (len(rows), in) in `dtype`: the definition that every kernel must equal.
 
-    `rows` is a slice with step 1. A plain tensor is cut and cast.
+    `rows` is a slice with step 1. A plain tensor is sliced and cast.
     """
     if isinstance(weight, Tensor):
         return weight[rows].to(dtype)
@@ -100,9 +100,9 @@ def dequantize(weight: Weight, dtype: torch.dtype, rows: slice = slice(None)) ->
 
 
 def dequantize_rows(weight: PackedWeight, rows: Tensor) -> Tensor:
-    """Single rows (n,) of the matrix in any order, (n, in) in the weight's own dtype: a table look-up.
+    """Return rows (n,) of the matrix in any order, (n, in) in the weight's dtype: an embedding look-up.
 
-    In panels it reads nothing on the host, so that a step of decoding can be compiled.
+    For panels nothing is read on the host, so that a decoding step can be compiled.
     """
     pick = _DEFINITIONS[weight.layout].pick
     if pick is not None:
@@ -117,7 +117,7 @@ def dequantize_rows(weight: PackedWeight, rows: Tensor) -> Tensor:
 
 
 def scales(weight: PackedWeight, first: int = 0, last: int | None = None) -> Tensor:
-    """The float32 scales of groups first … last-1 in MAP4; the second level is undone."""
+    """Return the float32 scales of groups first … last-1 in MAP4, with the second level decoded."""
     stored = weight.tensors
     absmax = stored["absmax"][first:last]
     if "nested_map" not in stored:
@@ -133,7 +133,7 @@ def _decode_int8(weight: PackedWeight, start: int, stop: int) -> Tensor:
 
 
 def _decode_map4(weight: PackedWeight, start: int, stop: int) -> Tensor:
-    """Rows start … stop-1. Groups run over the flattened matrix, across row ends."""
+    """Decode rows start … stop-1. Groups run over the flattened matrix, across row ends."""
     columns, group = weight.shape[1], weight.group
     first, last = start * columns // group, -(-stop * columns // group)
     packed = weight.tensors["codes"][first * group // 2 : last * group // 2]
@@ -148,21 +148,21 @@ def _decode_map4(weight: PackedWeight, start: int, stop: int) -> Tensor:
 
 
 def integer_step(layout: Layout) -> float:
-    """What an integer in panels is worth before its scale; a power of two, so that nothing is rounded by it."""
+    """Return the value of one integer step in panels before scaling; a power of two, so that it causes no rounding."""
     return 2.0**-6 if layout == Layout.PANELS4 else 2.0**-7
 
 
 def stored_integers(weight: PackedWeight, first: int, last: int) -> Tensor:
-    """The int8 weights of panels first … last-1 of a matrix in PANELS4 or PANELS8, before their scales: (rows, in).
+    """Return the int8 weights of panels first … last-1 of a matrix in PANELS4 or PANELS8, before scaling: (rows, in).
 
-    Those of PANELS4 are in the order of the bytes (packing_layout.paired), which is quicker than that of the columns.
+    Those of PANELS4 are in byte order (packing_layout.paired), which is faster than column order.
     """
     rows = packing_layout.byte_rows(weight.tensors["codes"][first:last])
     return rows if weight.layout == Layout.PANELS8 else _levels(weight, rows)
 
 
 def _levels(weight: PackedWeight, codes: Tensor) -> Tensor:
-    """The levels of the two codes in each byte, side by side: (…, n) uint8 → (…, 2n) int8."""
+    """Look up the levels of both codes in each byte, side by side: (…, n) uint8 → (…, 2n) int8."""
     levels = weight.tensors["levels"]
     pairs = torch.stack([levels.repeat(16), levels.repeat_interleave(16)], 1).view(torch.int16).view(-1)
     return (
@@ -173,13 +173,13 @@ def _levels(weight: PackedWeight, codes: Tensor) -> Tensor:
 
 
 def _scaled(weight: PackedWeight, whole: Tensor, row_scales: Tensor) -> Tensor:
-    """Integers (n, in) and scales (n, groups) as float32 values: one rounding."""
+    """Scale integers (n, in) by scales (n, groups) to float32 values: one rounding."""
     values = whole.float() * integer_step(weight.layout)
     return (values.view(*row_scales.shape, weight.group) * row_scales.float()[:, :, None]).flatten(1)
 
 
 def _decode_panels(weight: PackedWeight, start: int, stop: int) -> Tensor:
-    """Rows start … stop-1: the panels that hold them are decoded, no others."""
+    """Decode rows start … stop-1, and only the panels that contain them."""
     first, inside = _panels_of(start, stop)
     last = packing_layout.panel_count(stop)
     row_scales = packing_layout.unpack_scales(weight.tensors["scales"][first:last])[inside]
@@ -196,7 +196,7 @@ def _decode_panels16(weight: PackedWeight, start: int, stop: int) -> Tensor:
 
 
 def _panels_of(start: int, stop: int) -> tuple[int, slice]:
-    """The first panel that holds rows start … stop-1, and where these lie from its beginning on."""
+    """Return the first panel with rows start … stop-1, and their slice relative to its beginning."""
     first = start // packing_layout.ROWS
     return first, slice(start - first * packing_layout.ROWS, stop - first * packing_layout.ROWS)
 
@@ -214,7 +214,7 @@ def _pick_panels16(weight: PackedWeight, rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Definition:
-    """What a layout's tensors are called, how rows start … stop-1 are decoded, and single rows without reading the host."""
+    """Definition of a layout: names of its tensors, decoding of rows start … stop-1, and look-up without host reads."""
 
     parts: tuple[str, ...]
     decode: Callable[[PackedWeight, int, int], Tensor]

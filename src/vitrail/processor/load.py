@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vitrail.arguments import checked
-from vitrail.configs.fields import LIMITS, shown
+from vitrail.arguments import checked, short
+from vitrail.configs.fields import LIMITS
 from vitrail.configs.params import config_dict_of
 from vitrail.errors import CheckpointError
 from vitrail.files.checkpoint_folder import CheckpointFolder
@@ -50,7 +50,7 @@ def read_processor(folder: str | os.PathLike[str], overrides: Mapping[str, Any])
     for name, token in arguments.items():
         if not isinstance(token, str):
             raise CheckpointError(
-                f"{folder}/processor_config.json: {name} must be a text; got {shown(token)}"
+                f"{folder}/processor_config.json: {name} must be a text; got {short(token)}"
             )
     arguments["patch_size"] = _side(stored.get("patch_size"), config, image_processor)
     merge = stored.get("spatial_merge_size")
@@ -165,6 +165,6 @@ def _merge(stored: Any, config: Mapping[str, Any]) -> int:
 def _positive(value: Any, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LIMITS[name]:
         raise CheckpointError(
-            f"processor_config.json: {name} must be a whole number from 1 to {LIMITS[name]:,}; got {shown(value)}"
+            f"processor_config.json: {name} must be a whole number from 1 to {LIMITS[name]:,}; got {short(value)}"
         )
     return value

@@ -19,7 +19,7 @@ from vitrail.files.writing import prepare_folder, write_json
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid, image_grid
 from vitrail.images.request import image_request
-from vitrail.prompts.render import Chat, newer_chat_options, refuse_assistant_mask
+from vitrail.prompts.render import Chat, check_answer_mask, newer_chat_options
 from vitrail.prompts.rendered_prompt import RenderedPrompt
 from vitrail.prompts.template_files import TEMPLATE_FILE, ChatTemplate, save_chat_template
 from vitrail.responses.ids import to_list
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _DECIDED = frozenset(
     {"self", "text", "text_pair", "images", "patch_size", "kwargs", "return_tensors", "verbose"}
 )
+_ANSWER_MASK = ("return_assistant_tokens_mask", "continue_final_message")
 _GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
 
 
@@ -154,14 +155,17 @@ class PixtralProcessor:
         """One conversation or a list of them → the prompt (default), or ids with the images (`tokenize=True`).
 
         Keywords: add_generation_prompt, continue_final_message, tools, documents, tokenize, return_dict (False gives the
-        ids alone), what `__call__` takes, and what the template reads. Images are opened from where the messages say.
+        ids alone), return_assistant_tokens_mask (`assistant_masks` besides: 1 for the ids of what the template marks with
+        `{% generation %}`, or of an assistant's messages in a built-in format), what `__call__` takes, and what the template
+        reads. Images are opened from where the messages say.
         format: one of Mistral's own prompt formats instead of the template, by name or "auto" (docs/prompts.md); it is
         the default where there is no template and the tokenizer is mistral-common's.
         Control tokens that stand in a message stay text. Raises PromptError with the place of a fault.
         """
-        refuse_assistant_mask(kwargs.pop("return_assistant_tokens_mask", False))
         kwargs = newer_chat_options(kwargs)
         tokenize, return_dict = kwargs.pop("tokenize", False), kwargs.pop("return_dict", False)
+        marked, continued = (kwargs.get(name, False) for name in _ANSWER_MASK)
+        check_answer_mask(marked, tokenize, return_dict, continued)
         known = self._call_names()
         call_options = {name: kwargs.pop(name) for name in list(kwargs) if name in known}
         if not tokenize and (call_options or return_dict):

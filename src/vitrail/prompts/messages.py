@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeAlias
 
+from vitrail.arguments import short
 from vitrail.errors import PromptError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -136,7 +137,7 @@ def _message(raw: Any, place: str) -> Message:
         raise PromptError(f"{place}: expected a mapping with 'role' and 'content', got {_describe(raw)}")
     role = _plain(_read(raw, "role"))
     if role not in ROLES:
-        raise PromptError(f"{place}.role: expected one of {', '.join(ROLES)}, got {role!r}")
+        raise PromptError(f"{place}.role: expected one of {', '.join(ROLES)}, got {short(role)}")
     calls = _read(raw, "tool_calls")
     may_be_empty = role == "assistant" and (calls is not None or _thinks(raw))
     if isinstance(raw, Mapping):
@@ -184,7 +185,7 @@ def _part(raw: Any, place: str) -> Part:
     if kind == "thinking":
         closed = _read(raw, "closed") is not False
         return ThinkPart(_thinking(_read(raw, "thinking"), place), closed, _rest(raw, "thinking", "closed"))
-    raise PromptError(f"{place}.type: Vitrail reads parts of type {_SEEN_PARTS}; got {kind!r}")
+    raise PromptError(f"{place}.type: Vitrail reads parts of type {_SEEN_PARTS}; got {short(kind)}")
 
 
 def _text_part(raw: Any, place: str) -> TextPart:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +31,7 @@ DEFAULT_TEMPLATE = """\
 {%- endif %}
 {%- endfor %}
 """
+_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*-?%\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ def render_chat(
     documents: Any = None,
     add_generation_prompt: bool = False,
     continue_final_message: bool = False,
+    return_assistant_tokens_mask: bool = False,
     variables: Mapping[str, Any] | None = None,
 ) -> Chat:
     """Render one conversation or a list of them. Errors: PromptError, with the place."""
@@ -72,6 +76,12 @@ def render_chat(
     for name, value in (("tools", tools), ("documents", documents)):
         if value is not None and not isinstance(value, (list, tuple)):
             raise PromptError(f"{name}: expected a list of dicts, got {type(value).__name__}")
+    if return_assistant_tokens_mask and not _GENERATION.search(template):
+        warnings.warn(
+            "return_assistant_tokens_mask: the chat template has no {% generation %} tag that says what the assistant "
+            "wrote; the mask is 0 everywhere",
+            stacklevel=4,
+        )
     prompts = [
         render(
             template,
@@ -83,6 +93,7 @@ def render_chat(
             controls=controls,
             special_tokens=special_tokens,
             variables=variables,
+            find_answers=bool(return_assistant_tokens_mask),
         )
         for messages in conversations
     ]
@@ -111,10 +122,16 @@ def choose_template(own: ChatTemplate | None, asked: str | None, tools: Any, con
     )
 
 
-def refuse_assistant_mask(asked: bool) -> None:
-    """`return_assistant_tokens_mask` is not served: raise UnsupportedError where it is asked for."""
-    if asked:
-        raise UnsupportedError("return_assistant_tokens_mask is not supported")
+def check_answer_mask(asked: bool, tokenize: bool, return_dict: bool, continued: bool) -> None:
+    """Raise InputError where `return_assistant_tokens_mask` is asked for beside what it does not go with."""
+    if asked and not (tokenize and return_dict):
+        raise InputError(
+            "return_assistant_tokens_mask=True needs tokenize=True and return_dict=True: the mask is `assistant_masks`"
+        )
+    if asked and continued:
+        raise InputError(
+            "return_assistant_tokens_mask does not go with continue_final_message; leave one out"
+        )
 
 
 def newer_chat_options(given: Mapping[str, Any]) -> dict[str, Any]:

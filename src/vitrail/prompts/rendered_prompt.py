@@ -10,11 +10,11 @@ sum, a stripped copy) is a plain `str`, and is read as a prompt of one author, i
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from vitrail.prompts.control_pattern import control_pattern
 
@@ -38,15 +38,22 @@ class Span(NamedTuple):
     tokens: int = 0
 
 
+Place: TypeAlias = tuple[int, int]
+"""Where something starts and stops in a text."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class RenderedPrompt:
     """A prompt: its text, and spans in order; what lies in none was written by the template.
+
+    answers: where the assistant's words stand; None: that was not asked for.
 
     It equals the `str` of its text, and another prompt of the same text and spans.
     """
 
     text: str
     spans: tuple[Span, ...] = ()
+    answers: tuple[Place, ...] | None = None
 
     @classmethod
     def trusted(cls, text: str) -> RenderedPrompt:
@@ -73,6 +80,11 @@ class RenderedPrompt:
     def is_trusted(self) -> bool:
         """Whether it is a text of one author."""
         return bool(self.spans) and self.spans[0].kind == "trusted"
+
+    @property
+    def marks_answers(self) -> bool:
+        """Whether its ids come with a mask of the assistant's words."""
+        return self.answers is not None
 
     @property
     def from_messages(self) -> bool:
@@ -142,25 +154,49 @@ class RenderedPrompt:
             end = mark + len(tokens[0])
             growth.append(growth[-1] + len(written) - len(tokens[0]))
 
+        def shifted(place: int) -> int:
+            return place + growth[bisect_left(marks, place)]
+
         def moved(span: Span) -> Span:
-            start, stop = (place + growth[bisect_left(marks, place)] for place in span[:2])
+            start, stop = shifted(span.start), shifted(span.stop)
             if span.kind == "control" and span.start in sized:
                 return Span(start, stop, "image", sized[span.start].tokens)
             return span._replace(start=start, stop=stop)
 
-        return RenderedPrompt("".join((*parts, self.text[end:])), tuple(map(moved, self.spans)))
+        answers = self.answers and tuple((shifted(start), shifted(stop)) for start, stop in self.answers)
+        return RenderedPrompt("".join((*parts, self.text[end:])), tuple(map(moved, self.spans)), answers)
 
     def with_aliases(self, aliases: Mapping[str, str]) -> str:
         """The bare text with the template's control tokens, and only those, replaced by `aliases`."""
+        return self.aliased(aliases)[0]
+
+    def aliased(self, aliases: Mapping[str, str]) -> tuple[str, Callable[[int], int]]:
+        """`with_aliases`, and what turns a place in that text into the place in `text`."""
         pattern = control_pattern(tuple(aliases))
         parts: list[str] = []
+        stops: list[int] = []  # of aliases
+        growth = [0]  # of the text before each of them, and of the whole
         end = 0
         for span in self.spans:
-            if span.tokens:
-                own = pattern.sub(lambda match: aliases[match.group()], self.text[span.start : span.stop])
-                parts += (self.text[end : span.start], own)
-                end = span.stop
-        return "".join((*parts, self.text[end:]))
+            for match in pattern.finditer(self.text, span.start, span.stop) if span.tokens else ():
+                alias = aliases[match.group()]
+                parts += (self.text[end : match.start()], alias)
+                end = match.end()
+                growth.append(growth[-1] + len(alias) - len(match.group()))
+                stops.append(end + growth[-1])
+        return "".join((*parts, self.text[end:])), lambda place: place - growth[bisect_right(stops, place)]
+
+    def answer_mask(self, offsets: Sequence[Place]) -> list[int]:
+        """1 for the ids of the assistant's words, 0 for others. offsets: where each id's text stands; (0, 0) if nowhere.
+
+        Of every answer, all from the first to the last id that has a character of it.
+        """
+        mask = [0] * len(offsets)
+        for start, stop in self.answers or ():
+            found = [place for place, (first, last) in enumerate(offsets) if first < stop and start < last]
+            if found:
+                mask[found[0] : found[-1] + 1] = [1] * (found[-1] + 1 - found[0])
+        return mask
 
 
 class PromptText(str):

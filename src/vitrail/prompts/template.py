@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
@@ -17,7 +18,7 @@ from vitrail.errors import PromptError, UnsupportedError
 from vitrail.files.worker_process import WorkerEndedError, WorkerProcess
 from vitrail.prompts.control_token_mask import ControlTokenMask
 from vitrail.prompts.messages import Message
-from vitrail.prompts.rendered_prompt import RenderedPrompt
+from vitrail.prompts.rendered_prompt import Place, RenderedPrompt
 from vitrail.prompts.template_request import TemplateRequest
 
 MAX_TEMPLATE = 1 << 20  # characters of a template's source; published ones have less than 20,000
@@ -49,12 +50,14 @@ def render(
     controls: Iterable[str] = (),
     special_tokens: Mapping[str, Any] | None = None,
     variables: Mapping[str, Any] | None = None,
+    find_answers: bool = False,
 ) -> RenderedPrompt:
     """Render one conversation. The result keeps which control tokens the template wrote.
 
     template: Jinja source, with the names and filters that transformers gives it.
     controls: the tokenizer's control tokens; typed by a user they stay text (control_token_mask.py).
     special_tokens: what the template may name (bos_token, …); variables: what else the caller hands to it.
+    find_answers: keep where the template says, by `{% generation %}`, that the assistant's words stand.
     Raises PromptError if the template fails, refuses the conversation, does not read a given variable or
     works too long; UnsupportedError where no process can be started for it.
     """
@@ -75,12 +78,14 @@ def render(
         special_tokens or {},
         variables or {},
         datetime.now(),
+        find_answers,
     )
-    masked, base = (_run_here if _digest(template) in _OWN_TEMPLATES else _run_apart)(request)
-    return ControlTokenMask.at(base, request.controls).rendered(masked)
+    masked, base, answers = (_run_here if _digest(template) in _OWN_TEMPLATES else _run_apart)(request)
+    rendered = ControlTokenMask.at(base, request.controls).rendered(masked)
+    return replace(rendered, answers=tuple(answers)) if find_answers else rendered
 
 
-def _run_here(request: TemplateRequest) -> tuple[str, int]:
+def _run_here(request: TemplateRequest) -> tuple[str, int, list[Place]]:
     from vitrail.prompts.template_engine import run
 
     try:
@@ -89,7 +94,7 @@ def _run_here(request: TemplateRequest) -> tuple[str, int]:
         raise PromptError("the messages are nested too deeply, or take too much memory") from error
 
 
-def _run_apart(request: TemplateRequest) -> tuple[str, int]:
+def _run_apart(request: TemplateRequest) -> tuple[str, int, list[Place]]:
     """As template_engine's `run`, in the process for strangers' templates."""
     asked = request.to_bytes()
     seconds = MAX_SECONDS + len(asked) / _BYTES_A_SECOND
@@ -118,7 +123,17 @@ def _run_apart(request: TemplateRequest) -> tuple[str, int]:
     masked, base = answer.get("masked"), answer.get("base")
     if not isinstance(masked, str) or type(base) is not int or not ControlTokenMask.may_start_at(base):
         raise _strange_answer()
-    return masked, base
+    return masked, base, [_place(found, len(masked)) for found in answer.get("answers") or ()]
+
+
+def _place(found: Any, length: int) -> Place:
+    if (
+        isinstance(found, list)
+        and [type(end) for end in found] == [int, int]
+        and 0 <= found[0] <= found[1] <= length
+    ):
+        return found[0], found[1]
+    raise _strange_answer()
 
 
 def _strange_answer() -> PromptError:

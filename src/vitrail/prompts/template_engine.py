@@ -12,6 +12,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import jinja2
@@ -23,6 +24,7 @@ from jinja2.visitor import NodeTransformer
 from vitrail.errors import PromptError
 from vitrail.files.formatting import first_line
 from vitrail.prompts.control_token_mask import ControlTokenMask, map_strings
+from vitrail.prompts.rendered_prompt import Place
 from vitrail.prompts.template_budget import Budget, indent_width
 from vitrail.prompts.template_marking import MASK_TOKENS, OWN_TEXT, TAG, UNTAG, OwnText, mark_own_texts
 from vitrail.prompts.template_request import TemplateRequest
@@ -42,8 +44,10 @@ _TEMPLATE_FAULTS = (
 )  # what mistakes in templates raise; a stranger's can raise more
 
 
-def run(request: TemplateRequest) -> tuple[str, int]:
+def run(request: TemplateRequest) -> tuple[str, int, list[Place]]:
     """The prompt's text with every character masked that a user wrote and a control token could hold, and the mask's start.
+
+    Last, where the assistant's words stand in it, if that is asked for.
 
     The text is always the one that plain Jinja makes: where a rendering of masked texts gives another one, for the
     template compares, converts or changes them, a weaker mask is tried, then one of the template's own texts.
@@ -63,12 +67,13 @@ def run(request: TemplateRequest) -> tuple[str, int]:
         return str.__str__(text)
 
     plain = _once(compiled, request, seen, seen_key)
+    answers = find_answers(compiled, request, plain) if request.find_answers else []
     mask = ControlTokenMask.over(request.controls, request.source, plain)
     if not mask.controls:
-        return plain, mask.base
+        return plain, mask.base, answers
     for masked in _masked_texts(compiled, request, mask, typed, keys):
         if mask.unmask(masked) == plain:
-            return masked, mask.base
+            return masked, mask.base, answers
     raise PromptError(
         "the chat template changes and compares the texts of messages together with its own control tokens, so that "
         "which of them a user typed cannot be told; use a built-in prompt format (format=)"
@@ -135,6 +140,37 @@ def _once(
     return _cut_at_mark(rendered) if request.continue_final_message else rendered
 
 
+def find_answers(compiled: _Compiled, request: TemplateRequest, plain: str) -> list[Place]:
+    """Where the bodies of `{% generation %}` stand in the prompt: found by a rendering with a mark at both ends of each.
+
+    Raises PromptError where the template changes the marked text, so that the marks are lost or change the prompt.
+    """
+    free = (chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in plain + request.source)
+    marks = "".join(islice(free, 2))
+    token = compiled.environment.marks.set(marks)
+    try:
+        marked = _once(compiled, request, str.__str__, str.__str__) if len(marks) == 2 else ""
+    finally:
+        compiled.environment.marks.reset(token)
+    places: list[Place] = []
+    opened: list[int] = []
+    pieces = re.split(f"([{marks}])", marked) if marks else []
+    at = 0
+    for piece in pieces:
+        if piece == marks[0]:
+            opened.append(at)
+        elif piece != marks[-1]:
+            at += len(piece)
+        elif opened and (start := opened.pop()) < at:
+            places.append((start, at))
+    if opened or "".join(piece for piece in pieces if piece not in marks) != plain:
+        raise PromptError(
+            "return_assistant_tokens_mask: the chat template changes what stands between its generation tags, so that its "
+            "place in the prompt cannot be told; use a template that writes it as it is"
+        )
+    return sorted(places)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, in which every loop turn, call and text takes from the rendering's budget."""
 
@@ -145,6 +181,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False)
         self.budget: ContextVar[Budget] = ContextVar("budget")
         self.moment: ContextVar[datetime] = ContextVar("moment")
+        self.marks: ContextVar[str] = ContextVar("marks", default="")  # before and behind an answer
         self.own: ContextVar[ControlTokenMask | None] = ContextVar("own", default=None)
         self.filters = {name: self._weighed(filters.FILTERS[name]) for name in _FILTERS} | self._own_filters()
         for name in ("lipsum", "range"):
@@ -254,15 +291,32 @@ class _Bounding(NodeTransformer):
 
 
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}`: some templates mark the assistant's words so; it changes no text."""
+    """`{% generation %}…{% endgeneration %}`: some templates mark the assistant's words so; it changes no text.
+
+    As in transformers, names that are set between the tags end there.
+    """
 
     tags = {"generation"}  # noqa: RUF012 - Jinja's own form
 
     def parse(self, parser: Any) -> list[nodes.Node]:
-        """The statements between the tags, as they are."""
-        next(parser.stream)
-        statements: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return statements
+        """The statements between the tags, and before and behind them the marks of the rendering."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        ends = [nodes.Output([self.call_method(name)]).set_lineno(line) for name in ("opening", "closing")]
+        return [nodes.Scope([ends[0], *body, ends[1]]).set_lineno(line)]
+
+    def opening(self) -> str:
+        """The mark before an answer; "" where none is asked for."""
+        return self._marks()[:1]
+
+    def closing(self) -> str:
+        """The mark behind an answer; "" where none is asked for."""
+        return self._marks()[1:]
+
+    def _marks(self) -> str:
+        environment: Any = self.environment
+        found: str = environment.marks.get()
+        return found
 
 
 class _Compiled:

@@ -12,6 +12,7 @@ from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.lfs import refuse_pointer
 from vitrail.files.links import refuse_outside
 from vitrail.files.names import is_plain
+from vitrail.files.opening import open_regular
 from vitrail.files.writing import write_text
 
 ChatTemplate: TypeAlias = str | dict[str, str]
@@ -76,7 +77,7 @@ def _template_files(folder: Path) -> list[Path]:
 
 def _read_text(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             data = stream.read(_TEMPLATE_LIMIT + 1)
         if len(data) > _TEMPLATE_LIMIT:
             raise CheckpointError(

@@ -18,7 +18,10 @@ _TOO_DEEP = "the messages, tools or documents are nested too deeply"
 
 @dataclass(frozen=True, slots=True)
 class TemplateRequest:
-    """One rendering. The fields are the arguments of `vitrail.prompts.template.render`; moment: what strftime_now shows."""
+    """One rendering. The fields are the arguments of `vitrail.prompts.template.render`; moment: what strftime_now shows.
+
+    find_answers: also say where the bodies of `{% generation %}` stand.
+    """
 
     source: str
     messages: tuple[Message, ...]
@@ -30,6 +33,7 @@ class TemplateRequest:
     special_tokens: Mapping[str, Any]
     variables: Mapping[str, Any]
     moment: datetime
+    find_answers: bool = False
 
     def to_bytes(self) -> bytes:
         """JSON. PromptError where it is too large or nested too deeply."""

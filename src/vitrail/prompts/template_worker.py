@@ -23,10 +23,10 @@ def main() -> None:
 
 def _answer(written: bytes) -> bytes:
     try:
-        masked, base = run(TemplateRequest.from_bytes(written))
+        masked, base, answers = run(TemplateRequest.from_bytes(written))
         if len(masked) > MAX_CHARS + len(written):
             raise PromptError("the chat template was stopped: it makes too much text")
-        return _bytes({"masked": masked, "base": base})
+        return _bytes({"masked": masked, "base": base, "answers": answers})
     except PromptError as error:
         return _bytes({"fault": str(error)[:_MAX_FAULT]})
     except MemoryError:

@@ -1,1 +1,1 @@
-"""Quantised formats: one file per format, how it is stored and how it becomes a PackedWeight."""
+"""Quantised formats: how each is stored and converted to a PackedWeight, and which layers get which format."""

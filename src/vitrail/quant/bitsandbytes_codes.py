@@ -1,6 +1,6 @@
-"""From floats to bitsandbytes' codes: the maps of NF4 and FP4, and the quantisers. Reads no files.
+"""bitsandbytes' quantisers and the maps of NF4 and FP4, equal to bitsandbytes 0.50.2 byte for byte.
 
-Codes of 4 bits are found in ops/reference/encode.py, decoding is in ops/weight.py. Bytes are bitsandbytes 0.50.2's.
+4-bit codes are computed in ops/reference/encode.py, decoding is in ops/weight.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from vitrail.ops import memory
 from vitrail.ops.encoding import encode_map4
 from vitrail.ops.weight import NESTED_GROUP, Layout, PackedWeight
 
-GROUP = 64  # the library's default on CPUs and Nvidia GPUs
-INT8_CHUNK = 1 << 20  # elements made int8 at once: bounds the memory for intermediates
+GROUP = 64  # bitsandbytes' default on CPUs and Nvidia GPUs
+INT8_CHUNK = 1 << 20  # elements converted to int8 at once: bounds the memory of intermediates
 
 # Quantiles of the normal distribution (Dettmers et al., QLoRA, 2023, appendix E).
 _NF4 = (
@@ -34,11 +34,11 @@ _NF4 = (
     0.7229568362236023,
     1.0,
 )
-_FP4_HALF = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)  # over 12; codes 8 … 15 are their negatives
+_FP4_HALF = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)  # divided by 12; codes 8 … 15 are their negatives
 
 
 def quant_map(kind: str) -> Tensor:
-    """The float32 value (16,) of every 4-bit code of "nf4" or "fp4"."""
+    """Return the float32 values (16,) of the 4-bit codes of "nf4" or "fp4"."""
     if kind == "nf4":
         return torch.tensor(_NF4)
     half = torch.tensor(_FP4_HALF)
@@ -46,7 +46,7 @@ def quant_map(kind: str) -> Tensor:
 
 
 def nested_map() -> Tensor:
-    """The float32 value (256,) of every 8-bit code of the second level: signed, exponents 10⁻⁶ … 10⁰.
+    """Return the float32 values (256,) of the second level's 8-bit codes: signed, exponents 10⁻⁶ … 10⁰.
 
     Exponent i has 2^i linear steps of either sign (Dettmers, 8-Bit Approximations, 2015).
     """
@@ -60,9 +60,9 @@ def nested_map() -> Tensor:
 
 
 def _edges(count: int) -> Tensor:
-    """linspace(0.1, 1, count) in float32 with one rounding an entry, on every processor.
+    """Return linspace(0.1, 1, count) in float32 with one rounding per entry, on every processor.
 
-    So PyTorch's does with AVX2 and AVX-512, hence the library's files; without, it rounds twice, to other maps.
+    PyTorch's does so with AVX2 and AVX-512, as in bitsandbytes' files; without, it rounds twice, which gives other maps.
     """
     first, places = torch.tensor(0.1), torch.arange(count, dtype=torch.float64)
     step = ((1 - first) / (count - 1)).double()
@@ -71,9 +71,9 @@ def _edges(count: int) -> Tensor:
 
 
 def quantize_4bit(weight: Tensor, kind: str, *, nested: bool = False, group: int = GROUP) -> PackedWeight:
-    """A matrix (out, in) of floats as "nf4" or "fp4", one scale per `group` neighbours of the flat matrix.
+    """Quantise a float matrix (out, in) to "nf4" or "fp4", with one scale per `group` adjacent elements.
 
-    With `nested` the scales are quantised too. Decoded values are rounded to the matrix's own dtype.
+    With `nested` the scales are quantised too. Decoded values are rounded to the matrix's dtype.
     """
     flat = weight.detach().contiguous().view(-1)
     values = quant_map(kind).to(flat.device)
@@ -84,7 +84,7 @@ def quantize_4bit(weight: Tensor, kind: str, *, nested: bool = False, group: int
 
 
 def quantize_int8(weight: Tensor) -> PackedWeight:
-    """A matrix (out, in) as int8 with one scale per row, the largest magnitude of the row in float16."""
+    """Quantise a float matrix (out, in) to int8 with one scale per row, the row's largest magnitude in float16."""
     rows, columns = matrix_shape(weight)
     codes = memory.empty((rows, columns), torch.int8, weight.device)
     scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
@@ -94,27 +94,27 @@ def quantize_int8(weight: Tensor) -> PackedWeight:
         half = weight[part].detach().to(torch.float16)
         scale[part] = half.abs().amax(1)
         steps = half * (127.0 / scale[part])[:, None]
-        codes[part] = torch.round(steps.nan_to_num_(0.0))  # a row of zeros: 0 · ∞
+        codes[part] = torch.round(steps.nan_to_num_(0.0))  # 0 · ∞ in a row of zeros
     return PackedWeight(
         Layout.INT8_ROWS, (rows, columns), columns, {"codes": codes, "scale": scale}, weight.dtype
     )
 
 
 def matrix_shape(weight: Tensor) -> tuple[int, int]:
-    """The two numbers of a matrix."""
+    """Return the shape of a matrix; raise for another number of dimensions."""
     rows, columns = weight.shape
     return rows, columns
 
 
 def _nest(absmax: Tensor) -> dict[str, Tensor]:
-    """The scales as 8-bit codes: groups of 256 around their mean."""
+    """Quantise scales to 8-bit codes in groups of 256 around their mean."""
     offset = absmax.mean()
     centred = absmax - offset
     padded = torch.nn.functional.pad(centred, (0, -centred.numel() % NESTED_GROUP)).view(-1, NESTED_GROUP)
     outer = padded.abs().amax(1)
-    # Where all scales are equal this is 0 · ∞; the library writes code 0, and any code decodes to the mean.
+    # 0 · ∞ if all scales are equal: bitsandbytes writes code 0, and any code decodes to the mean.
     scaled = (padded * (1.0 / outer)[:, None]).nan_to_num(-1.0).clamp(-1, 1)
-    # The library's CPU kernel rounds to 65536 steps first, then looks up the nearest entry.
+    # bitsandbytes' CPU kernel rounds to 65536 steps first, then looks up the nearest entry.
     table = nested_map().to(absmax.device)
     steps = torch.floor((scaled + 1.0) * 32767.5 + 0.5) / 32767.5 - 1.0
     codes = torch.bucketize(steps, (table[:-1] + table[1:]) / 2).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""BitsAndBytesConfig: bitsandbytes' formats as words, in Python and in a config.json. Quantises nothing."""
+"""BitsAndBytesConfig: configuration of bitsandbytes' formats, in Python and in a config.json."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from vitrail.files.writing import write_text
 
 _STORAGE = ("float16", "float32", "int8", "uint8", "float64", "bfloat16")
 _COMPUTE = ("float16", "bfloat16", "float32", "float64")
-# Keys that to_dict() writes for other readers and that say nothing new to the constructor.
+# Keys written by to_dict() for other readers, redundant for the constructor.
 _ECHOES = ("quant_method", "_load_in_8bit", "_load_in_4bit")
 
 
 @checked_except("__init__", "from_dict")
 class BitsAndBytesConfig:
-    """How to quantise while loading: 4 bits (NF4 or FP4) or 8 bits, as bitsandbytes stores them.
+    """Quantisation while loading to 4 bits (NF4 or FP4) or 8 bits, as bitsandbytes stores them.
 
-    Arguments, defaults and written keys are those of transformers 4.57. Nothing of bitsandbytes is needed.
+    Arguments, defaults and written keys are those of transformers 4.57. bitsandbytes is not needed.
 
-    load_in_8bit, load_in_4bit       one of them chooses the width.
-    llm_int8_threshold               kept and written; activations are never quantised here, so there are no
-                                     outlier columns to set apart.
-    llm_int8_skip_modules            names or paths of modules that stay as they are. When given, lm_head is
-                                     quantised too unless it is listed (as transformers does).
-    llm_int8_enable_fp32_cpu_offload kept and written; layers may lie on any device anyway.
-    llm_int8_has_fp16_weight         not supported when true.
-    bnb_4bit_compute_dtype           dtype of the 4-bit layers' products (default float32).
+    load_in_8bit, load_in_4bit       choose the width.
+    llm_int8_threshold               kept and written; activations are not quantised here, so there are no outlier
+                                     columns.
+    llm_int8_skip_modules            names or paths of modules that stay unquantised. If given, lm_head is quantised
+                                     too unless listed (as in transformers).
+    llm_int8_enable_fp32_cpu_offload kept and written; layers may be on any device anyway.
+    llm_int8_has_fp16_weight         not supported if true.
+    bnb_4bit_compute_dtype           dtype of products with 4-bit layers (default float32).
     bnb_4bit_quant_type              "fp4" (default) or "nf4".
     bnb_4bit_use_double_quant        quantise the scales too.
-    bnb_4bit_quant_storage           dtype as which the packed bytes are saved (default uint8).
+    bnb_4bit_quant_storage           dtype in which packed bytes are saved (default uint8).
 
-    Raises ConfigError for an ill-typed, contradictory or unknown argument.
+    Raises ConfigError for an invalid, contradictory or unknown argument.
     """
 
     quant_method = "bitsandbytes"
@@ -78,7 +78,7 @@ class BitsAndBytesConfig:
         self.post_init()
 
     def post_init(self) -> None:
-        """Check every value; ConfigError says which is wrong."""
+        """Check every value; raise ConfigError naming the invalid one."""
         for name in (
             "load_in_8bit",
             "load_in_4bit",
@@ -105,7 +105,7 @@ class BitsAndBytesConfig:
             )
 
     def is_quantizable(self) -> bool:
-        """Whether anything is to be quantised."""
+        """Return whether either width is enabled."""
         return self.load_in_8bit or self.load_in_4bit
 
     def quantization_method(self) -> str | None:
@@ -116,14 +116,14 @@ class BitsAndBytesConfig:
 
     @property
     def title(self) -> str:
-        """How messages name it."""
+        """Name for messages."""
         return "int8" if self.load_in_8bit else self.bnb_4bit_quant_type.upper()
 
     @classmethod
     def from_dict(
         cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """From the quantization_config of a config.json; `kwargs` that are attributes take precedence.
+        """Build from the quantization_config of a config.json; `kwargs` that are attributes override it.
 
         With `return_unused_kwargs` the pair (config, other keywords) is returned.
         """
@@ -138,14 +138,14 @@ class BitsAndBytesConfig:
         return config
 
     def update(self, **kwargs: Any) -> dict[str, Any]:
-        """Set the given attributes, check them, and return the keywords that are none."""
+        """Set the given attributes, check them, and return the keywords that are not attributes."""
         known = {name: value for name, value in kwargs.items() if name in vars(self)}
         changed = type(self)(**{**vars(self), **known})
         vars(self).update(vars(changed))
         return {name: value for name, value in kwargs.items() if name not in known}
 
     def to_dict(self) -> dict[str, Any]:
-        """Every key as transformers writes it into config.json."""
+        """Return every key as transformers writes it to config.json."""
         values = copy.deepcopy(vars(self))
         for name in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"):
             values[name] = str(values[name]).removeprefix("torch.")
@@ -153,12 +153,12 @@ class BitsAndBytesConfig:
         return {"quant_method": self.quant_method, **echoes, **values}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The keys that differ from the defaults."""
+        """Return the keys that differ from the defaults."""
         default = BitsAndBytesConfig().to_dict()
         return {name: value for name, value in self.to_dict().items() if value != default[name]}
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """Indented JSON with sorted keys: the difference from the defaults, or everything."""
+        """Return indented JSON with sorted keys: the difference from the defaults, or everything."""
         values = self.to_diff_dict() if use_diff else self.to_dict()
         return json_text(values, "the BitsAndBytesConfig")
 
@@ -167,7 +167,7 @@ class BitsAndBytesConfig:
         write_text(Path(json_file_path), self.to_json_string(use_diff=False))
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        """Pairs of attribute and value, so that dict(config) works."""
+        """Iterate over (attribute, value), so that dict(config) works."""
         return iter(copy.deepcopy(vars(self)).items())
 
     def __eq__(self, other: object) -> bool:

@@ -1,6 +1,6 @@
-"""Products with weights in bitsandbytes' 4-bit maps on an Nvidia GPU: by that library where it is installed, else decoded.
+"""Products with bitsandbytes' 4-bit maps on an Nvidia GPU: by bitsandbytes if installed, else by decoding.
 
-The one file of the package that may import bitsandbytes, and only when a 4-bit weight on a GPU is used.
+The only file that may import bitsandbytes, and only when a 4-bit weight on a GPU is used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vitrail.quant.formats.bitsandbytes import FP4, NF4
 
 @lru_cache(maxsize=1)
 def _library() -> Any:
-    """bitsandbytes, or None where it is not installed."""
+    """Return the bitsandbytes module, or None if it is not installed."""
     try:
         import bitsandbytes
     except ImportError:
@@ -31,7 +31,7 @@ def _library() -> Any:
 
 
 def map_name(values: Tensor) -> str | None:
-    """Which of bitsandbytes' maps a weight's quant_map is; None for another. Read once, for that waits for the GPU."""
+    """Return which of bitsandbytes' maps a quant_map is, or None. Cached, because it synchronises with the GPU."""
     if values not in _MAP_NAMES:
         stored = values.cpu()
         names = (NF4.name, FP4.name)
@@ -43,7 +43,7 @@ _MAP_NAMES: MutableMapping[Tensor, str | None] = WeakIdKeyDictionary()
 
 
 def _state(library: Any, weight: PackedWeight, name: str) -> Any:
-    """bitsandbytes' description of a packed weight whose map is `name`'s."""
+    """Return bitsandbytes' QuantState of a packed weight with the map `name`."""
     tensors, state = weight.tensors, library.functional.QuantState
     nested: dict[str, Any] = {}
     if "nested_map" in tensors:
@@ -66,7 +66,7 @@ def _state(library: Any, weight: PackedWeight, name: str) -> Any:
 
 
 def products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """The operator dense_products (ops/linear.py) for MAP4 on a GPU."""
+    """Run the operator dense_products (ops/linear.py) for MAP4 on a GPU."""
     library = _library()
     names = [] if library is None else [map_name(weight.tensors["quant_map"]) for weight in weights]
     if library is None or None in names:

@@ -1,4 +1,4 @@
-"""What a quantization_config may be, and how one is read. Quantises nothing."""
+"""Reading of a quantization_config, whatever its type."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Quantization: TypeAlias = BitsAndBytesConfig | QuantizeConfig | StoredConfig
 
 
 def read_quantization(value: Any) -> Quantization | None:
-    """The configuration in `value` (an object, transformers' too, the dict of a config.json, or None).
+    """Parse `value`: a configuration object (transformers' too), the dict of a config.json, or None.
 
-    Raises UnsupportedError that names what is supported for any other quantisation method.
+    Raises UnsupportedError, naming the supported methods, for any other quantisation method.
     """
     if value is None or isinstance(value, (BitsAndBytesConfig, QuantizeConfig, StoredConfig)):
         return value
@@ -48,5 +48,5 @@ def read_quantization(value: Any) -> Quantization | None:
 
 
 def _names_bitsandbytes(value: Mapping[str, Any]) -> bool:
-    # Early files leave quant_method out.
+    # Early files lack quant_method.
     return "load_in_4bit" in value or "load_in_8bit" in value

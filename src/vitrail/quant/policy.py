@@ -1,8 +1,8 @@
-"""Which module of a model gets which format, and why. Packs nothing.
+"""Quantisation policy: the format of each module of a model.
 
-In Vitrail's own formats linear layers of the decoder get the format that was asked for; the head and the table of
-embeddings, of which every answer's every word depends, 8 bits; the tower and the projector, which are a small part of
-the weights and see every image, 8 bits. bitsandbytes' formats are chosen as that library chooses.
+In Vitrail's own formats, linear layers of the decoder get the requested format. The LM head and the embedding stay at
+8 bits by default: every token depends on them. So do the tower and the projector, a small part of the weights. For
+bitsandbytes' formats the choice is bitsandbytes' own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PROJECTOR = "multi_modal_projector"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What becomes of a module's weight: its format, its group, and a reason if not the usual."""
+    """Quantisation of one module's weight: format, group, and a reason if unusual."""
 
     part: str  # "vision tower", "projector", "embeddings", "language model" or "head"
     format: WeightFormat
@@ -41,11 +41,11 @@ class Choice:
 
 
 def choose(model: nn.Module, config: Quantization, tied: Iterable[str] = ()) -> dict[str, Choice]:
-    """The path of every linear layer and embedding of `model`, as it was built → what becomes of it.
+    """Map the path of every linear layer and embedding of an unquantised `model` to its quantisation.
 
-    `tied`: paths of a head and of the table that are one tensor. Own formats leave the head out, for it is the table;
-    bitsandbytes leaves both as they are, as do formats that are only read, of which all linear layers but the head are
-    expected. InputError for a pattern of `keep` that fits no module.
+    `tied`: paths of a head and an embedding that share one tensor. Vitrail's own formats leave the head out, as it is the
+    embedding; bitsandbytes leaves both unquantised, and so do read-only formats, which expect all linear layers but the
+    head. Raises InputError for a `keep` pattern that matches no module.
     """
     if isinstance(config, BitsAndBytesConfig):
         names = quantized_names(model, config, tied)
@@ -68,14 +68,14 @@ def choose(model: nn.Module, config: Quantization, tied: Iterable[str] = ()) -> 
 
 
 def to_pack(model: nn.Module, config: Quantization, tied: Iterable[str] = ()) -> dict[str, Choice]:
-    """Of `choose` those that are packed."""
+    """Return the entries of `choose` that are packed."""
     return {path: choice for path, choice in choose(model, config, tied).items() if choice.packs}
 
 
 def nf4_config(
     model: nn.Module, *, vision: bool, keep: Sequence[str], dtype: str = "bfloat16"
 ) -> BitsAndBytesConfig:
-    """bitsandbytes' NF4 with tower and projector in it or not, and `keep` as in a QuantizeConfig; products in `dtype`."""
+    """Return bitsandbytes' NF4 with or without tower and projector, `keep` as in QuantizeConfig; products in `dtype`."""
     _check_patterns(model, keep)
     skip = None
     if keep or not vision:
@@ -94,7 +94,7 @@ def nf4_config(
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, str, nn.Linear | nn.Embedding]]:
-    """Path, part and module of everything that may be packed."""
+    """Yield path, part and module of everything that can be packed."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     for path, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -134,7 +134,7 @@ def _own(part: str, path: str, module: nn.Linear | nn.Embedding, config: Quantiz
 def _linears_in(
     model: nn.Module, format: WeightFormat, names: Container[str], tied: tuple[str, ...]
 ) -> dict[str, Choice]:
-    """The modules of these names in a format, all others plain; a tied head is the table's."""
+    """Quantise the modules with these names to a format and leave others plain; a tied head follows the embedding."""
     found = {}
     for path, part, module in _matrices(model):
         if part == "head" and path in tied:
@@ -145,11 +145,10 @@ def _linears_in(
 
 
 def quantized_names(model: nn.Module, config: BitsAndBytesConfig, tied: Iterable[str] = ()) -> set[str]:
-    """The paths of the Linear layers that `config` quantises, chosen as transformers 4.57 chooses them.
+    """Return the paths of the linear layers that `config` quantises, chosen as in transformers 4.57.
 
-    Without llm_int8_skip_modules every one but lm_head; with it, every one that is not listed by its last
-    name, its whole path, or the path of a module that holds it. `tied` are paths that share the embedding's
-    tensor; they always stay.
+    Without llm_int8_skip_modules all but lm_head; with it, all that are not listed by their last name, their whole path,
+    or the path of a parent module. `tied` are paths that share the embedding's tensor; they are never quantised.
     """
     if not config.is_quantizable():
         return set()
@@ -167,7 +166,7 @@ def _skipped(name: str, skip: Iterable[str]) -> bool:
 
 
 def _fits(path: str, pattern: str) -> bool:
-    """Whether a pattern names a module: by its path, its last name, or the path of one that holds it."""
+    """Return whether a pattern matches a module's path, its last name, or the path of a parent module."""
     names = path.split(".")
     holders = (".".join(names[:count]) for count in range(1, len(names) + 1))
     return fnmatchcase(names[-1], pattern) or any(fnmatchcase(holder, pattern) for holder in holders)

@@ -1,4 +1,4 @@
-"""QuantizeConfig: Vitrail's own formats q4 and q8 as words, in Python and in a config.json. Quantises nothing."""
+"""QuantizeConfig: configuration of Vitrail's own formats q4 and q8, in Python and in a config.json."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from vitrail.arguments import checked_except
 from vitrail.errors import CheckpointError, ConfigError
 
 METHOD = "vitrail"
-LAYOUT_VERSION = 1  # of the tensors in the files; another one is refused
+LAYOUT_VERSION = 1  # of the tensors in files; others are rejected
 FORMATS = ("q4", "q8")
 GROUPS = (32, 64, 128)
-PARTS = ("q8", "q4", "bf16")  # what head, embeddings and tower may be; for embeddings and head the same
-_LONGEST = 1000  # patterns, and letters of one
+PARTS = ("q8", "q4", "bf16")  # formats of head, embeddings and tower
+_LONGEST = 1000  # maximum number of patterns, and length of one
 
 
 @checked_except("__init__", "from_dict")
 class QuantizeConfig:
-    """How to quantise in Vitrail's own formats, while loading or with `vitrail quantize`.
+    """Quantisation in Vitrail's own formats, while loading or with `vitrail quantize`.
 
-    format      "q4" (4.5 bits a weight with groups of 32) or "q8" (8.5 bits): the decoder's linear layers.
-    group       neighbouring weights of a row that share a scale: 32, 64 or 128. A layer that it does not divide
-                takes the next smaller one that does; where none does, the layer stays in 16 bits.
-    lm_head     the head: "q8", "q4" or "bf16". A head that is tied to the embeddings is what they are.
-    embeddings  the table of token embeddings, likewise.
-    vision      the linear layers of vision tower and projector, likewise.
-    keep        patterns (`*`, `?`, `[…]`) of modules that stay in 16 bits: of a whole path, of its last name, or of the
-                path of a module that holds it.
+    format      "q4" (4.5 bits per weight with groups of 32) or "q8" (8.5 bits): linear layers of the decoder.
+    group       adjacent weights of a row that share a scale: 32, 64 or 128. A layer whose width it does not divide uses
+                the next smaller one that does; without one, the layer stays in 16 bits.
+    lm_head     LM head: "q8", "q4" or "bf16". A head tied to the embeddings follows them.
+    embeddings  token embeddings, likewise.
+    vision      linear layers of vision tower and projector, likewise.
+    keep        patterns (`*`, `?`, `[…]`) of modules that stay in 16 bits, matched against the whole path, the last
+                name, and the path of a parent module.
 
-    Raises ConfigError for a value that is none of these.
+    Raises ConfigError for an invalid value.
     """
 
     quant_method = METHOD
@@ -53,18 +53,18 @@ class QuantizeConfig:
 
     @property
     def title(self) -> str:
-        """How messages name it."""
+        """Name for messages."""
         return str(self.format)
 
     def is_quantizable(self) -> bool:
-        """Whether layers are packed."""
+        """Return whether layers are packed (always)."""
         return True
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantizeConfig:
-        """From the quantization_config of a config.json.
+        """Build from the quantization_config of a config.json.
 
-        CheckpointError for a layout that this version does not know, ConfigError for an unknown key or value.
+        Raises CheckpointError for an unknown layout version, ConfigError for an unknown key or value.
         """
         if not isinstance(values, Mapping):
             raise ConfigError(f"a QuantizeConfig is made of a dict, got {type(values).__name__}.")
@@ -83,7 +83,7 @@ class QuantizeConfig:
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json says of it."""
+        """Return the quantization_config for config.json."""
         return {"quant_method": METHOD, "version": LAYOUT_VERSION, **vars(self), "keep": list(self.keep)}
 
     def __eq__(self, other: object) -> bool:

@@ -1,4 +1,4 @@
-"""Modules that stand where an nn.Linear or an nn.Embedding was and hold a packed weight. Chooses none (policy.py)."""
+"""Modules with a packed weight that replace nn.Linear and nn.Embedding. policy.py chooses which."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vitrail.quant.formats import WeightFormat
 
 
 class Quantized(nn.Module):
-    """A module with a packed weight (out, in); its state dict holds what its format saves for one.
+    """A module with a packed weight (out, in); its state dict has the tensors of the weight's format.
 
-    The packed weight is no parameter: it is never trained and never cast. `.to(device)` moves it; `.to(dtype)` says,
-    for the formats that have no result type of their own, what decoded values are rounded to.
+    The packed weight is not a parameter: it is never trained or cast. `.to(device)` moves it; `.to(dtype)` sets the dtype
+    of decoded values for formats without one of their own.
     """
 
     packed: PackedWeight
@@ -27,17 +27,17 @@ class Quantized(nn.Module):
 
     @property
     def weight(self) -> PackedWeight:
-        """The packed weight: what `ops.linear` takes in place of a tensor."""
+        """The packed weight, accepted by `ops.linear` in place of a tensor."""
         return self.packed
 
     @property
     def packed_parameters(self) -> int:
-        """How many weights are packed here, for counting a model's parameters."""
+        """Number of packed weights, for counting a model's parameters."""
         rows, columns = self.packed.shape
         return rows * columns
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantized:
-        # `fn` may move, cast or both; codes and scales follow to the device and keep their types.
+        # `fn` may move, cast or both; codes and scales move to the device and keep their dtypes.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         moved = {name: _moved(tensor, fn) for name, tensor in self.packed.tensors.items()}
         dtype = self.packed.dtype
@@ -84,9 +84,9 @@ class Quantized(nn.Module):
 
 
 class QuantLinear(Quantized):
-    """x (…, in) → (…, out) by a packed weight.
+    """Linear layer x (…, in) → (…, out) with a packed weight.
 
-    Products are computed in `compute_dtype` (None: in x's own), but a float32 x is never rounded for it.
+    Products are computed in `compute_dtype` (None: x's own), but a float32 x is never rounded to it.
     """
 
     bias: nn.Parameter | None
@@ -119,7 +119,7 @@ class QuantLinear(Quantized):
 
 
 class QuantEmbedding(Quantized):
-    """Ids (…) → rows (…, D) of a packed table (V, D), in its result type. Only the rows asked for are decoded."""
+    """Embedding, ids (…) → rows (…, D), with a packed table (V, D) in its dtype. Only these rows are decoded."""
 
     def __init__(self, packed: PackedWeight, format: WeightFormat) -> None:
         super().__init__()
@@ -135,34 +135,34 @@ class QuantEmbedding(Quantized):
 
 
 class TiedHead(QuantLinear):
-    """A head whose weight is the packed table of the embeddings: it holds, moves, counts and saves none of its own."""
+    """LM head that shares the packed weight of the embedding; it has, moves, counts and saves nothing of its own."""
 
     def __init__(self, table: QuantEmbedding) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = table.packed.shape
-        self._table = (table,)  # in a tuple, so that it is no part of this module
+        self._table = (table,)  # in a tuple, so that it is not a submodule
         self.format = table.format
         self.compute_dtype = None
         self.register_parameter("bias", None)
 
     @property
     def packed(self) -> PackedWeight:  # type: ignore[override]
-        """The table's."""
+        """The embedding's packed weight."""
         return self._table[0].packed
 
     @property
     def packed_parameters(self) -> int:
-        """None: the table counts them."""
+        """0: the embedding counts them."""
         return 0
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TiedHead:
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Nothing: the table is saved."""
+        """Save nothing: the embedding is saved."""
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the table is loaded."""
+        """Load nothing: the embedding is loaded."""
 
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
@@ -171,6 +171,6 @@ def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put `layer` where the module at the path `name` is."""
+    """Replace the module at path `name` by `layer`."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, layer)

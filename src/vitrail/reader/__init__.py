@@ -1,4 +1,4 @@
-"""The embedded model: its weights, the synthetic images it learned from, its recipe and its evaluation."""
+"""The embedded OCR model: weights, synthetic training images, training recipe and evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["embedded_path"]
 
 
 def embedded_path() -> Path:
-    """The folder of the checkpoint that the package carries.
+    """Return the folder of the checkpoint shipped with the package.
 
     Raises:
         CheckpointError: the package was installed without its weights.

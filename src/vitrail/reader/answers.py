@@ -1,8 +1,8 @@
-"""What the reader is taught to answer: the text with the place of each character, or what it is. No pictures here.
+"""Target answers of the embedded model: text with a position token before each line and character, or a fixed reply.
 
-Before each word stands the place of its line (<y…>), before each character its own (<x…>). Places are control tokens:
-decoding with skip_special_tokens leaves the text alone. They let the decoder go on from where it was. Without them it
-has to count characters, and loses its place in long lines and where letters repeat.
+A word is preceded by the position of its line (<y…>), a character by its own (<x…>). Position tokens are control tokens:
+decoding with skip_special_tokens drops them. They let the decoder resume from its last position; without them it has to
+count characters, and loses its place in long lines and where letters repeat.
 """
 
 from __future__ import annotations
@@ -42,7 +42,13 @@ ASKED = (
     "Describe the image.",
     "",
 )
-_USUAL = (0.3, 0.04, 0.04, 0.04, 0.04)  # chances of the first ones; no question at all is cheap and has 0.3
+_USUAL = (
+    0.3,
+    0.04,
+    0.04,
+    0.04,
+    0.04,
+)  # probabilities of the first entries; the empty question is cheap and has 0.3
 _OTHER = (
     "Who are you?",
     "What are you?",
@@ -76,17 +82,17 @@ _OTHER = (
     "Count the letters.",
 )
 ABOUT = "I am Vitrail's small reader. I read short printed text in pictures. Ask: What does it say?"
-"""The answer to everything that is no question for the text."""
+"""The answer to every question that is not about the text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The ids of one answer, </s> included, all of the same length n.
+    """Token ids of one answer, the final </s> included; all arrays have length n.
 
     Attributes:
-        written: the ids as the model sees them when it goes on: places a little off, now and then a wrong character.
-        first, second: the right ids; a place between two is both, with the weight `share` of the second.
-        about: index in the text of the character that each id is about, or −1.
+        written: ids fed back to the decoder: positions with noise, characters with occasional errors.
+        first, second: target ids; a position between two tokens has both, the second with weight `share`.
+        about: index in the text of the character that an id belongs to, or −1.
     """
 
     written: NDArray[np.int64]
@@ -97,7 +103,7 @@ class Answer:
 
 
 def plain(text: str) -> Answer:
-    """An answer without places."""
+    """Return an answer without position tokens."""
     ids = np.array([*charset.encode(text), charset.EOS], dtype=np.int64)
     return Answer(ids, ids, ids, np.zeros(len(ids), np.float32), np.full(len(ids), -1))
 
@@ -110,14 +116,14 @@ def placed(
     off: float = 0.2,
     wrong: float = 0.02,
 ) -> Answer:
-    """The answer to a question for the text.
+    """Return the answer to a question about the text.
 
     Args:
-        centres: (characters, 2) middles in pixels; rows of newlines are not looked at.
-        off: how far off the written places are, in parts of the distance to the nearer neighbour.
-        wrong: chance that a character is written wrongly.
+        centres: (characters, 2) centres in pixels; rows of newlines are ignored.
+        off: deviation of the written positions, as a fraction of the distance to the nearer neighbour.
+        wrong: probability that a written character is wrong.
     """
-    rows: list[tuple[int, float, int]] = []  # id or first id of its kind, place, character
+    rows: list[tuple[int, float, int]] = []  # id (or first id of its range), position, character
     for index, character in enumerate(text):
         if character != "\n":
             if index == 0 or text[index - 1] in " \n":
@@ -132,8 +138,8 @@ def placed(
     across = base == charset.first_place()
     last = np.where(across, charset.COLUMNS, charset.ROWS) - 1
     low, share = _between(place, last)
-    room = np.where(across, _room(centres[:, 0])[np.maximum(about, 0)] / charset.COLUMN, 1.2)
-    moved = place + np.clip(rng.normal(0, off, len(rows)), -2 * off, 2 * off) * room
+    spacing = np.where(across, _spacing(centres[:, 0])[np.maximum(about, 0)] / charset.COLUMN, 1.2)
+    moved = place + np.clip(rng.normal(0, off, len(rows)), -2 * off, 2 * off) * spacing
     seen = np.clip(np.floor(moved), 0, last).astype(np.int64)
     slips = (rng.random(len(rows)) < wrong) & ~is_place & (about >= 0)
     letters = rng.integers(len(charset.SPECIALS) + 1, len(charset.SPECIALS) + 95, len(rows))
@@ -148,7 +154,7 @@ def placed(
 
 
 def question(rng: np.random.Generator, other: float) -> tuple[str, bool]:
-    """A question, and whether it asks for the text; with chance `other` it asks for something else."""
+    """Draw a question; return it and whether it is about the text. `other` is the probability of a different topic."""
     if rng.random() < other:
         return str(rng.choice(_OTHER)), False
     u = rng.random()
@@ -164,14 +170,14 @@ def question(rng: np.random.Generator, other: float) -> tuple[str, bool]:
 def _between(
     place: NDArray[np.float64], last: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The lower one of the two places whose middles lie around a point, and the weight of the upper one."""
+    """Return the lower of the two positions around a point, and the weight of the upper one."""
     shifted = np.clip(place - 0.5, 0, last)
     low = np.floor(shifted)
     return low.astype(np.int64), (shifted - low).astype(np.float32)
 
 
-def _room(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance in pixels of each character from the nearer of its neighbours in the line."""
+def _spacing(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the distance in pixels of each character from its nearer neighbour in the line."""
     gaps = np.abs(np.diff(x, prepend=np.nan, append=np.nan))
     nearer: NDArray[np.float64] = np.nan_to_num(np.fmin(gaps[:-1], gaps[1:]), nan=8.0)
     return nearer

@@ -1,4 +1,4 @@
-"""Batches of synthetic images: drawn on the fly, a pure function of (seed, step), with the labels of every patch."""
+"""Batches of synthetic images, drawn on the fly as a pure function of (seed, step), with labels for every patch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATCH = 8
 UNIT = 16  # patch side × merge side: the processor rounds sizes up to multiples of this
 LONGEST_EDGE = 512
 OFFSETS = (-2, -1, 0, 1)
-"""Which characters, counted from the one under a patch in reading order, the training heads name."""
+"""Offsets in reading order, relative to the character under a patch, of the characters that the training heads predict."""
 
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32) * 255
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32) * 255
@@ -27,23 +27,25 @@ _STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32) * 255
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How hard the images are: what a stage of the recipe widens step by step."""
+    """Difficulty of the images; the recipe widens it stage by stage."""
 
     sizes: tuple[int, int] = (18, 44)  # font sizes in pixels
-    characters: tuple[int, int] = (3, 30)  # the limit of a line's length is drawn from this range
-    lines: tuple[float, ...] = (0.6, 0.33, 0.07)  # chance of one, two, three lines
+    characters: tuple[int, int] = (3, 30)  # range from which the maximum length of a line is drawn
+    lines: tuple[float, ...] = (0.6, 0.33, 0.07)  # probabilities of one, two, three lines
     wear: float = 1.0
     accents: float = 0.08
-    margin: float = 14.0  # mean of the space around the text in pixels
-    plain: float = 0.5  # chance of an upright face of ordinary weight
-    patches: float = 450.0  # images with n times as many are drawn n² times as rarely: attention is dear
-    blank: float = 0.0  # chance of an image without text
-    other: float = 0.02  # chance of a question for something else than the text
+    margin: float = 14.0  # mean margin around the text in pixels
+    plain: float = 0.5  # probability of an upright face of regular weight
+    patches: float = (
+        450.0  # images with n times as many patches are drawn n² times less often: attention is quadratic
+    )
+    blank: float = 0.0  # probability of an image without text
+    other: float = 0.02  # probability of a question that is not about the text
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """N images. Images of one size stand side by side."""
+    """A batch of N images; images of one size are adjacent."""
 
     pixel_values: Tensor  # float32 (N, 3, H, W), zero-padded at right and bottom
     image_sizes: Tensor  # int64 (N, 2) height, width
@@ -58,7 +60,7 @@ class Batch:
 
 
 class Images(Dataset[Batch]):
-    """`images[step]` is the batch of a training step; the same for the same (seed, step, look, count)."""
+    """Dataset of batches: `images[step]` depends only on (seed, step, look, count)."""
 
     def __init__(
         self,
@@ -78,10 +80,12 @@ class Images(Dataset[Batch]):
         blocks = [self.block(rng) for _ in range(self.count)]
         sized = []
         for block in blocks:
-            # A quarter of the images is cut tight.
-            room = [0, 0] if rng.random() < 0.25 else [int(m) for m in rng.exponential(self.look.margin, 2)]
+            # A quarter of the images has no margin.
+            margins = (
+                [0, 0] if rng.random() < 0.25 else [int(m) for m in rng.exponential(self.look.margin, 2)]
+            )
             sized.append(
-                (block, block.width + 2 + 2 * min(room[0], 50), block.height + 2 + 2 * min(room[1], 40))
+                (block, block.width + 2 + 2 * min(margins[0], 50), block.height + 2 + 2 * min(margins[1], 40))
             )
         sized.sort(key=lambda item: (_units(item[1], item[2])[1], _units(item[1], item[2])[0]))
         drawings = []
@@ -90,7 +94,7 @@ class Images(Dataset[Batch]):
         return collate(drawings, rng, self.look.other)
 
     def block(self, rng: np.random.Generator) -> Block:
-        """One laid-out text: font, size, lines and alignment drawn from `rng`."""
+        """Lay out one text with font, size, lines and alignment drawn from `rng`."""
         look = self.look
         while True:
             faces = self.families[int(rng.integers(len(self.families)))][1]
@@ -112,9 +116,10 @@ class Images(Dataset[Batch]):
 
 
 def collate(drawings: Sequence[Drawing], rng: np.random.Generator, other: float = 0.0) -> Batch:
-    """Pad images to one tensor, normalised as the reader's image processor does, and label every patch.
+    """Pad images to one tensor, normalise them as the image processor does, and label every patch.
 
-    Questions and the slips in written answers are drawn from `rng`; `other` is the chance of a strange question.
+    Questions and errors in written answers are drawn from `rng`; `other` is the probability of a question that is not about
+    the text.
     """
     sizes = [drawing.pixels.shape[:2] for drawing in drawings]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
@@ -131,12 +136,12 @@ def collate(drawings: Sequence[Drawing], rng: np.random.Generator, other: float 
         question, for_text = answers.question(rng, other)
         asked.append(question)
         shown.append(for_text or rng.random() < 0.5)
-        said = drawing.block.text
-        blank = not said
+        written = drawing.block.text
+        blank = not written
         given.append(
             answers.plain("" if for_text else answers.ABOUT)
             if blank or not for_text
-            else answers.placed(said, drawing.centres(), rng)
+            else answers.placed(written, drawing.centres(), rng)
         )
     return Batch(
         torch.from_numpy(pixels),
@@ -151,10 +156,10 @@ def collate(drawings: Sequence[Drawing], rng: np.random.Generator, other: float 
 
 
 def patch_characters(drawing: Drawing) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Ids (rows · cols, len(OFFSETS)) of the character under each patch's middle and of its neighbours in reading order.
+    """Return ids (rows · cols, len(OFFSETS)) of the character at each patch's centre and of its neighbours in reading order.
 
-    Where no character is: PAD for the character itself, −100 (ignored) for the neighbours. Before the first
-    character stands <s>, after the last </s>.
+    Without a character: PAD for the character itself, −100 (ignored) for the neighbours. <s> precedes the first character,
+    </s> follows the last.
     """
     index = patch_places(drawing)
     before = [charset.BOS] * 2
@@ -166,14 +171,14 @@ def patch_characters(drawing: Drawing) -> np.ndarray[tuple[int, ...], np.dtype[n
 
 
 def patch_places(drawing: Drawing) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Index (rows · cols,) in the text of the character under each patch's middle, or −1."""
+    """Return the index (rows · cols,) in the text of the character at each patch's centre, or −1."""
     height, width = drawing.pixels.shape[:2]
     y, x = np.meshgrid(np.arange(PATCH / 2, height, PATCH), np.arange(PATCH / 2, width, PATCH), indexing="ij")
     return drawing.character_at(x.ravel(), y.ravel())
 
 
 def _units(width: int, height: int) -> tuple[int, int]:
-    """Size after the processor: shrunk to the longest edge, rounded up to whole units."""
+    """Return the size after preprocessing: shrunk to the longest edge, rounded up to whole units."""
     scale = max(width / LONGEST_EDGE, height / LONGEST_EDGE, 1.0)
     return -(-int(width / scale) // UNIT) * UNIT, -(-int(height / scale) // UNIT) * UNIT
 
@@ -181,7 +186,7 @@ def _units(width: int, height: int) -> tuple[int, int]:
 def _draw_group(
     group: Sequence[tuple[Block, int, int]], rng: np.random.Generator, look: Look
 ) -> list[Drawing]:
-    """Draw images so that the processor brings all of them to one size: the largest that any of them needs."""
+    """Draw images that preprocessing brings to one common size, the largest that any of them needs."""
     units = [_units(width, height) for _, width, height in group]
     target = max(w for w, _ in units), max(h for _, h in units)
     drawings = []
@@ -194,6 +199,6 @@ def _draw_group(
 
 
 def _natural(needed: int, target: int, scale: float, rng: np.random.Generator) -> int:
-    """A length of at least `needed` pixels that becomes `target` after shrinking by `scale` and rounding up."""
+    """Return a length of at least `needed` pixels that becomes `target` after scaling by `scale` and rounding up."""
     low = max(int(np.ceil(needed / scale)), target - UNIT + 1)
     return max(needed, int(rng.integers(low, max(low, target) + 1) * scale))

@@ -1,4 +1,4 @@
-"""A sheet of images with what they say and what was read below each, for looking at mistakes."""
+"""Contact sheet for inspecting errors: images, each above its label and the text that was read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _COLUMNS, _PAD, _LETTER = 2, 12, 15
 
 
 def save_sheet(graded: Sequence[Graded], folder: Path, path: Path) -> None:
-    """Draw images of `folder` in two columns into a PNG at `path`, each over its text and what was read."""
+    """Draw images of `folder` in two columns into a PNG at `path`, each above its label and the text that was read."""
     font = ImageFont.load_default(_LETTER)
-    room = WIDTH // _COLUMNS - 2 * _PAD
+    width = WIDTH // _COLUMNS - 2 * _PAD
     cells = []
     for one in graded:
         image = load_image(folder / one.label.file)
-        image.thumbnail((room, 400))
+        image.thumbnail((width, 400))
         cells.append((image, f"{_line(one.label.text)}\n{_line(one.read)}"))
     rows = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
     heights = [max(image.height for image, _ in row) + 2 * _LETTER + 3 * _PAD for row in rows]

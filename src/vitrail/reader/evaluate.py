@@ -1,9 +1,9 @@
-"""How well a checkpoint reads: character error rate on a folder of labelled images, beside Tesseract if wanted.
+"""Character error rate of a checkpoint on a folder of labelled images, optionally compared with Tesseract.
 
     python -m vitrail.reader.evaluate FOLDER [--model CHECKPOINT] [--tesseract] [--by font] [--sheet WORST.png] [--json]
 
-FOLDER has images and a labels.json: a list of {"file": …, "text": …}; further keys with a word or a list of words
-("font", "wear") are what --by can group by. reader/testset.py makes such folders.
+FOLDER has images and a labels.json: a list of {"file": …, "text": …}. Further keys with a word or a list of words
+("font", "wear") are the groups for --by. reader/testset.py creates such folders.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from vitrail.reader.score import Label, Score, score
 
 
 def read_labels(folder: Path) -> list[Label]:
-    """The images of a folder and their texts, as its labels.json has them.
+    """Read the labels.json of a folder.
 
     Raises:
-        InputError: no labels.json, or not of the expected form.
+        InputError: labels.json is missing or malformed.
     """
     path = folder / "labels.json"
     try:
@@ -40,10 +40,13 @@ def read_labels(folder: Path) -> list[Label]:
 
 
 def evaluate(folder: Path, model: Path | None = None) -> tuple[Score, float]:
-    """Read every labelled image of a folder greedily, as `vitrail read` does; the score and the seconds it took.
+    """Read every labelled image of a folder greedily, as `vitrail read` does.
 
     Args:
-        model: a checkpoint's folder; None: the embedded one.
+        model: a checkpoint folder; None: the embedded one.
+
+    Returns:
+        The score and the seconds taken.
     """
     from vitrail.reader.reading import BatchReader
 
@@ -56,10 +59,10 @@ def evaluate(folder: Path, model: Path | None = None) -> tuple[Score, float]:
 
 
 def tesseract(folder: Path) -> tuple[Score, float]:
-    """The same by Tesseract, one process an image, as one block of text (--psm 6).
+    """Score Tesseract on the same folder: one process per image, page segmentation as one block (--psm 6).
 
     Raises:
-        InputError: the program is not installed.
+        InputError: Tesseract is not installed.
     """
     program = shutil.which("tesseract")
     if program is None:
@@ -71,7 +74,7 @@ def tesseract(folder: Path) -> tuple[Score, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; see the head of this file."""
+    """Run the command line described at the top of this file."""
     parser = argparse.ArgumentParser(
         prog="python -m vitrail.reader.evaluate", description="Character error rate."
     )
@@ -142,7 +145,7 @@ def _groups(entry: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _tesseract(program: str, image: Path) -> str:
-    done = subprocess.run(  # the program was looked up, the arguments are paths
+    done = subprocess.run(  # the program comes from shutil.which, the arguments are paths
         [program, str(image.absolute()), "-", "--psm", "6"], capture_output=True, check=False, timeout=60
     )
     lines = done.stdout.decode("utf-8", errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""From a training run to the checkpoint that the package ships: the averaged weights in bfloat16, without the heads.
+"""Export a training run to a checkpoint as shipped: averaged weights in bfloat16, without the training heads.
 
 python -m vitrail.reader.export RUN/NN-stage FOLDER
 """
@@ -20,10 +20,10 @@ from vitrail.train import checkpoint
 
 
 def trained(stage: Path, averaged: bool = True) -> Reader:
-    """The reader as a stage's newest checkpoint has it.
+    """Load the model from the newest checkpoint of a stage.
 
     Raises:
-        CheckpointError: the stage has no checkpoint, or one of another architecture.
+        CheckpointError: the stage has no checkpoint, or one of a different architecture.
     """
     found = checkpoint.checkpoints(stage)
     if not found:
@@ -35,7 +35,7 @@ def trained(stage: Path, averaged: bool = True) -> Reader:
 
 
 def export(stage: Path, folder: Path, averaged: bool = True) -> Mistral3ForConditionalGeneration:
-    """Write a complete checkpoint folder in Hugging Face's layout; returns the model that was written."""
+    """Write a complete checkpoint folder in Hugging Face's layout; return the model written."""
     model = trained(stage, averaged).model.to(torch.bfloat16)
     model.save_pretrained(folder)
     write_assets(folder)
@@ -43,7 +43,7 @@ def export(stage: Path, folder: Path, averaged: bool = True) -> Mistral3ForCondi
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; see the head of this file."""
+    """Run the command line described at the top of this file."""
     parser = argparse.ArgumentParser(
         prog="python -m vitrail.reader.export", description="Write the shipped checkpoint."
     )

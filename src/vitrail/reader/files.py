@@ -1,4 +1,4 @@
-"""Files → what each says: opened one after the other, a PDF's pages in order, what cannot be opened told. No processes."""
+"""Read the text of files one after another: images, and PDFs page by page; a file that cannot be opened gives an error."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""What counts as an image inside a folder; a file that is named is opened whatever its name."""
+"""Suffixes of images inside a folder; a file given by name is opened whatever its suffix."""
 
 PAGE_PIXELS = 2_000_000
-"""Of a PDF's page, at most; the reader shrinks whatever is longer than 512 pixels."""
+"""Maximum size of a rendered PDF page; the model shrinks anything longer than 512 pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one image says.
+    """Text read from one image.
 
     Attributes:
-        text: its lines, separated by newlines; empty where nothing was found.
-        confidence: the probability, 0 to 1, of the character that the reader was least sure of.
-        seconds: this image's share of its batch.
+        text: lines separated by newlines; empty if nothing was found.
+        confidence: probability, 0 to 1, of the least certain character.
+        seconds: this image's share of its batch's time.
     """
 
     text: str
@@ -39,12 +39,12 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class FileReading:
-    """What one file says.
+    """Text read from one file.
 
     Attributes:
-        pages: a reading of each page, one for an image; empty where the file could not be opened.
-        paged: whether it is a PDF.
-        error: why it could not be opened, else None.
+        pages: one reading per page, one for an image; empty if the file could not be opened.
+        paged: whether the file is a PDF.
+        error: why the file could not be opened, or None.
     """
 
     pages: tuple[Reading, ...] = ()
@@ -53,22 +53,22 @@ class FileReading:
 
     @property
     def text(self) -> str:
-        """The text of all pages, one after the other."""
+        """The text of all pages, in order."""
         return "\n".join(page.text for page in self.pages)
 
 
 class Reader(Protocol):
-    """What reads images; BatchReader does."""
+    """Protocol of a model that reads images; implemented by BatchReader."""
 
     def read(self, images: Iterable[Image]) -> Iterator[Reading]:
-        """A reading of each image, in order."""
+        """Yield a reading of each image, in order."""
 
 
 def find_images(names: Sequence[str]) -> list[str]:
-    """Files that the names stand for, each once, in order; folders are searched to the bottom.
+    """Expand names to files, each once, in order; folders are searched recursively.
 
     Raises:
-        InputError: a name that stands for nothing.
+        InputError: a name matches nothing.
     """
     found: dict[str, None] = {}
     for name in names:
@@ -82,16 +82,17 @@ def find_images(names: Sequence[str]) -> list[str]:
             if not inside:
                 raise InputError(f"no file fits {name}")
         else:
-            inside = [name]  # a file, a URL, or '-'; opening it raises what is wrong
+            inside = [name]  # a file, a URL, or '-'; errors are raised on opening
         found |= dict.fromkeys(inside)
     return list(found)
 
 
 def open_file(name: str) -> list[Image]:
-    """The image at a path or URL, or the pages of a PDF, which is told by its name.
+    """Open the image at a path or URL, or the pages of a PDF (recognised by its name).
 
     Raises:
-        ImageError: it cannot be opened. MissingPackageError: a PDF, without the extra `pdf`.
+        ImageError: the file cannot be opened.
+        MissingPackageError: a PDF, without the extra `pdf`.
     """
     from vitrail.images.load import load_image
     from vitrail.images.pdf import PdfLimits, load_pages, names_pdf
@@ -104,10 +105,10 @@ def open_file(name: str) -> list[Image]:
 def read_files(
     reader: Reader, names: Sequence[str], opener: Callable[[str], list[Image]] = open_file
 ) -> Iterator[FileReading]:
-    """What each file says, in their order; files are opened while the reader asks for images."""
+    """Yield the reading of each file, in order; files are opened lazily, as the reader consumes images."""
     from vitrail.images.pdf import names_pdf
 
-    opened: deque[tuple[int, FileReading]] = deque()  # images to come, and what is known before
+    opened: deque[tuple[int, FileReading]] = deque()  # files whose images are still to be read
 
     def images() -> Iterator[Image]:
         for name in names:

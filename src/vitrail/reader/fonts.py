@@ -1,4 +1,4 @@
-"""Which font files the reader may learn from: found by folder, named by the file itself, reserved families refused."""
+"""Fonts for training: find usable faces in folders and refuse the families reserved for evaluation."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ RESERVED: tuple[str, ...] = (
     "Tinos",
     "Cousine",
 )
-"""Families kept for evaluation: never drawn in training, never used to choose a model."""
+"""Families reserved for evaluation: never used in training or for choosing a model."""
 
 HELD_OUT: tuple[str, ...] = ("Oxygen", "Vollkorn", "PT Sans", "B612")
-"""Families kept out of training for the recipe's own validation."""
+"""Families held out of training for the recipe's own validation."""
 
-# Names by which files of a reserved family also call themselves.
+# Alternative names in files of a reserved family.
 _ALIASES = ("linlibertine", "linbiolinum")
-# Families of other scripts, of symbols, and shapes that are no ordinary print.
+# Families of other scripts, symbol fonts, and display faces unlike ordinary print.
 _UNSUITABLE = re.compile(
     r"symbol|emoji|dingbat|math|ornament|braille|icons?\b|standard symbols|chancery|zapfino|"
     r"small ?caps|\bcaps\b|keyboard|initials|chorus|script|monoisome|unslanted|quotation|infofontz|signfontz|pcfontz|"
@@ -51,7 +51,7 @@ _REQUIRED = "".join(chr(code) for code in range(0x21, 0x7F))
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """One font file with the names that it states itself."""
+    """One font file with the family and style names stored in it."""
 
     path: Path
     family: str
@@ -59,16 +59,16 @@ class Face:
 
 
 def is_reserved(family: str) -> bool:
-    """Whether a family name (as a font file states it) belongs to a family kept for evaluation."""
+    """Return whether a family name, as stored in a font file, is reserved for evaluation."""
     name = _compact(family)
     return any(name.startswith(_compact(kept)) for kept in RESERVED) or name.startswith(_ALIASES)
 
 
 def read_face(path: Path) -> Face:
-    """The face of a font file.
+    """Read the names of a font file.
 
     Raises:
-        InputError: the file is no font that FreeType can read.
+        InputError: FreeType cannot read the file.
     """
     try:
         family, style = ImageFont.truetype(str(path), 20).getname()
@@ -78,7 +78,7 @@ def read_face(path: Path) -> Face:
 
 
 def training_face(path: Path) -> Face:
-    """The face of a font file that training may use.
+    """Read the names of a font file and check that training may use it.
 
     Raises:
         InputError: unreadable, or of a reserved family.
@@ -91,13 +91,13 @@ def training_face(path: Path) -> Face:
 
 @lru_cache(maxsize=256)
 def load(path: Path, size: int) -> ImageFont.FreeTypeFont:
-    """The font at a pixel size; plain layout, so that a glyph's place is the sum of the advances before it."""
+    """Load a font at a pixel size with basic layout, where a glyph's position is the sum of the advances before it."""
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 @lru_cache(maxsize=65536)
 def covers(path: Path, character: str) -> bool:
-    """Whether the font has its own glyph for a character (its image differs from the one for a missing glyph)."""
+    """Return whether the font has a glyph for a character (its bitmap differs from the missing-glyph bitmap)."""
     if character in " \n":
         return True
     font = load(path, 24)
@@ -106,10 +106,10 @@ def covers(path: Path, character: str) -> bool:
 
 
 def find_faces(folders: Iterable[Path], reserved: bool = False) -> list[Face]:
-    """Usable faces below the folders, sorted by path: readable, Latin, no symbols; reserved ones only if asked for.
+    """Find usable faces in folders, sorted by path: readable, Latin, no symbol fonts; reserved ones only on request.
 
     Raises:
-        InputError: nothing usable was found.
+        InputError: no usable face was found.
     """
     found = []
     for path in sorted(
@@ -127,7 +127,7 @@ def find_faces(folders: Iterable[Path], reserved: bool = False) -> list[Face]:
 
 
 def split_families(faces: Sequence[Face]) -> tuple[dict[str, list[Face]], dict[str, list[Face]]]:
-    """Faces by kin, that is families of one designer or project: (for training, held out for validation)."""
+    """Split faces by kin (families of one designer or project): (training, held out for validation)."""
     train: dict[str, list[Face]] = {}
     held: dict[str, list[Face]] = {}
     for face in faces:
@@ -137,13 +137,13 @@ def split_families(faces: Sequence[Face]) -> tuple[dict[str, list[Face]], dict[s
 
 
 def is_plain(face: Face) -> bool:
-    """Whether the face is upright and of ordinary weight."""
+    """Return whether a face is upright and of regular weight."""
     return face.style.lower() in {"regular", "book", "roman", "medium", "10 regular", "text", "normal"}
 
 
 def kin(family: str) -> str:
-    """The name that kindred families share: those of one designer or project."""
-    # "Tiresias PCfont" and "Tiresias LPfont" differ little; "DejaVu Sans" and "DejaVu Serif" do.
+    """Return the name shared by related families: those of one designer or project."""
+    # "Tiresias PCfont" and "Tiresias LPfont" differ little; so do "DejaVu Sans" and "DejaVu Serif".
     first = family.split()[0]
     return family if first in {"GFS", "TeX", "Nimbus", "DejaVu", "Noto", "URW", "CMU"} else first
 
@@ -151,14 +151,14 @@ def kin(family: str) -> str:
 def _suitable(face: Face) -> bool:
     if _UNSUITABLE.search(f"{face.family} {face.style} {face.path.stem}"):
         return False
-    # Noto has a file per script; the Latin ones are these.
+    # Noto has one file per script; these are the Latin ones.
     if face.family.startswith("Noto") and face.family not in {"Noto Sans", "Noto Serif", "Noto Sans Mono"}:
         return False
     try:
         if not all(covers(face.path, character) for character in _REQUIRED):
             return False
         font = load(face.path, 24)
-        # Fonts of capitals only would teach that small letters look like capitals.
+        # All-capitals fonts would map small letters to capital shapes.
         return bytes(font.getmask("aegr")) != bytes(font.getmask("AEGR"))
     except OSError:
         return False

@@ -1,9 +1,9 @@
-"""The weights that the reader's training begins with: random, but with eyes that already look at the neighbourhood.
+"""Initial weights for training the embedded model: random, with tower heads that attend to neighbouring patches.
 
-A transformer that starts from plain noise first has to find out that neighbouring patches matter, which costs more
-images than two cores can draw in an hour. So the first convolution starts as a cosine transform of brightness, and
-the tower's heads start by looking at fixed neighbours (in the spirit of d'Ascoli et al. 2021, ConViT, and Trockman
-and Kolter 2023, mimetic initialisation). Everything stays trainable. No training happens here.
+A transformer initialised with plain noise must first learn that neighbouring patches matter, which costs more images
+than two cores can draw in an hour. So the convolution is initialised to a cosine transform of brightness, and the
+tower's heads to attention on fixed neighbours (compare d'Ascoli et al. 2021, ConViT, and Trockman and Kolter 2023,
+mimetic initialisation). All weights stay trainable.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from torch import Tensor, nn
 
 _NEIGHBOURS = ((0, -1), (0, 1), (-1, 0), (1, 0), (0, -2), (0, 2), (0, 0), (-1, 1))
 _LUMINANCE = (0.299, 0.587, 0.114)
-_SHARPNESS = (
-    4.0  # how much higher a head scores its own neighbour: the exponent of the softmax at distance zero
-)
+_SHARPNESS = 4.0  # margin of a head's score for its own neighbour: the softmax exponent at distance zero
 
 
 @torch.no_grad()
 def fill_normal(model: nn.Module) -> None:
-    """Normal noise in every matrix, its width by the number of inputs; what ends a residual branch starts small."""
+    """Fill every matrix with normal noise scaled by its fan-in; outputs of residual branches start smaller."""
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             nn.init.ones_(parameter)
@@ -34,9 +32,9 @@ def fill_normal(model: nn.Module) -> None:
 
 @torch.no_grad()
 def patch_filters(weight: Tensor) -> None:
-    """Fill a patch convolution (D, 3, P, P) with random mixtures of the cosine transform of brightness.
+    """Fill a patch convolution (D, 3, P, P) with random mixtures of a cosine transform of brightness.
 
-    High frequencies are raised and the mean is lowered: in print they carry what the mean hides.
+    High frequencies are amplified and the mean is attenuated: in print, the mean hides what they carry.
     """
     width, _, side, _ = weight.shape
     place = torch.arange(side)
@@ -52,11 +50,11 @@ def patch_filters(weight: Tensor) -> None:
 
 @torch.no_grad()
 def neighbour_heads(layers: Sequence[nn.Module], heads: int, theta: float) -> None:
-    """Let the heads of a Pixtral tower start with looking at fixed neighbours.
+    """Initialise the heads of a Pixtral tower so that each attends to a fixed neighbour.
 
-    The first block's MLP writes a near-constant along one direction of the stream (z² summed over random directions;
-    there are no biases that could). From the second block on, queries and keys read that constant, and the rotary
-    embedding turns it into "the patch at this distance".
+    The first block's MLP writes a near-constant along one direction of the residual stream (z² summed over random
+    directions; there are no biases for it). From the second block on, queries and keys read that constant, and the rotary
+    embedding turns it into "the patch at this offset".
     """
     width = _matrix(layers[0], "attention.q_proj").shape[1]
     direction = torch.randn(width)
@@ -69,10 +67,10 @@ def neighbour_heads(layers: Sequence[nn.Module], heads: int, theta: float) -> No
         for head in range(heads):
             row, column = _NEIGHBOURS[head % len(_NEIGHBOURS)]
             angle = torch.empty(size // 2)
-            # the order of ops/rope.py: even frequencies for rows, then odd ones for columns
+            # order of ops/rope.py: even frequencies for rows, then odd ones for columns
             angle[: size // 4] = inv_freq[::2] * row
             angle[size // 4 :] = inv_freq[1::2] * column
-            # q at the origin meets k at (row, column) in phase
+            # the query at the origin is in phase with the key at (row, column)
             ones = torch.cat([torch.ones(size // 2), torch.zeros(size // 2)])
             turned = torch.cat([angle.cos(), -angle.sin()])
             amount = math.sqrt(_SHARPNESS * math.sqrt(size) / (size // 2) * 4)
@@ -87,7 +85,7 @@ def _constant(layer: nn.Module, direction: Tensor) -> None:
     down = _matrix(layer, "feed_forward.down_proj")
     width = gate.shape[1]
     count = 32
-    probes = torch.randn(count, width) / math.sqrt(width)  # z has variance one on a normalised row
+    probes = torch.randn(count, width) / math.sqrt(width)  # z has unit variance on a normalised row
     for sign, rows in ((1.0, slice(0, count)), (-1.0, slice(count, 2 * count))):
         gate[rows] = sign * probes
         up[rows] = sign * probes

@@ -1,4 +1,4 @@
-"""The reader's architecture, and the module that trains it: model plus heads that are thrown away afterwards."""
+"""Architecture of the embedded model, and the training module: the model plus auxiliary heads that are not shipped."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from vitrail.ops.linear import linear
 from vitrail.reader import batches, charset, init_weights
 from vitrail.reader.batches import Batch
 
-_POINTERS = (0, 3)  # heads that learn to point: the first of each key/value head
-_POINTING = (1, 2)  # layers of the decoder that have them
-_LOCATED = 1  # the layer of the decoder after which image tokens know their row and column
+_POINTERS = (0, 3)  # heads trained to point at the next character: the first of each key/value head
+_POINTING = (1, 2)  # decoder layers with pointing heads
+_LOCATED = 1  # decoder layer after which image tokens predict their row and column
 _GRID = batches.LONGEST_EDGE // batches.UNIT
-_CLASSES = charset.first_place()  # what a patch can show: no place tokens
+_CLASSES = charset.first_place()  # classes of a patch: everything but position tokens
 
 
 def config() -> Mistral3Config:
-    """The embedded model: a tower of 128 × 6 on patches of 8, merged 2 × 2; a decoder of 192 × 4 over characters."""
+    """Return the configuration: a 128 × 6 tower on patches of 8, merged 2 × 2; a 192 × 4 character decoder."""
     vision = PixtralVisionConfig(
         hidden_size=128,
         intermediate_size=352,
@@ -35,7 +35,7 @@ def config() -> Mistral3Config:
         num_attention_heads=4,
         image_size=batches.LONGEST_EDGE,
         patch_size=batches.PATCH,
-        # Small images: the slowest wave of the rotary embedding is as long as the longest edge.
+        # Small images: the longest rotary wavelength equals the longest edge.
         rope_theta=100.0,
     )
     text = MistralConfig(
@@ -63,10 +63,10 @@ def config() -> Mistral3Config:
 
 
 class Reader(nn.Module):
-    """The model in training, with heads that are not shipped.
+    """The model in training, with auxiliary heads that are not shipped.
 
-    `heads` name the character under each patch and its neighbours; `row` and `column` say in the decoder where a
-    image token lies.
+    `heads` predict the character under each patch and its neighbours; `row` and `column` predict the position of an image
+    token in the decoder.
     """
 
     def __init__(self) -> None:
@@ -90,14 +90,14 @@ class Reader(nn.Module):
 
     @property
     def table(self) -> nn.Parameter:
-        """The characters' embeddings, which are also the head (V, D)."""
+        """Embeddings (V, D) of the characters, tied to the LM head."""
         weight = self.model.get_input_embeddings().weight
         if not isinstance(weight, nn.Parameter):
             raise TypeError("the embedding has no trainable table.")
         return weight
 
     def freeze(self, layers: int) -> None:
-        """Stop training the convolution and the lowest `layers` of the tower; 0 trains everything."""
+        """Freeze the convolution and the lowest `layers` of the tower; 0 trains everything."""
         tower = self.model.vision_tower
         lower = [tower.patch_conv, tower.ln_pre, *list(tower.transformer.layers)[:layers]] if layers else []
         self.requires_grad_(True)
@@ -107,13 +107,13 @@ class Reader(nn.Module):
     def loss(
         self, batch: Batch, *, patches: float, answer: float, pointer: float = 0.0, located: float = 0.0
     ) -> tuple[Tensor, dict[str, float]]:
-        """Weighted sum of the losses (any may be 0), and figures to log.
+        """Return the weighted sum of the losses (any weight may be 0), and metrics to log.
 
         Args:
-            patches: weight of naming the characters under each patch and beside it.
-            answer: weight of the answer's next id.
-            pointer: weight of looking at the right place while answering; without an answer it has no effect.
-            located: weight of knowing row and column of image tokens in the decoder; likewise.
+            patches: weight of predicting the characters under and beside each patch.
+            answer: weight of the next-token loss of the answer.
+            pointer: weight of the attention loss of the pointing heads; no effect without an answer.
+            located: weight of predicting row and column of image tokens in the decoder; no effect without an answer.
         """
         tower = self.model.vision_tower
         grids = tower.grids(batch.pixel_values, batch.image_sizes)
@@ -134,7 +134,7 @@ class Reader(nn.Module):
     def _patch_loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         middle = batches.OFFSETS.index(0)
         written = (labels[:, middle] != charset.PAD).nonzero().squeeze(1)
-        # Empty patches are many and easy: every third is enough.
+        # Empty patches are many and easy: every third one is enough.
         empty = (labels[:, middle] == charset.PAD).nonzero().squeeze(1)[::3]
         seen = self.norm(features)
         logits = self.heads(seen[written]).unflatten(1, (len(batches.OFFSETS), -1)).transpose(1, 2)
@@ -184,7 +184,7 @@ class Reader(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Questions and answers of a batch, one after another: ids (L,), the rows that answer (n,), rows per image."""
+    """Questions and answers of a batch, packed: ids (L,), rows that predict an answer (n,), rows per image."""
 
     ids: Tensor
     keep: Tensor
@@ -192,7 +192,7 @@ class Packed:
 
 
 def prompts(batch: Batch) -> Packed:
-    """Question and answer of every image as packed ids; row keep[i] predicts the i-th id of all answers."""
+    """Pack question and answer of every image into one sequence of ids; row keep[i] predicts the i-th answer id."""
     ids: list[int] = []
     keep: list[int] = []
     lengths = []
@@ -207,13 +207,13 @@ def prompts(batch: Batch) -> Packed:
 
 
 def pointer_loss(layers: Sequence[Sequence[Tensor]], batch: Batch) -> Tensor:
-    """How far some heads are from looking at the character that the next id is about.
+    """Return the loss of the pointing heads: attention on the character that the next id belongs to.
 
     Args:
         layers: attention weights, (A, T, T) per image, of each layer with pointing heads.
 
     Returns:
-        Mean of −log(weight on the tokens that hold a part of the character).
+        Mean of −log(attention weight on the tokens that hold a part of the character).
     """
     found: list[Tensor] = []
     start = 0
@@ -222,10 +222,12 @@ def pointer_loss(layers: Sequence[Sequence[Tensor]], batch: Batch) -> Tensor:
         holds = _holders(batch.places[start : start + rows * columns].view(rows, columns), len(text))
         start += rows * columns
         about = torch.from_numpy(batch.answers[number].about)
-        if not (about >= 0).any():  # nothing to read, or asked for something else
+        if not (about >= 0).any():  # no text, or a question on another topic
             continue
         known = (about >= 0) & holds.any(dim=1)[about]
-        last = _grid(size).tokens + 2 + len(batch.questions[number])  # the row of [/INST] writes the first id
+        last = (
+            _grid(size).tokens + 2 + len(batch.questions[number])
+        )  # the row of [/INST] predicts the first id
         asking = (last + torch.arange(len(about)))[known]
         for layer in layers:
             weights = layer[number][list(_POINTERS)][:, asking, 2 : 2 + holds.shape[1]]
@@ -234,14 +236,14 @@ def pointer_loss(layers: Sequence[Sequence[Tensor]], batch: Batch) -> Tensor:
 
 
 def _rates(guess: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
-    """Shares of right ids: of characters, and of places (either of the two nearest)."""
+    """Return shares of correct ids: characters, and positions (either of the two nearest)."""
     right = ((guess == first) | (guess == second)).float()
     is_place = first >= charset.first_place()
     return {"letters": float(right[~is_place].mean()), "places": float(right[is_place].mean())}
 
 
 def _shown(rows: Tensor, batch: Batch) -> Tensor:
-    """The rows of the images that stand in their prompts."""
+    """Return the rows of images that are shown in their prompts."""
     if all(batch.shown):
         return rows
     counts = [_grid(size).image_tokens for size in batch.image_sizes.tolist()]
@@ -250,13 +252,13 @@ def _shown(rows: Tensor, batch: Batch) -> Tensor:
 
 
 def _grid_places(size: Sequence[int]) -> Tensor:
-    """Row and column (n, 2) of an image's tokens."""
+    """Return row and column (n, 2) of an image's tokens."""
     grid = _grid(size)
     return torch.cartesian_prod(torch.arange(grid.rows), torch.arange(grid.cols))
 
 
 def _holders(places: Tensor, characters: int) -> Tensor:
-    """bool (characters, image tokens with their breaks): which tokens hold a part of which character."""
+    """Return bool (characters, image tokens with their breaks): which tokens cover a part of which character."""
     merge = batches.UNIT // batches.PATCH
     grid = Grid.of_size(places.shape[0], places.shape[1], merge)
     y, x = (places >= 0).nonzero(as_tuple=True)
@@ -266,7 +268,7 @@ def _holders(places: Tensor, characters: int) -> Tensor:
 
 
 def image_ids(size: Sequence[int]) -> Sequence[int]:
-    """The ids that stand for an image of (height, width) pixels: [IMG] per merged patch, breaks, one end."""
+    """Return the ids for an image of (height, width) pixels: [IMG] per merged patch, [IMG_BREAK] per row, [IMG_END] last."""
     return _grid(size).expand(charset.IMG, charset.IMG_BREAK, charset.IMG_END)
 
 

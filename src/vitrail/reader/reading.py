@@ -1,7 +1,7 @@
-"""Reading many images with the embedded reader: text and confidence of each, in batches of like size.
+"""Read many images with the embedded model: text and confidence of each, in batches of similar size.
 
-One window of images is held at a time; inside it they are sorted, so that a batch has little padding. Files are opened
-by the caller's images iterator, answers come in its order.
+One window of images is held in memory at a time and sorted by size, which keeps padding small. The caller's iterator
+opens the files; results come in its order.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 QUESTION = "What does it say?"
 WINDOW = 256
-"""Images that are held at once, at most."""
+"""Maximum number of images held in memory."""
 WINDOW_PIXELS = 1 << 26
-"""Their pixels together, about; a larger image is held alone."""
+"""Approximate maximum of their pixels; a larger image is held alone."""
 BATCH_PIXELS = 1 << 24
-"""Of one batch, with every image padded to the highest and the widest. A step of decoding costs little more for a
-hundred images than for one, so batches are as large as memory likes."""
+"""Maximum pixels of a batch after padding to its largest height and width. A decoding step costs little more for a
+hundred images than for one, so batches are as large as memory allows."""
 
 
 class BatchReader:
-    """The embedded reader, or another checkpoint that answers as it does, for many images.
+    """Reads many images with the embedded model, or another checkpoint with the same answer format.
 
     Args:
-        model: a checkpoint's folder; None: the embedded one.
+        model: a checkpoint folder; None: the embedded one.
     """
 
     def __init__(self, model: Path | None = None) -> None:
@@ -47,21 +47,21 @@ class BatchReader:
 
     @classmethod
     def of(cls, model: Any, processor: Any) -> BatchReader:
-        """The same with a model and a processor that are loaded already."""
+        """Build a reader from a loaded model and processor."""
         reader = cls.__new__(cls)
         reader._open(model, processor)
         return reader
 
     def _open(self, model: Any, processor: Any) -> None:
         self._model, self._processor = model, processor
-        # Where the checkpoint names no longest answer, generate() would end after 20 ids.
+        # Without max_new_tokens in the checkpoint, generate() would stop after 20 ids.
         self._longest = {} if model.generation_config.max_new_tokens else {"max_new_tokens": LONGEST}
         self._special = torch.tensor(sorted(self._processor.tokenizer.all_special_ids))
         conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
         self._prompt = self._processor.apply_chat_template(conversation, add_generation_prompt=True)
 
     def read(self, images: Iterable[Image]) -> Iterator[Reading]:
-        """Read images (RGB) in their order; answers come when their window is done."""
+        """Read RGB images in order; readings are yielded when their window is complete."""
         for window in _windows(images):
             found: dict[int, Reading] = {}
             for batch in self._batches(window):
@@ -69,7 +69,7 @@ class BatchReader:
             yield from (found[index] for index in range(len(window)))
 
     def _batches(self, images: Sequence[Image]) -> Iterator[list[int]]:
-        """Indices of images that are read together, small images first."""
+        """Yield the indices of each batch, small images first."""
         grids = [self._processor.image_grid(image.height, image.width) for image in images]
         batch: list[int] = []
         height = width = 0
@@ -100,7 +100,7 @@ class BatchReader:
         return [Reading(text, float(share), seconds) for text, share in zip(texts, sure, strict=True)]
 
     def _confidence(self, output: GenerateOutput, written: Tensor) -> Tensor:
-        """The least probability (B,) that any written character had; control tokens do not count."""
+        """Return the lowest probability (B,) of the written characters; control tokens are ignored."""
         chances = torch.stack(
             [
                 logits.float().softmax(dim=-1).gather(1, ids[:, None]).squeeze(1)
@@ -112,7 +112,7 @@ class BatchReader:
 
 
 def _windows(images: Iterable[Image]) -> Iterator[list[Image]]:
-    """Images that are held at once: at most WINDOW of them, and no more after WINDOW_PIXELS."""
+    """Group images into windows of at most WINDOW images and about WINDOW_PIXELS pixels."""
     window: list[Image] = []
     for image in images:
         window.append(image)

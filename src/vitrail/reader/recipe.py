@@ -1,9 +1,9 @@
-"""How the embedded reader is trained: stages as data, and the command that runs them one after another.
+"""Training recipe of the embedded model: stages as data, and the command that runs them in order.
 
     python -m vitrail.reader.recipe --out RUN --fonts DIR… --words FILE…
 
-Fonts and word lists are not part of the package; docs/reader.md says which were used. Stop it at any time and start it
-again: it goes on where it was.
+Fonts and word lists are not part of the package; docs/reader.md names those that were used. The command can be stopped
+at any time; started again, it resumes.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from vitrail.train.muon import Muon
 _log = logging.getLogger(__name__)
 
 STARTERS = ("DejaVu Sans", "FreeSans", "Noto Sans", "DejaVu Serif", "Clear", "Caladea", "Open")
-"""Families of the first stage: few and ordinary, so that shapes of letters are found soon."""
+"""Families of the first stage: few and ordinary, so that letter shapes are learned quickly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stretch of training with one kind of images."""
+    """One training stage with one distribution of images."""
 
     name: str
     look: Look
     schedule: Schedule
-    count: int  # images a step
-    patches: float = 1.0  # weight of the loss that names characters under patches
-    answer: float = 0.0  # weight of the loss of the answer's text
-    pointer: float = 0.0  # weight of the loss that shows some heads of the decoder where to look
-    located: float = 0.0  # weight of the loss that tells the decoder where image tokens lie
-    frozen: int = 0  # lowest layers of the tower that stay as they are
+    count: int  # images per step
+    patches: float = 1.0  # weight of the loss on characters under patches
+    answer: float = 0.0  # weight of the next-token loss on the answer
+    pointer: float = 0.0  # weight of the attention loss of the pointing heads
+    located: float = 0.0  # weight of the loss on row and column of image tokens
+    frozen: int = 0  # number of frozen tower layers, from the lowest
     families: tuple[str, ...] = ()  # () = all
     group: int = 12
-    rate: float = 8e-3  # Muon, for matrices
-    rate_rest: float = 5e-3  # AdamW, for everything else
+    rate: float = 8e-3  # learning rate of Muon, for matrices
+    rate_rest: float = 5e-3  # learning rate of AdamW, for everything else
 
 
 STAGES: tuple[Stage, ...] = (
@@ -129,7 +129,7 @@ STAGES: tuple[Stage, ...] = (
 
 
 def optimizers(reader: Reader, stage: Stage) -> list[Optimizer]:
-    """Muon for the matrices of tower, projector and decoder; AdamW for embeddings, norms, convolution and heads."""
+    """Return Muon for the matrices of tower, projector and decoder, and AdamW for everything else."""
     matrices: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
     for name, parameter in reader.named_parameters():
@@ -153,7 +153,7 @@ def train(
     workers: int = 1,
     peers: Peers | None = None,
 ) -> bool:
-    """Run the stages in order, each in its own folder of `out`; False when stopped before the end."""
+    """Run the stages in order, each in its own folder of `out`; return False if stopped before the end."""
     torch.manual_seed(1)
     reader = Reader()
     families, _ = fonts.split_families(_faces(out / "faces.json", folders))
@@ -185,7 +185,7 @@ def train(
 
 
 def _faces(note: Path, folders: Sequence[Path]) -> list[Face]:
-    """The usable faces; looking through hundreds of fonts takes a while, so what was found is noted beside the run."""
+    """Return the usable faces, cached in `note`: scanning hundreds of fonts takes a while."""
     if note.is_file():
         return [
             Face(Path(path), family, style) for path, family, style in json.loads(note.read_text("utf-8"))
@@ -224,7 +224,7 @@ def _report(record: dict[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; see the head of this file."""
+    """Run the command line described at the top of this file."""
     parser = argparse.ArgumentParser(
         prog="python -m vitrail.reader.recipe", description="Train the embedded reader."
     )

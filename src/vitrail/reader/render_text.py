@@ -1,4 +1,4 @@
-"""One synthetic image of printed text, and where each of its characters lies. What it says is decided elsewhere."""
+"""Render one synthetic image of printed text and record the position of each character."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from vitrail.reader.fonts import Face
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-_MOST = 2 * np.pi / 180  # the largest turn, radians
+_MOST = 2 * np.pi / 180  # maximum rotation, radians
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One laid-out line, in pixels of the text block: `edges[i]`, `edges[i + 1]` are the sides of character i."""
+    """One line of text in pixels of the block: character i lies between `edges[i]` and `edges[i + 1]`."""
 
     text: str
     edges: NDArray[np.float64]  # (characters + 1,)
@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A laid-out text: lines, their font, and the size (width, height) of the ink."""
+    """Laid-out text: lines, their font, and the size (width, height) of the ink."""
 
     lines: tuple[Line, ...]
     face: Face
@@ -48,12 +48,12 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A finished image and the map from its pixels back to the text block."""
+    """A rendered image and the transform from its pixels back to the text block."""
 
     pixels: Pixels  # (H, W, 3)
     block: Block
-    offset: tuple[float, float]  # where the block's corner lies, x and y, before turning
-    angle: float  # radians, about the middle of the image
+    offset: tuple[float, float]  # x and y of the block's corner before rotation
+    angle: float  # rotation in radians about the centre of the image
     stretch: tuple[float, float]  # image pixels per drawn pixel, x and y
     wear: tuple[
         str, ...
@@ -62,10 +62,10 @@ class Drawing:
     def character_at(
         self, x: NDArray[np.float64], y: NDArray[np.float64], slack: float = 2.0
     ) -> NDArray[np.int64]:
-        """Index in `block.text` of the character under each point (x, y) of the finished image, or −1.
+        """Return the index in `block.text` of the character under each point (x, y) of the image, or −1.
 
-        A point belongs to a line when it is within `slack` pixels of the height of its ink, and to the character
-        between whose sides it lies; the blanks between words are characters too.
+        A point belongs to a line if it is within `slack` pixels of the vertical extent of its ink, and to the character
+        between whose edges it lies; blanks between words are characters too.
         """
         u, v = self._to_block(x, y)
         found = np.full(u.shape, -1, dtype=np.int64)
@@ -83,7 +83,7 @@ class Drawing:
         return found
 
     def centres(self) -> NDArray[np.float64]:
-        """The middle (x, y) in the finished image of every character of `block.text`; NaN for newlines, (n, 2)."""
+        """Return the centres (n, 2), as (x, y) in the image, of every character of `block.text`; NaN for newlines."""
         points: list[tuple[float, float]] = []
         for line in self.block.lines:
             middle = (line.top + line.bottom) / 2
@@ -109,10 +109,10 @@ class Drawing:
 
 
 def lay_out(lines: list[str], face: Face, size: int, spacing: float, align: float) -> Block:
-    """Lay lines of text out in a font at a pixel size.
+    """Lay out lines of text in a font at a pixel size.
 
     Args:
-        spacing: distance of the lines in multiples of the font's own line height.
+        spacing: line distance in multiples of the font's line height.
         align: 0 left, 0.5 centred, 1 right.
     """
     font = fonts.load(face.path, size)
@@ -146,8 +146,8 @@ def render(
     """Draw a block on a canvas of (width, height) pixels, then resize to `target` (width, height), as a processor does.
 
     Args:
-        wear: 0 (clean print) to 1: how often the image is turned, blurred, noisy, framed or saved as JPEG.
-        blank: leave the text out: the same image with nothing to read.
+        wear: 0 (clean print) to 1: frequency of rotation, blur, noise, frames and JPEG artefacts.
+        blank: leave the text out.
     """
     if blank:
         block = replace(block, lines=())
@@ -161,7 +161,7 @@ def render(
     angle = 0.0
     worn: list[str] = []
     if rng.random() < 0.35 * wear:
-        # No further than the margins allow: ink must stay in the image.
+        # Bounded by the margins: ink must stay in the image.
         limit = (min(y, height - block.height - y) + 1.5) / (block.width / 2)
         angle = float(np.clip(rng.normal(0, 1.0) * np.pi / 180, -min(limit, _MOST), min(limit, _MOST)))
         worn.append("turned")
@@ -179,16 +179,16 @@ def render(
     return Drawing(np.asarray(image), block, (x, y), angle, stretch, tuple(worn))
 
 
-def _place(room: int, rng: np.random.Generator) -> float:
-    # Mostly near the middle, as signs are; sometimes anywhere.
-    if room <= 0:
+def _place(slack: int, rng: np.random.Generator) -> float:
+    # Mostly near the centre, as on signs; sometimes anywhere.
+    if slack <= 0:
         return 0.0
     share = rng.uniform(0, 1) if rng.random() < 0.5 else float(np.clip(rng.normal(0.5, 0.12), 0, 1))
-    return float(int(share * room))
+    return float(int(share * slack))
 
 
 def _paint(cover: Pixels, rng: np.random.Generator, wear: float, worn: list[str]) -> Pixels:
-    """Colour the coverage mask: ink on ground, perhaps a frame, noise; `worn` gets what was done."""
+    """Colour the coverage mask: ink, background, optional frame and noise; append what was applied to `worn`."""
     ink, ground = _colours(rng, wear)
     if ink.sum() > ground.sum():
         worn.append("light on dark")
@@ -217,7 +217,7 @@ def _paint(cover: Pixels, rng: np.random.Generator, wear: float, worn: list[str]
 
 
 def _colours(rng: np.random.Generator, wear: float) -> tuple[Floats, Floats]:
-    """Ink and ground: dark on light or light on dark, with enough contrast to be read; clean print is black on white."""
+    """Draw ink and background colours of readable contrast, dark on light or the reverse; clean print is black on white."""
     if rng.random() >= 1.5 * wear:
         return np.zeros(3, dtype=np.float32), np.full(3, 255, dtype=np.float32)
     while True:

@@ -1,4 +1,4 @@
-"""Edits between what images say and what was read, counted for all and for each group. No images, no model here."""
+"""Edit distances between labels and texts read, summed over all images and per group."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a labelled image says; `groups` name what it has in common with others ("font" → "Lato Bold")."""
+    """Label of an image; `groups` maps group names to values shared with other images ("font" → "Lato Bold")."""
 
     file: str
     text: str
@@ -17,7 +17,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """One image: what it says, what was read, and the edits between the two."""
+    """One image: its label, the text read, and the edit distance between them."""
 
     label: Label
     read: str
@@ -26,7 +26,7 @@ class Graded:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Some images together. `error_rate` is edits per character of the true texts."""
+    """Result over several images. `error_rate` is edits per character of the labels."""
 
     readings: tuple[Graded, ...]
 
@@ -44,7 +44,7 @@ class Score:
 
     @property
     def exact(self) -> int:
-        """Images without any error."""
+        """Number of images without any error."""
         return sum(graded.edits == 0 for graded in self.readings)
 
     @property
@@ -52,7 +52,7 @@ class Score:
         return self.edits / max(1, self.characters)
 
     def by(self, group: str) -> dict[str, Score]:
-        """The scores of the images that share a value of `group`, worst first; an image may have several."""
+        """Return scores by value of `group`, worst first; an image may have several values."""
         parts: dict[str, list[Graded]] = {}
         for graded in self.readings:
             for name in {value for key, value in graded.label.groups if key == group}:
@@ -61,13 +61,13 @@ class Score:
         return dict(sorted(scores.items(), key=lambda item: (-item[1].error_rate, item[0])))
 
     def worst(self, count: int) -> tuple[Graded, ...]:
-        """The images with the most edits."""
+        """Return the images with the most edits."""
         wrong = [graded for graded in self.readings if graded.edits]
         return tuple(sorted(wrong, key=lambda graded: (-graded.edits, graded.label.file))[:count])
 
 
 def edit_distance(first: str, second: str) -> int:
-    """Fewest insertions, deletions and replacements of one character that turn one text into the other."""
+    """Return the Levenshtein distance of two texts."""
     row = list(range(len(second) + 1))
     for i, a in enumerate(first, start=1):
         above, row[0] = row[0], i
@@ -77,7 +77,7 @@ def edit_distance(first: str, second: str) -> int:
 
 
 def score(labels: Sequence[Label], read: Iterable[str]) -> Score:
-    """Score of the texts read, in the labels' order."""
+    """Score texts read, given in the labels' order."""
     return Score(
         tuple(
             Graded(label, text, edit_distance(label.text, text))

@@ -1,8 +1,8 @@
-"""Labelled images to evaluate with, in fonts of one's choice: also in the families that training refuses.
+"""Create labelled evaluation images in chosen fonts, including the families refused for training.
 
     python -m vitrail.reader.testset OUT --fonts DIR… [--words FILE…] [--count 200] [--seed 1]
 
-Every font family gets about as many images as any other.
+Images are divided about equally among font families.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from vitrail.reader.batches import Images, Look
 from vitrail.reader.fonts import Face
 
 LOOK = Look(characters=(3, 32), lines=(0.5, 0.35, 0.15), patches=700.0)
-"""One to three lines, 18 to 44 pixels, everything that can happen to an image."""
+"""One to three lines, 18 to 44 pixels, all degradations."""
 
 
 def make_testset(
     out: Path, folders: Sequence[Path], word_files: Sequence[Path] = (), *, count: int = 200, seed: int = 1
 ) -> None:
-    """Write `count` images and their labels.json into a new or empty folder.
+    """Write `count` images and their labels.json to a new or empty folder.
 
     Raises:
         InputError: `out` is not empty, or no font was found.
@@ -61,7 +61,7 @@ def _families(folders: Sequence[Path]) -> dict[str, list[Face]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; see the head of this file."""
+    """Run the command line described at the top of this file."""
     parser = argparse.ArgumentParser(
         prog="python -m vitrail.reader.testset", description="Labelled images of printed text."
     )

@@ -1,4 +1,4 @@
-"""What the synthetic images say: words, numbers, prices, times, dates, labels, random strings. No drawing here."""
+"""Texts of the synthetic images: words, numbers, prices, times, dates, labels, random strings."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _RARE = "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝßàáâãäå�
 
 
 class Words:
-    """Words to draw from: given lists (one word a line), or made-up words where there are none.
+    """Source of words: word lists (one word per line), or made-up words if there are none.
 
-    The first list counts as much as all others together. `plain` holds each list's words of ASCII letters,
-    `accented` the words of all lists that have at least one other letter.
+    The first list has the same weight as all others together. `plain` holds each list's words of ASCII letters,
+    `accented` the words of all lists with at least one other letter.
     """
 
     def __init__(self, files: Sequence[Path] = ()) -> None:
@@ -49,7 +49,7 @@ class Words:
         self.accented = sorted(accented)
 
     def draw(self, rng: np.random.Generator, accents: float) -> str:
-        """One word; with chance `accents` one with accents; now and then a made-up one."""
+        """Draw one word: accented with probability `accents`, occasionally made up."""
         if self.accented and rng.random() < accents:
             return self.accented[int(rng.integers(len(self.accented)))]
         if self.plain and rng.random() > 0.08:
@@ -60,7 +60,7 @@ class Words:
 
 
 def line(rng: np.random.Generator, words: Words, limit: int, accents: float = 0.08) -> str:
-    """One line of at most `limit` characters, never empty, without blanks at its ends."""
+    """Draw one non-empty line of at most `limit` characters, without blanks at its ends."""
     kind = rng.random()
     if kind < 0.58:
         text = _cased(rng, _phrase(rng, words, limit, accents))

@@ -1,4 +1,4 @@
-"""The embedded reader's folder: tokenizer.json, chat template, processor and generation settings beside the weights."""
+"""Files of the embedded model's folder: tokenizer.json, chat template, processor and generation configurations."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ TEMPLATE = (
     "{% else %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endif %}{{ eos_token }}"
     "{% endif %}{% endfor %}"
 )
-"""Format v7 on characters. Images stand before the question wherever the user put them: so the reader learned it."""
+"""Prompt format v7 on characters. Images always precede the question, wherever the user put them, as in training."""
 
 
-LONGEST_ANSWER = 320  # three lines of 34 characters with their places, and a third more
+LONGEST_ANSWER = 320  # three lines of 34 characters with their positions, and a third more
 
 
 def tokenizer_json() -> dict[str, Any]:
-    """A `tokenizers` file: one token per character, control tokens and places apart, an unknown character becomes <unk>."""
+    """Return a `tokenizers` file: one token per character, control and position tokens as added tokens."""
     control = {
         **dict(enumerate(charset.SPECIALS)),
         **dict(enumerate(charset.places(), charset.first_place())),
@@ -71,7 +71,7 @@ def tokenizer_json() -> dict[str, Any]:
 
 
 def write_assets(folder: Path) -> None:
-    """Write every file of the checkpoint's folder but config.json and the weights."""
+    """Write every file of the checkpoint folder except config.json and the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     special = charset.SPECIALS
     _write(folder / "tokenizer.json", tokenizer_json())

@@ -1,6 +1,6 @@
-"""One of several processes that read files for `vitrail read`: names come in, readings go out. See worker_pool.py.
+"""Worker process of `vitrail read`: file names in, readings out. Started by worker_pool.py.
 
-Standard input: a JSON list of file names on every line. Standard output: for each such line one, {"files": [[pages,
+Standard input: a JSON list of file names per line. Standard output: for each such line one, {"files": [[pages,
 paged, error], …]}, a page being [text, confidence, seconds]; or {"fault": reason}, and the end.
 """
 
@@ -18,7 +18,7 @@ from vitrail.reader.files import read_files
 
 
 def main(model: str) -> None:
-    """Read lists of files until there are no more. `model`: a checkpoint's folder, or nothing for the embedded one."""
+    """Read lists of files until the input ends. `model`: a checkpoint folder, or empty for the embedded one."""
     answers = _take_output()
     try:
         from vitrail.reader.reading import BatchReader
@@ -28,12 +28,12 @@ def main(model: str) -> None:
             _tell(answers, files=[astuple(file) for file in read_files(reader, json.loads(line))])
     except VitrailError as error:
         _tell(answers, fault=str(error))
-    except BrokenPipeError:  # nobody waits for the answer any more
+    except BrokenPipeError:  # the parent has ended
         return
 
 
 def _take_output() -> IO[bytes]:
-    """The standard output for answers alone: whatever else is written to it goes to the standard error."""
+    """Reserve standard output for answers: redirect everything else written to it to standard error."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return answers

@@ -1,7 +1,7 @@
-"""Several processes that read files side by side, each with its share of the cores. What one does: worker.py.
+"""Pool of worker processes that read files in parallel, each with its share of the cores. The worker: worker.py.
 
-On a few images the small reader keeps no second core busy: its matrices are small, and much of a step is not
-arithmetic. Processes share nothing and wait for nobody, but each takes seconds to start.
+On a few images the embedded model does not use a second core: its matrices are small, and much of a step is not
+arithmetic. Processes share nothing and never wait for each other, but each takes seconds to start.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from vitrail.errors import CheckpointError, UnsupportedError, VitrailError
 from vitrail.reader.files import FileReading, Reading
 
 WORTH = 40
-"""Files for which a process is started: fewer are read before it is ready."""
+"""Files per process below which starting one does not pay."""
 MOST = 8
-"""Processes, at most; each has a model and a few hundred megabytes of PyTorch."""
+"""Maximum number of processes; each holds a model and a few hundred megabytes of PyTorch."""
 SHARE = 128
-"""Files that a process is given at a time, at most."""
+"""Maximum number of files in one request to a process."""
 _START = "import sys; sys.path[:] = sys.argv[2:]; from vitrail.reader.worker import main; main(sys.argv[1])"
 
 
 def cores() -> int:
-    """Threads that PyTorch would take: OMP_NUM_THREADS, else the cores that this process may use."""
+    """Return PyTorch's default thread count: OMP_NUM_THREADS, else the cores available to this process."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdecimal() and int(wanted):
         return int(wanted)
@@ -39,19 +39,19 @@ def cores() -> int:
 
 
 def useful_processes(files: int) -> int:
-    """How many processes read `files` files soonest."""
+    """Return the number of processes that reads `files` files soonest."""
     return max(1, min(files // WORTH, cores(), MOST))
 
 
 def read_apart(
     names: Sequence[str], processes: int, model: Path | None = None
 ) -> Generator[tuple[int, FileReading], None, None]:
-    """(index, what the file says) of every file, as they come, by `processes` processes.
+    """Read files in `processes` processes; yield (index, reading) as they complete.
 
     Closing the iterator ends the processes.
 
     Raises:
-        VitrailError: the reader cannot be loaded, or a process has ended before its work was done.
+        VitrailError: the model cannot be loaded, or a process ended early.
     """
     shares = _shares(names, processes)
     with _started(processes, model) as workers:
@@ -64,13 +64,13 @@ def read_apart(
         while any(given):
             number, line = answers.get()
             if not given[number]:
-                continue  # it has nothing more to do and has ended
+                continue  # this process had no work left and ended
             yield from zip(given[number], _understand(line, workers[number]), strict=True)
             _give(workers[number], given, number, shares, names)
 
 
 def _shares(names: Sequence[str], processes: int) -> list[list[int]]:
-    """Indices of files in equal shares, the last one first: neighbours go to different processes at the same time."""
+    """Divide file indices into equal shares, last one first, so that adjacent files are read in parallel."""
     rounds = max(1, -(-len(names) // (processes * SHARE)))
     size = -(-len(names) // rounds)
     order = list(range(len(names)))
@@ -82,7 +82,7 @@ def _shares(names: Sequence[str], processes: int) -> list[list[int]]:
 
 
 def _bytes(name: str) -> int:
-    """A file's size, which says roughly how long it takes to read; 0 where that is not known."""
+    """Return a file's size, a rough measure of reading time; 0 if unknown."""
     try:
         return os.stat(name).st_size
     except (OSError, ValueError):
@@ -91,7 +91,7 @@ def _bytes(name: str) -> int:
 
 def _give(process: subprocess.Popen[bytes], given: list[list[int]], number: int, shares: list[list[int]],
           names: Sequence[str]) -> None:  # fmt: skip
-    """Hand the next share to a process, or let it end."""
+    """Send the next share to a process, or close its input."""
     given[number] = shares.pop() if shares else []
     if process.stdin is None:
         return
@@ -102,12 +102,12 @@ def _give(process: subprocess.Popen[bytes], given: list[list[int]], number: int,
             process.stdin.flush()
         else:
             process.stdin.close()
-    except OSError:  # it has ended; _listen puts that into the queue
+    except OSError:  # the process has ended; _listen reports it
         return
 
 
 def _listen(number: int, process: subprocess.Popen[bytes], answers: SimpleQueue[tuple[int, bytes]]) -> None:
-    """Put a process's lines into the queue, and an empty one when it has ended."""
+    """Put a process's output lines into the queue, and an empty one when it ends."""
     if process.stdout is not None:
         for line in process.stdout:
             answers.put((number, line))
@@ -129,7 +129,7 @@ def _understand(line: bytes, process: subprocess.Popen[bytes]) -> Iterator[FileR
 
 @contextmanager
 def _started(count: int, model: Path | None) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Reading processes with their share of the cores; they are gone afterwards."""
+    """Start worker processes with their share of the cores; kill them on exit."""
     if not sys.executable:
         raise UnsupportedError("this program does not say where Python is; use --processes 1.")
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // count))}
@@ -142,7 +142,7 @@ def _started(count: int, model: Path | None) -> Iterator[list[subprocess.Popen[b
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     env=environment,
-                    start_new_session=True,  # Ctrl-C is for the one who started them
+                    start_new_session=True,  # Ctrl-C goes to the parent only
                 )
             )
         yield workers
@@ -152,13 +152,13 @@ def _started(count: int, model: Path | None) -> Iterator[list[subprocess.Popen[b
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and those that it started (a page of a PDF is rendered by one)."""
+    """Kill a process and its children (a PDF page is rendered in one)."""
     if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError):  # it has ended by itself
+        with suppress(ProcessLookupError):  # already ended
             os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):
-        with suppress(OSError):  # what was left to write has no reader
+        with suppress(OSError):  # flushing to a dead process fails
             if stream is not None:
                 stream.close()

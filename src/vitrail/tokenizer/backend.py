@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitrail.errors import CheckpointError
 from vitrail.files.json import JSON_LIMIT
 from vitrail.files.lfs import refuse_pointer
+from vitrail.files.opening import open_regular
 from vitrail.files.token_ids import TokenIds
 from vitrail.tokenizer.safety import check_backend, no_panic
 from vitrail.tokenizer.special_tokens import added_token, token_text
@@ -28,7 +29,7 @@ def read_backend(file: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             data = stream.read(JSON_LIMIT + 1)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error

@@ -20,7 +20,13 @@ from vitrail.tokenizer.padding import Lengths, lengths, limit_of, pad_encoded, p
 if TYPE_CHECKING:
     from vitrail.responses.events import Response
 
-_CHAT_OPTIONS = ("add_generation_prompt", "continue_final_message", "tools", "documents")
+_CHAT_OPTIONS = (
+    "add_generation_prompt",
+    "continue_final_message",
+    "tools",
+    "documents",
+    "return_assistant_tokens_mask",
+)
 
 
 @checked
@@ -180,7 +186,7 @@ class BaseTokenizer:
     def _pads(self) -> dict[str, int]:
         """Name of a column → what fills its rows; without input_ids where there is no pad token."""
         pad: int | None = getattr(self, "pad_token_id", None)
-        fixed = {"attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
+        fixed = {"attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1, "assistant_masks": 0}
         return fixed if pad is None else {"input_ids": pad, **fixed}
 
     def _wants(self, name: str, asked: bool | None) -> bool:

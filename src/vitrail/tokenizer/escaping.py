@@ -26,6 +26,7 @@ class Row:
     special_tokens_mask: list[int]
     offsets: list[tuple[int, int]]
     tokens: list[str]
+    answers: list[int]  # 1 where the assistant wrote it; [] where that is not asked for
 
     @classmethod
     def of(cls, encoding: Encoding) -> Row:
@@ -37,6 +38,7 @@ class Row:
             encoding.special_tokens_mask,
             encoding.offsets,
             encoding.tokens,
+            [],
         )
 
     def append(self, row: Row, position: int, index: int, token: str) -> None:
@@ -97,10 +99,10 @@ class EscapingCopy:
 
     def encode(self, prompt: RenderedPrompt, add_special_tokens: bool, limit: int | None, side: str) -> Row:
         """Encode one prompt, cut to `limit` ids at `side`."""
-        row = Row.of(
-            encode_cut(self.copy, [prompt.with_aliases(self.aliases)], add_special_tokens, limit, side)[0]
-        )
-        made = Row([], [], [], [], [], [])
+        text, original = prompt.aliased(self.aliases)
+        row = Row.of(encode_cut(self.copy, [text], add_special_tokens, limit, side)[0])
+        row.offsets[:] = [(original(start), original(stop)) for start, stop in row.offsets]
+        made = Row([], [], [], [], [], [], [])
         for position, (index, added) in enumerate(zip(row.ids, row.special_tokens_mask, strict=True)):
             if index in self.real:
                 made.append(row, position, self.real[index], self.controls[self.real[index]])

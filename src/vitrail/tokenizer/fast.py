@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vitrail.arguments import check_methods, checked
@@ -17,7 +18,7 @@ from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.request import image_request
 from vitrail.prompts.builtin import BuiltPrompt, Format
 from vitrail.prompts.builtin.encode_chat import encode_built, fit_text
-from vitrail.prompts.render import choose_template, newer_chat_options, refuse_assistant_mask
+from vitrail.prompts.render import check_answer_mask, choose_template, newer_chat_options
 from vitrail.prompts.rendered_prompt import RenderedPrompt, opened
 from vitrail.prompts.template_files import TEMPLATE_FILE, find_chat_template, save_chat_template
 from vitrail.responses.ids import to_ids
@@ -161,8 +162,10 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
             "attention_mask": self._wants("attention_mask", return_attention_mask),
             "special_tokens_mask": return_special_tokens_mask,
             "offsets": return_offsets_mapping,
+            "answers": any(isinstance(text, RenderedPrompt) and text.marks_answers for text in texts),
         }
         renamed = {"ids": "input_ids", "type_ids": "token_type_ids", "offsets": "offset_mapping"}
+        renamed["answers"] = "assistant_masks"
         columns = {
             renamed.get(name, name): [getattr(encoding, name) for encoding in encodings]
             for name, is_wanted in wanted.items()
@@ -225,15 +228,18 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
 
         format: one of Mistral's own prompt formats instead of the template, by name or "auto" (docs/prompts.md). Other
         keywords go to the template, which must read them. Control tokens that stand in a message stay text.
+        return_assistant_tokens_mask: `assistant_masks` besides, 1 for the ids of what the template marks with
+        `{% generation %}`, or of an assistant's messages in a built-in format.
         """
-        refuse_assistant_mask(return_assistant_tokens_mask)
         kwargs = newer_chat_options(kwargs)
         if return_dict and not tokenize:
             raise InputError("return_dict=True needs tokenize=True: there is no dict of ids to return")
+        check_answer_mask(return_assistant_tokens_mask, tokenize, return_dict, continue_final_message)
         options = {
             "tools": tools,
             "documents": documents,
             "continue_final_message": continue_final_message,
+            "return_assistant_tokens_mask": return_assistant_tokens_mask,
             **kwargs,
         }
         options["add_generation_prompt"] = add_generation_prompt
@@ -325,9 +331,12 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         """The row of a prompt. row: that of its text, in which every control token counts, whoever wrote it."""
         if isinstance(prompt, BuiltPrompt):
             fitted = fit_text(prompt, self.encoder, limit_of(plan))
-            return self._built_row(encode_built(fitted, self.encoder, plan.limit, self.truncation_side))
-        if prompt.is_trusted:
-            return row
+            return self._built_row(*encode_built(fitted, self.encoder, plan.limit, self.truncation_side))
+        found = row if prompt.is_trusted else self._escaped(prompt, row, special, plan)
+        return replace(found, answers=prompt.answer_mask(found.offsets)) if prompt.marks_answers else found
+
+    def _escaped(self, prompt: RenderedPrompt, row: Row, special: bool, plan: Lengths) -> Row:
+        """The row in which typed control tokens are text."""
         added = sorted(self.added_tokens_decoder.items())
         controls = {index: token.content for index, token in added if token.special}
         typed = prompt.holds_typed_controls(tuple(controls.values()))
@@ -336,11 +345,11 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         copy = EscapingCopy.for_text(self._tokenizer, prompt.text, self._copies)
         return copy.encode(prompt, special, plan.limit, self.truncation_side)
 
-    def _built_row(self, ids: list[int]) -> Row:
+    def _built_row(self, ids: list[int], answers: list[int]) -> Row:
         controls = {index for index, token in self.added_tokens_decoder.items() if token.special}
         special = [int(index in controls) for index in ids]
         tokens: list[str] = self.convert_ids_to_tokens(ids)
-        return Row(ids, [0] * len(ids), [1] * len(ids), special, [], tokens)
+        return Row(ids, [0] * len(ids), [1] * len(ids), special, [], tokens, answers)
 
 
 def _reads_more(prompt: RenderedPrompt, row: Row, controls: Collection[int]) -> bool:

@@ -26,6 +26,7 @@ from vitrail.prompts.builtin.encode_chat import AUTO, build_chat, choose_format,
 from vitrail.prompts.builtin.pieces import IMAGE
 from vitrail.prompts.builtin.trusted import read_trusted
 from vitrail.prompts.messages import Message, normalize_batch
+from vitrail.prompts.render import check_answer_mask
 from vitrail.prompts.rendered_prompt import RenderedPrompt, as_prompt, opened
 from vitrail.responses.ids import to_ids
 from vitrail.tokenizer.base import refuse_unknown
@@ -35,7 +36,7 @@ from vitrail.tokenizer.mistral_encoder import MistralEncoder, format_of_file
 from vitrail.tokenizer.mistral_rows import MistralRows
 from vitrail.tokenizer.padding import VERY_LARGE, Lengths, check_side, limit_of, whole_length
 
-_NEEDLESS = ("add_generation_prompt", "format", "reasoning_effort")
+_NEEDLESS = ("add_generation_prompt", "format", "reasoning_effort", "return_assistant_tokens_mask")
 _SENTENCEPIECE = re.compile(r".*\.model(\.v\d+(m\d+)?)?")
 
 
@@ -172,7 +173,8 @@ class MistralCommonTokenizer(MistralRows):
         if not isinstance(texts, (list, tuple)):
             raise InputError(f"expected a text, ids, or a list of them; got {type(text).__name__}")
         plan = self._plan(padding, truncation, max_length, pad_to_multiple_of, padding_side)
-        rows = [self._row(item, add_special_tokens, plan) for item in texts]
+        made = [self._row(item, add_special_tokens, plan) for item in texts]
+        rows = [ids for ids, _ in made]
         columns: dict[str, list[list[int]]] = {"input_ids": rows}
         if return_special_tokens_mask:
             columns["special_tokens_mask"] = [
@@ -180,6 +182,8 @@ class MistralCommonTokenizer(MistralRows):
             ]
         if self._wants("attention_mask", return_attention_mask):
             columns["attention_mask"] = [[1] * len(row) for row in rows]
+        if any(isinstance(item, RenderedPrompt) and item.marks_answers for item in map(opened, texts)):
+            columns["assistant_masks"] = [answers for _, answers in made]
         return self._padded(
             columns,
             plan,
@@ -267,10 +271,18 @@ class MistralCommonTokenizer(MistralRows):
         (docs/prompts.md), which also serves reasoning_effort; `tokenize=False` then gives a prompt that a
         PixtralProcessor encodes as it stands. truncation: the oldest messages are left out, and a warning tells which,
         where transformers' class cuts ids off the end; the builder makes these prompts too.
+        return_assistant_tokens_mask: `assistant_masks` besides, 1 for the ids of the assistant's messages; by the builder.
         """
         if not isinstance(truncation, bool):
             raise InputError(f"truncation is True or False here; got {truncation!r}")
-        asked = (kwargs.get("format"), kwargs.get("reasoning_effort"), (truncation and tokenize) or None)
+        marked = kwargs.get("return_assistant_tokens_mask", False) or None
+        check_answer_mask(bool(marked), tokenize, return_dict, continue_final_message)
+        asked = (
+            kwargs.get("format"),
+            kwargs.get("reasoning_effort"),
+            (truncation and tokenize) or None,
+            marked,
+        )
         if any(option is not None for option in asked):
             options = {**kwargs, "tools": tools, "continue_final_message": continue_final_message}
             call = {"padding": padding, "truncation": truncation, "max_length": max_length}
@@ -395,12 +407,13 @@ class MistralCommonTokenizer(MistralRows):
         image_processor = PixtralImageProcessor.from_dict(found["settings"])
         return ImagePromptEncoder(self, image_processor, cell, self.encoder.find(IMAGE))
 
-    def _row(self, item: Any, add_special_tokens: bool, plan: Lengths) -> list[int]:
+    def _row(self, item: Any, add_special_tokens: bool, plan: Lengths) -> tuple[list[int], list[int]]:
+        """The ids of an item, and the mask of the assistant's among them."""
         item = opened(item)
         if isinstance(item, RenderedPrompt):
             fitted = fit_text(self.read_prompt(item), self.encoder, limit_of(plan))
             return encode_built(fitted, self.encoder, plan.limit, self.truncation_side)
-        return self._cut(self._ids(item, add_special_tokens), plan.limit)
+        return self._cut(self._ids(item, add_special_tokens), plan.limit), []
 
     def _ids(self, item: Any, add_special_tokens: bool) -> list[int]:
         if isinstance(item, str):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vitrail.configs.fields import shown
+from vitrail.arguments import short
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.responses.ids import to_list
@@ -53,7 +53,7 @@ def whole_length(value: float) -> int:
     """A file's model_max_length as a whole number. Raises CheckpointError for one that is none, as inf and nan."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= VERY_LARGE:
         raise CheckpointError(
-            f"model_max_length must be a number from 1 to {VERY_LARGE:g}; got {shown(value)}."
+            f"model_max_length must be a number from 1 to {VERY_LARGE:g}; got {short(value)}."
         )
     return int(value)
 

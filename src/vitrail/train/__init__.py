@@ -1,1 +1,1 @@
-"""The training room: a plain loop with exact resume, and its optimisers. Nothing here knows a model or its data."""
+"""Training: one loop with exact resume, its optimizers, and `vitrail train` on conversations."""

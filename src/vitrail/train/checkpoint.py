@@ -16,36 +16,36 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from vitrail.errors import CheckpointError, VitrailError
-from vitrail.files.json import read_json
+from vitrail.files.json import JSON_LIMIT, read_json
 from vitrail.files.safetensors import SafetensorsFile, write_safetensors
 from vitrail.files.writing import writing
 
 _NAME = "checkpoint-"
 _COMPLETE = re.compile(r"checkpoint-\d{8,18}", re.ASCII)
-_LEFT = re.compile(r"\.checkpoint-\d{8,18}\.(part|old)", re.ASCII)  # what a kill may leave
+_LEFT = re.compile(r"\.checkpoint-\d{8,18}\.(part|old)", re.ASCII)  # remains of an interrupted save
 
 
 class Named(Protocol):
-    """A module, or the part of one that is trained."""
+    """A module, or its trained part."""
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Names and parameters."""
+        """Yield names and parameters."""
 
 
 class Kept(Protocol):
-    """How many checkpoints stay."""
+    """Schedule with the number of checkpoints to keep."""
 
     @property
     def keep(self) -> int:
-        """That number."""
+        """Number of checkpoints to keep."""
 
 
 class Resumable(Protocol):
-    """What is saved of a run."""
+    """The parts of a run that are saved."""
 
     @property
     def schedule(self) -> Kept:
-        """How many checkpoints stay."""
+        """Schedule with the number of checkpoints to keep."""
 
     model: Named
     optimizers: Sequence[Optimizer]
@@ -56,9 +56,16 @@ class Resumable(Protocol):
 
 
 def save(run: Resumable, note: Mapping[str, Any]) -> Path:
-    """Write everything that a run needs to go on as if it had never stopped, and remove old checkpoints.
+    """Write everything needed to resume a run exactly, and remove old checkpoints.
 
-    The folder appears only when it is complete. note: more to be saved, as JSON; `read_note` returns it.
+    The folder appears only when complete.
+
+    Args:
+        run: to save.
+        note: further values to save as JSON; `read_note` returns them.
+
+    Returns:
+        The checkpoint's folder.
     """
     final = run.folder / f"{_NAME}{run.step:08d}"
     part = run.folder / f".{final.name}.part"
@@ -78,7 +85,7 @@ def save(run: Resumable, note: Mapping[str, Any]) -> Path:
 
 
 def _set_aside(folder: Path) -> None:
-    """Hide a checkpoint before it is removed, so that a half-removed one is never taken for whole."""
+    """Rename a checkpoint before removing it, so that a half-removed one is never used."""
     if folder.is_dir():
         folder.rename(folder.with_name(f".{folder.name}.old"))
 
@@ -104,10 +111,10 @@ def _write(run: Resumable, note: Mapping[str, Any], part: Path) -> None:
 
 
 def restore(run: Resumable) -> bool:
-    """Bring a run to the state of the newest checkpoint in its folder; False if there is none.
+    """Restore a run from the newest checkpoint in its folder; return False if there is none.
 
     Raises:
-        CheckpointError: the checkpoint is of another model or of other optimisers.
+        CheckpointError: the checkpoint is of another model or other optimizers.
     """
     found = checkpoints(run.folder)
     if not found:
@@ -120,7 +127,7 @@ def restore(run: Resumable) -> bool:
 
 @contextmanager
 def undamaged(folder: Path) -> Iterator[None]:
-    """Inside, what a damaged checkpoint leads to is one CheckpointError."""
+    """Convert any error from a damaged checkpoint to a CheckpointError within the block."""
     try:
         yield
     except VitrailError:
@@ -133,7 +140,7 @@ def undamaged(folder: Path) -> Iterator[None]:
 
 
 def _restore(run: Resumable, folder: Path) -> None:
-    note = read_json(folder / "state.json")
+    note = read_json(folder / "state.json", limit=JSON_LIMIT)
     if note["step"] != int(folder.name.removeprefix(_NAME)):
         raise ValueError(f"its state is of step {str(note['step'])[:40]}")
     load_weights(run.model, _read(folder / "model.safetensors"), folder)
@@ -153,9 +160,9 @@ def _restore(run: Resumable, folder: Path) -> None:
 
 
 def begin_from(run: Resumable, folder: Path) -> None:
-    """Take the weights of another run's newest checkpoint, average included; optimisers and step begin anew.
+    """Load the weights and their average from another run's newest checkpoint; optimizers and step start anew.
 
-    Parameters that the other run did not have keep their fresh values.
+    Parameters that the other run did not have keep their initial values.
     """
     found = checkpoints(folder)
     if not found:
@@ -168,33 +175,33 @@ def begin_from(run: Resumable, folder: Path) -> None:
 
 
 def finished(folder: Path, steps: int) -> bool:
-    """Whether a run's newest checkpoint is at or beyond a number of steps."""
+    """Return whether a run's newest checkpoint is at `steps` steps or more."""
     return steps_done(folder) >= steps
 
 
 def steps_done(folder: Path) -> int:
-    """The step of a run's newest checkpoint; 0 if there is none."""
+    """Return the step of a run's newest checkpoint; 0 if there is none."""
     found = checkpoints(folder)
     return int(found[-1].name.removeprefix(_NAME)) if found else 0
 
 
 def read_note(folder: Path) -> dict[str, Any]:
-    """What a run noted in its newest checkpoint; empty if there is none."""
+    """Return the note of a run's newest checkpoint; empty if there is none."""
     found = checkpoints(folder)
     if not found:
         return {}
     with undamaged(found[-1]):
-        return dict(read_json(found[-1] / "state.json")["note"])
+        return dict(read_json(found[-1] / "state.json", limit=JSON_LIMIT)["note"])
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in a folder, oldest first."""
+    """Return the complete checkpoints in a folder, oldest first."""
     return sorted(path for path in folder.glob(_NAME + "*") if _COMPLETE.fullmatch(path.name))
 
 
 @torch.no_grad()
 def load_weights(model: Named, tensors: Mapping[str, Tensor], origin: Path) -> None:
-    """Copy tensors into the parameters of the same names.
+    """Copy tensors to the parameters with the same names.
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -216,7 +223,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _split(optimizer: Optimizer, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Move an optimiser's tensors into `tensors`; what is left is plain JSON."""
+    """Move an optimizer's tensors to `tensors`; return the rest, which is plain JSON."""
     whole = optimizer.state_dict()
     plain: dict[str, Any] = {}
     for index, entry in whole["state"].items():
@@ -228,7 +235,7 @@ def _split(optimizer: Optimizer, prefix: str, tensors: dict[str, Tensor]) -> dic
 
 
 def _alike(own: Any, given: Any) -> bool:
-    """Whether two values of JSON have the same keys and the same kinds of values."""
+    """Return whether two JSON values have the same keys and types of values."""
     if isinstance(own, Mapping):
         return (
             isinstance(given, Mapping)

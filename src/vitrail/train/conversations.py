@@ -1,4 +1,4 @@
-"""Talk: a record of a data file as a conversation to learn from, in the spellings people have. Opens no images."""
+"""Talk: a record of a data file as a training conversation, in the common spellings. Images are not opened."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEYS = (*_MESSAGES, *_TOOLS, "system_prompt", "images", "only_last", "reasoning
 
 @dataclass(frozen=True, slots=True)
 class Talk:
-    """One conversation. For each message, `learned`: whether it is an answer to learn; `weights`: an answer's weight."""
+    """One conversation. Per message, `learned`: whether it is a target answer; `weights`: the answer's weight."""
 
     messages: tuple[Message, ...]
     learned: tuple[bool, ...]
@@ -30,12 +30,13 @@ class Talk:
 
 
 def read_talk(value: Any, folder: Path) -> Talk:
-    """A parsed line → a conversation.
+    """Parse a record into a conversation.
 
-    value: a list of messages, or an object with "messages" (or "interactions") and perhaps "tools" (or
-    "available_tools"), "system_prompt", "images" for the images without a source, "only_last", "reasoning_effort". A
-    message's text may stand under "text"; an assistant's "weight" of 0 leaves it out. Other spellings: `to_messages`.
-    folder: where relative paths begin.
+    Args:
+        value: a list of messages, or an object with "messages" (or "interactions") and optionally "tools" (or
+            "available_tools"), "system_prompt", "images" for images without a source, "only_last", "reasoning_effort". A
+            message's text may be under "text"; an assistant's "weight" of 0 excludes it. Other spellings: `to_messages`.
+        folder: base of relative paths.
     """
     if isinstance(value, list):
         value = {"messages": value}
@@ -88,7 +89,7 @@ def _one_of(value: Mapping[str, Any], names: tuple[str, ...], kind: str) -> Any:
 
 
 def _plain(message: Any) -> Any:
-    """A message as the rest of Vitrail reads it: its text under "content", without a weight."""
+    """Return a message in Vitrail's form: text under "content", without a weight."""
     if not isinstance(message, Mapping):
         return message
     plain = {key: value for key, value in message.items() if key not in ("weight", "text")}
@@ -100,7 +101,7 @@ def _plain(message: Any) -> Any:
 
 
 def _placed(messages: list[Message], images: Any, folder: Path) -> list[Message]:
-    """The messages, every image with a source that can be opened from anywhere."""
+    """Return the messages with an absolute source for every image."""
     if images is not None and not isinstance(images, list):
         raise PromptError(f"images: expected a list, got {type(images).__name__}")
     rest = iter(images or [])
@@ -127,10 +128,10 @@ def _with_sources(message: Message, rest: Iterator[Any], folder: Path) -> Messag
 
 
 def _from(folder: Path, source: Any) -> Any:
-    """A source; a relative path from `folder`."""
-    if isinstance(source, Mapping):  # the spelling of `datasets` and Parquet
+    """Return a source; a relative path is resolved against `folder`."""
+    if isinstance(source, Mapping):  # as in `datasets` and Parquet
         source = source.get("bytes") or source.get("path") or source.get("url")
-    if isinstance(source, bytes) or hasattr(source, "convert"):  # an encoded image, or one of PIL
+    if isinstance(source, bytes) or hasattr(source, "convert"):  # an encoded image, or a PIL image
         return source
     if not isinstance(source, str):
         raise PromptError(f"an image's source is a text, bytes or a PIL image, got {type(source).__name__}")

@@ -1,4 +1,4 @@
-"""Records: the JSON values of a data file by number, or values in memory. Knows nothing of conversations."""
+"""Records: JSON values of a data file by index, or values in memory."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import Any, Protocol
 
 from vitrail.errors import InputError, MissingPackageError, PromptError
 from vitrail.files.lfs import refuse_pointer
+from vitrail.files.opening import open_regular
 
-LINE_LIMIT = 64 * 1024 * 1024  # bytes of one record: images may stand in it as data URLs
-LIST_LIMIT = 4 << 30  # bytes of a file that is one JSON list, which is read whole to find its items
+LINE_LIMIT = 64 * 1024 * 1024  # maximum bytes of one record: images may be data URLs in it
+LIST_LIMIT = 4 << 30  # maximum bytes of a file that is one JSON list, which is read whole to find its items
+_PIECE = 1 << 20  # bytes of a line that are looked at together
 _BLANK = b" \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Where a record of a file is: its number, counted from 1, and its bytes."""
+    """Position of a record in a file: its number, counted from 1, and its bytes."""
 
     number: int
     offset: int
@@ -27,7 +29,7 @@ class Line:
 
 
 class Records(Protocol):
-    """Records by index. name and unit ("line", "item", "row") are for messages; relative paths begin at `folder`."""
+    """Records by index. name and unit ("line", "item", "row") are for messages; `folder` is the base of relative paths."""
 
     @property
     def name(self) -> str: ...
@@ -37,20 +39,24 @@ class Records(Protocol):
     def folder(self) -> Path: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Any:
-        """The record's value. PromptError without the place where it cannot be read."""
+        """Return the record's value. PromptError, without the position, if it cannot be read."""
 
     def number(self, index: int) -> int:
-        """The number of a record in messages, counted from 1."""
+        """Return the number of a record for messages, counted from 1."""
 
     def digest(self) -> str:
-        """A name of the whole content: another content has another one."""
+        """Return a digest of the whole content."""
 
 
 def open_records(source: Any) -> Records:
-    """The records of a file (JSON Lines, one JSON list, Parquet), of a folder that `datasets` saved, or of a sequence.
+    """Open a file (JSON Lines, one JSON list, Parquet), a folder saved by `datasets`, or a sequence of records.
 
-    source: a path; a `datasets.Dataset`; or a list of mappings. Raises InputError for what cannot be read or is empty, and
-    MissingPackageError without the extra `data`.
+    Args:
+        source: a path; a `datasets.Dataset`; or a list of mappings.
+
+    Raises:
+        InputError: unreadable or empty.
+        MissingPackageError: the extra `data` is needed.
     """
     if isinstance(source, (str, Path)):
         records = _open_path(Path(source))
@@ -73,7 +79,7 @@ def _open_path(path: Path) -> Records:
 
 
 class JsonLines:
-    """A file with a JSON value on every line that is not blank; or one list, whose items are the records."""
+    """A file with one JSON value per non-blank line; or one list, whose items are the records."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name, self.folder = path, str(path), path.parent
@@ -95,7 +101,7 @@ class JsonLines:
 
 
 class ParquetRows:
-    """The rows of a Parquet file, one row group in memory at a time (extra `data`)."""
+    """Rows of a Parquet file, one row group in memory at a time (extra `data`)."""
 
     unit = "row"
 
@@ -134,7 +140,7 @@ class ParquetRows:
 
 
 class Rows:
-    """A `datasets.Dataset` or a list of mappings; relative paths begin where the process runs."""
+    """A `datasets.Dataset` or a list of mappings; relative paths start at the working directory."""
 
     unit = "row"
 
@@ -161,26 +167,30 @@ class Rows:
 
 
 def find_lines(path: Path) -> Iterator[Line]:
-    """The lines of a file that are not blank. InputError when it cannot be read."""
+    """Yield the non-blank lines of a file. InputError if it cannot be read."""
     try:
-        with path.open("rb") as stream:
-            offset = 0
-            for number, text in enumerate(stream, 1):
+        with open_regular(path) as stream:
+            number = offset = 0
+            while piece := stream.readline(_PIECE):  # a line may have any length
+                number += 1
                 if number == 1:
-                    refuse_pointer(text, str(path), InputError)
-                if text.strip():
-                    yield Line(number, offset, len(text))
-                offset += len(text)
+                    refuse_pointer(piece, str(path), InputError)
+                size, filled = len(piece), bool(piece.strip())
+                while not piece.endswith(b"\n") and (piece := stream.readline(_PIECE)):
+                    size, filled = size + len(piece), filled or bool(piece.strip())
+                if filled:
+                    yield Line(number, offset, size)
+                offset += size
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def read_line(path: Path, line: Line) -> Any:
-    """The JSON value of a line or item. PromptError says what is wrong with it, without the place."""
+    """Return the JSON value of a line or item. PromptError with the cause, without the position."""
     if line.size > LINE_LIMIT:
         raise PromptError(f"the line has {line.size:,} bytes, more than the {LINE_LIMIT:,} that one may have")
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             stream.seek(line.offset)
             data = stream.read(line.size)
     except OSError as error:
@@ -189,7 +199,7 @@ def read_line(path: Path, line: Line) -> Any:
 
 
 def parse(data: bytes) -> Any:
-    """The JSON value of a line. PromptError says what is wrong with it."""
+    """Parse the JSON value of a line. PromptError with the cause."""
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -201,7 +211,7 @@ def parse(data: bytes) -> Any:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     whole = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -210,11 +220,14 @@ def file_digest(path: Path) -> str:
 
 
 def _find_items(path: Path) -> list[Line] | None:
-    """Where the items of a file that is one JSON list are; None for JSON Lines, whose lines may be lists of messages."""
+    """Return the items of a file that is one JSON list; None for JSON Lines, whose lines may be lists of messages."""
     try:
-        with path.open("rb") as stream:
-            first = next((line for line in stream if line.strip()), b"").removeprefix(b"\xef\xbb\xbf").strip()
-            if not first.startswith(b"[") or _is_conversation(first):
+        with open_regular(path) as stream:
+            lines = iter(lambda: stream.readline(LINE_LIMIT + 1), b"")
+            first = next((line for line in lines if line.strip()), b"").removeprefix(b"\xef\xbb\xbf")
+            if not first.lstrip().startswith(b"["):
+                return None
+            if len(first) <= LINE_LIMIT and _is_conversation(first.strip()):  # a longer line is no record
                 return None
             stream.seek(0)
             data = stream.read(LIST_LIMIT + 1)
@@ -228,16 +241,16 @@ def _find_items(path: Path) -> list[Line] | None:
 
 
 def _is_conversation(line: bytes) -> bool:
-    """Whether a line is a whole list of messages, or is at least no list of other things."""
+    """Return whether a line is a complete list of messages, or at least not a list of something else."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
-        return line.endswith(b"]")  # a faulty line, or the first of a list that goes on
+        return line.endswith(b"]")  # a faulty line, or the first line of a longer list
     return bool(value) and isinstance(value[0], dict) and "role" in value[0]
 
 
 def _items(data: bytes, path: Path) -> list[Line]:
-    """The places of a list's items. As Latin-1 a byte is a character, and JSON's own characters are ASCII."""
+    """Return the positions of a list's items. In Latin-1 a byte is a character, and JSON's syntax is ASCII."""
     text, decode = data.decode("latin-1"), json.JSONDecoder().raw_decode
     place, found = data.index(b"[") + 1, list[Line]()
     try:
@@ -276,14 +289,14 @@ def _needed(package: str, what: str, path: Path) -> Any:
 
 
 def _without_none(value: Any) -> Any:
-    """A row without the keys that a table adds because other rows have them."""
+    """Return a row without the null columns that a table adds for other rows."""
     if isinstance(value, dict):
         return {key: _without_none(one) for key, one in value.items() if one is not None}
     return [_without_none(one) for one in value] if isinstance(value, list) else value
 
 
 def _described(value: Any) -> str:
-    """What stands for a value that JSON has no form for."""
+    """Return a JSON replacement for a value that has no JSON form."""
     content = (
         value.tobytes()
         if hasattr(value, "tobytes")

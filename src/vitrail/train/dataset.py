@@ -1,4 +1,4 @@
-"""Dataset: records of conversations as examples by number, checked once, then made anew each time. Makes no batches."""
+"""Dataset: examples by index from records of conversations, checked once, then built anew on each access."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitrail.train.examples import Example, ExampleMaker
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A line (or item, or row) that cannot be learned from, and why."""
+    """A line (or item, or row) that cannot be used, and why."""
 
     line: int
     reason: str
@@ -29,9 +29,9 @@ class Fault:
 
 @dataclass
 class Dataset:
-    """The good records. `positions` and `learned`: ids of each example, and how many of them are learned.
+    """The usable records. `positions` and `learned`: number of ids, and of target ids, of each example.
 
-    rows: indices of the good ones. lacking: character → how often it stands in them, for those without a token.
+    rows: indices of the usable records. lacking: character without a token → number of occurrences.
     """
 
     records: Records
@@ -54,7 +54,7 @@ class Dataset:
         return read_talk(self.records[row], self.records.folder)
 
     def part(self, indices: Sequence[int]) -> Dataset:
-        """The examples of these numbers, as a data set."""
+        """Return the examples with these indices as a dataset."""
         return Dataset(
             self.records,
             self.maker,
@@ -68,10 +68,15 @@ class Dataset:
 def open_dataset(
     source: Any, maker: ExampleMaker, progress: Callable[[int, int], None] | None = None
 ) -> Dataset:
-    """Read every record, open every image, and note what is wrong with which record in `faults`.
+    """Read every record, open every image, and collect errors in `faults`.
 
-    source: as `open_records` takes it. progress: called with how many of how many are done. InputError for a file that
-    cannot be read or has no records.
+    Args:
+        source: see `open_records`.
+        maker: builds examples.
+        progress: called with (records done, total).
+
+    Raises:
+        InputError: the file cannot be read or has no records.
     """
     records = open_records(source)
     data, alphabet = Dataset(records, maker), Alphabet(maker.maker.tokenizer)
@@ -105,14 +110,14 @@ def _texts(message: Message) -> Iterator[str]:
 
 
 class Alphabet:
-    """Which characters a tokenizer has no token for, each looked up once."""
+    """Characters without a token in a tokenizer; each is looked up once."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer, self._unknown = tokenizer, getattr(tokenizer, "unk_token_id", None)
         self._lacks: dict[str, bool] = {}
 
     def lacking(self, talk: Talk) -> Iterator[str]:
-        """The characters of a conversation's texts that become the unknown token, as often as they stand there."""
+        """Yield the characters of a conversation's texts that become the unknown token, with repetitions."""
         if self._unknown is None:
             return
         for message in talk.messages:
@@ -127,7 +132,7 @@ class Alphabet:
 
 
 def refuse_faults(data: Dataset, skip: bool) -> None:
-    """Raise InputError where records cannot be used, unless they are to be skipped and others are left."""
+    """Raise InputError if records cannot be used, unless they are to be skipped and others remain."""
     total, name, units = len(data) + len(data.faults), data.records.name, f"{data.records.unit}s"
     if data.faults and not skip:
         raise InputError(

@@ -1,6 +1,6 @@
-"""Several processes that train one model together: each has its own batches, all take the same step.
+"""Data-parallel training in several processes: each has its own batches, all take the same step.
 
-On few slow cores this beats threads inside one process: they meet once a step, not once an operation.
+On few slow cores this is faster than threads in one process, as processes synchronise once per step, not per operation.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """This process's place among `count`; with a count of one nothing is ever exchanged."""
+    """This process's rank among `count`; with a count of one nothing is exchanged."""
 
     rank: int = 0
     count: int = 1
 
     @classmethod
     def join(cls, rank: int, count: int, meeting: str) -> Peers:
-        """Meet the other processes at a URL such as file:///tmp/x (the file must not exist) or tcp://localhost:29500."""
+        """Join the other processes at a URL such as file:///tmp/x (a new file) or tcp://localhost:29500."""
         if count > 1:
             dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
         return cls(rank, count)
 
     def average(self, parameters: Iterable[nn.Parameter], stop: bool) -> bool:
-        """Replace every gradient by its mean over all processes; True when any of them was asked to stop."""
+        """Average every gradient over all processes; return True if any of them received a stop request."""
         if self.count == 1:
             return stop
         grads = [p.grad for p in parameters if p.grad is not None]
@@ -41,6 +41,6 @@ class Peers:
         return bool(parts[-1].item() > 0)
 
     def wait(self) -> None:
-        """Return when all processes are here."""
+        """Wait until all processes arrive."""
         if self.count > 1:
             dist.barrier()

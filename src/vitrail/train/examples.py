@@ -1,4 +1,4 @@
-"""Conversations → ids and labels to learn, with their images. The ids are the prompt builder's; makes no batches."""
+"""Examples: ids and labels of conversations, with their images. The prompt builder makes the ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitrail.errors import ContextError, PromptError
 from vitrail.images.load import load_image
 from vitrail.processor.prompt_view import AUTO, TEMPLATE, PromptMaker
-from vitrail.prompts.builtin.encode import encode_pieces, encode_prompt
+from vitrail.prompts.builtin.encode import encode_marked
 from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE
 from vitrail.prompts.conversation_file import Conversation
 from vitrail.prompts.messages import ImagePart, Message, images
@@ -18,12 +18,12 @@ from vitrail.train.conversations import Talk
 if TYPE_CHECKING:
     from vitrail.images.load import PilImage
 
-IGNORED = -100  # a label that does not count
+IGNORED = -100  # label of ids that are not targets
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One conversation, ready: `labels` has the id where it is to be learned, else −100; images in the ids' order."""
+    """One conversation: `labels` has the id where it is a target, else −100; images in the order of the ids."""
 
     ids: list[int]
     labels: list[int]
@@ -31,15 +31,15 @@ class Example:
 
     @property
     def learned(self) -> int:
-        """How many ids are learned. The first id of a conversation has nothing before it to be told from."""
+        """Number of target ids. The first id of a conversation has no context to be predicted from."""
         return sum(label != IGNORED for label in self.labels[1:])
 
 
 @dataclass(frozen=True)
 class ExampleMaker:
-    """From conversations to examples.
+    """Builds examples from conversations.
 
-    maker: makes the prompts. format: as `PromptMaker.make`. longest: the most positions an example may have.
+    maker: builds prompts. format: see `PromptMaker.make`. longest: maximum number of positions of an example.
     """
 
     maker: PromptMaker
@@ -47,7 +47,7 @@ class ExampleMaker:
     format: str | None = None
 
     def make(self, talk: Talk) -> Example:
-        """Ids, labels and images. PromptError, ImageError or ContextError without the line's number."""
+        """Build ids, labels and images. PromptError, ImageError or ContextError without the record's position."""
         messages = [_opened(message) for message in talk.messages]
         name = self.format or (AUTO if self.maker.template is None else TEMPLATE)
         whole = Conversation(list(messages), talk.tools, reasoning_effort=talk.reasoning_effort)
@@ -78,22 +78,14 @@ class ExampleMaker:
         return {find(name) for name in (IMAGE, BREAK, END)}
 
     def _built(self, whole: Conversation, learned: Sequence[bool], name: str) -> tuple[list[int], list[bool]]:
-        """A built-in format knows which turn wrote what; it joins only answers of the same weight."""
+        """Build with a built-in format, which records the author of each id; only answers of equal weight are merged."""
         prompt, _ = self.maker.build(whole, name, mode="agnostic")
-        encoder = self.maker.tokenizer.encoder
-        ids: list[int] = []
-        marks: list[bool] = []
-        for section in prompt.sections:
-            part = encode_pieces(section.pieces, encoder)
-            answer = section.role == "assistant" and all(learned[place] for place in section.messages)
-            ids += part
-            marks += [answer] * len(part)
-        if ids != encode_prompt(prompt, encoder):
-            raise PromptError(f"format {name!r} joins texts of neighbouring turns; choose another format")
-        return ids, marks
+        marked = replace(prompt, learned=frozenset(place for place, learn in enumerate(learned) if learn))
+        ids, marks = encode_marked(marked, self.maker.tokenizer.encoder)
+        return ids, list(map(bool, marks))
 
     def _template(self, whole: Conversation, learned: Sequence[bool]) -> tuple[list[int], list[bool]]:
-        """An answer is what a template adds to the prompt that asks for it."""
+        """Build with a template: an answer is the text that it adds to its prompt."""
         ids = self.maker.make(whole, TEMPLATE).ids
         marks = [False] * len(ids)
         for index, answer in enumerate(learned):
@@ -114,7 +106,7 @@ class ExampleMaker:
 
 
 def _opened(message: Message) -> Message:
-    """The message with its images decoded, so that a broken one is found and none is opened twice."""
+    """Return the message with decoded images, so that broken ones are found and none is opened twice."""
     if not message.images:
         return message
     parts: tuple[Any, ...] = tuple(

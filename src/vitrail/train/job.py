@@ -1,4 +1,4 @@
-"""Job: one training from names and numbers to files, as `vitrail train` runs it. The loop is in trainer.py."""
+"""Job: one training run from files to files, as `vitrail train` runs it. The loop is in trainer.py."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MODEL_FILES = ("config.json", "params.json", "adapter_config.json")
 
 @dataclass(frozen=True)
 class Reading:
-    """The conversations of a job, checked."""
+    """The checked conversations of a job."""
 
     data: Dataset
     evaluation: Dataset | None
@@ -46,7 +46,7 @@ class Reading:
 
     @property
     def faults(self) -> list[str]:
-        """Every line that cannot be used, in words."""
+        """Every unusable record, as text."""
         sets = [self.data] if self.evaluation is None else [self.data, self.evaluation]
         return [f"{one.records.name}: {fault}" for one in sets for fault in one.faults]
 
@@ -54,20 +54,20 @@ class Reading:
 @checked
 @dataclass(frozen=True)
 class Job:
-    """What is trained on what.
+    """Model, data and method of a training run.
 
-    data                 conversations: a file or folder, a `datasets.Dataset` or a list, as `data_files.open_records` takes
-                         them. out: the folder for all that comes out of it.
-    method               "lora" trains an adapter, which `lora` describes; "full" all weights of `parts`.
+    data                 conversations: a file or folder, a `datasets.Dataset` or a list, see `data_files.open_records`.
+    out                  folder for all output.
+    method               "lora" trains an adapter, configured by `lora`; "full" all weights of `parts`.
     quantize             pack the frozen base: "nf4", "fp4" or "int8".
-    parts                language_model, projector, vision_tower; () is the language model for an adapter, else all.
-    evaluation           the same, for evaluation; or eval_share, a share of `data` that is drawn and kept for evaluation.
-    longest              positions of the longest conversation (None: the model's).
-    format               how prompts are written, as for `vitrail prompt`.
-    dtype                of the weights that are not trained; "auto" is the checkpoint's, None float32.
-    merge                also write a whole checkpoint with the adapter worked into it.
+    parts                language_model, projector, vision_tower; () means the language model for an adapter, else all.
+    evaluation           data for evaluation; or eval_share, a share of `data` drawn for evaluation.
+    longest              maximum positions of a conversation (None: the model's).
+    format               prompt format, as for `vitrail prompt`.
+    dtype                of frozen weights; "auto" is the checkpoint's, None float32.
+    merge                also write a whole checkpoint with the merged adapter.
 
-    Raises InputError for what does not go together.
+    Raises InputError for contradictory settings.
     """
 
     data: Any
@@ -117,7 +117,7 @@ class Job:
             )
 
     def read(self, progress: Callable[[int, int], None] | None = None) -> Reading:
-        """Read and check every line and image, without the model's weights. Faults are noted, not raised."""
+        """Read and check every record and image, without the model's weights. Faults are collected, not raised."""
         if self.out is not None:
             self._folder()
         inputs = open_inputs(self.model, max_image_tokens=self.max_image_tokens)
@@ -140,11 +140,17 @@ class Job:
         on_start: Callable[[Trainer], None] | None = None,
         on_step: Callable[[dict[str, Any]], None] | None = None,
     ) -> Outcome:
-        """Train, or go on where an earlier run stopped, and write the result into `out`.
+        """Train, or resume an earlier run, and write the result to `out`.
 
-        A run that is stopped writes what it has learned so far, and still goes on when called again. on_start is called
-        with the trainer before its first step, on_step with every record. Raises InputError for lines that cannot be used
-        (unless skip_bad) and for a folder that holds something else.
+        A stopped run writes its current weights, and can be resumed by another call.
+
+        Args:
+            reading: from `read`.
+            on_start: called with the trainer before its first step.
+            on_step: called with every record.
+
+        Raises:
+            InputError: unusable records (unless skip_bad), or a folder with other content.
         """
         out = self._folder()
         for data in (reading.data, reading.evaluation):
@@ -208,7 +214,7 @@ class Job:
         return model
 
     def _identity(self) -> dict[str, Any]:
-        """What must stay the same for a run to go on, beside the settings."""
+        """Return everything besides the settings that must be equal to resume a run."""
         return {
             "model": self.model,
             "weights": fingerprint(self.model),
@@ -224,7 +230,7 @@ class Job:
         }
 
     def _write(self, model: PreTrainedModel, inputs: Inputs, out: Path) -> None:
-        """The adapter, or the whole checkpoint with what reads its inputs."""
+        """Write the adapter, or the whole checkpoint with its tokenizer or processor."""
         if self.method == "lora":
             model.save_adapter(out)
         if self.method == "full" or self.merge:
@@ -236,7 +242,7 @@ class Job:
             whole.to(self._saved_type()).save_pretrained(target)
 
     def _saved_type(self) -> torch.dtype:
-        """The type of a whole checkpoint: that of the weights that were not trained."""
+        """Return the dtype of a whole checkpoint: that of the frozen weights."""
         named = self.dtype or "float32"
         if named == "auto":
             named = str(AutoConfig.from_pretrained(self.model).dtype or "float32").removeprefix("torch.")
@@ -244,4 +250,4 @@ class Job:
         return found
 
 
-TrainingJob = Job  # its name in `vitrail`
+TrainingJob = Job  # name in `vitrail`

@@ -1,6 +1,6 @@
 """TrainingLoop: optimizer steps with gradient accumulation, clipping, an EMA of the weights, and exact resume.
 
-The model, the micro-batches, the loss and the optimizers come from the caller; checkpoint.py holds the files.
+The caller provides model, micro-batches, loss and optimizers; checkpoint.py handles the files.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from vitrail.train.lr_schedule import Kind, LrSchedule
 
 MicroBatch = TypeVar("MicroBatch")
 Loss = Callable[[MicroBatch], tuple[Tensor, Mapping[str, float]]]
-"""One micro-batch → (scalar loss, figures to log)."""
+"""One micro-batch → (scalar loss, metrics to log)."""
 Data = Callable[[int], Iterable[Sequence[MicroBatch]]]
-"""First step → micro-batches of that step and of each later one; the same for a step whenever it is called."""
-_MOST_NOT_FINITE = 20  # steps in a row without a finite gradient
+"""First step → micro-batches of that step and all later ones; the same for a step on every call."""
+_MOST_NOT_FINITE = 20  # maximum consecutive steps without a finite gradient
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule(LrSchedule):
-    """Length, learning rate, regularisation and checkpoints of one run."""
+    """Length, learning rate, regularisation and checkpoints of a run."""
 
     warmup: int = 50
     kind: Kind | Literal["linear"] = "linear"
@@ -46,15 +46,15 @@ class Schedule(LrSchedule):
     ema: float = 0.998  # decay of the moving average of the weights; 0: no average
     save_every: int = 500
     log_every: int = 20
-    keep: int = 2  # checkpoints that stay on disk
-    bf16: bool = False  # autocast; float32 weights stay the master copy
+    keep: int = 2  # number of checkpoints kept
+    bf16: bool = False  # autocast; float32 weights remain the master copy
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One optimizer step: loss and figures are sums over its micro-batches, norm is the gradient's before clipping."""
+    """One optimizer step: loss and metrics are sums over micro-batches, norm is the gradient's before clipping."""
 
-    step: int  # steps done, this one included
+    step: int  # number of steps, this one included
     loss: float
     rate: float  # factor of the learning rates
     norm: float
@@ -65,10 +65,10 @@ class StepResult:
 class TrainingLoop(Generic[MicroBatch]):
     """One run and its state: weights, moving average, optimizers, step.
 
-    note      gives what a checkpoint holds beside them, as JSON. on_save: called after every checkpoint.
+    note      returns further values for a checkpoint, as JSON. on_save: called after every checkpoint.
 
-    Setting `stop_requested` ends the run after the current step; SIGTERM and SIGINT do so. Setting `stopped` in
-    `on_step` ends it too.
+    Setting `stop_requested` ends the run after the current step, as SIGTERM and SIGINT do. So does setting `stopped` in
+    `on_step`.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class TrainingLoop(Generic[MicroBatch]):
         self.model, self.optimizers, self.loss, self.data = model, optimizers, loss, data
         self.schedule, self.folder, self.name = schedule, folder, name
         self.peers, self.note, self.on_save = peers or Peers(), note, on_save
-        self.step = self.not_finite = 0  # steps done; the latest ones without a finite gradient
+        self.step = self.not_finite = 0  # steps done; latest consecutive ones without a finite gradient
         self.stop_requested = self.stopped = False
         self.parameters: list[nn.Parameter] = [p for _, p in model.named_parameters()]
         self.average: dict[str, Tensor] = {}
@@ -97,7 +97,7 @@ class TrainingLoop(Generic[MicroBatch]):
         self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
     def restore(self) -> bool:
-        """Load the newest checkpoint in `folder`; False if there is none."""
+        """Load the newest checkpoint in `folder`; return False if there is none."""
         found = checkpoint.restore(self)
         self.peers.wait()  # no process writes before all have read
         return found
@@ -123,7 +123,7 @@ class TrainingLoop(Generic[MicroBatch]):
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights, where there is an average."""
+        """Swap the averaged weights, if any, into the model within the block."""
         if not self.average:
             yield
             return
@@ -136,7 +136,7 @@ class TrainingLoop(Generic[MicroBatch]):
                 _copy_into(self.parameters, own)
 
     def _goes_on(self) -> bool:
-        # Several processes stop together: after the step in which one of them has passed the request on.
+        # Several processes stop together, after the step that exchanges the request.
         stop = self.stopped or (self.stop_requested and self.peers.count == 1)
         return self.step < self.schedule.steps and not stop
 
@@ -156,7 +156,7 @@ class TrainingLoop(Generic[MicroBatch]):
         return StepResult(self.step, loss, factor, norm, figures, time.monotonic() - begin)
 
     def _update(self, norm: float, factor: float) -> None:
-        """Change the weights, unless the gradient is not finite, and then their average."""
+        """Update the weights, unless the gradient is not finite, and then their average."""
         self.not_finite = 0 if math.isfinite(norm) else self.not_finite + 1
         if self.not_finite >= _MOST_NOT_FINITE:
             raise VitrailError(
@@ -171,7 +171,7 @@ class TrainingLoop(Generic[MicroBatch]):
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if self.average:
-            # A young average follows faster, so that the random start is soon forgotten.
+            # A young average follows faster, so that random initial weights are soon forgotten.
             decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.values()), list[Tensor](self.parameters), 1 - decay)
@@ -190,7 +190,7 @@ def _copy_into(parameters: Iterable[nn.Parameter], values: Iterable[Tensor]) -> 
 
 @contextmanager
 def _stop_on_signal(loop: TrainingLoop[Any]) -> Iterator[None]:
-    """Inside, SIGTERM and SIGINT request a stop; only the main thread receives signals."""
+    """Turn SIGTERM and SIGINT into stop requests within the block; only the main thread receives signals."""
     loop.stop_requested = loop.stopped = False
 
     def stop(number: int, frame: FrameType | None) -> None:

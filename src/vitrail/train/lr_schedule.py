@@ -1,4 +1,4 @@
-"""The learning-rate schedule: one factor per step, from which each parameter group's rate follows."""
+"""Learning-rate schedule: one factor per step, applied to each parameter group's rate."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Kind = Literal["constant", "cosine"]
 
 @dataclass(frozen=True, slots=True)
 class LrSchedule:
-    """Factors that the learning rates of the optimizers are multiplied with.
+    """Factors of the optimizers' learning rates.
 
-    The factor rises in a straight line over `warmup` steps. "constant" then stays at 1 and falls in a straight line to
-    `final` over the last share `decay` of the steps; "cosine" falls to `final` along half a wave; "linear" is a straight
-    line from 1 at the first step to `final` at the last, with the warmup as a second factor.
+    The factor rises linearly over `warmup` steps. "constant" then stays at 1 and falls linearly to `final` over the last
+    fraction `decay` of the steps; "cosine" falls to `final` along half a cosine; "linear" falls linearly from 1 at the first
+    step to `final` at the last, with the warmup as a second factor.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line a step, or one with the means of several steps."""
+"""metrics.jsonl: one line per step, or per several steps with their means."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ NAME = "metrics.jsonl"
 
 
 def append(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write one line."""
+    """Append one line."""
     with writing(folder), (folder / NAME).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return all records; a last line that was cut off is left out."""
+    """Return all records up to the first damaged one."""
     path = folder / NAME
     if not path.is_file():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            found.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            break
+        found.append(record)
     return found
 
 
 def cut(folder: Path, step: int) -> list[dict[str, Any]]:
-    """Remove the records after `step` steps, which a resumed run writes again; return those that stay."""
+    """Remove the records after `step` steps, which a resumed run writes again; return the remaining ones."""
     kept = [record for record in read(folder) if record["step"] <= step]
     part = folder / f".{NAME}.part"
     part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
@@ -58,7 +61,7 @@ class StepMeans:
         self._count = 0
 
     def add(self, result: StepResult) -> None:
-        """Take one step into the means."""
+        """Add one step to the means."""
         figures = {
             "loss": result.loss,
             "norm": result.norm,

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrix update is made orthogonal (Jordan 2024; scaling after Liu et al. 2025). No other optimiser."""
+"""Muon: momentum with orthogonalised matrix updates (Jordan 2024; scaling after Liu et al. 2025)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COEFFICIENTS = (
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix of a (…, rows, columns) tensor, roughly: singular values within 0.4 … 1.6."""
+    """Approximate the nearest semi-orthogonal matrix of a (…, rows, columns) tensor: singular values within 0.4 … 1.6."""
     x = matrix
     wide = x.shape[-2] <= x.shape[-1]
     if not wide:
@@ -33,9 +33,9 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Muon for 2-D hidden matrices. Embeddings, norms, convolutions and heads belong to AdamW.
+    """Muon for 2-D hidden matrices. Use AdamW for embeddings, norms, convolutions and heads.
 
-    The update's root mean square is about 0.2 whatever the shape, so that learning rates mean the same as AdamW's.
+    The update's root mean square is about 0.2 for any shape, so that learning rates are comparable with AdamW's.
 
     Args:
         params: matrices (rows, columns).
@@ -59,7 +59,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update. Matrices of one shape are made orthogonal together."""
+        """Perform one update. Matrices of equal shape are orthogonalised together."""
         result = None
         if closure is not None:
             with torch.enable_grad():

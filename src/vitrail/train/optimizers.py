@@ -1,4 +1,4 @@
-"""Which optimiser updates which parameter. The optimisers: PyTorch's AdamW, and muon.py."""
+"""Choice of optimizer per parameter: PyTorch's AdamW, and Muon (muon.py)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vitrail.train.settings import Chosen
 
 
 def make_optimizers(model: nn.Module, *, kind: Chosen, lr: float, weight_decay: float) -> list[Optimizer]:
-    """Optimisers for every trainable parameter of a model.
+    """Create optimizers for every trainable parameter of a model.
 
-    "muon" takes the matrices inside; tables, heads, convolutions and vectors go to AdamW. Weights of one dimension do
-    not decay.
+    "muon" takes hidden matrices; embeddings, heads, convolutions and vectors go to AdamW. One-dimensional parameters have no
+    weight decay.
     """
     tables = _tables(model)
     matrices, rest, vectors = [], [], []
@@ -39,7 +39,7 @@ def make_optimizers(model: nn.Module, *, kind: Chosen, lr: float, weight_decay: 
 
 
 def _tables(model: nn.Module) -> set[int]:
-    """Embeddings, their adapters and the head, by identity."""
+    """Return the ids (`id()`) of embeddings, their adapters and the head."""
     found: Iterable[nn.Module] = [
         module for module in model.modules() if isinstance(module, (nn.Embedding, LoraTable))
     ]

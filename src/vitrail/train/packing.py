@@ -1,6 +1,6 @@
-"""Examples → packed rows: no padding, and no conversation sees another. Also which examples go together, and when.
+"""Packing of examples into rows without padding or attention between conversations, and the order of examples.
 
-Letters: L packed rows · n learned ids · N images.
+Letters: L packed rows · n target ids · N images.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Prepare = Callable[[list[Any]], "dict[str, Tensor]"]
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Several conversations as rows.
+    """Several conversations as packed rows.
 
-    ids, positions (L,); lengths: rows of each conversation; keep (n,): rows whose next id is learned; targets (n,): these
+    ids, positions (L,); lengths: rows of each conversation; keep (n,): rows that predict a target; targets (n,): the target
     ids. pixel_values, image_sizes: of all images, in order, or None.
     """
 
@@ -38,7 +38,7 @@ class Pack:
 
 
 def pack(examples: Sequence[Example], prepare: Prepare | None = None) -> Pack:
-    """Put conversations one behind the other. prepare: makes pixels of images; needed where there are some."""
+    """Concatenate conversations. prepare: converts images to pixel values; needed if there are any."""
     lengths = tuple(len(example.ids) for example in examples)
     labels = torch.tensor([label for example in examples for label in (*example.labels[1:], IGNORED)])
     keep = (labels != IGNORED).nonzero().squeeze(1)
@@ -56,7 +56,7 @@ def pack(examples: Sequence[Example], prepare: Prepare | None = None) -> Pack:
 
 
 def loss_sum(model: Any, rows: Pack) -> Tensor:
-    """The sum of the cross-entropies of all learned ids, in float32. Logits are made of no other rows."""
+    """Return the sum of the cross-entropies of all targets, in float32. Logits are computed for these rows only."""
     device = model.device
     features = None
     if rows.pixel_values is not None:
@@ -71,14 +71,14 @@ def loss_sum(model: Any, rows: Pack) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How much goes into one pack: conversations and positions; the first conversation always fits."""
+    """Limits of one pack: conversations and positions; the first conversation always fits."""
 
     conversations: int
     positions: int
 
 
 def in_groups(order: Sequence[int], positions: Sequence[int], room: Room) -> list[list[int]]:
-    """Neighbours in `order` together, as many as there is room for. positions: of every example."""
+    """Group adjacent examples of `order` within the limits. positions: of every example."""
     groups: list[list[int]] = []
     used = 0
     for index in order:
@@ -92,31 +92,31 @@ def in_groups(order: Sequence[int], positions: Sequence[int], room: Room) -> lis
 
 
 class Order:
-    """Which examples each step takes: a function of the seed, so that a run can go on anywhere.
+    """Examples of each step, as a function of the seed, so that a run can resume anywhere.
 
     Every epoch is a new permutation. accumulate: packs per step; an epoch's last step may have fewer.
     """
 
     def __init__(self, positions: Sequence[int], room: Room, accumulate: int, seed: int) -> None:
         self.positions, self.room, self.accumulate, self.seed = positions, room, accumulate, seed
-        self._ends: list[int] = []  # the step with which each epoch planned so far ends
+        self._ends: list[int] = []  # last step of each epoch planned so far
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
     def steps(self, epochs: float) -> int:
-        """How many steps so many epochs have; a part of an epoch counts in proportion, at least one step."""
+        """Return the number of steps of `epochs` epochs; a fraction of an epoch counts in proportion, at least one step."""
         whole, part = int(epochs), epochs - int(epochs)
         done = self._end(whole - 1)
         return max(1, done + round(part * (self._end(whole) - done)) if part else done)
 
     def at(self, step: int) -> list[list[int]]:
-        """The packs of a step, as numbers of examples."""
+        """Return the packs of a step, as indices of examples."""
         epoch = self.epoch(step)
         groups = self._groups(epoch)
         begin = (step - self._end(epoch - 1)) * self.accumulate
         return groups[begin : begin + self.accumulate]
 
     def epoch(self, step: int) -> int:
-        """The epoch of a step, counted from 0."""
+        """Return the epoch of a step, counted from 0."""
         epoch = 0
         while self._end(epoch) <= step:
             epoch += 1
@@ -138,5 +138,5 @@ class Order:
 
 
 def mixed(seed: int, number: int) -> int:
-    """A seed for the `number`-th thing of a run with this seed."""
+    """Derive the seed of item `number` from a run's seed."""
     return (seed * 6_364_136_223_846_793_005 + number * 1_442_695_040_888_963_407 + 1) % (1 << 63)

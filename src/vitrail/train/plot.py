@@ -1,4 +1,4 @@
-"""The curves of a run as an image, drawn with Pillow alone. Reads no files."""
+"""Training curves as an image, drawn with Pillow."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 _SIZE = (960, 640)
-_FRAME = (80, 50, 930, 470)  # left, top, right, bottom of the losses
-_BELOW = (80, 520, 930, 600)  # of the learning rate
+_FRAME = (80, 50, 930, 470)  # left, top, right, bottom of the loss plot
+_BELOW = (80, 520, 930, 600)  # of the learning-rate plot
 _INK, _GRID = (40, 40, 40), (225, 225, 225)
 _FAINT, _LOSS, _EVALUATION, _RATE = (190, 205, 230), (31, 90, 180), (200, 80, 30), (60, 140, 80)
 
@@ -20,9 +20,9 @@ Points = Sequence[tuple[float, float]]
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> None:
-    """Loss (each step and smoothed), evaluation loss and learning rate over the steps, as a PNG file of 960×640 pixels.
+    """Draw loss (raw and smoothed), evaluation loss and learning rate over the steps to a PNG file of 960×640 pixels.
 
-    records: as in metrics.jsonl. The file appears when it is complete.
+    records: as in metrics.jsonl. The file appears only when complete.
     """
     image = Image.new("RGB", _SIZE, "white")
     pen = ImageDraw.Draw(image)
@@ -52,7 +52,7 @@ def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
 
 
 def _smooth(points: Points) -> list[tuple[float, float]]:
-    """A moving average over about a twentieth of the run."""
+    """Return a moving average over about a twentieth of the run."""
     share = 1 / max(1.0, len(points) / 20)
     total = weight = 0.0
     smooth = []

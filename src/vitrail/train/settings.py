@@ -1,4 +1,4 @@
-"""Settings: everything that a person can choose about a training run, and the checks of it. Does nothing."""
+"""Settings: all options of a training run, with their checks."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Precision = Literal["float32", "bf16"]
 @checked
 @dataclass(frozen=True)
 class Settings:
-    """How a model is trained.
+    """Options of a training run.
 
-    epochs, steps        length; steps, where given, counts.
-    batch, positions     a pack holds at most so many conversations and so many positions (but always one conversation).
-    accumulate           packs per step; the loss is the mean over all learned ids of the step, however they are packed.
+    epochs, steps        length; steps overrides epochs.
+    batch, positions     maximum conversations and positions of a pack (one conversation always fits).
+    accumulate           packs per step; the loss is the mean over all target ids of the step, however they are packed.
     lr                   None: 2e-4 with adapters, 2e-5 for all weights.
-    warmup               steps over which the rate rises; None: a twentieth of all, at most 100.
-    schedule             "constant" (falls over the last share `decay`) or "cosine", down to `final` times lr.
-    optimizer            "adamw", or "muon" for matrices inside the model and AdamW for the rest.
-    clip                 largest norm of the gradient; 0: none.
-    ema                  decay of a moving average of the weights, which is then evaluated and saved; 0: none.
+    warmup               steps of linear warmup; None: a twentieth of all, at most 100.
+    schedule             "constant" (falls over the last fraction `decay`) or "cosine", down to `final` times lr.
+    optimizer            "adamw", or "muon" for hidden matrices and AdamW for the rest.
+    clip                 maximum norm of the gradient; 0: none.
+    ema                  decay of a moving average of the weights, which is evaluated and saved; 0: none.
     precision            "bf16": products in bfloat16, trained weights in float32.
-    checkpointing        compute blocks again in the backward pass: less memory, more time.
-    eval_every           steps between evaluations (None: once an epoch). patience: evaluations without a better loss
-                         after which the run ends; the best weights are then the ones that are kept.
-    save_every           steps between checkpoints. keep: how many of them stay.
-    seed                 of the order of the data, fresh adapters and dropout.
+    checkpointing        recompute blocks in the backward pass: less memory, more time.
+    eval_every           steps between evaluations (None: once per epoch). patience: evaluations without improvement
+                         after which the run ends; the best weights are then kept.
+    save_every           steps between checkpoints. keep: number of checkpoints kept.
+    seed                 of the order of the data, adapter initialisation and dropout.
 
-    Raises InputError for values that mean nothing.
+    Raises InputError for invalid values.
     """
 
     epochs: float = 1.0
@@ -89,12 +89,12 @@ class Settings:
             raise InputError(f"{name} must be {wanted}, got {short(value)}.")
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings, for a file."""
+        """Return the settings for a file."""
         return asdict(self)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What a run that goes on would do differently, in words: "lr 0.1, was 0.2". Its length may change."""
+    """Return the differences of a resumed run as text, such as "lr 0.1, was 0.2". Its length may change."""
     names = list(dict.fromkeys([*before, *now]))
     free = {"save_every", "keep", "steps", "epochs"}
     return [
@@ -105,7 +105,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 SETTINGS = tuple(entry.name for entry in fields(Settings))
-"""The names of all settings."""
+"""Names of all settings."""
 
 
-TrainingSettings = Settings  # its name in `vitrail`
+TrainingSettings = Settings  # name in `vitrail`

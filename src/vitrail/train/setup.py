@@ -1,4 +1,4 @@
-"""From names on the command line to a model that is ready to be trained, and to its examples. Trains nothing."""
+"""Opening of model, inputs and adapter for a training run, from the names on the command line."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from vitrail.train.examples import ExampleMaker
 
 QUANTISED = (NF4.name, FP4.name, INT8.name)
 LANGUAGE_MODEL = "language_model"
-_SAMPLE = 1 << 18  # bytes of a file that are looked at, at either end
+_SAMPLE = 1 << 18  # bytes sampled at both ends of a file
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What makes examples of a checkpoint's kind. processor: None for a model that reads text only."""
+    """Input side of a checkpoint. processor: None for a text-only model."""
 
     maker: PromptMaker
     processor: PixtralProcessor | None
 
     def examples(self, longest: int, format: str | None = None) -> ExampleMaker:
-        """The maker of examples with at most `longest` positions."""
+        """Return a builder of examples with at most `longest` positions."""
         return ExampleMaker(self.maker, longest, format)
 
     def prepare(self, images: list[Any]) -> dict[str, Tensor]:
-        """Images → pixel_values (N, 3, H, W), image_sizes (N, 2)."""
+        """Convert images to pixel_values (N, 3, H, W), image_sizes (N, 2)."""
         if self.processor is None:
             raise InputError("this model reads text only; the conversations have images.")
         return dict(self.processor(images=images, return_tensors="pt"))
 
 
 def open_inputs(model: str | Path, *, max_image_tokens: int | None = None) -> Inputs:
-    """The processor of a checkpoint, or its tokenizer if it reads text only."""
+    """Open the processor of a checkpoint, or its tokenizer if it is text-only."""
     folder = resolve(model)
     if not AutoConfig.from_pretrained(folder).has_vision:
         return Inputs(open_maker(folder), None)
@@ -59,13 +59,13 @@ def open_inputs(model: str | Path, *, max_image_tokens: int | None = None) -> In
 
 
 def longest_of(model: str | Path) -> int:
-    """The positions that a checkpoint's context has."""
+    """Return the context length of a checkpoint."""
     config = AutoConfig.from_pretrained(model)
     return int(config.get_text_config().max_position_embeddings)
 
 
 def fingerprint(model: str | Path) -> str:
-    """A digest that changes with a checkpoint's weights: of name, size, beginning and end of each file."""
+    """Return a digest of a checkpoint's weights: name, size, beginning and end of each file."""
     whole = hashlib.sha256()
     for path in sorted(resolve(model).glob("*.safetensors")):
         size = path.stat().st_size
@@ -79,7 +79,7 @@ def fingerprint(model: str | Path) -> str:
 def open_model(
     model: str | Path, *, quantize: str | None = None, dtype: str = "float32", device: str = "auto"
 ) -> PreTrainedModel:
-    """The model of a checkpoint, its Linear layers packed to `quantize` (one of QUANTISED) while loading."""
+    """Load the model of a checkpoint, packing its linear layers to `quantize` (one of QUANTISED) if given."""
     kind = auto_class(AutoConfig.from_pretrained(model))
     packing: BitsAndBytesConfig | None = None
     if quantize == INT8.name:
@@ -99,9 +99,9 @@ def open_model(
 def make_adapter(
     model: PreTrainedModel, config: LoraConfig, parts: Sequence[str], seed: int, name: str | None = None
 ) -> list[str]:
-    """Put a fresh adapter on those of its targets that lie in `parts`, and give their names.
+    """Add a new adapter to those of its targets that are in `parts`; return their names.
 
-    seed: decides its values. name: of the base model, for the adapter's file.
+    seed: of the initial values. name: of the base model, for the adapter's file.
     """
     targets = in_parts(find_targets(model, config), parts)
     if not targets:
@@ -118,7 +118,7 @@ def make_adapter(
 
 
 def lora_config(rank: int, alpha: float | None, targets: Sequence[str], **more: Any) -> LoraConfig:
-    """A LoraConfig of the command line's words: one target that is no plain name is a pattern for whole names."""
+    """Build a LoraConfig from command-line values: a single target that is not a plain name is a pattern for full names."""
     chosen: list[str] | str = list(targets) or ALL_LINEAR
     if len(targets) == 1 and (
         targets[0] == ALL_LINEAR or not targets[0].replace("_", "").replace(".", "").isalnum()
@@ -141,7 +141,7 @@ def train_parts(model: PreTrainedModel, parts: Sequence[str]) -> None:
 
 
 def parts_of(model: nn.Module, asked: Sequence[str], *, adapter: bool) -> tuple[str, ...]:
-    """The parts that are trained: those asked for; else the language model for an adapter, everything for all weights."""
+    """Return the parts to train: `asked`; by default the language model for an adapter, everything for full training."""
     if asked:
         return tuple(asked)
     everything = (LANGUAGE_MODEL, "projector", "vision_tower")

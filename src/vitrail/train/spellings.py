@@ -1,4 +1,4 @@
-"""Records as LLaVA, ShareGPT, LLaMA-Factory and TRL write them → {"messages": …} as conversations.py reads it."""
+"""Conversion of LLaVA, ShareGPT, LLaMA-Factory and TRL records to {"messages": …} as read by conversations.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vitrail.arguments import short
 from vitrail.errors import PromptError
 
-# Names and notes that data sets carry along: they change nothing about a conversation.
+# Metadata that data sets include and that does not affect a conversation.
 NOTES = ("id", "idx", "index", "source", "dataset", "category", "metadata", "split", "language")
 _MARK = re.compile(r"\n?<image>\n?")
 _ROLES = {
@@ -20,12 +21,12 @@ _ROLES = {
 
 
 def to_messages(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with its conversation under "messages", images as a list under "images", and tools as a list.
+    """Return the record with its conversation under "messages", images as a list under "images", and tools as a list.
 
-    conversations        turns {"from", "value"}, as LLaVA and ShareGPT write them; `<image>` in a text is an image.
-    prompt, completion   texts or lists of messages, as TRL writes them; only the completion is learned.
+    conversations        turns {"from", "value"}, as in LLaVA and ShareGPT; `<image>` in a text is an image.
+    prompt, completion   texts or lists of messages, as in TRL; only the completion is a target.
     image                one image, or a list: the same as "images". system: the same as "system_prompt".
-    tools                may be a text that is a JSON list.
+    tools                may be a JSON list as text.
 
     Raises PromptError.
     """
@@ -57,7 +58,7 @@ def _rename(found: dict[str, Any], old: str, new: str, change: Any, *, always: b
 
 
 def _turns(turns: Any) -> list[Any]:
-    """Turns as messages; calls get ids, by which the observations after them are named."""
+    """Convert turns to messages; calls get ids, which the observations after them refer to."""
     if not isinstance(turns, list):
         raise PromptError(f"conversations: expected a list, got {type(turns).__name__}")
     messages: list[Any] = []
@@ -67,9 +68,9 @@ def _turns(turns: Any) -> list[Any]:
             messages.append(turn)
             continue
         name, value = turn.get("from"), turn.get("value")
-        if name not in _ROLES:
+        if not isinstance(name, str) or name not in _ROLES:
             raise PromptError(
-                f"conversations[{place}].from: expected one of {', '.join(_ROLES)}; got {name!r}"
+                f"conversations[{place}].from: expected one of {', '.join(_ROLES)}; got {short(name)}"
             )
         if not isinstance(value, str):
             raise PromptError(f"conversations[{place}].value: expected a text, got {type(value).__name__}")
@@ -108,7 +109,7 @@ def _parsed(text: str, place: str) -> Any:
 
 
 def _said(value: Any, role: str) -> list[Any]:
-    """A text as a message of `role`; a message or a list of them as it is."""
+    """Convert a text to a message of `role`; a message or a list of them is returned unchanged."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     messages = value if isinstance(value, list) else [value]
@@ -118,7 +119,7 @@ def _said(value: Any, role: str) -> list[Any]:
 
 
 def _placed_first(prompt: list[Any], images: Any) -> list[Any]:
-    """TRL's rule: images that no message has a place for stand before the first question's text."""
+    """Insert images without a placeholder before the first question's text, as TRL does."""
     texts = [message.get("content") for message in prompt]
     if not images or any(not isinstance(text, str) or "<image>" in text for text in texts):
         return prompt
@@ -130,7 +131,7 @@ def _placed_first(prompt: list[Any], images: Any) -> list[Any]:
 
 
 def _marked(message: Any) -> Any:
-    """A message whose text has `<image>` in it as parts; a line break beside a mark goes with it."""
+    """Split a message's text at `<image>` into parts; a line break beside a mark is removed."""
     if not isinstance(message, Mapping):
         return message
     key = "content" if message.get("content") is not None else "text"

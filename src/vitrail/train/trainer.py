@@ -1,6 +1,6 @@
-"""Trainer: the training loop's client for conversations: packing, evaluation, early stopping, metrics and curves.
+"""Trainer: training of conversations with TrainingLoop: packing, evaluation, early stopping, metrics and curves.
 
-The steps themselves are loop.py's. The model, the data and the settings come from the caller.
+Steps are in loop.py. The caller provides model, data and settings.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHECKPOINTS, BEST, CURVES = "checkpoints", "best.safetensors", "curves.png"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. reason: "finished", "no better for a while" or "asked to stop"."""
+    """Result of a run. reason: "finished", "no better for a while" or "asked to stop"."""
 
     step: int
     reason: str
@@ -42,22 +42,22 @@ class Outcome:
 
 
 class Trained:
-    """The part of a model that is trained."""
+    """The trained part of a model."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters, in the model's order."""
+        """Yield names and parameters, in the model's order."""
         return ((name, p) for name, p in self._model.named_parameters() if p.requires_grad)
 
 
 class Trainer:
-    """One run: what is trainable in `network` learns from `data`.
+    """One run: trains the trainable parameters of `network` on `data`.
 
-    folder       holds metrics.jsonl, curves.png and the checkpoints; the same run in it is resumed.
-    evaluation   conversations that only the evaluation loss is computed on. prepare: makes pixels of images.
-    identity     what else must be the same for the run to be resumed, such as the name of the model.
+    folder       holds metrics.jsonl, curves.png and the checkpoints; a run found in it is resumed.
+    evaluation   conversations used only for the evaluation loss. prepare: converts images to pixel values.
+    identity     further values that must be equal to resume a run, such as the name of the model.
     on_step      called with every record of metrics.jsonl.
 
     Raises InputError for a folder with another run.
@@ -101,7 +101,7 @@ class Trainer:
             **(identity or {}),
         }
         self.records: list[dict[str, Any]] = []
-        self.begun: int | None = None  # the step that the run went on from, once resume() was called
+        self.begun: int | None = None  # step at which the run resumed, once resume() was called
 
     # --- the run ------------------------------------------------------------------------------------------
 
@@ -132,9 +132,9 @@ class Trainer:
         )  # fmt: skip
 
     def _batches(self, first: int) -> Iterator[list[tuple[Pack, int]]]:
-        """The packs of each step, each with the number of learned ids of its step."""
+        """Yield the packs of each step, each with the number of target ids of its step."""
         for step in itertools.count(first):
-            # Dropout draws from it: a step is the same whenever it is taken.
+            # Dropout uses it: a step is the same whenever it is run.
             torch.manual_seed(mixed(self.settings.seed, step))
             packs = [pack([self.data[i] for i in group], self.prepare) for group in self.order.at(step)]
             learned = sum(len(rows.targets) for rows in packs)
@@ -146,7 +146,7 @@ class Trainer:
         return loss_sum(self.network, rows) / learned, figures
 
     def _after_step(self, result: StepResult) -> None:
-        """Evaluate where it is time to, and write the step's record."""
+        """Evaluate when due, and write the step's record."""
         record: dict[str, Any] = {
             "step": result.step,
             "epoch": self.order.epoch(result.step - 1),
@@ -170,7 +170,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Return the mean loss per learned id of the evaluation conversations, with the weights to be saved."""
+        """Return the mean loss per target id of the evaluation conversations, with the weights to be saved."""
         if self.evaluation is None:
             raise InputError("there are no conversations to evaluate with.")
         groups = in_groups(range(len(self.evaluation)), self.evaluation.positions, self.room)
@@ -194,7 +194,7 @@ class Trainer:
         return self.order.epoch(step) != self.order.epoch(step - 1)
 
     def _compare(self, loss: float) -> None:
-        """Count evaluations without a better loss; keep the best weights where that ends the run."""
+        """Count evaluations without improvement; keep the best weights if that can end the run."""
         if loss < self.best:
             self.best, self.waited = loss, 0
             if self.settings.patience is not None:
@@ -216,7 +216,7 @@ class Trainer:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Load the weights that the run is for into the model: the best ones with `patience`, else the average, if any."""
+        """Load the final weights into the model: the best ones with `patience`, else the average, if any."""
         best = self.root / BEST
         chosen: Mapping[str, Tensor] = self.loop.average
         if self.settings.patience is not None and best.is_file():
@@ -228,15 +228,15 @@ class Trainer:
     # --- on disk ------------------------------------------------------------------------------------------
 
     def _note(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the loop's state."""
+        """Return what a checkpoint holds besides the loop's state."""
         best = self.best if math.isfinite(self.best) else None
         return {"run": self.identity, "best": best, "waited": self.waited, "lost": self.loop.not_finite}
 
     def resume(self) -> None:
-        """Load the newest checkpoint of the run that the folder holds, if any; `run` does so where it was not done.
+        """Load the newest checkpoint of the run in the folder, if any; `run` does so if it was not called before.
 
-        With another number of steps the learning rate follows the schedule of the new number from there on. Raises
-        InputError for another run, and for one that has taken more steps already.
+        With a different number of steps the learning rate continues on the new schedule. Raises InputError for another run,
+        and for one that has already taken more steps.
         """
         if self.begun is not None:
             return

@@ -1,7 +1,7 @@
-"""Checkpoint: what every file format gives of a checkpoint's tensors, and the one that reads a folder.
+"""Checkpoint: protocol of a file format's tensors, and the table of formats.
 
-A file is looked into behind this interface only. Another format is a class with these methods and a line in
-`READERS`, under the name that files/layout.py gives to its folders.
+All files are read through this interface. A new format is a class with these methods and a line in `READERS`, under its
+name in files/layout.py.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from vitrail.weights.safetensors_checkpoint import SafetensorsCheckpoint
 
 
 class Checkpoint(Protocol):
-    """The tensors of a folder under the names and in the order of rows that Hugging Face's format has.
+    """The tensors of a folder, with Hugging Face's names and row order.
 
-    config_name   the file that holds the configuration, for messages.
+    config_name   file with the configuration, for messages.
     """
 
     config_name: str
 
     @property
     def folder(self) -> CheckpointFolder:
-        """Where it lies."""
+        """The checkpoint's folder."""
 
     @property
     def paths(self) -> Sequence[Path]:
-        """The files that hold the tensors."""
+        """The files with tensors."""
 
     @property
     def kind(self) -> str | None:
-        """The model_type that the folder's configuration names, None where there is none."""
+        """model_type of the folder's configuration, or None."""
 
     def names(self) -> Sequence[str]:
-        """All tensors, in the order in which they are read fastest."""
+        """Return the names of all tensors, in the order that is fastest to read."""
 
     def spec(self, name: str) -> TensorSpec:
-        """Type and shape of a tensor; nothing of its data is read."""
+        """Return dtype and shape of a tensor without reading its data."""
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor on the CPU. Mapped where `copies` is False: a slice of it reads no other rows; copy it to keep it."""
+        """Return a tensor on the CPU. Mapped if `copies` is False: a slice reads only its rows; copy it to keep it."""
 
     def copies(self, name: str) -> bool:
-        """Whether `tensor` makes a copy, which then takes memory of its own."""
+        """Return whether `tensor` copies, using memory of its own."""
 
     def shown(self, name: str) -> str:
-        """How a message calls a tensor of the files or of the model."""
+        """Return the name of a tensor (of the files or of the model) for messages."""
 
 
-# Format of a folder → what reads its tensors.
+# Format of a folder → constructor of its reader.
 READERS: dict[str, Callable[[CheckpointFolder], Checkpoint]] = {
     HF: SafetensorsCheckpoint,
     MISTRAL: MistralCheckpoint,
@@ -64,6 +64,6 @@ READERS: dict[str, Callable[[CheckpointFolder], Checkpoint]] = {
 
 
 def open_checkpoint(folder: str | os.PathLike[str], format: str | None = None) -> Checkpoint:
-    """The tensors of a folder; `format` chooses where it holds several (see CheckpointFolder.layout)."""
+    """Open the tensors of a folder; `format` selects one if it holds several (see CheckpointFolder.layout)."""
     opened = CheckpointFolder.at(folder, format=format)
     return READERS[opened.layout](opened)

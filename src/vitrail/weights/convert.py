@@ -1,7 +1,7 @@
-"""A checkpoint from one format into the other, file by file and tensor by tensor. All of it or nothing.
+"""Conversion of a checkpoint between Hugging Face's and Mistral's formats, tensor by tensor; atomic.
 
-One file becomes one file: same tensors in the same order, other names, rows of q and k in the other order. So there and
-back again is the same file, byte for byte.
+One file becomes one file: the same tensors in the same order, with other names, and rows of q and k reordered. Converting
+there and back gives the same file, byte for byte.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What was written: the folder, the names of the files with weights, and the bytes of their tensors."""
+    """Result: the folder, the names of the weight files, and the bytes of their tensors."""
 
     folder: Path
     files: tuple[str, ...]
@@ -46,7 +46,7 @@ class Converted:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """All that is known before the first byte is written."""
+    """Everything determined before the first byte is written."""
 
     source: Path
     to: str
@@ -60,16 +60,21 @@ class _Job:
 def convert(
     source: str | os.PathLike[str], out: str | os.PathLike[str], to: str, *, progress: Progress | None = None
 ) -> Converted:
-    """Write the checkpoint in the folder `source` into the new folder `out`, in the format `to`: "hf" or "mistral".
+    """Convert the checkpoint in the folder `source` to the format `to` in the new folder `out`.
 
-    progress  called with a file's name, the bytes written so far, and all bytes, before each tensor.
+        Tokenizers and the other sidecar files are copied; an existing configuration of the other format is used if it is
+    equivalent. `out` appears only when complete; nothing is left after an error. Needs memory for one tensor.
 
-    Tokenizers and the other files beside the weights are copied; a configuration of the other format that lies there
-    already is taken if it says the same. `out` appears under its name when it is complete; after an error nothing is left
-    of it. Needs the memory of one tensor.
+        Args:
+            source: folder of the checkpoint.
+            out: folder to write, new or empty.
+            to: "hf" or "mistral".
+            progress: called with file name, bytes written and total bytes before each tensor.
 
-    Raises InputError for `to` or `out`, CheckpointError for files that are damaged, do not fit their configuration or
-    cannot be written, UnsupportedError for what the other format does not hold (quantised weights).
+        Raises:
+            InputError: invalid `to` or `out`.
+            CheckpointError: files are damaged, do not fit their configuration or cannot be written.
+        UnsupportedError: the other format cannot hold these weights (quantised ones).
     """
     target = Path(out)
     if not target.name:
@@ -82,18 +87,18 @@ def convert(
         with scratch_folder(target.parent, f".{target.name}.partial-") as scratch:
             check_room(target.parent, size)
             new = scratch / "new"
-            new.mkdir()  # with the usual permissions, which a temporary folder does not have
+            new.mkdir()  # with default permissions, which a temporary folder does not have
             copy_beside(job.source, new)
             _write_config(job, new)
             files = _write_weights(job, new, size, progress or (lambda *_: None))
             if target.is_dir():
-                target.rmdir()  # checked to be empty
+                target.rmdir()  # known to be empty
             new.rename(target)
     return Converted(target, tuple(files), size)
 
 
 def open_source(source: str | os.PathLike[str], to: str) -> tuple[PretrainedConfig, SafetensorsCheckpoint]:
-    """Configuration and tensors of what would be converted to the format `to`; errors as `convert`."""
+    """Open configuration and tensors of a conversion's source; raises as `convert`."""
     if to not in NAMES:
         raise InputError(f"a format is 'hf' or 'mistral', got {to!r}.")
     given = MISTRAL if to == HF else HF
@@ -147,7 +152,7 @@ def _renamed(name: str, to: str, vision: bool) -> str | None:
 
 
 def _note(config: PretrainedConfig, names: set[str]) -> None:
-    """What only the files tell: tying and the projector's biases."""
+    """Set what only the files show: tied embeddings and the projector's biases."""
     tied = HEAD not in names and EMBEDDING in names
     config.tie_word_embeddings = tied
     config.get_text_config().tie_word_embeddings = tied
@@ -182,7 +187,7 @@ def _turned(job: _Job, name: str, rows: Tensor) -> Tensor:
 
 
 def _file_names(job: _Job) -> dict[str, str]:
-    """File of the source → new file: numbered as published ones are, a single one without a number."""
+    """Map files of the source to new files: numbered as published ones, a single one without a number."""
     stem, count = STEMS[job.to], len(job.checkpoint.files)
     if count == 1 and job.checkpoint.index is None:
         return dict.fromkeys(job.checkpoint.files, f"{stem}.safetensors")
@@ -193,7 +198,7 @@ def _file_names(job: _Job) -> dict[str, str]:
 
 
 def _write_index(job: _Job, folder: Path, files: Mapping[str, str], size: int) -> None:
-    """The index with the source's own metadata, where it has one."""
+    """Write the index, with the source's own metadata if any."""
     index = job.checkpoint.index or {"metadata": {"total_size": size}}
     where = {job.names[name]: files[file] for file, opened in job.checkpoint.files.items() for name in opened}
     text = json.dumps({**index, "weight_map": where}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -201,7 +206,7 @@ def _write_index(job: _Job, folder: Path, files: Mapping[str, str], size: int) -
 
 
 def _write_config(job: _Job, folder: Path) -> None:
-    """The new format's configuration, unless one that says the same was copied."""
+    """Write the new format's configuration, unless an equivalent one was copied."""
     path = folder / CONFIGS[job.to]
     if path.is_file():
         other = read_config(folder, job.to)
@@ -219,10 +224,13 @@ def _write_config(job: _Job, folder: Path) -> None:
 
 
 def _geometry(config: PretrainedConfig) -> dict[str, object]:
-    """What two configurations of one model must share; the rest is told in one format alone or read off the files."""
+    """Return the fields that configurations of one model share; others exist in one format, or follow from the files."""
     params = params_from_config(config)
     loose = ("max_position_embeddings", "tied_embeddings", "vision_encoder")
     shared = {name: value for name, value in params.items() if name not in loose}
     vision = params.get("vision_encoder", {})
-    told = ("image_break_token_id", "image_end_token_id", "adapter_bias", "max_image_size")
-    return {**shared, "vision_encoder": {name: value for name, value in vision.items() if name not in told}}
+    optional = ("image_break_token_id", "image_end_token_id", "adapter_bias", "max_image_size")
+    return {
+        **shared,
+        "vision_encoder": {name: value for name, value in vision.items() if name not in optional},
+    }

@@ -1,4 +1,4 @@
-"""Where each module of a model lies: reads device_map, and joins modules on different devices. Loads nothing."""
+"""Device placement: reads device_map, and installs hooks between modules on different devices."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ DeviceMap: TypeAlias = "Device | Mapping[str, Device] | None"
 
 
 class Placement:
-    """Device of every module: a map from module paths ("" is all) in which the longest fitting path decides."""
+    """Device of every module: module paths ("" is all) → devices; the longest matching path applies."""
 
     def __init__(self, devices: Mapping[str, torch.device]) -> None:
         self.devices = dict(devices)
 
     def of(self, name: str) -> torch.device:
-        """The device of the module or tensor at the path `name`."""
+        """Return the device of the module or tensor at path `name`."""
         device = self._lookup(name)
         if device is None:
             raise InputError(f"device_map says nothing of {name}.")
         return device
 
     def covers(self, name: str) -> bool:
-        """Whether the map says where `name` lies."""
+        """Return whether the map has a device for `name`."""
         return self._lookup(name) is not None
 
     def _lookup(self, name: str) -> torch.device | None:
@@ -40,11 +40,11 @@ class Placement:
 
 
 def placement(model: nn.Module, device_map: DeviceMap) -> Placement:
-    """What `device_map` means for `model`.
+    """Resolve `device_map` for `model`.
 
-    None or "cpu": the CPU. "auto": the one accelerator; of several, layer by layer as much on each as its free
-    memory's share; without any, the CPU. A device name, number or torch.device: all of it there. A mapping of
-    module paths: obeyed; InputError for a path the model does not have and for modules that it leaves out.
+    None or "cpu": the CPU. "auto": the accelerator; with several, layers in proportion to their free memory; without any,
+    the CPU. A device name, number or torch.device: that device. A mapping of module paths: as given; InputError for
+    unknown paths and for modules without a device.
     """
     if device_map is None:
         return Placement({"": torch.device("cpu")})
@@ -71,7 +71,7 @@ def _by_paths(model: nn.Module, device_map: Mapping[str, Device]) -> Placement:
 
 
 def _device(value: Device) -> torch.device:
-    """The device of one entry; InputError when it is no device, or none that this machine has."""
+    """Parse one entry; InputError if it is not a device, or not available."""
     if value == "disk":
         raise UnsupportedError("device_map 'disk' is not supported; put modules on 'cpu' instead.")
     try:
@@ -100,7 +100,7 @@ def _numbered(value: int) -> torch.device:
 
 
 def _accelerator() -> tuple[str | None, int]:
-    """The kind of accelerator that this machine has, and how many. (torch.accelerator is newer than torch 2.5.)"""
+    """Return the accelerator type of this machine, and how many. (torch.accelerator is newer than torch 2.5.)"""
     for kind in ("cuda", "xpu", "mps"):
         module = getattr(torch, kind, None)
         if module is not None and (
@@ -111,7 +111,7 @@ def _accelerator() -> tuple[str | None, int]:
 
 
 def _accelerators() -> list[tuple[torch.device, int]]:
-    """Every accelerator with its free bytes, or with 1 where they cannot be asked for."""
+    """Return every accelerator with its free bytes, or with 1 if unknown."""
     kind, count = _accelerator()
     devices = [torch.device(kind, index) for index in range(count)] if kind else []
     if kind != "cuda":
@@ -128,16 +128,16 @@ def _automatic(model: nn.Module, accelerators: Sequence[tuple[torch.device, int]
 
 
 def spread(model: nn.Module, accelerators: Sequence[tuple[torch.device, int]]) -> dict[str, torch.device]:
-    """Module paths → devices: in the model's order, each device in turn up to its share (device, weight) of bytes.
+    """Map module paths to devices: in the model's order, each device up to its share of bytes (device, weight).
 
-    Elements of a ModuleList are never divided.
+    Elements of a ModuleList are never split.
     """
     units = _units(model, "")
     total, weights = sum(size for _, size in units), sum(weight for _, weight in accelerators)
     devices: dict[str, torch.device] = {}
     done, turn, limit = 0, 0, accelerators[0][1] / weights
     for path, size in units:
-        # The unit goes where its middle lies.
+        # A unit goes to the device of its midpoint.
         while turn + 1 < len(accelerators) and total and (done + size / 2) / total > limit:
             turn += 1
             limit += accelerators[turn][1] / weights
@@ -147,7 +147,7 @@ def spread(model: nn.Module, accelerators: Sequence[tuple[torch.device, int]]) -
 
 
 def _units(module: nn.Module, path: str) -> list[tuple[str, int]]:
-    """The smallest pieces that lie together, with their bytes: layers of a list, and modules without a list inside."""
+    """Return the smallest units placed together, with their bytes: layers of a list, and modules without a list inside."""
     own = [(f"{path}.{name}".lstrip("."), _bytes([tensor])) for name, tensor in _own_tensors(module)]
     if not _is_divisible(module):
         return [(path, _bytes([tensor for _, tensor in _tensors(module)]))]
@@ -179,13 +179,13 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
 
 
 def join(model: nn.Module, where: Placement) -> None:
-    """Let the pieces of a model on several devices work together; a model on one device is left alone.
+    """Connect the parts of a model on several devices by hooks; a model on one device is unchanged.
 
-    A piece is a layer of a ModuleList or a module without such a list inside, or smaller where those are divided:
-    what larger modules do with their parts need not be in their forward(). Before a piece's forward() a hook
-    moves its arguments to it, also tensors inside tuples, lists, dicts and frozen dataclasses (others may be
-    there to be written to, and keep their identity). Afterwards another brings the result back to the device of
-    the model's first parameter, where everything between the pieces happens.
+    A part is a layer of a ModuleList or a module without such a list inside, or smaller where those are split: what larger
+    modules do with their children need not happen in their forward(). A pre-forward hook moves a part's arguments to its
+    device, including tensors inside tuples, lists, dicts and frozen dataclasses (others may be written to, and keep their
+    identity). A forward hook moves the result back to the device of the model's first parameter, on which everything
+    between the parts runs.
     """
     if len(set(where.devices.values())) > 1:
         first = next(name for name, _ in _tensors(model))
@@ -214,7 +214,7 @@ def _transfer(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """`value` with every tensor in it on `device`; what is there already is returned as it is."""
+    """Return `value` with every tensor in it on `device`, unchanged if already there."""
     if isinstance(value, Tensor):
         return _transfer(value, device)
     if isinstance(value, (tuple, list)):
@@ -238,7 +238,7 @@ def _is_frozen(value: Any) -> bool:
 
 
 def infer_device() -> str:
-    """ "cuda" or "xpu" where there is one, else "cpu"; transformers' function of that name."""
+    """ "cuda" or "xpu" if available, else "cpu"; transformers' function of that name."""
     for name in ("cuda", "xpu"):
         backend = getattr(torch, name, None)
         if backend is not None and backend.is_available():

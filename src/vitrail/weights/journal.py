@@ -1,4 +1,4 @@
-"""The journal of a work that writes several files: what is finished is found again after a kill. Knows no tensors."""
+"""Resume log for multi-file writes: finished files are skipped after an interruption."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import IO, Any
 
 from vitrail.errors import InputError
 
-_LIMIT = 1 << 28  # bytes of a journal that are read
+_LIMIT = 1 << 28  # maximum bytes of a journal
 _BLOCK = 1 << 22
 
 
 class Journal:
-    """Lines of JSON in a folder: first which work it is, then a record for every file that is complete.
+    """Lines of JSON in a folder: first the identity of the work, then a record per complete file.
 
-    A record counts when the line is whole, and the file has the size and the SHA-256 that it says.
+    A record is valid if its line is complete and the file has the recorded size and SHA-256.
     """
 
     NAME = "journal.jsonl"
@@ -31,11 +31,11 @@ class Journal:
 
     @property
     def files(self) -> list[str]:
-        """The files that there are records of."""
+        """Names of the files with records."""
         return list(self._records)
 
     def finished(self, file: str, size: int) -> dict[str, Any] | None:
-        """The record of a complete file, after it has been compared; None where it is to be written (again)."""
+        """Return the record of a complete file after verifying it; None if the file must be written."""
         record, path = self._records.get(file), self._folder / file
         if record is None or not path.is_file() or path.stat().st_size < size:
             return None
@@ -43,14 +43,14 @@ class Journal:
         return record if same else None
 
     def note(self, file: str, **values: Any) -> None:
-        """Say that a file is complete, and what else is to be known of it when the work goes on."""
+        """Record that a file is complete, with further values for resuming."""
         path = self._folder / file
         record = {"file": file, "size": path.stat().st_size, "sha256": digest(path), **values}
         self._write(record)
         self._records[file] = record
 
     def begin(self, work: str) -> None:
-        """Say which work it is."""
+        """Record the identity of the work."""
         self._write({"work": work})
 
     def _write(self, record: Mapping[str, Any]) -> None:
@@ -62,9 +62,9 @@ class Journal:
 
 @contextlib.contextmanager
 def journal(path: Path, files: Path, work: str, what: str) -> Iterator[Journal]:
-    """The journal at `path` of the work `work`, whose files lie in `files`; nobody else writes it meanwhile.
+    """Open the journal at `path` of the work `work`, whose files are in `files`, exclusively.
 
-    InputError, which calls the work `what`, for a journal of another work, or where another process is at it.
+    Raises InputError, naming the work `what`, for a journal of other work, or if another process holds it.
     """
     with path.open("a+b") as stream:
         _lock(stream, what)
@@ -83,7 +83,7 @@ def journal(path: Path, files: Path, work: str, what: str) -> Iterator[Journal]:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     found = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK):
@@ -92,12 +92,12 @@ def digest(path: Path) -> str:
 
 
 def _read(data: bytes) -> tuple[str | None, dict[str, dict[str, Any]]]:
-    """Which work, and the records by file; a line that is cut off, by a kill while it was written, ends it."""
+    """Return the identity of the work, and the records by file; an incomplete line (from an interruption) ends them."""
     work, records = None, {}
     for line in data.splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(record, dict):
             break
@@ -111,7 +111,7 @@ def _read(data: bytes) -> tuple[str | None, dict[str, dict[str, Any]]]:
 def _lock(stream: IO[bytes], what: str) -> None:
     try:
         import fcntl
-    except ImportError:  # not on this system: two at once are then the caller's to avoid
+    except ImportError:  # not on this system: the caller must avoid two at once
         return
     try:
         fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors into a model that was built on the meta device: strict, one tensor at a time."""
+"""Load a checkpoint's tensors into a model built on the meta device: strict, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ def load_into(
     quantization: Quantization | Mapping[str, Any] | None = None,
     format: str | None = None,
 ) -> torch.dtype:
-    """Fill `model`, built on the meta device, from the safetensors in `folder`; return the dtype of its floats.
+    """Fill `model`, built on the meta device, from the checkpoint in `folder`; return the dtype of its floats.
 
     dtype         a torch.dtype or its name; "auto" is the config's, else the checkpoint's; None is float32
-                  (float16 when quantised to bitsandbytes' formats while loading, as in transformers).
+                  (float16 when quantising to bitsandbytes' formats, as in transformers).
     device_map    see `devices.placement`.
-    quantization  how to quantise while loading; for a checkpoint that bitsandbytes' formats are in already, only the
-                  compute dtype counts, and one in Vitrail's own is taken as it is. None: as
-                  model.config.quantization_config says.
-    format        "hf" or "mistral" where the folder holds both; None: what is there, "hf" first.
+    quantization  how to quantise while loading; for a checkpoint already in bitsandbytes' formats only the compute dtype
+                  applies, and one in Vitrail's own formats is loaded as it is. None:
+                  model.config.quantization_config.
+    format        "hf" or "mistral" if the folder holds both; None: the one present, "hf" first.
 
-    Weights in Vitrail's own formats stay where they are mapped, on a CPU: their pages come from the file when they are
-    first needed, and processes share them. So do large plain tensors beside them that need no cast. All others are copied.
+    On a CPU, weights in Vitrail's own formats are used in place in the mapped file: pages are read on first use and shared
+    between processes. So are large plain tensors beside them that need no cast. All others are copied.
 
-    Every parameter must be in the files with its shape, and nothing else may be; CheckpointError tells of all
-    that is amiss at once and leaves the model as it was; so does OutOfMemory, where a device has less memory free
-    than the weights need (memory.py). Three things are read off the files, not the config,
-    and noted in model.config: a missing lm_head is tied to the embeddings, the projector has biases or not, and
-    which layers are quantised. When the folder's config.json is of another model_type (a vision-language
-    model's, for its language model or tower alone), tensors of parts that `model` does not have are left out.
+    Every parameter must be in the files with its shape, and nothing else may be. One CheckpointError names everything that
+    does not fit and leaves the model unchanged; so does OutOfMemory if a device has less free memory than the weights need
+    (memory.py). Three things follow from the files, not from the config, and are set in model.config: a missing lm_head is
+    tied to the embeddings, whether the projector has biases, and which layers are quantised. If the folder's config.json is
+    of another model_type (a vision-language model's, for its language model or tower alone), tensors of parts that `model`
+    lacks are ignored.
     """
     checkpoint = open_checkpoint(folder, format)
     config = getattr(model, "config", None)
@@ -62,7 +62,7 @@ def load_into(
     half = bool(plan.to_quantise) and isinstance(asked, BitsAndBytesConfig)
     target = resolve_dtype(dtype, config, checkpoint, quantised=half)
     where = placement(model, device_map)
-    if device_map is not None:  # by this name trainers see that modules lie where they must stay
+    if device_map is not None:  # trainers use this name to see that modules must stay on their devices
         names = {
             path: device.type if device.index is None else device.index
             for path, device in where.devices.items()
@@ -81,7 +81,7 @@ def load_into(
 
 
 def _refuse_another(stored: Quantization | None, asked: Quantization | None) -> None:
-    """Raise UnsupportedError where the files are packed in one way and another is asked for."""
+    """Raise UnsupportedError if the files are packed in one way and another is requested."""
     if stored is None or asked is None or stored == asked:
         return
     if not (isinstance(stored, BitsAndBytesConfig) and isinstance(asked, BitsAndBytesConfig)):
@@ -100,7 +100,7 @@ def _tie(model: nn.Module, head: str, table: str) -> None:
 
 
 def fit_projector_bias(model: nn.Module, plan: Plan) -> None:
-    """Give the projector of a model on the meta device biases, or take them, as the files have them."""
+    """Add biases to the projector of a model on the meta device, or remove them, to match the files."""
     if plan.projector_bias is None:
         return
     for path, module in model.named_modules():
@@ -114,7 +114,7 @@ def fit_projector_bias(model: nn.Module, plan: Plan) -> None:
 def resolve_dtype(
     dtype: torch.dtype | str | None, config: Any, checkpoint: Checkpoint, *, quantised: bool = False
 ) -> torch.dtype:
-    """The dtype that `dtype` means, see `load_into`. InputError for anything that is no float type."""
+    """Resolve `dtype`, see `load_into`. InputError if it is not a floating-point dtype."""
     if dtype is None:
         return torch.float16 if quantised else torch.float32
     if dtype == "auto":
@@ -142,7 +142,7 @@ def _fill(
     where: Placement,
     quantization: Quantization | None,
 ) -> None:
-    """Read, convert and place every tensor; each is copied out of the mapped file by itself, or stays there."""
+    """Read, convert and place every tensor, copied one at a time out of the mapped file or kept in place."""
     compute = None
     if isinstance(quantization, BitsAndBytesConfig) and not quantization.load_in_8bit:
         compute = quantization.bnb_4bit_compute_dtype
@@ -178,14 +178,14 @@ def _fill(
         tensor = checkpoint.tensor(file_name)
         packed = choice.format.quantize(tensor, choice.group, name=name, dtype=target, device=where.of(name))
         replace(model, path, _layer(model.get_submodule(path), StoredWeight(choice.format, packed), compute))
-        memory.give_back()  # what quantising needed, so that loading takes what memory.py plans
+        memory.give_back()  # memory freed by quantising, so that loading stays within memory.py's estimate
     refuse_cut(checkpoint)
     if kept:
         keep_mapped(model, checkpoint)
 
 
 def _layer(old: Any, stored: StoredWeight, compute: torch.dtype | None) -> Quantized:
-    """What stands in the place of a plain layer or table whose weight is packed."""
+    """Return the replacement of a plain layer or embedding whose weight is packed."""
     if isinstance(old, nn.Embedding):
         return QuantEmbedding(stored.weight, stored.format)
     return QuantLinear(stored.weight, stored.format, old.bias, compute_dtype=compute)
@@ -205,14 +205,14 @@ def _path(name: str) -> str:
 
 
 def _implied(plan: Plan) -> Quantization | None:
-    """What a quantised checkpoint's config.json should have said, by the format of its first layer."""
+    """Return the configuration that a quantised checkpoint's config.json should have, by its first layer's format."""
     first = next(iter(plan.packed.values()), None)
     found: Quantization | None = None if first is None else first.format.implied_config(plan.packed)
     return found
 
 
 def note(config: Any, plan: Plan, quantization: Quantization | None) -> None:
-    """Write into the config what was read off the files, so that a saved copy says it too."""
+    """Set in the config what follows from the files, so that a saved copy has it."""
     for part_config in (config, getattr(config, "text_config", None)):
         if plan.has_head and hasattr(part_config, "tie_word_embeddings"):
             part_config.tie_word_embeddings = plan.tied is not None  # type: ignore[union-attr]

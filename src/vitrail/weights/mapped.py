@@ -1,4 +1,4 @@
-"""Files whose pages a model uses where they are mapped: whether they are still whole. Reads no tensor."""
+"""Checks that mapped files used by a model are still whole."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FILES: weakref.WeakKeyDictionary[nn.Module, tuple[SafetensorsFile, ...]] = weak
 
 
 def copied(checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A copy of a tensor; where the checkpoint can, read so that a file that is cut meanwhile is an error and no signal."""
+    """Return a copy of a tensor, where possible read so that truncation of the file is an error, not a signal."""
     read = getattr(checkpoint, "copied", None)
     made: Tensor = (
         memory.copied(checkpoint.tensor(name), device, dtype) if read is None else read(name, device, dtype)
@@ -26,12 +26,12 @@ def copied(checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch
 
 
 def keep_mapped(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Note that `model` uses pages of the checkpoint's files."""
+    """Record that `model` uses pages of the checkpoint's files."""
     _FILES[model] = tuple(_files(checkpoint))
 
 
 def refuse_cut(source: Any) -> None:
-    """Raise CheckpointError where a file of a checkpoint, or one that a model uses where it is mapped, has been cut."""
+    """Raise CheckpointError if a file of a checkpoint, or one mapped by a model, has been truncated."""
     for file in _FILES.get(source, ()) if isinstance(source, nn.Module) else _files(source):
         file.refuse_cut()
 

@@ -1,4 +1,4 @@
-"""What a model's weights will take in memory, told from the headers of its files, and the refusal of what cannot fit."""
+"""Estimate load-time memory from file headers; raise OutOfMemory if it exceeds what is free."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from vitrail.weights.devices import Placement
 from vitrail.weights.free_memory import free_memory
 from vitrail.weights.plan import FLOATS, Plan
 
-SWITCH = "VITRAIL_MEMORY_CHECK"  # "off": load whatever is asked for
+SWITCH = "VITRAIL_MEMORY_CHECK"  # "off" disables the check
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How weights are to lie in memory: the type of plain floats, and how matrices are quantised, if at all."""
+    """How weights are stored in memory: dtype of plain floats, and quantisation of matrices, if any."""
 
     dtype: torch.dtype
     quantization: Quantization | None = None
 
 
 class Headers(Protocol):
-    """What is asked of a checkpoint: types and shapes, no values."""
+    """The part of a checkpoint used for the estimate: dtypes and shapes."""
 
     def spec(self, name: str) -> TensorSpec: ...
 
@@ -45,22 +45,22 @@ class Headers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One tensor's (or packed layer's) loading: bytes that stay, and that are there only meanwhile."""
+    """Loading of one tensor or packed layer: permanent and temporary bytes."""
 
-    name: str  # of the model's own tensor
+    name: str  # the model's tensor
     kept: int
     meanwhile: int = 0
-    meanwhile_on_cpu: int = 0  # whatever device it goes to
-    mapped: bool = False  # kept where the file is mapped: takes none of the memory that a process must have
+    meanwhile_on_cpu: int = 0  # on the CPU, whatever the target device
+    mapped: bool = False  # used in place in the mapped file: not counted as process memory
 
 
 def kept_bytes(model: nn.Module, checkpoint: Headers, plan: Plan, form: Form) -> dict[str, int]:
-    """Own tensor's name → the bytes that it takes once loaded in `form`. A head that is tied takes none."""
+    """Return the model's tensor names → bytes once loaded in `form`; 0 for a tied head."""
     return {step.name: step.kept for step in _steps(model, checkpoint, plan, form)}
 
 
 def mapped_bytes(model: nn.Module, checkpoint: Headers, plan: Plan, form: Form, where: Placement) -> int:
-    """How many of `kept_bytes` stay in mapped files: the system reads them as they are needed, and may drop them again."""
+    """Return how many of `kept_bytes` stay in mapped files, whose pages the system reads on demand and may drop."""
     steps = _steps(model, checkpoint, plan, form, where)
     return sum(step.kept for step in steps if step.mapped)
 
@@ -68,9 +68,9 @@ def mapped_bytes(model: nn.Module, checkpoint: Headers, plan: Plan, form: Form, 
 def peak_bytes(
     model: nn.Module, checkpoint: Headers, plan: Plan, form: Form, where: Placement
 ) -> dict[torch.device, int]:
-    """Device → the most bytes that loading takes there at once: what is loaded, and what is at work meanwhile.
+    """Return device → peak bytes while loading: what is loaded plus temporary memory.
 
-    Mapped files count as nothing, for the system takes their pages back when it needs them.
+    Mapped files count as nothing, because the system reclaims their pages on demand.
     """
     held: dict[torch.device, int] = defaultdict(int)
     most: dict[torch.device, int] = defaultdict(int)
@@ -85,9 +85,9 @@ def peak_bytes(
 def refuse_if_too_large(
     model: nn.Module, checkpoint: Checkpoint, plan: Plan, form: Form, where: Placement
 ) -> None:
-    """Raise OutOfMemory, which names a form that would fit, where the weights need more than a device has free.
+    """Raise OutOfMemory, naming a form that would fit, if the weights need more than a device has free.
 
-    Nothing is refused where the free memory is unknown, nor with VITRAIL_MEMORY_CHECK=off in the environment.
+    Does nothing if the free memory is unknown, or with VITRAIL_MEMORY_CHECK=off in the environment.
     """
     if os.environ.get(SWITCH, "").strip().lower() in ("off", "0", "no", "false"):
         return
@@ -111,7 +111,7 @@ def _advice(
     form: Form,
     plan: Plan,
 ) -> str:
-    """The first form that fits, as the words to write; or that none does."""
+    """Return the first form that fits, as advice for the message; or that none does."""
     smaller = ""
     for other, words in _smaller_forms(form, plan):
         need = need_of(other)
@@ -127,11 +127,11 @@ def _advice(
 
 
 def _smaller_forms(form: Form, plan: Plan) -> Iterator[tuple[Form, str]]:
-    """Forms that take less, the most exact first, with the keywords of from_pretrained for each."""
+    """Yield smaller forms, the most accurate first, with from_pretrained's keywords for each."""
     half = torch.float16 if form.dtype == torch.float16 else torch.bfloat16
     if form.dtype.itemsize > 2:
         yield Form(half, form.quantization), f"dtype={half}"
-    if plan.packed:  # quantised in the files already
+    if plan.packed:  # already quantised in the files
         return
     titles = [config.title for config, _ in SMALLER]
     if form.quantization is not None and form.quantization.title not in titles:
@@ -152,7 +152,7 @@ def _called(form: Form) -> str:
 def _steps(
     model: nn.Module, checkpoint: Headers, plan: Plan, form: Form, where: Placement | None = None
 ) -> Iterator[_Step]:
-    """What load.py does, tensor by tensor and in its order; what stays mapped is told where the devices are known."""
+    """Yield the steps of load.py in order; mapped tensors are known only if the devices are."""
 
     def on_cpu_if(name: str) -> bool:
         return where is not None and where.of(name) == CPU

@@ -1,4 +1,4 @@
-"""Checkpoints in Mistral's own format seen as any other: canonical names, rows of q and k in halves. Knows no model."""
+"""MistralCheckpoint: files in Mistral's own format with canonical names and Hugging Face's row order."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from vitrail.weights.safetensors_checkpoint import SafetensorsCheckpoint
 
 
 class MistralCheckpoint(SafetensorsCheckpoint):
-    """The tensors of consolidated*.safetensors under canonical names, each as Hugging Face's format has it.
+    """The tensors of consolidated*.safetensors under canonical names, as in Hugging Face's format.
 
-    Rows of q and k are put into halves when a tensor is read, which copies that one tensor. Names that are not of this
-    family stay as they are. Raises UnsupportedError for a quantised (fp8) file, else as SafetensorsCheckpoint.
+    Rows of q and k are reordered to halves when a tensor is read, which copies that tensor. Names outside this family are
+    unchanged. Raises UnsupportedError for a quantised (fp8) file, else as SafetensorsCheckpoint.
     """
 
     config_name = PARAMS_NAME
@@ -73,7 +73,7 @@ class MistralCheckpoint(SafetensorsCheckpoint):
 
 
 def heads_of(config: dict[str, object]) -> Heads:
-    """How many heads the rows of q and k belong to, from the dict of a config.json (whole or text alone)."""
+    """Return the head counts of q and k from the dict of a config.json (of the whole model or the text model)."""
     text, vision = config.get("text_config", config), config.get("vision_config", {})
     if not isinstance(text, dict) or not isinstance(vision, dict):
         raise CheckpointError("text_config and vision_config must be objects of keys.")

@@ -1,6 +1,6 @@
-"""Tensor names in Mistral's own files ↔ canonical names (names.py). Reads and writes no file.
+"""Tensor names in Mistral's own files ↔ canonical names (names.py).
 
-Both are a module's path and "weight" or "bias"; {} stands for a layer's number.
+Both are a module's path and "weight" or "bias"; {} stands for a layer index.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ _NUMBER = re.compile(r"(?<=layers\.)(0|[1-9]\d{0,5})(?=\.)", re.ASCII)
 
 
 def from_native(name: str) -> str | None:
-    """The canonical name of a tensor in a consolidated file; None for a name that has none."""
+    """Return the canonical name of a tensor in a consolidated file, or None."""
     return _translate(name, _MODULES)
 
 
 def to_native(name: str) -> str | None:
-    """The name in a consolidated file of a tensor with a canonical name; None for a name that has none."""
+    """Return the name in a consolidated file of a tensor with a canonical name, or None."""
     return _translate(name, _BACK)
 
 

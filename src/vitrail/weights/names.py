@@ -1,14 +1,14 @@
-"""The spellings of tensor names: older and newer Hugging Face layouts, whole models and their parts.
+"""Tensor names: older and newer Hugging Face layouts, whole models and their parts.
 
-One spelling is canonical, that of transformers 5 for a vision-language model: model.language_model.…,
-model.vision_tower.…, model.multi_modal_projector.…, lm_head.…. Reads and writes no file.
+The canonical name is that of transformers 5 for a vision-language model: model.language_model.…, model.vision_tower.…,
+model.multi_modal_projector.…, lm_head.….
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-# Beginning of a name → its canonical beginning; the first that fits decides.
+# Prefix of a name → its canonical prefix; the first match applies.
 _CANONICAL = (
     ("language_model.lm_head.", "lm_head."),
     ("model.language_model.lm_head.", "lm_head."),
@@ -30,7 +30,7 @@ _CANONICAL = (
     ("ln_pre.", "model.vision_tower.ln_pre."),
     ("transformer.", "model.vision_tower.transformer."),
 )
-# What transformers 4.57 and 5 write for a vision-language model, and what other readers expect.
+# Names written by transformers 4.57 and 5 for a vision-language model, and expected by other readers.
 _SAVED = (
     ("model.language_model.", "language_model.model."),
     ("model.vision_tower.", "vision_tower."),
@@ -45,7 +45,7 @@ PROJECTOR_BIASES = ("model.multi_modal_projector.linear_1.bias", "model.multi_mo
 
 
 def canonical(name: str) -> str:
-    """The canonical spelling of a tensor's name, from a file or from any of the models; others stay."""
+    """Return the canonical name of a tensor from a file or a model; unknown names are unchanged."""
     for beginning, replacement in _CANONICAL:
         if name.startswith(beginning):
             return replacement + name[len(beginning) :]
@@ -53,19 +53,19 @@ def canonical(name: str) -> str:
 
 
 def part(name: str) -> str:
-    """Which part of a vision-language model a canonical name belongs to ("" for none)."""
+    """Return the part of a vision-language model that a canonical name belongs to ("" for none)."""
     return next((beginning for beginning in _PARTS if name.startswith(beginning)), "")
 
 
 def saved_names(names: Iterable[str]) -> dict[str, str]:
-    """Own name → name in a saved file: the older layout for a vision-language model, else the same."""
+    """Map the model's names to names in a saved file: the older layout for a vision-language model, else the same."""
     own = list(names)
     whole = any(name.startswith(_PARTS[:3]) for name in own)
     return {name: _saved(name) if whole else name for name in own}
 
 
 def published(name: str, *, vision: bool) -> str:
-    """A canonical name as published files in Hugging Face's format spell it, of a whole model or of a text model."""
+    """Return the name in published files of Hugging Face's format, of a whole model or of a text model."""
     return _saved(name) if vision else name.replace("model.language_model.", "model.", 1)
 
 

@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint goes where in a model, and all that does not fit. Reads headers, loads nothing."""
+"""Plan: which tensor of a checkpoint goes where in a model, and everything that does not fit; from headers only."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from vitrail.quant.quantize_config import QuantizeConfig
 from vitrail.weights.checkpoint import Checkpoint
 from vitrail.weights.names import EMBEDDING, HEAD, PROJECTOR_BIASES, canonical, part
 
-FLOATS = (*dtypes.FLOATS, torch.float64)  # what a file may hold
+FLOATS = (*dtypes.FLOATS, torch.float64)  # dtypes allowed in files
 _LARGE = 1 << 16  # bytes; smaller tensors are copied together into few pages
-_ALIGNMENT = 16  # bytes: where a plain tensor must begin to be used where it is mapped
+_ALIGNMENT = 16  # bytes: alignment required to use a plain tensor in place
 
 
 @dataclass
 class Plan:
-    """Which tensor of the files goes where, and what does not fit."""
+    """Sources of a model's tensors, and everything that does not fit."""
 
-    plain: dict[str, str] = field(default_factory=dict)  # own tensor → name in the files
-    packed: dict[str, StoredWeight] = field(default_factory=dict)  # module's path → its weight, still mapped
-    unreadable: set[str] = field(default_factory=set)  # paths of packed weights whose parts are unfit
-    # Paths of packed weights that can be used where they are mapped.
+    plain: dict[str, str] = field(default_factory=dict)  # model's tensor → name in the files
+    packed: dict[str, StoredWeight] = field(default_factory=dict)  # module path → its weight, still mapped
+    unreadable: set[str] = field(default_factory=set)  # paths of packed weights with unusable parts
+    # Paths of packed weights that can be used in place in the mapped file.
     in_place: set[str] = field(default_factory=set)
-    to_quantise: dict[str, Choice] = field(default_factory=dict)  # module's path → what becomes of its weight
+    to_quantise: dict[str, Choice] = field(default_factory=dict)  # module path → quantisation while loading
     tied: tuple[str, str] | None = None  # paths of head and embedding
     has_head: bool = False
-    projector_bias: bool | None = None  # what the files have, when the model was built otherwise
+    projector_bias: bool | None = None  # whether the files have them, if the model was built otherwise
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     unfit: list[str] = field(default_factory=list)
 
     def stays_mapped(self, entry: TensorSpec, dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether a plain tensor is used where it is mapped: a large one beside packed weights, of the type asked for."""
+        """Return whether a plain tensor is used in place: a large one beside packed weights, of the requested dtype."""
         size = entry.nbytes
         fits = entry.dtype == dtype and device.type == "cpu" and entry.start % _ALIGNMENT == 0
         return fits and size >= _LARGE and bool(self.in_place)
@@ -64,7 +64,7 @@ class Plan:
 
 
 def make_plan(model: nn.Module, checkpoint: Checkpoint, quantization: Quantization | None) -> Plan:
-    """Where every tensor of `model` comes from, and everything that does not fit; reads headers only."""
+    """Find the source of every tensor of `model`, and everything that does not fit; reads headers only."""
     plan = Plan()
     own = {canonical(name): name for name in own_tensors(model)}
     files = _by_canonical_name(checkpoint)
@@ -93,7 +93,7 @@ def make_plan(model: nn.Module, checkpoint: Checkpoint, quantization: Quantizati
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor that a checkpoint of `model` holds: parameters (tied ones under each name) and kept buffers."""
+    """Return every tensor in a checkpoint of `model`: parameters (tied ones under each name) and persistent buffers."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     kept = {
         f"{path}.{name}".lstrip("."): buffer
@@ -116,7 +116,7 @@ def _by_canonical_name(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _plan_packed(model: nn.Module, checkpoint: Checkpoint, files: dict[str, str], plan: Plan) -> None:
-    """Take the tensors of quantised modules out of `files`; a module is one by what lies beside its weight."""
+    """Take the tensors of quantised modules, recognised by the keys beside their weight, out of `files`."""
     matrices = {
         canonical(f"{path}."): (path, module)
         for path, module in model.named_modules()
@@ -156,13 +156,13 @@ def _plan_packed(model: nn.Module, checkpoint: Checkpoint, files: dict[str, str]
 
 
 def _group_of(model: nn.Module, format: WeightFormat, columns: int) -> int | None:
-    """The group that a row of so many weights has by the model's configuration; None where that says nothing."""
+    """Return the group for rows of `columns` weights from the model's configuration, or None."""
     config = read_quantization(getattr(getattr(model, "config", None), "quantization_config", None))
     return format.group(columns, config.group) if isinstance(config, QuantizeConfig) else None
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A name as the Linear's path with its last dot, and what belongs to the layer."""
+    """Split a name into the module's path with its last dot, and the key."""
     at = name.rfind(".weight.")
     if at >= 0:
         return name[: at + 1], name[at + 1 :]
@@ -186,7 +186,7 @@ def _check_shapes(model: nn.Module, checkpoint: Checkpoint, plan: Plan) -> None:
 
 
 def _is_part(model: nn.Module, checkpoint: Checkpoint) -> bool:
-    """Whether parts may be left out: the model has no head, the folder's is of another type, or its tower is not wanted."""
+    """Return whether parts may be missing: no head, a folder of another model type, or an unwanted tower."""
     if getattr(model, "vision", True) is False or getattr(model, "get_output_embeddings", bool)() is None:
         return True
     kind = getattr(getattr(model, "config", None), "model_type", None)
@@ -194,7 +194,7 @@ def _is_part(model: nn.Module, checkpoint: Checkpoint) -> bool:
 
 
 def _plan_projector_bias(own: Mapping[str, str], files: Mapping[str, str], plan: Plan) -> None:
-    """Published configs leave multimodal_projector_bias out: both biases there or both absent decides."""
+    """Published configs lack multimodal_projector_bias: it follows from both biases being present or absent."""
     present = [name in files for name in PROJECTOR_BIASES]
     built = [name in own for name in PROJECTOR_BIASES]
     weights = [name.replace(".bias", ".weight") for name in PROJECTOR_BIASES]

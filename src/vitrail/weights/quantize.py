@@ -1,7 +1,7 @@
-"""A checkpoint into a quantised one, tensor by tensor: all of it under its name, or nothing. Goes on after a kill.
+"""Quantisation of a checkpoint on disk, tensor by tensor; atomic, and resumable after an interruption.
 
-The work lies in a hidden folder beside the target: a journal, and the new files. A file that the journal calls complete
-is kept when the same work is asked for again; the rest is written anew, and equals what an undisturbed run writes.
+Work in progress is in a hidden folder beside the target: a journal, and the new files. Files complete according to the
+journal are kept when the same work is run again; the rest is written anew, as by an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from vitrail.weights.quantize_plan import Piece, Shard, Work
 from vitrail.weights.safetensors_checkpoint import INDEX
 from vitrail.weights.sidecar_files import copy_beside, note_kind, write_image_settings
 
-_CHUNK_ROWS = 512  # of a packed matrix decoded at once
+_CHUNK_ROWS = 512  # rows of a packed matrix decoded at once
 _CPU = torch.device("cpu")
 
 Progress = Callable[[str, int, int], None]
-"""Called with a tensor's name, the bytes written so far and all bytes, before each tensor and at the end."""
+"""Called with a tensor's name, the bytes written and total bytes, before each tensor and at the end."""
 
 
 @dataclass
 class Written:
-    """What was written: per tensor of the model a record with name, format, group, weights, bytes and the two sums of
-    squares that make its error; and how many of the files an earlier run had finished."""
+    """Result: per tensor of the model a record with name, format, group, weights, bytes and the two sums of squares of its
+    error; and how many files an earlier run had finished."""
 
     work: Work
     layers: list[dict[str, Any]] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Written:
     kept_files: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """The report that `--json` prints."""
+        """Return the report printed by `--json`."""
         work = self.work
         layers = [_public(layer) for layer in self.layers]
         packed = [layer for layer in layers if layer["relative_error"] is not None]
@@ -73,7 +73,7 @@ class Written:
 
     @property
     def relative_error(self) -> float | None:
-        """Of all packed matrices together; None where nothing was packed."""
+        """Relative error of all packed matrices together; None if nothing was packed."""
         measured = [layer for layer in self.layers if layer["norm"] is not None]
         if not measured:
             return None
@@ -81,11 +81,12 @@ class Written:
 
 
 def write(work: Work, *, progress: Progress | None = None) -> Written:
-    """Do it. The target appears under its name when it is complete; the memory needed is that of the largest tensor.
+    """Write the quantised checkpoint. The target appears only when complete; needs memory for the largest tensor.
 
-    CheckpointError for values that cannot be packed and for a disk that is full or fails: finished files are kept in
-    `work.scratch`, and the same work goes on from there. InputError where that folder holds other work, or another
-    process is at it.
+    Raises:
+        CheckpointError: values cannot be packed, or the disk is full or fails. Finished files are kept in
+            `work.scratch`, and the same work resumes from there.
+        InputError: that folder holds other work, or another process uses it.
     """
     written, new = Written(work), work.scratch / "new"
     finished = False
@@ -95,11 +96,11 @@ def write(work: Work, *, progress: Progress | None = None) -> Written:
             try:
                 _write_all(work, new, notes, written, progress or (lambda *_: None))
                 if work.target.is_dir():
-                    work.target.rmdir()  # checked to be empty
+                    work.target.rmdir()  # known to be empty
                 new.rename(work.target)
             finally:
                 finished = bool(notes.files)
-                if not finished or not new.is_dir():  # nothing to go on from, or all is done
+                if not finished or not new.is_dir():  # nothing to resume, or complete
                     shutil.rmtree(work.scratch, ignore_errors=True)
     except OSError as error:
         kept = (
@@ -138,7 +139,7 @@ def _write_all(work: Work, new: Path, notes: Journal, written: Written, progress
 def _write_shard(
     work: Work, shard: Shard, path: Path, progress: Callable[[str, int], None], position: int
 ) -> list[dict[str, Any]]:
-    """One file, and what is to be reported of its tensors."""
+    """Write one file; return the report's records of its tensors."""
     specs = {name: spec for piece in shard.pieces for name, spec in piece.specs.items()}
     order, align = file_layout(specs, work.config.quant_method)
     layers = []
@@ -166,7 +167,7 @@ def _write_piece(work: Work, piece: Piece, file: SafetensorsWriter) -> dict[str,
         file.write(name, values.to(piece.specs[name][0]))
         return record
     format = piece.choice.format
-    # A file that says no result type holds the values as exactly as it can.
+    # A format that does not store the dtype holds the values as accurately as it can.
     dtype = torch.float32 if format.follows_dtype else work.dtype
     packed = format.quantize(values, piece.choice.group, name=piece.name, dtype=dtype, device=_CPU)
     for part, tensor in format.to_state(packed).items():
@@ -176,7 +177,7 @@ def _write_piece(work: Work, piece: Piece, file: SafetensorsWriter) -> dict[str,
 
 
 def _values(work: Work, name: str) -> Tensor:
-    """A tensor of the source: mapped from its file, or decoded piece by piece where it is packed there."""
+    """Return a tensor of the source: mapped from its file, or decoded in chunks if it is packed there."""
     if name in work.plan.plain:
         return work.checkpoint.tensor(work.plan.plain[name])
     packed = work.plan.packed[name.rpartition(".")[0]].weight
@@ -188,7 +189,7 @@ def _values(work: Work, name: str) -> Tensor:
 
 
 def _write_beside(work: Work, new: Path) -> None:
-    """Index, configuration, tokenizer, settings."""
+    """Write index, configuration, tokenizer and settings."""
     copy_beside(work.source, new, leave_out=(CONFIG_NAME, PARAMS_NAME))
     config = work.model_config
     note(config, work.plan, work.config)
@@ -205,20 +206,20 @@ def _write_beside(work: Work, new: Path) -> None:
 
 
 def _identity(work: Work) -> str:
-    """What makes two runs the same work: the version, the settings, what is written where, and the source's files."""
+    """Return the identity of the work: version, settings, outputs, and the source's files."""
     files = {path.name: path.stat() for path in work.checkpoint.paths}
-    told: Mapping[str, Any] = {
+    identity: Mapping[str, Any] = {
         "vitrail": __version__,
         "config": work.config.to_dict(),
         "shards": [[shard.file, [list(piece.specs) for piece in shard.pieces]] for shard in work.shards],
         "choices": [_named(piece.choice) for shard in work.shards for piece in shard.pieces],
         "source": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()},
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _named(choice: Choice) -> str:
-    """A choice in the words that journals of version 0.1.0 have for it: their runs go on."""
+    """Return a choice as named in journals of version 0.1.0, so that their runs can resume."""
     kind = choice.format.name
     return f"Choice(part={choice.part!r}, kind={kind!r}, group={choice.group!r}, why={choice.why!r})"
 

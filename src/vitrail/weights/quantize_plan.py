@@ -1,4 +1,4 @@
-"""What `vitrail quantize` will write: each tensor's format, type, shape and shard, told from headers. Reads no values."""
+"""Plan of `vitrail quantize`: format, dtype, shape and shard of each tensor, from headers only."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from vitrail.weights.names import saved_names
 from vitrail.weights.plan import FLOATS, Plan, make_plan, own_tensors
 from vitrail.weights.save import in_shards
 
-SHARD_BYTES = 1_000_000_000  # what a kill costs at most
+SHARD_BYTES = 1_000_000_000  # at most this much work is lost by an interruption
 OTHER = "norms, biases, convolution"
 HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One tensor of the model and what is written for it.
+    """One tensor of the model, and the tensors written for it.
 
-    name    of the model's own tensor.  shape: its shape.  choice: what becomes of it.
-    saved   part ("weight.codes", …; "" for a tensor that is not packed) → name in the new file.
-    specs   name in the new file → type and shape.
+    name    of the model's tensor.  shape: its shape.  choice: its quantisation.
+    saved   key ("weight.codes", …; "" for a tensor that is not packed) → name in the new file.
+    specs   name in the new file → dtype and shape.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Piece:
 
     @property
     def weights(self) -> int:
-        """How many numbers the tensor has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
@@ -58,7 +58,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A file and what goes into it."""
+    """A file and its tensors."""
 
     file: str
     pieces: tuple[Piece, ...]
@@ -71,7 +71,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the policy table: what is treated alike. `bits` are those of a weight, scales included."""
+    """A row of the policy table: modules with the same treatment. `bits` are per weight, scales included."""
 
     part: str
     kind: str
@@ -83,11 +83,11 @@ class Row:
 
     @property
     def bits(self) -> float:
-        """Bits that a weight takes."""
+        """Bits per weight."""
         return self.size * 8 / max(1, self.weights)
 
     def as_json(self) -> dict[str, Any]:
-        """The record that `--json` prints."""
+        """Return the record printed by `--json`."""
         named = {"part": self.part, "format": self.kind, "group": self.group or None, "why": self.why or None}
         return named | {
             "modules": self.modules,
@@ -99,7 +99,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Work:
-    """All that is known before the first value is read."""
+    """Everything determined before the first value is read."""
 
     source: Path
     target: Path
@@ -113,22 +113,22 @@ class Work:
 
     @property
     def size(self) -> int:
-        """Bytes of all tensors that are written."""
+        """Bytes of all tensors to write."""
         return sum(shard.size for shard in self.shards)
 
     @property
     def weights(self) -> int:
-        """How many numbers the model has."""
+        """Number of weights of the model."""
         return sum(piece.weights for shard in self.shards for piece in shard.pieces)
 
     @property
     def source_kinds(self) -> list[str]:
-        """The formats that the source is packed in already; its own errors are not among those that are reported."""
+        """Formats in which the source is already packed; the report does not include their own errors."""
         return sorted({stored.format.name for stored in self.plan.packed.values()})
 
     @property
     def scratch(self) -> Path:
-        """Where the work lies until it is complete."""
+        """Folder of the work in progress."""
         return self.target.with_name(f".{self.target.name}.quantizing")
 
 
@@ -141,14 +141,14 @@ def prepare(
     format: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Work:
-    """What will be written for the checkpoint in the folder `source`, of which `model`, on the meta device, is the model.
+    """Plan the quantisation of the checkpoint in the folder `source`; `model` is its model on the meta device.
 
     config       a QuantizeConfig, or a BitsAndBytesConfig of 4 bits without double quantisation.
-    format       "hf" or "mistral" where `source` holds both.
-    shard_bytes  the most bytes of a file's tensors, but for a single larger one.
+    format       "hf" or "mistral" if `source` holds both.
+    shard_bytes  maximum bytes of a file's tensors, except for a single larger one.
 
-    Reads headers only. CheckpointError for files that do not fit the model, InputError for a target that exists and for
-    patterns that fit nothing.
+    Reads headers only. Raises CheckpointError for files that do not fit the model, InputError for an existing target and for
+    patterns that match nothing.
     """
     _check_target(target)
     folder = CheckpointFolder.at(source, format=format)
@@ -182,10 +182,10 @@ def _check_target(target: Path) -> None:
 def _pieces(
     model: nn.Module, checkpoint: Checkpoint, plan: Plan, config: Quantization, dtype: torch.dtype
 ) -> list[Piece]:
-    """Every tensor of `model` that is written, in the model's order; a tied head is not.
+    """Return every tensor of `model` to write, in the model's order; without a tied head.
 
-    `dtype`: the 16 bits of what is not packed. Own formats leave vectors as they are in the files, and matrices that
-    have 16 bits already.
+    `dtype`: 16-bit dtype of what is not packed. Vitrail's own formats leave vectors as in the files, and matrices that
+    already have 16 bits.
     """
     choices = choose(model, config, plan.tied or ())
     own, names = own_tensors(model), saved_names(own_tensors(model))
@@ -211,14 +211,14 @@ def _pieces(
 
 
 def _split(pieces: list[Piece], limit: int) -> list[Shard]:
-    """The pieces in files of at most `limit` bytes, in order; a larger one gets a file of its own."""
+    """Divide the tensors into files of at most `limit` bytes, in order; a larger one gets its own file."""
     named = {piece.name: piece for piece in pieces}
     files = in_shards({name: piece.size for name, piece in named.items()}, limit)
     return [Shard(file, tuple(named[name] for name in names)) for file, names in files.items()]
 
 
 def _table(pieces: list[Piece], tied: bool) -> list[Row]:
-    """The policy: a row for all that is treated alike, in the model's order."""
+    """Return the policy: a row per treatment, in the model's order."""
     groups: dict[tuple[str, str, int, str], list[Piece]] = {}
     for piece in pieces:
         choice = piece.choice
@@ -231,7 +231,7 @@ def _table(pieces: list[Piece], tied: bool) -> list[Row]:
 
 
 def _half_type(config: Any, checkpoint: Checkpoint) -> torch.dtype:
-    """The 16 bits of what stays: the checkpoint's own, bfloat16 for one in float32."""
+    """Return the 16-bit dtype of what is not packed: the checkpoint's, or bfloat16 for float32."""
     named = resolve_dtype("auto", config, checkpoint)
     return named if named in HALVES else torch.bfloat16
 

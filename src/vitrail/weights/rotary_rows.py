@@ -1,6 +1,6 @@
-"""The order of the rows of q and k: pairs side by side (Mistral's files) or in halves (Hugging Face's). Exact.
+"""Row order of q and k: interleaved pairs (Mistral's files) or halves (Hugging Face's). Exact.
 
-A head of width K turns K/2 pairs. Interleaved, the pair i is rows 2i and 2i + 1; in halves, rows i and i + K/2.
+A head of width K rotates K/2 pairs. Interleaved, pair i is rows 2i and 2i + 1; in halves, rows i and i + K/2.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from vitrail.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """How many heads the rows of q and k belong to: the decoder's queries, its keys, the tower's both."""
+    """Head counts of q and k: the decoder's queries, its keys, the tower's both."""
 
     query: int
     key: int
     vision: int = 1
 
     def of(self, name: str) -> int | None:
-        """The number of heads in the rows of a tensor with this canonical name; None where rows keep their order."""
+        """Return the number of heads in the rows of a tensor with this canonical name; None if its rows keep their order."""
         module = name.rpartition(".")[0]
         if not module.endswith((".q_proj", ".k_proj")):
             return None
@@ -31,12 +31,12 @@ class Heads:
 
 
 def to_halves(rows: Tensor, heads: int, name: str) -> Tensor:
-    """Interleaved rows (heads·K, …) in halves; a copy. CheckpointError, naming `name`, where they do not divide."""
+    """Reorder interleaved rows (heads·K, …) to halves; a copy. CheckpointError, naming `name`, if they do not divide."""
     return _regroup(rows, heads, name, pairs_first=True)
 
 
 def to_pairs(rows: Tensor, heads: int, name: str) -> Tensor:
-    """Rows in halves (heads·K, …) interleaved; undoes `to_halves` exactly."""
+    """Reorder rows from halves (heads·K, …) to interleaved; the exact inverse of `to_halves`."""
     return _regroup(rows, heads, name, pairs_first=False)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint of safetensors files, read under the names that the files have."""
+"""SafetensorsCheckpoint: a folder of safetensors files, under the names in the files."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _INDEX = ".safetensors.index.json"
 _NOT_SHARDS = ("consolidated", "adapter_")
-# The beginning, the number and the count in a shard's name.
+# Prefix, number and count in a shard's name.
 _OF = re.compile(r"(.*-)(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
 
 
 class SafetensorsCheckpoint:
-    """Names → tensors of a folder with model.safetensors, with shards and an index, or with shards alone.
+    """Names → tensors of a folder with model.safetensors, with shards and an index, or with shards only.
 
     stem       "model" in Hugging Face's format; "consolidated" in Mistral's own (mistral_checkpoint.py).
-    folder     where it lies. files: the open files by name, in order. index: the index's content, if there is one.
+    folder     the checkpoint's folder. files: open files by name, in order. index: the index's content, if any.
 
-    Opening maps the files and checks their headers; no tensor is read. CheckpointError tells of everything that
-    is missing, damaged or contradictory in one message.
+    Opening maps the files and checks their headers; no tensor is read. One CheckpointError names everything missing,
+    damaged or contradictory.
     """
 
     config_name = "config.json"
@@ -52,7 +52,7 @@ class SafetensorsCheckpoint:
 
     @property
     def kind(self) -> str | None:
-        """The model_type that the folder's configuration names, None where there is none."""
+        """model_type of the folder's configuration, or None."""
         found = self.folder.json(self.config_name).get("model_type")
         return found if isinstance(found, str) else None
 
@@ -62,27 +62,27 @@ class SafetensorsCheckpoint:
         return [file.path for file in self.files.values()]
 
     def names(self) -> list[str]:
-        """All tensors, file by file and in each as they lie: the fastest order to read in."""
+        """Return the names of all tensors, file by file in file order: the fastest order to read."""
         return sorted(self._where, key=lambda name: (self._where[name], self._spec(name).start))
 
     def spec(self, name: str) -> TensorSpec:
-        """Type and shape of a tensor, from its file's header."""
+        """Return dtype and shape of a tensor from its file's header."""
         return self._spec(name)
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor on the CPU, mapped from its file: copy it before changing or keeping it."""
+        """Return a tensor on the CPU, mapped from its file: copy it before changing or keeping it."""
         return self.files[self._where[name]].tensor(name)
 
     def copied(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """A copy of a tensor that is read, not mapped."""
+        """Return a copy of a tensor that is read, not mapped."""
         return self.files[self._where[name]].copied(name, device, dtype)
 
     def copies(self, name: str) -> bool:
-        """Whether `tensor` makes a copy, which then takes memory of its own."""
+        """Return whether `tensor` copies, using memory of its own."""
         return False
 
     def shown(self, name: str) -> str:
-        """How a message calls a tensor of the files or of the model."""
+        """Return the name of a tensor (of the files or of the model) for messages."""
         return name
 
     def _spec(self, name: str) -> TensorSpec:
@@ -90,7 +90,7 @@ class SafetensorsCheckpoint:
 
 
 def _find(folder: CheckpointFolder, stem: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """The index, if there is one, and the names of the files to open."""
+    """Return the index, if any, and the names of the files to open."""
     single, index = f"{stem}.safetensors", f"{stem}{_INDEX}"
     if single in folder.files:
         return None, [single]
@@ -127,7 +127,7 @@ def _nothing_to_read(folder: CheckpointFolder, stem: str, native: list[str]) -> 
 
 
 def _check_complete(folder: CheckpointFolder, shards: list[str]) -> None:
-    """Without an index the shards' own names tell how many there are."""
+    """Check that all shards are present, by the count in their names, if there is no index."""
     lost = set()
     numbered = {(found[1], found[3]) for found in map(_OF.fullmatch, shards) if found}
     for stem, count in sorted(numbered)[:10]:
@@ -142,7 +142,7 @@ def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map of tensor names to file names.")
     for name, file in weight_map.items():
-        # A bare name: an index must not lead out of the folder it lies in.
+        # A plain file name: an index must not point outside its folder.
         if not is_plain(file) or "/" in file or not file.endswith(".safetensors"):
             raise CheckpointError(
                 f"{path} sends tensor {name[:200]!r} to {str(file)[:200]!r}; the name of a safetensors file in the "
@@ -179,7 +179,7 @@ def _locate(files: Mapping[str, SafetensorsFile]) -> dict[str, str]:
 
 
 def _follow(index: Mapping[str, str], files: Mapping[str, SafetensorsFile], path: Path) -> dict[str, str]:
-    """`index`, after it has been compared with what the files hold."""
+    """Return `index` after comparing it with the files' tensors."""
     lost = [name for name, file in index.items() if name not in files[file].entries]
     unlisted = [name for file, opened in files.items() for name in opened if index.get(name) != file]
     faults = [f"lists tensors that its files lack: {listed(lost)}"] if lost else []

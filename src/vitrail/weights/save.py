@@ -1,4 +1,4 @@
-"""A model into a folder: safetensors with an index when needed, and its configurations. All of it or nothing."""
+"""Save a model to a folder: safetensors, with an index if sharded, and its configurations; atomic."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def save(
     state_dict: Mapping[str, Tensor] | None = None,
     generation_config: Any = None,
 ) -> None:
-    """Write `model` so that Vitrail and transformers load it: tensors, and its `config` as config.json.
+    """Write `model` for Vitrail and transformers: tensors, and its `config` as config.json.
 
     max_shard_size  bytes, or "200MB", "5GB", "2GiB": larger models are split into shards with an index; a single
                     larger tensor gets a shard of its own.
-    state_dict      tensors to write in place of the model's own, under the model's own names.
-    generation_config  written as generation_config.json when given.
+    state_dict      tensors to write instead of the model's, under the model's names.
+    generation_config  written as generation_config.json if given.
 
-    A head tied to the embeddings is not written. Everything is written beside the folder's files first and moved
-    in when complete: after an error (CheckpointError for the disk's) the folder is as it was, and after a kill it
-    holds the earlier model, the new one, or says that it is incomplete. Weights of an earlier save are replaced.
+    A head tied to the embeddings is not written. Everything is written to a temporary place in the folder and moved in
+    when complete: after an error (CheckpointError for the disk's) the folder is unchanged, and after a kill it holds the
+    earlier model, the new one, or a mark that it is incomplete. Weights of an earlier save are replaced.
     """
     target = Path(folder)
     limit = shard_bytes(max_shard_size)
@@ -58,7 +58,7 @@ def save(
 
 
 def shard_bytes(size: int | str) -> int:
-    """The number of bytes in a max_shard_size such as 1000, "200MB" or "2GiB". InputError for anything else."""
+    """Return the bytes of a max_shard_size such as 1000, "200MB" or "2GiB". InputError for anything else."""
     match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?) *([KMGT]I?B)?", str(size).strip().upper(), re.ASCII)
     value = float(match[1]) * _UNITS[match[2] or ""] if match else 0
     if isinstance(size, bool) or value < 1:
@@ -67,7 +67,7 @@ def shard_bytes(size: int | str) -> int:
 
 
 def _to_write(model: nn.Module, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Name in the file → tensor, in the model's order, without a tied head."""
+    """Return name in the file → tensor, in the model's order, without a tied head."""
     state = dict(model.state_dict() if state_dict is None else state_dict)
     if _is_tied(state):
         state = {name: tensor for name, tensor in state.items() if canonical(name) != HEAD}
@@ -101,14 +101,14 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> N
 
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """One file, in the order of the formats in it, so that what can be is used where it is mapped."""
+    """Write one file, in the order of the formats in it, so that tensors can be used in place where possible."""
     specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     order, align = file_layout(specs)
     write_safetensors(path, tensors, order=order, align=align)
 
 
 def in_shards(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
-    """File → names of its tensors, in order: files of at most `limit` bytes, but for a single larger tensor."""
+    """Return file → names of its tensors, in order: at most `limit` bytes per file, except for a single larger tensor."""
     shards: list[list[str]] = [[]]
     room = limit
     for name, size in sizes.items():
@@ -124,5 +124,5 @@ def in_shards(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
 
 
 def _is_weights(name: str) -> bool:
-    """Whether a file holds weights of an earlier save, which would be read in place of, or beside, the new ones."""
+    """Return whether a file holds weights of an earlier save, which would be loaded instead of or beside the new ones."""
     return name in (SINGLE, INDEX) or _SHARD.fullmatch(name) is not None

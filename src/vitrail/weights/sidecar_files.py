@@ -1,4 +1,4 @@
-"""What lies beside the weights of a checkpoint and goes where they go: tokenizers, settings, licences. Reads no tensor."""
+"""Files beside a checkpoint's weights that are copied with them: tokenizers, settings, licences."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vitrail.configs import PretrainedConfig, VisionLanguageConfig
 from vitrail.files.links import refuse_outside
 from vitrail.weights.checkpoint import Checkpoint
 
-# Tokenizers, templates, settings and licences; nothing that is read as weights.
+# Tokenizers, templates, settings and licences; nothing that is loaded as weights.
 _COPIED = re.compile(r"(?!\.).*(\.json|\.jinja|\.md|\.txt|\.model(\.v\d+(m\d+)?)?)|LICENSE.*", re.ASCII)
 
 
 def copy_beside(source: Path, target: Path, *, leave_out: Container[str] = ()) -> None:
-    """Copy the files beside the weights of `source` into `target`, but none named in `leave_out`; no index of shards."""
+    """Copy the files beside the weights of `source` to `target`, except those in `leave_out` and indexes of shards."""
     for path in sorted(source.iterdir()):
         index = path.name.endswith(".index.json")
         if path.is_file() and not index and _COPIED.fullmatch(path.name) and path.name not in leave_out:
@@ -26,7 +26,7 @@ def copy_beside(source: Path, target: Path, *, leave_out: Container[str] = ()) -
 
 
 def write_image_settings(config: PretrainedConfig, folder: Path) -> None:
-    """What Hugging Face's format says of images in files of their own."""
+    """Write the image settings that Hugging Face's format keeps in files of their own."""
     if not isinstance(config, VisionLanguageConfig):
         return
     tower = config.vision_config
@@ -48,7 +48,7 @@ def write_image_settings(config: PretrainedConfig, folder: Path) -> None:
 
 
 def note_kind(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
-    """Let the configuration say what published ones say and Mistral's own format leaves out: type of numbers, class."""
+    """Set fields of the configuration that published ones have and Mistral's own format lacks: dtype, class."""
     if config.dtype is None:
         first = next(iter(checkpoint.names()), None)
         config.dtype = None if first is None else checkpoint.spec(first).dtype

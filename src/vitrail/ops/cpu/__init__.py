@@ -1,1 +1,1 @@
-"""Bindings of the compiled CPU kernels in native/, one file per area; `library` opens them. Definitions: ops/reference."""
+"""Bindings of the compiled CPU kernels in native/, one file per area; library.py loads them. Definitions: ops/reference."""

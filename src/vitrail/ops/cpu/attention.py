@@ -1,11 +1,11 @@
-"""The operators of attention. Kernels from native/attention.h; the definition in PyTorch is ops/reference/attention.py.
+"""Attention operators. Kernels: native/attention.h; definition: ops/reference/attention.py.
 
-torch.ops.vitrail.attention          query rows over their own segments' new keys
-torch.ops.vitrail.attention_cached   query rows over keys in the cache's blocks, the new ones among them
+torch.ops.vitrail.attention          query rows over the new keys of their segments
+torch.ops.vitrail.attention_cached   query rows over keys in cache blocks, new ones included
 
-On a CPU with a library they are one call each. Every query row walks blocks of 32 absolute positions in ascending order,
-so its result depends on its position, its keys and its values alone: not on the step's other rows, on threads, or on
-whether its keys lie in the cache. Elsewhere: the PyTorch definition, equal within rounding (ops/reference/attention.py).
+On a CPU with a library each is one call. Every query row walks blocks of 32 absolute positions in ascending order, so its
+result depends on its position, keys and values only: not on other rows, on threads, or on whether its keys are cached or
+new. Elsewhere the PyTorch definition runs, equal within rounding.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class AttentionCall(ctypes.Structure):
 
 
 def int32(x: Tensor) -> Tensor:
-    """Offsets, lengths or blocks as the kernels read them; InputError where 32 bits do not hold them."""
+    """Convert offsets, lengths or blocks to int32 for the kernels; InputError for a value out of range."""
     narrow = x.to(torch.int32).contiguous()
     if x.dtype != torch.int32 and bool((narrow != x).any()):
         raise outside()
@@ -57,7 +57,7 @@ def int32(x: Tensor) -> Tensor:
 def _attend(q: Tensor, keys: Tensor, values: Tensor, q_offsets: Tensor, kv_lengths: Tensor, *, causal: bool,
             scale: float, window: int | None, scales: Tensor | None = None, block_table: Tensor | None = None,
             slots: int = 0, block: int = 0) -> Tensor:  # fmt: skip
-    """keys, values: (n, G, K), a segment's own rows or all slots of a cache."""
+    """Run the kernel. keys, values: (n, G, K), a segment's own rows or all slots of a cache."""
     q, keys, values = dense_rows(q), dense_rows(keys), dense_rows(values)
     offsets, lengths = int32(q_offsets), int32(kv_lengths)
     table = None if block_table is None else int32(block_table)
@@ -103,7 +103,7 @@ def _check_fresh(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, kv_lengths:
 
 
 def _heads_fit(q: Tensor, keys: Tensor) -> bool:
-    """Whether each of keys' heads (…, G, K) serves as many of q's (L, A, K)."""
+    """Return whether the heads of keys (…, G, K) divide those of q (L, A, K)."""
     heads, groups = q.shape[1], keys.shape[-2]
     return heads >= 1 and groups >= 1 and heads % groups == 0 and q.shape[2] == keys.shape[-1]
 
@@ -115,9 +115,9 @@ def _counts_fit(q_offsets: Tensor, kv_lengths: Tensor, window: int | None) -> bo
 
 def _check_indices(rows: int, segments: Segments, tables: tuple[tuple[int, ...], ...] | None = None,
                    block: int = 1, blocks: int = 0) -> None:  # fmt: skip
-    """Raise InputError unless segments cover `rows` rows and their keys lie in their blocks: for the definition.
+    """Raise InputError unless segments cover `rows` rows and their keys lie in their blocks; for the definition.
 
-    The kernels look at the same themselves (native/attention.cpp).
+    The kernels check the same themselves (native/attention.cpp).
     """
     fits = segments.q_host[0] == 0 and segments.q_host[-1] == rows
     for n, length in enumerate(segments.kv_host):
@@ -132,7 +132,7 @@ def _check_indices(rows: int, segments: Segments, tables: tuple[tuple[int, ...],
 
 
 def _slots(q_offsets: Tensor, kv_lengths: Tensor, block_table: Tensor, block: int) -> Tensor:
-    """int64 (L,): where each new row lies in the cache."""
+    """Return int64 (L,), the cache slot of each new row."""
     rows = torch.arange(int(q_offsets[-1]), device=q_offsets.device)
     segment = torch.repeat_interleave(torch.arange(len(kv_lengths), device=rows.device), q_offsets.diff())
     position = rows + (kv_lengths - q_offsets[1:])[segment]
@@ -191,7 +191,7 @@ attention_cached: Callable[..., Tensor] = operator(
 
 
 def exp2(x: Tensor) -> Tensor:
-    """The kernels' 2^x for x ≤ 0, float32 (n,): for tests. RuntimeError without a library."""
+    """Compute the kernels' 2^x for x ≤ 0, float32 (n,); for tests. RuntimeError without a library."""
     if x.dtype != torch.float32 or not x.is_contiguous() or x.device.type != "cpu":
         raise misfit("exp2", "neighbouring float32 numbers on a CPU", x=x)
     if library.library() is None:

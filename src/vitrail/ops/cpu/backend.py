@@ -1,4 +1,4 @@
-"""CPUBackend: attention and whole decoder blocks as calls of the kernels in native/."""
+"""CPUBackend: attention and whole decoder blocks through the kernels in native/."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,15 @@ from vitrail.ops.dtypes import FLOATS
 from vitrail.ops.kv import LayerKV
 from vitrail.ops.reference import attention as reference_attention
 
-# More rows are bound by arithmetic, not by calls, and a call cannot be interrupted.
+# Larger batches are bound by arithmetic rather than call overhead, and a call cannot be interrupted.
 MOST_ROWS = 16
 
 
 class CPUBackend:
-    """The operators of ops/cpu, which fall back to the definition where there is no kernel; also for the meta device."""
+    """Attention by the operators of ops/cpu, which fall back to the definition; also for the meta device."""
 
     def plan(self, metadata: AttentionMetadata, kv: LayerKV | None, dtype: torch.dtype) -> AttentionMetadata:
-        """Nothing to add for the kernels; the definition's plan where it computes for want of them."""
+        """Return the metadata unchanged for the kernels, or with the reference's plan where the reference runs."""
         if kv is None or kv.keys.device.type != "cpu" or torch.compiler.is_compiling():
             return metadata
         defined = library.library() is None or dtype not in FLOATS
@@ -29,7 +29,7 @@ class CPUBackend:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, kv: LayerKV | None, metadata: AttentionMetadata, *,
                scale: float, window: int | None) -> Tensor:  # fmt: skip
-        """As AttentionBackend."""
+        """Implement AttentionBackend.attend."""
         segments = metadata.segments
         offsets, lengths = segments.cu_seqlens_q, segments.seq_lens_k
         if kv is None or metadata.block_tables is None:
@@ -42,7 +42,7 @@ class CPUBackend:
         )
 
     def takes_decoder_blocks(self, hidden: Tensor, metadata: AttentionMetadata) -> bool:
-        """True for a small cached CPU batch with autograd, autocast, dispatch and function modes all off."""
+        """Return True for a small cached CPU batch with autograd, autocast, dispatch and function modes all off."""
         return (
             type(hidden) is Tensor
             and metadata.block_tables is not None
@@ -53,11 +53,11 @@ class CPUBackend:
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
             and not is_in_torch_dispatch_mode()
-            and not torch._C._len_torch_function_stack()  # default devices are such modes too
+            and not torch._C._len_torch_function_stack()  # default devices are such modes
         )
 
     def decoder_blocks(
         self, blocks: Sequence[BlockWeights], dtype: torch.dtype, eps: float
     ) -> DecoderBlocks | None:
-        """A program for activations of `dtype`, or None where a weight is not the kernels' work."""
+        """Return a program for activations of `dtype`, or None if a kernel does not support some weight."""
         return DecoderProgram.new(blocks, dtype, eps)

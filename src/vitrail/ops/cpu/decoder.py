@@ -1,7 +1,7 @@
-"""Whole blocks of a decoder as one call of the kernels in native/decoder.h. Which blocks may be one is model/fused.py's.
+"""Fused decoder blocks: one call of the kernels in native/decoder.h. model/fused.py chooses the blocks.
 
-No operator: the definition is the blocks themselves, called one by one, and the bits are the same. Where anything cannot
-be taken, the answer is None, and the caller goes block by block.
+This is not an operator: the definition is the blocks called one by one, bit for bit. Where something is unsupported the
+result is None, and the caller runs block by block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vitrail.ops.weight import PackedWeight, Weight
 
 
 def _shapes(width: int, inner: int, heads: int, groups: int, head_width: int) -> tuple[tuple[int, ...], ...]:
-    """BlockWeights.shapes() of a block D wide, with this attention."""
+    """Return BlockWeights.shapes() of a block of width D with this attention."""
     whole, shared = heads * head_width, groups * head_width
     matrices = (
         (whole, width), (shared, width), (shared, width), (width, whole), (inner, width), (inner, width), (width, inner)
@@ -74,19 +74,19 @@ class _Run(ctypes.Structure):
 
 @lru_cache(maxsize=1)
 def _kernels() -> tuple[Any, Any]:
-    run, room = (library.function(name, ctypes.c_void_p) for name in ("vt_decoder_run", "vt_decoder_room"))
-    run.restype, room.restype = ctypes.c_int32, ctypes.c_int64
-    return run, room
+    run, scratch = (library.function(name, ctypes.c_void_p) for name in ("vt_decoder_run", "vt_decoder_room"))
+    run.restype, scratch.restype = ctypes.c_int32, ctypes.c_int64
+    return run, scratch
 
 
 class DecoderProgram:
-    """The blocks of one decoder as the kernels take them: addresses. It does not keep the weights alive.
+    """Addresses of the weights of one decoder's blocks; it does not keep the weights alive.
 
-    Whoever runs it has made sure that the weights are still where they were when it was made.
+    The caller of run() must check that the weights have not moved since the program was built.
 
     Attributes:
-        dtype: what activations are.
-        plain: whether there is a matrix that is not packed.
+        dtype: of the activations.
+        plain: whether some matrix is not packed.
     """
 
     def __init__(self, blocks: Sequence[BlockWeights], dtype: torch.dtype, eps: float) -> None:
@@ -105,10 +105,10 @@ class DecoderProgram:
 
     @classmethod
     def new(cls, blocks: Sequence[BlockWeights], dtype: torch.dtype, eps: float) -> DecoderProgram | None:
-        """A program for activations of `dtype`, or None where a weight is not the kernels' work.
+        """Build a program for activations of `dtype`; None if a kernel does not support some weight.
 
         Raises:
-            CheckpointError: the parts of a packed weight do not fit its shape.
+            CheckpointError: a packed weight's parts do not fit its shape.
         """
         if library.library() is None or not blocks or not all(_fits(block, dtype) for block in blocks):
             return None
@@ -133,7 +133,7 @@ class DecoderProgram:
         return _Product(ctypes.addressof(table), len(weights), first.shape[1], group, kind)
 
     def pays(self, hidden: Tensor, weight: Tensor) -> bool:
-        """As DecoderBlocks."""
+        """Implement DecoderBlocks.pays."""
         return cpu_dense.kernel_is_faster(hidden, [weight])
 
     def run(
@@ -147,12 +147,17 @@ class DecoderProgram:
         scale: float,
         window: int | None,
     ) -> Tensor | None:
-        """hidden (L, D) through all blocks: (L, D); new keys and values go into the cache. None: nothing was done.
+        """Compute hidden (L, D) through all blocks, caching new keys and values; None if unsupported: nothing was done.
 
         Args:
-            rope: cos and sin (L, K), and the queries' temperature (L,) or None.
-            layers: each block's share of the cache.
+            hidden: (L, D).
+            rope: cos and sin (L, K), and the query scale (L,) or None.
+            metadata: of the batch.
+            layers: cache of each block.
             heads, scale, window: of attention.
+
+            rns:
+            (L, D), or None.
 
         Raises:
             InputError, MemoryError: as attention does.
@@ -177,7 +182,7 @@ class DecoderProgram:
             return None
         if rope[2] is not None and rope[2].shape != (rows,):
             return None
-        # A copy: another thread may be running with another cache.
+        # A copy: another thread may run with another cache.
         table = (_Block * len(self._table)).from_buffer_copy(self._table)
         for entry, layer in zip(table, layers, strict=True):
             entry.keys, entry.values = layer.keys.data_ptr(), layer.values.data_ptr()
@@ -203,15 +208,15 @@ class DecoderProgram:
             sin=sin.data_ptr(), temperature=pointer(temperature), attend=attend, write=write, rows=len(result),
             width=result.shape[1], inner=inner, type=given, eps=self._eps,
         )  # fmt: skip
-        kernel, room_bytes = _kernels()
-        room = torch.empty(room_bytes(ctypes.byref(run)), dtype=torch.uint8, device="cpu")
-        run.room = room.data_ptr()
+        kernel, scratch_bytes = _kernels()
+        scratch = torch.empty(scratch_bytes(ctypes.byref(run)), dtype=torch.uint8, device="cpu")
+        run.room = scratch.data_ptr()
         check(kernel(ctypes.byref(run)))
         return result
 
 
 def _is_like(layer: LayerKV, first: LayerKV) -> bool:
-    """Whether a layer's cache lies on the CPU without gaps and is of the first layer's shape and types."""
+    """Return whether a layer's cache is contiguous on the CPU, with the shape and dtypes of the first layer's."""
     keys, values, scales = layer.keys, layer.values, layer.scales
     whole = keys.is_cpu and values.is_cpu and keys.is_contiguous() and values.is_contiguous()
     if scales is not None:
@@ -235,17 +240,17 @@ def _fits(block: BlockWeights, dtype: torch.dtype) -> bool:
 
 
 def _runs(weights: Sequence[Weight], dtype: torch.dtype) -> list[list[Weight]]:
-    """Weights with the same input as the calls that multiply them: neighbours that go together are one."""
+    """Group weights with the same input into kernel calls: adjacent compatible ones share a call."""
     return [list(run) for _, run in groupby(weights, lambda weight: _call(weight, dtype))]
 
 
 def _call(weight: Weight, dtype: torch.dtype) -> tuple[Any, ...] | None:
-    """What weights of one Product have in common; None for one that PyTorch multiplies, or that is not on the CPU."""
+    """Return what the weights of one Product must have in common; None for one that is PyTorch's, or not on the CPU."""
     if weight.device.type != "cpu":
         return None
     if isinstance(weight, PackedWeight) and weight.layout in cpu_quant.BITS:
         return (weight.layout, weight.group) if cpu_quant.takes(weight) else None
     if isinstance(weight, Tensor) and dtype == torch.float32:
-        return None  # PyTorch's own product is better
+        return None  # PyTorch's product is faster
     matrix = cpu_dense.matrix_of(weight, dtype)
     return None if matrix is None else (matrix.format, matrix.type)

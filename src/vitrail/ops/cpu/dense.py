@@ -1,7 +1,7 @@
-"""Operators with a matrix of floats: stored plainly, in 16-bit panels, in MAP4 or INT8_ROWS. Kernels from native/dense.h.
+"""Products with matrices decoded to floats: plain, 16-bit panels, MAP4, INT8_ROWS. Kernels: native/dense.h.
 
-The product is that of the decoded matrix, so it differs from PyTorch's in the order of additions only. Within one
-instruction set a row's result depends neither on the rows beside it nor on the threads.
+The product is that of the decoded matrix and differs from PyTorch's only in the order of additions. On one instruction
+set a row's result depends neither on other rows nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from vitrail.ops.weight import Layout, PackedWeight, Weight, dequantize
 
 # native/dense.h's DenseFormat; plain rows of floats are 0.
 _ROWS, _FORMATS = 0, {Layout.MAP4: 1, Layout.INT8_ROWS: 2, Layout.PANELS16: 3}
-# Its Rounding: by the first of two 16-bit types.
+# native/dense.h's Rounding, by the first of two 16-bit dtypes.
 _TWICE = {torch.float16: 4, torch.bfloat16: 5}
-_STEP = 64  # kStep
-_ROOM = 1 << 22  # floats of activations that are arranged at once
-# Rows from which a processor with instructions for bfloat16 is faster with PyTorch's own product.
+_STEP = 64  # kDenseStep of native/dense.h
+_SCRATCH = 1 << 22  # floats of activations rearranged at once
+# Rows from which PyTorch's product is faster on a processor with bfloat16 instructions.
 _MANY_ROWS = 16
 
 
@@ -66,14 +66,13 @@ def _has_bf16_instructions() -> bool:
     return any(hasattr(torch.cpu, test) and getattr(torch.cpu, test)() for test in tests)
 
 
-_BF16_INSTRUCTIONS = _has_bf16_instructions()  # looked up once: a step of decoding is compiled
+_BF16_INSTRUCTIONS = _has_bf16_instructions()  # evaluated at import: a decoding step is compiled
 
 
 def kernel_is_faster(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None) -> bool:
-    """Whether the kernel should multiply x (…, in) and plain matrices: on a CPU, and nothing asks for a gradient.
+    """Return whether to use the kernel for x (…, in) and plain matrices: on a CPU, without gradients.
 
-    Not with float32, where PyTorch's own product is good, nor with many rows where the processor multiplies
-    bfloat16 itself.
+    Not for float32, where PyTorch's product is good, nor for many rows on a processor with bfloat16 instructions.
     """
     tensors = [x, *weights] if bias is None else [x, *weights, bias]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
@@ -91,9 +90,9 @@ def kernel_is_faster(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None =
 
 
 def products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """x (rows, in) times each packed weight (out_i, in) transposed, plus its bias: (rows, out_i) in x's dtype.
+    """Multiply x (rows, in) by the transpose of each packed weight (out_i, in), plus bias: (rows, out_i) in x's dtype.
 
-    Weights of one layout and type are one parallel region.
+    Weights of one layout and dtype share one parallel region.
     """
     if len({(weight.layout, weight.dtype) for weight in weights}) > 1 and len(biases) == len(weights):
         pairs = zip(weights, biases, strict=True)
@@ -102,14 +101,14 @@ def products(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor
 
 
 def input_grad(dy: Tensor, weight: PackedWeight) -> Tensor:
-    """dy (…, out) times the decoded weight (out, in): (…, in) in dy's dtype.
+    """Multiply dy (…, out) by the decoded weight (out, in): (…, in) in dy's dtype.
 
-    Blocks of rows are decoded, one at a time, and their products added in float32.
+    Rows are decoded block by block, and the blocks' products added in float32.
     """
     out, columns = weight.shape
     flat = dy.reshape(-1, out).float()
     total = torch.zeros(flat.shape[0], columns, dtype=torch.float32, device=dy.device)
-    step = max(1, _ROOM // max(1, columns))
+    step = max(1, _SCRATCH // max(1, columns))
     for first in range(0, out, step):
         last = min(out, first + step)
         block = decode(weight, torch.promote_types(weight.dtype, dy.dtype), slice(first, last)).to(dy.dtype)
@@ -118,7 +117,7 @@ def input_grad(dy: Tensor, weight: PackedWeight) -> Tensor:
 
 
 def decode(weight: PackedWeight, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
-    """As ops.weight.dequantize, bit for bit, by the kernel where there is one: (len(rows), in) in `dtype`."""
+    """Decode as ops.weight.dequantize, bit for bit, by the kernel where available: (len(rows), in) in `dtype`."""
     start, stop, _ = rows.indices(weight.shape[0])
     if weight.layout not in (Layout.MAP4, Layout.INT8_ROWS):
         return dequantize(weight, dtype, rows)
@@ -126,7 +125,7 @@ def decode(weight: PackedWeight, dtype: torch.dtype, rows: slice = slice(None)) 
 
 
 def plain_products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """x (…, in) times plain matrices (out_i, in) of x's dtype transposed, plus their biases: (…, out_i) each.
+    """Multiply x (…, in) by the transpose of plain matrices (out_i, in) of x's dtype, plus biases: (…, out_i) each.
 
     One parallel region.
     """
@@ -136,14 +135,14 @@ def plain_products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor
 
 
 def _rounding(layout: Layout, stored: torch.dtype, used: torch.dtype) -> int | None:
-    """What the kernel rounds decoded values of type `stored` to when they are used as `used`, as native/dense.h counts.
+    """Return native/dense.h's rounding of decoded values of dtype `stored` used as `used`.
 
-    None where it has no such rounding.
+    None if the kernel has no such rounding.
     """
     if stored not in FLOATS or used not in FLOATS:
         return None
     steps = [dtype for dtype in (stored, used) if dtype != torch.float32]
-    if layout == Layout.PANELS16:  # of bfloat16 already
+    if layout == Layout.PANELS16:  # already bfloat16
         steps = [torch.bfloat16] if torch.float16 not in steps else steps[steps.index(torch.float16) :]
     if len(set(steps)) == 2:
         return _TWICE[steps[0]]
@@ -151,14 +150,14 @@ def _rounding(layout: Layout, stored: torch.dtype, used: torch.dtype) -> int | N
 
 
 def _parts(weight: PackedWeight) -> list[Tensor | None]:
-    """The tensors in the order of the layout's parts, contiguous."""
+    """Return the tensors in the order of the layout's parts, contiguous."""
     return [None if part is None else part.contiguous() for part in weight.ordered_parts()]
 
 
 def _matrix(
     layout: Layout, parts: Sequence[Tensor | None], shape: Sequence[int], group: int, rounding: int
 ) -> Matrix:
-    """The fields for a packed weight; the tensors must live as long as it does."""
+    """Return the struct of a packed weight; the tensors must outlive it."""
     at = [None if part is None else part.data_ptr() for part in parts]
     matrix = Matrix(codes=at[0], out=shape[0], columns=shape[1], group=group)
     matrix.format, matrix.type = _FORMATS[layout], rounding
@@ -170,12 +169,12 @@ def _matrix(
 
 
 def matrix_of(weight: Weight, dtype: torch.dtype) -> Matrix | None:
-    """The fields for a weight that activations of `dtype` meet; None where that is PyTorch's work.
+    """Return the struct of a weight for activations of `dtype`; None if PyTorch multiplies it.
 
-    The weight must live as long as the fields are used.
+    The weight must outlive the struct.
 
     Raises:
-        CheckpointError: the parts of a packed weight do not fit its shape.
+        CheckpointError: a packed weight's parts do not fit its shape.
     """
     if isinstance(weight, Tensor):
         fits = weight.dtype == dtype and weight.is_contiguous() and weight.device.type == "cpu"
@@ -189,13 +188,13 @@ def matrix_of(weight: Weight, dtype: torch.dtype) -> Matrix | None:
 
 
 def _run(x: Tensor, matrices: Sequence[Matrix], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """The kernel on contiguous x (rows, in); biases are None or contiguous, of x's dtype."""
+    """Run the kernel on contiguous x (rows, in); biases are None or contiguous, of x's dtype."""
     rows, columns = x.shape
     if not rows:  # nothing to arrange, however wide
         return [x.new_empty(0, matrix.out) for matrix in matrices]
     padded = max(1, -(-columns // _STEP)) * _STEP
-    together = max(1, min(rows, max(_ROOM // padded, 96)))
-    room = torch.empty(together * padded, dtype=torch.float32)
+    together = max(1, min(rows, max(_SCRATCH // padded, 96)))
+    scratch = torch.empty(together * padded, dtype=torch.float32)
     results = [x.new_empty(rows, matrix.out) for matrix in matrices]
     for matrix, bias, y in zip(matrices, biases, results, strict=True):
         matrix.y, matrix.bias = y.data_ptr(), None if bias is None else bias.data_ptr()
@@ -205,7 +204,7 @@ def _run(x: Tensor, matrices: Sequence[Matrix], biases: Sequence[Tensor | None])
         rows,
         (Matrix * len(matrices))(*matrices),
         len(matrices),
-        room.data_ptr(),
+        scratch.data_ptr(),
         together,
     )
     return results
@@ -214,7 +213,7 @@ def _run(x: Tensor, matrices: Sequence[Matrix], biases: Sequence[Tensor | None])
 def decoded_products(
     x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    """The definition: the decoded matrix through PyTorch's product."""
+    """Multiply by the decoded matrix with PyTorch: the definition."""
     return [
         F.linear(x, dequantize(weight, x.dtype), bias) for weight, bias in zip(weights, biases, strict=True)
     ]
@@ -227,7 +226,7 @@ def _products_cpu(
     forms = {(weight.layout, weight.dtype) for weight in weights}
     if len(forms) > 1 or any(bias is not None and bias.dtype != x.dtype for bias in biases):
         raise NotTaken
-    if rounding is None:  # float64: PyTorch's product, but of a matrix that the kernel decodes
+    if rounding is None:  # float64: PyTorch's product of a matrix decoded by the kernel
         pairs = zip(weights, biases, strict=True)
         return [F.linear(x, decode(weight, weight.dtype).to(x.dtype), bias) for weight, bias in pairs]
     parts = [_parts(weight) for weight in weights]

@@ -1,7 +1,7 @@
-"""Encoding as operators: kernels from native/encode.h, definitions in ops/reference/encode.py.
+"""Quantising operators. Kernels: native/encode.h; definitions: ops/reference/encode.py.
 
-Codes and scales are the same bits everywhere. Sums of errors are the same on all instruction sets and numbers of
-threads; the definition adds them in PyTorch's order.
+Codes and scales are the same bits everywhere. Error sums are the same on all instruction sets and thread counts; the
+definition adds them in PyTorch's order.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from vitrail.ops.reference import encode as reference_encode
 from vitrail.ops.weight import Layout, PackedWeight, integer_step
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-# As native/encode.h counts them.
+# Numbering of native/encode.h.
 _BITS = {Layout.PANELS4: 4, Layout.PANELS8: 8, Layout.MAP4: 0}
-_BLOCK = 32  # values that kernels code together: they take groups of a multiple
-_GROUPS = (32, 64, 128)  # of panels
-_TOGETHER = 8  # groups that a kernel fits at once
+_BLOCK = 32  # values encoded together: group sizes are multiples
+_GROUPS = (32, 64, 128)  # group sizes of panels
+_TOGETHER = 8  # groups fitted together by a kernel
 
 
 def squared_error(matrix: Tensor, packed: PackedWeight) -> tuple[float, float]:
-    """Σ (decoded - value)² and Σ value² of a matrix and what was packed of it, added in float64."""
+    """Return Σ (decoded - value)² and Σ value² of a matrix and its packed form, summed in float64."""
     error, norm = _error(matrix, packed).tolist()
     return error, norm
 
@@ -64,7 +64,7 @@ def _error_kernels() -> tuple[Any, Any]:
 
 
 def _takes(matrix: Tensor, group: int) -> bool:
-    """Whether kernels can read these floats as they lie: rows that are dense in themselves."""
+    """Return whether kernels can read this matrix in place: rows without gaps."""
     dense = matrix.stride(-1) == 1 and min(matrix.stride()) >= 0
     return matrix.dtype in FLOATS and dense and group % _BLOCK == 0
 
@@ -105,9 +105,9 @@ def _fit_cpu(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
     if group not in _GROUPS or (ratio.dtype, weights.dtype, levels.dtype) != (torch.float32,) * 3:
         raise NotTaken
     ratio, weights, levels = ratio.contiguous(), weights.contiguous(), levels.contiguous()
-    room = -(-count // _TOGETHER) * _TOGETHER
-    codes = torch.empty(room * group, dtype=torch.uint8, device="cpu")
-    scales = torch.empty(room, dtype=torch.float32, device="cpu")
+    padded = -(-count // _TOGETHER) * _TOGETHER
+    codes = torch.empty(padded * group, dtype=torch.uint8, device="cpu")
+    scales = torch.empty(padded, dtype=torch.float32, device="cpu")
     sums = torch.empty(2, 16, dtype=torch.float64, device="cpu")
     addresses = [tensor.data_ptr() for tensor in (levels, codes, scales, sums)]
     _fit_kernel()(ratio.data_ptr(), weights.data_ptr(), count, group, *addresses)
@@ -193,7 +193,7 @@ def _map4_fake(values: Tensor, quant_map: Tensor, group: int) -> tuple[Tensor, T
     return codes, values.new_empty((count + group - 1) // group, dtype=torch.float32)
 
 
-# What they do is said at their definitions.
+# Documented at their definitions.
 encode_own = operator(
     "encode_own", reference_encode.encode_own, cpu=_own_cpu, fake=_own_fake, check=_check_own
 )

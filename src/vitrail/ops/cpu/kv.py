@@ -1,9 +1,9 @@
-"""The operator that stores new rows in the block cache, and its 8-bit format. Kernels from native/attention.h.
+"""Cache-write operator and its 8-bit format. Kernels: native/attention.h.
 
-torch.ops.vitrail.cache_write   new keys and values into their slots, rounded to the cache's precision
+torch.ops.vitrail.cache_write   stores new keys and values in their slots, rounded to the cache's precision
 
-8 bits: one float32 scale per position and head, max|x| / 127, and codes −127 … 127 with x ≈ scale · code. A row that is
-not finite has the scale NaN, one below 1e-30 the scale 0; codes are 0 then.
+8 bits: one float32 scale per position and head, max|x| / 127, and codes −127 … 127 with x ≈ scale · code. A non-finite
+row has the scale NaN, one below 1e-30 the scale 0; their codes are 0.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ def _kernel(name: str) -> Any:
 
 
 def run(name: str, call: ctypes.Structure) -> None:
-    """Call the library's function with a structure of native/attention.h.
+    """Call a library function with a struct of native/attention.h.
 
     Raises:
-        InputError: indices point outside the tensors.
-        MemoryError: there was none for the kernel's own use.
+        InputError: indices out of range.
+        MemoryError: the kernel could not allocate its scratch memory.
     """
     check(_kernel(name)(ctypes.byref(call)))
 
 
 def check(result: int) -> None:
-    """Raise what an AttentionResult of native/attention.h says, as `run` does."""
+    """Raise the error for an AttentionResult of native/attention.h, as `run` does."""
     if result == _NO_MEMORY:
         raise MemoryError("attention could not get its working memory, a few hundred kilobytes per thread.")
     if result:
@@ -60,23 +60,23 @@ def check(result: int) -> None:
 
 
 def pointer(x: Tensor | None) -> int | None:
-    """Where a tensor's elements lie, or None."""
+    """Return the address of a tensor's data, or None."""
     return None if x is None else x.data_ptr()
 
 
 def dense_rows(x: Tensor) -> Tensor:
-    """x (n, heads, K) with its heads one after another in each row; a view of wider rows stays one."""
+    """Return x (n, heads, K) with contiguous heads in each row; a slice of wider rows stays a view."""
     dense = x.stride(2) == 1 and x.stride(1) == x.shape[2]
     return x if dense or x.numel() == 0 else x.contiguous()
 
 
 def supported(q: Tensor, keys: Tensor) -> bool:
-    """Whether the kernels take rows of q's dtype with keys stored like these."""
+    """Return whether the kernels support queries like q with keys stored like these."""
     return q.dtype in FLOATS and (keys.dtype in FLOATS or keys.dtype == torch.int8)
 
 
 def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (…, K) to 8 bits: codes int8 (…, K) and their scale float32 (…,)."""
+    """Quantise x (…, K) to int8: codes (…, K) and scale float32 (…,)."""
     x = x.float()
     most = x.abs().amax(dim=-1)
     known, zero = most.isfinite(), most < 1e-30
@@ -95,11 +95,13 @@ def check_slots(slots: Tensor, count: int) -> None:
 def cache_write_oracle(
     k: Tensor, v: Tensor, keys: Tensor, values: Tensor, scales: Tensor | None, slots: Tensor
 ) -> None:
-    """Rows k, v (L, G, K) into the slots of keys, values (blocks, block, G, K), rounded to their dtype."""
-    if slots.device.type == "cpu":  # on the host they cost nothing to look at, elsewhere the copy does
+    """Store rows k, v (L, G, K) in slots of keys, values (blocks, block, G, K), rounded to their dtype."""
+    if slots.device.type == "cpu":  # on a device the check would need a copy
         check_slots(slots, keys.shape[0] * keys.shape[1])
     slots = slots.long()
-    flats = [stored.view(-1, *stored.shape[2:]) for stored in (keys, values)]  # before either is written
+    flats = [
+        stored.view(-1, *stored.shape[2:]) for stored in (keys, values)
+    ]  # both views, before either is written
     for side, (x, flat) in enumerate(zip((k, v), flats, strict=True)):
         if scales is None:
             flat.index_copy_(0, slots, x.to(flat.dtype))
@@ -110,7 +112,7 @@ def cache_write_oracle(
 
 
 def is_cache(keys: Tensor, values: Tensor, scales: Tensor | None) -> bool:
-    """Whether these are one layer's cache: keys and values (blocks, block, G, K), and scales where they are int8."""
+    """Return whether these are one layer's cache: keys and values (blocks, block, G, K), and scales if they are int8."""
     if keys.dim() != 4 or values.shape != keys.shape or values.dtype != keys.dtype or keys.shape[1] < 1:
         return False
     if scales is None or keys.dtype != torch.int8:

@@ -1,7 +1,7 @@
-"""The compiled kernels: finding them, choosing the instruction set. No operator of its own.
+"""The compiled kernels: locate and load the library, choose the instruction set.
 
-VITRAIL_KERNELS chooses: off, portable, neon, avx2, avx512, amx; unset takes the best that the processor has. Every
-operator has a PyTorch definition too, and that is what runs where there is no library.
+VITRAIL_KERNELS chooses: off, portable, neon, avx2, avx512, amx; unset takes the best that the processor supports. Every
+operator also has a PyTorch definition, which runs without a library.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ABI = 6
 _FOLDER = Path(__file__).parents[1] / "_kernels"
 _LIBRARIES = ("libvitrail.so", "libvitrail.dylib", "libvitrail.dll")
 
-# Element types as native/abi.h counts them.
+# Element types as numbered in native/abi.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
 
@@ -38,14 +38,14 @@ _HELD = threading.local()
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What runs and why: for `vitrail info --system`.
+    """Kernels in use, and why, for `vitrail info --system`.
 
     Attributes:
-        used: the instruction set of the kernels, or None where PyTorch does everything.
-        reason: why there is no library in use, or "".
-        compiler: what built the library, or None.
-        others: why each other instruction set is not used, by name; "" where it could be.
-        threads: how many threads kernels use.
+        used: instruction set of the kernels, or None if PyTorch is used.
+        reason: why no library is in use, or "".
+        compiler: compiler of the library, or None.
+        others: name of each other instruction set → why it is unavailable; "" if it is available.
+        threads: number of kernel threads.
     """
 
     used: str | None
@@ -56,7 +56,7 @@ class Status:
 
 
 class _Kernels:
-    """The library once it is open: None where there is none, and why."""
+    """The loaded library, or None and why."""
 
     def __init__(self) -> None:
         self.note = _read_note()
@@ -81,8 +81,8 @@ class _Kernels:
             return self.reason
         if isa not in ISAS:
             return f"the names are {', '.join(ISAS)}"
-        said: bytes = self.library.vt_isa_reason(ISAS.index(isa))
-        return said.decode()
+        reason: bytes = self.library.vt_isa_reason(ISAS.index(isa))
+        return reason.decode()
 
 
 def _read_note() -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def _open() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None and the reason."""
+    """Load the library; return it, or None and the reason."""
     found = [_FOLDER / name for name in _LIBRARIES if (_FOLDER / name).exists()]
     if not found:
         return None, str(_read_note().get("error") or "no library was built")
@@ -125,7 +125,7 @@ def _kernels() -> _Kernels:
 
 
 def library() -> ctypes.CDLL | None:
-    """The kernels, with as many threads as PyTorch has now, or None: then PyTorch does the work."""
+    """Return the kernels, set to PyTorch's current thread count; None if PyTorch is used instead."""
     kernels = _kernels()
     if kernels.library is None or not kernels.enabled:
         return None
@@ -137,12 +137,12 @@ def library() -> ctypes.CDLL | None:
 
 
 def hold_threads(count: int) -> None:
-    """Let kernels that this thread calls have so many threads, whatever PyTorch's number is; 0: PyTorch's again."""
+    """Set the thread count of kernels called by this thread; 0: follow PyTorch's."""
     _HELD.threads = count
 
 
 def function(name: str, *arguments: Any) -> Any:
-    """The library's function `name` with the given ctypes argument types, returning nothing; None without a library."""
+    """Return the library function `name` with these ctypes argument types and no result; None without a library."""
     opened = _kernels().library
     if opened is None:
         return None
@@ -153,7 +153,7 @@ def function(name: str, *arguments: Any) -> Any:
 
 
 def status() -> Status:
-    """Which kernels run, and why not others."""
+    """Return which kernels run, and why not others."""
     kernels = _kernels()
     compiler = kernels.note.get("compiler")
     if kernels.library is None:
@@ -166,9 +166,9 @@ def status() -> Status:
 @checked
 @contextmanager
 def using(isa: str) -> Iterator[None]:
-    """Within the block kernels are those of `isa`, or none for "off": for tests and benchmarks, not for threads.
+    """Use the kernels of `isa`, or none for "off", within the block; for tests and benchmarks, not thread-safe.
 
-    Raises ConfigError where the processor or the library lacks it.
+    Raises ConfigError if the processor or the library lacks it.
     """
     kernels = _kernels()
     if isa == "off":
@@ -190,12 +190,12 @@ def using(isa: str) -> Iterator[None]:
 
 
 def available() -> tuple[str, ...]:
-    """The instruction sets that can be used here, slowest first; () without a library."""
+    """Return the available instruction sets, slowest first; () without a library."""
     kernels = _kernels()
     if kernels.library is None:
         return ()
     return tuple(isa for isa in ISAS if kernels.library.vt_isa_available(ISAS.index(isa)))
 
 
-# Their names in `vitrail`.
+# Public names in `vitrail`.
 kernel_status, available_kernels, use_kernels = status, available, using

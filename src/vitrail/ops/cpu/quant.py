@@ -1,4 +1,4 @@
-"""Products with matrices in panels of 4 and 8 bits: kernels of native/quant.h, defined in ops/reference/quant_matmul.py."""
+"""Products with 4- and 8-bit panels. Kernels: native/quant.h; definition: ops/reference/quant_matmul.py."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _GROUPS = (32, 64, 128)
 def quant_products(
     x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    """x (rows, in) through matrices (out_i, in) in PANELS4 or in PANELS8, plus biases: each (rows, out_i) in x's dtype.
+    """Multiply x (rows, in) by matrices (out_i, in) in PANELS4 or PANELS8, plus biases: each (rows, out_i) in x's dtype.
 
-    Those of one group size are one call, which rounds x once.
+    Weights of one group size are one call, which rounds x once.
     """
     if len({weight.group for weight in weights}) > 1 and len(biases) == len(weights):
         pairs = zip(weights, biases, strict=True)
@@ -38,10 +38,10 @@ def quant_products(
 
 
 def quant_rows(weight: PackedWeight, ids: Tensor) -> Tensor:
-    """Rows ids int64 (n,) of a matrix (out, in) in PANELS4 or PANELS8, decoded: (n, in) in the weight's own dtype.
+    """Decode rows ids int64 (n,) of a matrix (out, in) in PANELS4 or PANELS8: (n, in) in the weight's dtype.
 
     Raises:
-        IndexError: ids are no integers, or (on a CPU) one lies outside.
+        IndexError: ids are not integers, or (on a CPU) out of range.
     """
     return _rows(weight, ids)
 
@@ -57,14 +57,14 @@ def _kernels() -> tuple[Any, Any]:
 
 
 def takes(weight: PackedWeight) -> bool:
-    """Whether the kernels read a matrix in panels as it lies."""
+    """Return whether the kernels can read a matrix in panels in place."""
     return weight.group in _GROUPS and all(part.is_contiguous() for part in weight.tensors.values())
 
 
 def quant_words(weight: PackedWeight, bias: Tensor | None = None, y: Tensor | None = None) -> list[int]:
-    """The seven words of native/quant.h's QuantWeight for a checked weight that the kernels take.
+    """Return the seven words of native/quant.h's QuantWeight for a checked weight that the kernels support.
 
-    bias is float32 and contiguous; all must live as long as the words are used.
+    bias is float32 and contiguous; all tensors must outlive the words.
     """
     codes, scales, levels = (weight.tensors.get(name) for name in ("codes", "scales", "levels"))
     others = (0 if part is None else part.data_ptr() for part in (codes, scales, levels, bias, y))
@@ -79,7 +79,9 @@ def _linear_cpu(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Ten
     x = x.contiguous()
     scratch = torch.empty(scratch_bytes(rows, columns, group), dtype=torch.uint8)
     results = [torch.empty(rows, weight.shape[0], dtype=x.dtype) for weight in weights]
-    plus = [None if bias is None else bias.float().contiguous() for bias in biases]  # until the call is done
+    plus = [
+        None if bias is None else bias.float().contiguous() for bias in biases
+    ]  # kept alive until the call returns
     words = [word for triple in zip(weights, plus, results, strict=True) for word in quant_words(*triple)]
     product(
         BITS[layout],

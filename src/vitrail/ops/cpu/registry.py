@@ -1,4 +1,4 @@
-"""Registering an operator: its schema, definition, CPU kernel, fake form and check, from one Python signature."""
+"""Operator registration: schema, definition, CPU kernel, fake implementation and check from one Python signature."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ _SCHEMA: dict[Any, str] = {
     int: "SymInt", int | None: "SymInt?", float: "float", bool: "bool", str: "str", torch.dtype: "ScalarType",
     list[Tensor]: "Tensor[]", tuple[Tensor, Tensor]: "(Tensor, Tensor)", type(None): "()",
 }  # fmt: skip
-# Packed weights have no type in a schema: each parameter of them becomes these.
+# Schemas have no type for packed weights: each such parameter becomes these three.
 _FLAT = ("str {}_forms", "Tensor[] {}_parts", "int[] {}_sizes")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class NotTaken(Exception):
-    """Raised by a kernel before it does anything: these arguments are the definition's work."""
+    """Raised by a kernel before any side effect: the definition must handle these arguments."""
 
 
 @dataclass(frozen=True)
 class _Signature:
-    """How a definition's parameters lie in the schema: `single` and `several` are places of packed weights."""
+    """Mapping of a definition's parameters to its schema: `single` and `several` are indices of packed weights."""
 
     schema: str
     single: tuple[int, ...]
     several: tuple[int, ...]
 
     def flat(self, arguments: Sequence[Any]) -> list[Any]:
-        """The schema's arguments for the definition's."""
+        """Convert the definition's arguments to the schema's."""
         found: list[Any] = []
         for place, argument in enumerate(arguments):
             if place in self.several:
@@ -53,7 +53,7 @@ class _Signature:
         return found
 
     def unflat(self, arguments: Sequence[Any]) -> Sequence[Any]:
-        """The inverse of `flat`."""
+        """Invert `flat`."""
         if not self.single and not self.several:
             return arguments
         found: list[Any] = []
@@ -72,7 +72,7 @@ class _Signature:
 
 
 def flatten(weights: Sequence[PackedWeight]) -> tuple[str, list[Tensor], list[int]]:
-    """Packed weights as a schema has them: "layout part part …" of each; all parts; (out, in, group, dtype) of each."""
+    """Flatten packed weights: "layout part part …" of each; all parts; (out, in, group, dtype) of each."""
     forms = ",".join([" ".join([weight.layout.value, *weight.tensors]) for weight in weights])
     parts = [part for weight in weights for part in weight.tensors.values()]
     sizes = [
@@ -82,7 +82,7 @@ def flatten(weights: Sequence[PackedWeight]) -> tuple[str, list[Tensor], list[in
 
 
 def unflatten(forms: str, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[PackedWeight]:
-    """The inverse of `flatten`; InputError for what `flatten` does not give."""
+    """Invert `flatten`; InputError for values that `flatten` does not produce."""
     weights, at = [], 0
     try:
         for layout, shape, group, names, dtype in _read_forms(forms, tuple(sizes)):
@@ -98,11 +98,11 @@ def unflatten(forms: str, parts: Sequence[Tensor], sizes: Sequence[int]) -> list
     return weights
 
 
-@lru_cache(maxsize=1024)  # a model has a few layouts and shapes, and reads them in every layer
+@lru_cache(maxsize=1024)  # few layouts and shapes per model, read in every layer
 def _read_forms(
     forms: str, sizes: tuple[int, ...]
 ) -> list[tuple[Layout, tuple[int, int], int, list[str], torch.dtype]]:
-    """(layout, shape, group, names of parts, dtype) of each weight."""
+    """Return (layout, shape, group, names of parts, dtype) of each weight."""
     found = []
     for form, numbers in zip(
         forms.split(",") if forms else (), zip(*[iter(sizes)] * 4, strict=True), strict=True
@@ -121,13 +121,13 @@ def operator(
     check: Callable[..., None],
     mutates: Sequence[str] = (),
 ) -> Callable[_P, _R]:
-    """Register torch.ops.vitrail.NAME; returns what calls it with the definition's own arguments.
+    """Register torch.ops.vitrail.NAME; return a function that calls it with the definition's arguments.
 
     Args:
-        definition: in PyTorch, annotated: the schema is its signature. Every device without a kernel runs it.
-        cpu: the kernel, called where there is a library; it raises NotTaken for what is the definition's work.
-        fake: the result's shape and dtype alone, for torch.compile and the meta device.
-        check: refuses arguments that do not fit each other, before anything is read or written.
+        definition: PyTorch implementation with annotations, whose signature gives the schema; used without a kernel.
+        cpu: kernel, called if there is a library; it raises NotTaken to defer to the definition.
+        fake: returns the result's shape and dtype, for torch.compile and the meta device.
+        check: raises for arguments that do not fit each other, before anything is read or written.
         mutates: parameters that are written to.
     """
     signature = _read_signature(definition, mutates)
@@ -159,7 +159,7 @@ def operator(
     if not signature.single and not signature.several:
         return registered  # type: ignore[no-any-return]
 
-    def call(*arguments: _P.args, **_: _P.kwargs) -> _R:  # by place alone, as schemas of packed weights are
+    def call(*arguments: _P.args, **_: _P.kwargs) -> _R:  # positional only, like schemas of packed weights
         result: _R = registered(*signature.flat(arguments))
         return result
 
@@ -167,7 +167,7 @@ def operator(
 
 
 def products_fake(x: Tensor, weights: Sequence[Tensor | PackedWeight], biases: Any) -> list[Tensor]:
-    """The fake form of every operator that multiplies x (rows, in) by matrices (out_i, in)."""
+    """Fake implementation of every operator that multiplies x (rows, in) by matrices (out_i, in)."""
     return [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights]
 
 

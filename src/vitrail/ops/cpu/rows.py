@@ -1,7 +1,7 @@
-"""Operators on single rows: norm, SwiGLU's gate, rotary. Definitions in PyTorch, kernels from native/rows.h.
+"""Row-wise operators: RMSNorm, SwiGLU gate, rotary embedding. Definitions in PyTorch, kernels from native/rows.h.
 
-Each function takes the kernel's operator where no gradient is asked for, else the PyTorch definition: the operators have
-no derivatives. A row's bits never depend on other rows; all instruction sets give the same.
+Without gradients each function uses the kernel's operator, with gradients the PyTorch definition: the operators have no
+derivatives. A row's bits never depend on other rows; all instruction sets give the same bits.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _POINTER, _SIZE, _TYPE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x (…, D) / sqrt(mean(x²) + eps) in float32, rounded to x's dtype, times weight (D,)."""
+    """Return x (…, D) / sqrt(mean(x²) + eps) in float32, rounded to x's dtype, times weight (D,)."""
     if _differentiated(x, weight):
         return rms_norm_oracle(x, weight, eps)
     return _rms_norm(x, weight, eps)
 
 
 def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) · up, both (…, F); silu is rounded to the dtype before the product (arXiv 2002.05202)."""
+    """Return silu(gate) · up, both (…, F); silu is rounded to the dtype before the product (arXiv 2002.05202)."""
     if _differentiated(gate, up):
         return silu_gate_oracle(gate, up)
     return _silu_gate(gate, up)
 
 
 def rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """q (L, A, K) and k (L, G, K) turned by cos, sin (L, K) of their dtype: ops/rope.rotate of both, bit for bit."""
+    """Rotate q (L, A, K) and k (L, G, K) by cos, sin (L, K) of their dtype: ops/rope.rotate of both, bit for bit."""
     if _differentiated(q, k):
         return rotate_pair_oracle(q, k, cos, sin)
     return _rotate_pair(q, k, cos, sin)
@@ -87,7 +87,7 @@ def _rotate_kernel() -> Any:
 
 
 def _of_one_type(*tensors: Tensor) -> bool:
-    """Whether kernels can take these: of one float type that they know."""
+    """Return whether kernels support these tensors: one floating-point dtype that they have."""
     dtype = tensors[0].dtype
     return dtype in FLOATS and all(tensor.dtype == dtype for tensor in tensors)
 

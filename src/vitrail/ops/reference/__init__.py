@@ -1,1 +1,1 @@
-"""Reference definitions in PyTorch of what the compiled kernels compute: attention, quantised products, encoding."""
+"""PyTorch definitions of what the compiled kernels compute: attention, quantised products, encoding."""

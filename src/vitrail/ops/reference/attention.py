@@ -1,10 +1,10 @@
-"""Attention in PyTorch: what it is by definition. What runs with gradients, on other devices and without kernels.
+"""Attention in PyTorch: the definition, used with gradients, on other devices and without kernels.
 
-Three ways give the same numbers within rounding and are held together by tests:
-  • all keys are new        → scaled_dot_product_attention, neighbours of equal shape in one batched call;
-  • one new row, rest cached → the same on the cached keys; many such sequences in few calls;
-  • many new rows after a cache, or a sliding window → an online softmax over tiles of absolute positions.
-No mask over (new × all) positions and none over several images is ever built.
+Three paths give the same numbers within rounding, which tests verify:
+  • all keys new              → scaled_dot_product_attention, adjacent segments of equal shape in one batched call;
+  • one new row, rest cached  → the same over the cached keys, many such sequences in few calls;
+  • many new rows after a cache, or a sliding window → online softmax over tiles of absolute positions.
+Masks over (new × all) positions or over several images are never built.
 
 Letters: L packed rows · A query heads · G key/value heads · K head width · T new rows · S keys of one segment.
 """
@@ -21,24 +21,24 @@ from vitrail.errors import InputError
 from vitrail.ops.backend import AttentionMetadata
 from vitrail.ops.kv import LayerKV
 
-# Keys that one tile holds, a multiple of every cache block, so that tiles begin at fixed absolute positions.
+# Keys per tile, a multiple of every block size, so that tiles begin at fixed absolute positions.
 TILE = 1024
-# Scores held at once: with more, fewer queries are taken at a time.
+# Maximum number of scores in memory; beyond it, queries are split.
 SCORES = 1 << 24
-# Elements of keys that are copied for one call of decoding, at most: they stay in the cache of a CPU. A call costs more
-# than the arithmetic of a short sequence, but less than the copy of a long one.
+# Maximum elements of keys copied for one decoding call, so that they stay in a CPU's cache. A call costs more than the
+# arithmetic of a short sequence, but less than the copy of a long one.
 COPIED = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Sequences of a decoding batch that are computed in one call: n rows, S positions of whole blocks.
+    """Sequences of a decoding batch computed in one call: n rows, S positions of whole blocks.
 
     Attributes:
-        rows: their numbers in the batch.
-        blocks: int64 (n · blocks of one,), their blocks in order.
-        bias: (n, 1, 1, S) in the dtype of q, 0 for positions that hold something, else −inf.
-        empty: bool (n, block, 1, 1), positions of the last blocks that hold nothing.
+        rows: their indices in the batch.
+        blocks: int64 (n · blocks per sequence,), their blocks in order.
+        bias: (n, 1, 1, S) in q's dtype, 0 at filled positions, else −inf.
+        empty: bool (n, block, 1, 1), unfilled positions of the last blocks.
     """
 
     rows: list[int]
@@ -49,9 +49,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodePlan(AttentionMetadata):
-    """A batch of decoding rows: groups, and the numbers of the sequences that are read where they lie.
+    """A decoding batch: groups, and the indices of sequences that are read in place.
 
-    order: int64 (n,), the rows of all groups one after another.
+    order: int64 (n,), the rows of all groups concatenated.
     """
 
     groups: tuple[Group | int, ...]
@@ -59,7 +59,7 @@ class DecodePlan(AttentionMetadata):
 
 
 def plan(metadata: AttentionMetadata, kv: LayerKV | None, dtype: torch.dtype) -> AttentionMetadata:
-    """A DecodePlan for one new row of each of several sequences, else the metadata as it is."""
+    """Return a DecodePlan if every sequence has one new row, else the metadata unchanged."""
     segments, tables = metadata.segments, metadata.block_tables
     one_each = len(segments) > 1 and segments.q_host == tuple(range(len(segments) + 1))
     if not one_each or kv is None or tables is None or kv.scales is not None or torch.is_grad_enabled():
@@ -71,7 +71,7 @@ def plan(metadata: AttentionMetadata, kv: LayerKV | None, dtype: torch.dtype) ->
 
 
 def slots_of(metadata: AttentionMetadata) -> Tensor:
-    """The slots of the batch's rows; InputError where the batch was made without a cache."""
+    """Return the slots of the batch's rows; InputError if the batch was built without a cache."""
     if metadata.slot_mapping is None:
         raise InputError(
             "a cache was passed, but the batch was built without one; build_batch(cache=) makes it."
@@ -82,7 +82,7 @@ def slots_of(metadata: AttentionMetadata) -> Tensor:
 def read(
     kv: LayerKV | None, metadata: AttentionMetadata, segment: int, start: int, stop: int
 ) -> tuple[Tensor, Tensor]:
-    """Cached keys and values of one segment; InputError where there is no cache."""
+    """Return cached keys and values of one segment; InputError without a cache."""
     if kv is None or metadata.block_tables is None:
         past = metadata.segments.past_length(segment)
         raise InputError(f"the segments count {past} cached keys, but no cache was passed.")
@@ -99,7 +99,7 @@ def attention(
     kv: LayerKV | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """As AttentionPlan.attend, of new rows that lie in the cache already; (L, A, K)."""
+    """Compute AttentionPlan.attend for new rows that are already cached: (L, A, K)."""
     segments = metadata.segments
     if isinstance(metadata, DecodePlan) and kv is not None and _whole_past(metadata, window):
         return _decode_rows(q, metadata, scale, kv)
@@ -126,7 +126,7 @@ def attention(
 def attention_cached(
     q: Tensor, metadata: AttentionMetadata, *, scale: float, kv: LayerKV, window: int | None = None
 ) -> Tensor:
-    """As `attention`, the new rows' keys and values too as the cache holds them."""
+    """Compute `attention` with the new rows' keys and values as cached, too."""
     if isinstance(metadata, DecodePlan) and _whole_past(metadata, window):
         return _decode_rows(q, metadata, scale, kv)
     k, v = kv.at(slots_of(metadata), q.dtype)
@@ -134,7 +134,7 @@ def attention_cached(
 
 
 def _fresh(q: Tensor, k: Tensor, v: Tensor, count: int, scale: float, causal: bool) -> Tensor:
-    """`count` segments of equal length whose keys are all new: (count·T, A, K)."""
+    """Compute attention of `count` segments of equal length without cached keys: (count·T, A, K)."""
     batched = [x.reshape(count, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]  # (count, heads, T, K)
     out = F.scaled_dot_product_attention(
         batched[0],
@@ -147,22 +147,22 @@ def _fresh(q: Tensor, k: Tensor, v: Tensor, count: int, scale: float, causal: bo
 
 
 def _repeat(x: Tensor, heads: int) -> Tensor:
-    """(n, G, S, K) → (n, A, S, K): each key/value head serves A/G query heads."""
+    """Expand (n, G, S, K) to (n, A, S, K): each key/value head serves A/G query heads."""
     groups = x.shape[1]
     return x if groups == heads else x.repeat_interleave(heads // groups, dim=1)
 
 
 def _whole_past(metadata: AttentionMetadata, window: int | None) -> bool:
-    """Whether every row sees all keys of its segment, and no gradient is wanted."""
+    """Return whether every row attends to all keys of its segment, without gradients."""
     fits = window is None or max(metadata.segments.kv_host) <= window
     return fits and not torch.is_grad_enabled()
 
 
 def _decode_rows(q: Tensor, metadata: DecodePlan, scale: float, kv: LayerKV) -> Tensor:
-    """Softmax attention of q (n, A, K), row i over all positions of segment i: (n, A, K).
+    """Compute softmax attention of q (n, A, K), row i over all positions of segment i: (n, A, K).
 
-    Sequences of equally many blocks are computed in one call, on copies of their blocks. A sequence's call has the shape
-    of its own number of blocks: which other sequences there are does not change what is computed for it.
+    Sequences with equal numbers of blocks share one call on copies of their blocks. The shape of a sequence's call depends
+    only on its own number of blocks, so its result is independent of the other sequences.
     """
     pieces, start, sorted_q = [], 0, q[metadata.order]
     for group in metadata.groups:
@@ -175,7 +175,7 @@ def _decode_rows(q: Tensor, metadata: DecodePlan, scale: float, kv: LayerKV) -> 
 
 
 def _decode_row(q: Tensor, segment: int, metadata: AttentionMetadata, scale: float, kv: LayerKV) -> Tensor:
-    """q (1, A, K) over all positions of one segment: (1, A, K)."""
+    """Compute attention of q (1, A, K) over all positions of one segment: (1, A, K)."""
     keys, values = read(kv, metadata, segment, 0, metadata.segments.kv_host[segment])
     out = F.scaled_dot_product_attention(
         grouped(q, keys.shape[1])[0][None],  # query heads of one group share their keys
@@ -187,7 +187,7 @@ def _decode_row(q: Tensor, segment: int, metadata: AttentionMetadata, scale: flo
 
 
 def _together(q: Tensor, group: Group, scale: float, kv: LayerKV) -> Tensor:
-    """q (n, A, K) of the sequences of one group: (n, A, K)."""
+    """Compute attention of q (n, A, K) for the sequences of one group: (n, A, K)."""
     keys, values = (_copy(stored, group).to(q.dtype) for stored in (kv.keys, kv.values))
     out = F.scaled_dot_product_attention(
         grouped(q, keys.shape[1]), keys, values, attn_mask=group.bias, scale=scale
@@ -196,14 +196,14 @@ def _together(q: Tensor, group: Group, scale: float, kv: LayerKV) -> Tensor:
 
 
 def _copy(stored: Tensor, group: Group) -> Tensor:
-    """What the group's sequences have in one storage (blocks, block, G, K): (n, G, S, K)."""
+    """Gather the group's sequences from one storage (blocks, block, G, K): (n, G, S, K)."""
     blocks = stored.index_select(0, group.blocks).reshape(len(group.rows), -1, *stored.shape[1:])
-    blocks[:, -1].masked_fill_(group.empty, 0)  # nothing was written there: it may be NaN
+    blocks[:, -1].masked_fill_(group.empty, 0)  # never written, may be NaN
     return blocks.flatten(1, 2).transpose(1, 2)
 
 
 def _groups(totals: tuple[int, ...], kv: LayerKV, table: Tensor, dtype: torch.dtype) -> Iterator[Group | int]:
-    """All sequences: groups, and the numbers of those that are read where they lie."""
+    """Yield groups, and the indices of sequences that are read in place; together all sequences."""
     block, width = kv.keys.shape[1], kv.keys[0, 0].numel()
     by_blocks: dict[int, list[int]] = {}
     for row, total in enumerate(totals):
@@ -227,7 +227,7 @@ def _group(rows: list[int], totals: tuple[int, ...], table: Tensor, kv: LayerKV,
 
 def _after_cache(q: Tensor, k: Tensor, v: Tensor, index: int, metadata: AttentionMetadata, scale: float,
                  kv: LayerKV | None, window: int | None) -> Tensor:  # fmt: skip
-    """One segment of T new rows after S−T cached ones: (T, A, K)."""
+    """Compute attention of one segment of T new rows after S−T cached ones: (T, A, K)."""
     new = q.shape[0]
     if new == 1 and window is None and kv is not None and not torch.is_grad_enabled():
         return _decode_row(q, index, metadata, scale, kv)
@@ -240,9 +240,9 @@ def _after_cache(q: Tensor, k: Tensor, v: Tensor, index: int, metadata: Attentio
 
 def _tiled(q: Tensor, k: Tensor, v: Tensor, offset: int, index: int, metadata: AttentionMetadata, scale: float,
            kv: LayerKV | None, window: int | None) -> Tensor:  # fmt: skip
-    """Online softmax of rows offset … of one segment over tiles of keys at fixed absolute positions.
+    """Compute online softmax of rows from `offset` on, in one segment, over tiles of keys at fixed absolute positions.
 
-    Cached keys come from `kv`; the step's own rows from k, v, so that gradients reach them.
+    Cached keys come from `kv`, the step's own from k, v, so that gradients reach them.
     """
     past = metadata.segments.past_length(index)
     position = past + offset  # of the first query row
@@ -260,7 +260,7 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, offset: int, index: int, metadata: A
             hidden = unseen(position, q.shape[0], at[0], at[1], window, q.device)
             scores = scores.masked_fill(hidden, float("-inf"))
         higher = torch.maximum(best, scores.amax(dim=-1))
-        anchor = higher.masked_fill(higher.isinf(), 0.0)  # rows that have seen no key yet
+        anchor = higher.masked_fill(higher.isinf(), 0.0)  # rows without a visible key so far
         weights = torch.exp(scores - anchor[..., None])
         fade = torch.exp(best - anchor)
         norm = norm * fade + weights.sum(dim=-1)
@@ -270,7 +270,7 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, offset: int, index: int, metadata: A
 
 
 def _tiles(start: int, past: int, stop: int) -> list[tuple[int, int]]:
-    """Ranges of absolute positions start … stop, cut at multiples of TILE and where the cache ends."""
+    """Split absolute positions start … stop at multiples of TILE and at the end of the cache."""
     cuts = sorted({start, stop, *range(-(-start // TILE) * TILE, stop, TILE), min(max(past, start), stop)})
     return list(pairwise(cuts))
 
@@ -281,7 +281,7 @@ def _keys(k: Tensor, v: Tensor, at: tuple[int, int], index: int, metadata: Atten
     if at[0] >= past:
         return k[at[0] - past : at[1] - past], v[at[0] - past : at[1] - past]
     keys, values = read(kv, metadata, index, at[0], at[1])
-    if torch.is_grad_enabled():  # a later step overwrites what this one's backward pass still needs
+    if torch.is_grad_enabled():  # a later step overwrites what this step's backward pass needs
         return keys.clone(), values.clone()
     return keys, values
 
@@ -289,7 +289,7 @@ def _keys(k: Tensor, v: Tensor, at: tuple[int, int], index: int, metadata: Atten
 def unseen(
     position: int, rows: int, start: int, stop: int, window: int | None, device: torch.device
 ) -> Tensor:
-    """bool (rows, stop−start), True where the row at position+i must not see the key at start+j."""
+    """Return bool (rows, stop−start), True where the row at position+i must not attend to the key at start+j."""
     row = torch.arange(position, position + rows, device=device)[:, None]
     key = torch.arange(start, stop, device=device)[None, :]
     hidden = key > row
@@ -299,5 +299,5 @@ def unseen(
 
 
 def grouped(q: Tensor, groups: int) -> Tensor:
-    """(T, A, K) → (T, G, A/G, K)."""
+    """Reshape (T, A, K) to (T, G, A/G, K)."""
     return q.reshape(q.shape[0], groups, -1, q.shape[2])

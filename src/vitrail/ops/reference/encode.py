@@ -1,7 +1,7 @@
-"""From floats to codes and scales in PyTorch: what the kernels of native/encode.h must equal, bit for bit.
+"""Quantisation, floats to codes and scales, in PyTorch: the definition that native/encode.h must equal bit for bit.
 
-Codes of 4 and 8 bits in panels, one round of fitting the levels of 4 bits, and bitsandbytes' maps of 4 bits; and how far a
-packed matrix is from its floats. Which levels a matrix gets, and what files hold, is in quant/.
+Codes of 4- and 8-bit panels, one Lloyd iteration for the 4-bit levels, bitsandbytes' 4-bit maps, and the error of a
+packed matrix. The choice of levels and the contents of files are in quant/.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch import Tensor
 from vitrail.ops import memory, packing_layout
 from vitrail.ops.weight import Layout, PackedWeight, dequantize, integer_step
 
-_CHUNK = 1 << 18  # elements at work at once, for panels and for errors: bounds the memory for intermediates
-_MAP_CHUNK = 1 << 20  # the same for maps; a multiple of every group
-# Where a group's value of largest magnitude is tried to lie, on the scale of the levels. Beyond the last level
-# it is cut, which can pay; the sign of the scale decides which end of the levels it meets.
+_CHUNK = 1 << 18  # elements per step, for panels and errors: bounds the memory of intermediates
+_MAP_CHUNK = 1 << 20  # the same for maps; a multiple of every group size
+# Candidate positions of a group's value of largest magnitude, on the scale of the levels. Beyond the last level it is
+# clipped, which can reduce the error; the sign of the scale decides which end of the levels it meets.
 _ENDS = (-60.0, -70.0, -82.0, 58.0)
 _CELLS = 512  # half steps of a level: the nearest level is looked up, not searched
-_TINY = 1e-38  # stands for the largest value of a group of zeros in a map
+_TINY = 1e-38  # replaces the largest value of an all-zero group in a map
 
 
 def row_blocks(matrix: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """(first panel, last panel + 1, their rows) for pieces of bounded size."""
+    """Yield (first panel, last panel + 1, their rows) in chunks of bounded size."""
     rows, columns = matrix.shape
     step = max(1, _CHUNK // (packing_layout.ROWS * max(columns, 1)))
     for first in range(0, packing_layout.panel_count(rows), step):
@@ -33,7 +33,7 @@ def row_blocks(matrix: Tensor) -> Iterator[tuple[int, int, Tensor]]:
 
 
 def panel_shapes(matrix: Tensor, kind: str, group: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """The shapes of codes and scales that a matrix (out, in) has in PANELS4 or PANELS8 (`kind`)."""
+    """Return the shapes of codes and scales of a matrix (out, in) in PANELS4 or PANELS8 (`kind`)."""
     count, columns = packing_layout.panel_count(matrix.shape[0]), matrix.shape[1]
     return (count, columns // (4 if kind == Layout.PANELS8 else 8), 4 * packing_layout.ROWS), (
         count,
@@ -43,16 +43,16 @@ def panel_shapes(matrix: Tensor, kind: str, group: int) -> tuple[tuple[int, int,
 
 
 def new_panels(matrix: Tensor, kind: str, group: int) -> tuple[Tensor, Tensor]:
-    """Codes and scales of these shapes; their values are anything."""
+    """Return uninitialised codes and scales of these shapes."""
     codes, scales = panel_shapes(matrix, kind, group)
     code_type = torch.int8 if kind == Layout.PANELS8 else torch.uint8
     return memory.empty(codes, code_type, matrix.device), memory.empty(scales, torch.bfloat16, matrix.device)
 
 
 def encode_own(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> tuple[Tensor, Tensor]:
-    """Codes and scales of a matrix (out, in) as PANELS8, or as PANELS4 with int8 `levels` (16,).
+    """Encode a matrix (out, in) as PANELS8, or as PANELS4 with int8 `levels` (16,).
 
-    A group that holds a value that is not finite has codes 0 and the scale NaN; no other group has that.
+    A group with a non-finite value has codes 0 and the scale NaN; no other group has that.
     """
     codes, scales = new_panels(matrix, kind, group)
     columns = matrix.shape[1]
@@ -72,10 +72,10 @@ def encode_own(matrix: Tensor, kind: str, levels: Tensor | None, group: int) -> 
 
 
 def encode_fit(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
-    """What one round of Lloyd's method adds up: float64 (2, 16) for float32 `levels` (16,).
+    """Return the sums of one Lloyd iteration: float64 (2, 16) for float32 `levels` (16,).
 
-    `ratio` (n, group) holds groups divided by their extremes, `weights` (n,) what a group's error counts. Of each code, the
-    sums of weight · worth · value, and of worth², where the worth of a level is the group's scale times its weight.
+    `ratio` (n, group) holds groups divided by their extremes, `weights` (n,) the weight of each group's error. Per code, the
+    sums of weight · worth · value and of worth², where the worth of a level is the group's scale times its weight.
     """
     table, turned = _nearest(levels), ratio.t().contiguous()
     scale = _best_scale(turned, levels[table])
@@ -84,17 +84,17 @@ def encode_fit(ratio: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
     wanted = (scale * weights)[:, None] * ratio
     along = torch.bincount(codes, wanted.double().view(-1), 16)
     square = torch.bincount(codes, scale.double().square().repeat_interleave(ratio.shape[1]), 16)
-    return torch.stack([along, square]).double()  # of no groups PyTorch counts in whole numbers
+    return torch.stack([along, square]).double()  # PyTorch returns integers for no groups
 
 
 def map_bounds(quant_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Where one value of a map (16,) ends and the next begins, float32 (15,) ascending; and the code of each, uint8."""
+    """Return the boundaries between values of a map (16,), float32 (15,) ascending, and the code of each interval, uint8."""
     ordered, codes = quant_map.sort(stable=True)
     return (ordered[:-1] + ordered[1:]) / 2, codes.to(torch.uint8)
 
 
 def encode_map4(values: Tensor, quant_map: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Floats (n,) as codes of a map of 16 values, two in a byte, the first in the high half; and float32 absmax."""
+    """Encode floats (n,) with a map of 16 values, two codes per byte, the first in the high half; and float32 absmax."""
     bounds, order = map_bounds(quant_map)
     chunks = [
         _map_codes(values[at : at + _MAP_CHUNK], bounds, order, group)
@@ -104,7 +104,7 @@ def encode_map4(values: Tensor, quant_map: Tensor, group: int) -> tuple[Tensor, 
 
 
 def squared_error(matrix: Tensor, packed: PackedWeight) -> Tensor:
-    """Σ (decoded - value)² and Σ value² as float64 (2,); differences and squares are float32."""
+    """Return Σ (decoded - value)² and Σ value² as float64 (2,); differences and squares are float32."""
     sums = torch.zeros(2, dtype=torch.float64)
     for first, last, rows in row_blocks(matrix):
         exact = rows.to(torch.float32)
@@ -116,14 +116,14 @@ def squared_error(matrix: Tensor, packed: PackedWeight) -> Tensor:
 
 
 def _code8(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes (n, group) and bfloat16 scales (n,)."""
+    """Return int8 codes (n, group) and bfloat16 scales (n,)."""
     scales = _storable(groups.abs().amax(1) * (128.0 / 127.0))
     steps = groups / _divisor(scales)[:, None]
     return torch.round(steps * 128.0).clamp_(-127, 127).to(torch.int8), scales
 
 
 def _code4(groups: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """uint8 codes (n, group) and bfloat16 scales (n,) that make the squared error small."""
+    """Return uint8 codes (n, group) and bfloat16 scales (n,) of small squared error."""
     extreme = groups.gather(1, groups.abs().argmax(1, keepdim=True))[:, 0]
     turned = groups.t().contiguous()
     table = _nearest(levels)
@@ -136,10 +136,10 @@ def _code4(groups: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _best_scale(ratio: Tensor, values: Tensor) -> Tensor:
-    """The worth of a level (n,) among those tried that leaves the least squared error, for groups `ratio` (group, n).
+    """Return the worth of a level (n,) with the smallest squared error among candidates, for groups `ratio` (group, n).
 
-    `values` holds the nearest level of every cell. With codes fixed, the best scale is w·q / q·q and takes
-    (w·q)² / q·q from the squared error. After the ends that all groups try comes the best one's own scale.
+    `values` holds the nearest level of every cell. With codes fixed, the best scale is w·q / q·q and reduces the squared
+    error by (w·q)² / q·q. After the common candidates comes the optimal scale of the best one.
     """
     gain = torch.full_like(ratio[0], -1.0)
     scale = torch.zeros_like(gain)
@@ -157,7 +157,7 @@ def _best_scale(ratio: Tensor, values: Tensor) -> Tensor:
 
 
 def _total(products: Tensor) -> Tensor:
-    """The sums of the columns (group, n) in an order of their own: what is 32 rows apart, then 8, then one by one."""
+    """Sum the columns of (group, n) in a fixed order: elements 32 rows apart, then 8, then one by one."""
     blocks = (
         products.view(-1, 4, 8, products.shape[1]) if products.numel() else products.new_zeros(1, 4, 8, 0)
     )
@@ -165,7 +165,7 @@ def _total(products: Tensor) -> Tensor:
 
 
 def _in_turn(parts: Tensor) -> Tensor:
-    """parts[0] + parts[1] + … in this order."""
+    """Return parts[0] + parts[1] + … in this order."""
     first, *others = parts.unbind(0)
     for other in others:
         first = first + other
@@ -173,18 +173,18 @@ def _in_turn(parts: Tensor) -> Tensor:
 
 
 def _nearest(levels: Tensor) -> Tensor:
-    """The code (512,) of the level nearest to each half step: exact, for middles of whole levels are half steps."""
+    """Return the code (512,) of the level nearest to each half step: exact, as midpoints of whole levels are half steps."""
     middles = (torch.arange(_CELLS, device=levels.device) - _CELLS // 2 + 0.5) / 2
     return torch.bucketize(middles, (levels[1:] + levels[:-1]) / 2)
 
 
 def _cells(half_steps: Tensor) -> Tensor:
-    """In which cell of `_nearest` each value lies, in half steps of a level. Overwrites its argument."""
+    """Return the cell of `_nearest` for each value, in half steps of a level. Overwrites its argument."""
     return half_steps.add_(_CELLS // 2).clamp_(0, _CELLS - 1).to(torch.int32)
 
 
 def _storable(scales: Tensor) -> Tensor:
-    """bfloat16, and finite: the largest float32 values have no scale that reaches them."""
+    """Round to finite bfloat16: the largest float32 values have no scale that reaches them."""
     largest = torch.finfo(torch.bfloat16).max
     return scales.clamp(-largest, largest).to(torch.bfloat16)
 
@@ -194,7 +194,7 @@ def _divisor(scales: Tensor) -> Tensor:
 
 
 def _map_codes(flat: Tensor, bounds: Tensor, order: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Packed codes (uint8) and scales (float32) of a flat piece that begins at a group's first element."""
+    """Return packed codes (uint8) and scales (float32) of a flat chunk that begins at a group boundary."""
     values = flat.float()
     whole = values.numel() // group * group
     groups, rest = values[:whole].view(-1, group), values[whole:]

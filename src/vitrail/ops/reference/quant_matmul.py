@@ -1,8 +1,8 @@
-"""The product with a matrix in panels of 4 or 8 bits in plain PyTorch: the definition that every kernel equals bit for bit.
+"""Products with 4- and 8-bit panels in PyTorch: the definition that every kernel equals bit for bit.
 
-Activations are rounded to int8 per row and group, groups are multiplied in whole numbers, and their results are
-added in float32 in ascending order: two multiplications and one addition per group, each rounded, never fused.
-So the same bits come from every instruction set, number of threads and number of rows.
+Activations are rounded to int8 per row and group, groups are multiplied in integers, and their results are added in
+float32 in ascending order: two multiplications and one addition per group, each rounded, never fused. So every
+instruction set, number of threads and number of rows gives the same bits.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ from torch import Tensor
 from vitrail.ops import packing_layout
 from vitrail.ops.weight import Layout, PackedWeight, dequantize, integer_step, stored_integers
 
-TINY = 1e-30  # a group of activations below this counts as zeros; keeps every scale a normal float32
-_WORK = 1 << 20  # elements of one block of intermediates: they stay in the caches
-_ROWS = 1024  # activations multiplied at once
+TINY = 1e-30  # groups of activations below this count as zeros; keeps every scale a normal float32
+_WORK = 1 << 20  # elements per block of intermediates, to stay in cache
+_ROWS = 1024  # rows of activations multiplied at once
 
 
 def round_rows(x: Tensor, group: int, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Activations (rows, in) as int8 codes (rows, groups, group) and their float32 scales (rows, groups).
+    """Quantise activations (rows, in) to int8 codes (rows, groups, group) and float32 scales (rows, groups).
 
-    The scale includes the constant step of the weights' layout. A group with a value that is not finite has
-    the scale NaN, which makes the whole row of the product NaN; a group below 1e-30 has the scale 0.
+    The scale includes the constant step of the weights' layout. A group with a non-finite value has the scale NaN, which
+    makes the whole row of the product NaN; a group below 1e-30 has the scale 0.
     """
     groups = torch.unflatten(x.float(), 1, (-1, group))
     largest = groups.abs().amax(2)
     finite = largest.isfinite()
     used = finite & (largest >= TINY)
     divisor = torch.where(used, largest, 1.0)
-    top = torch.full_like(divisor, 127.0)  # a tensor: PyTorch turns number / tensor into a reciprocal
+    top = torch.full_like(
+        divisor, 127.0
+    )  # as a tensor, because PyTorch computes number / tensor by a reciprocal
     codes = torch.round(groups * torch.div(top, divisor)[:, :, None])
     codes = torch.where(used[:, :, None], codes, 0.0).to(torch.int8)
     scale = torch.div(divisor, top) * integer_step(layout)
@@ -42,7 +44,7 @@ def round_rows(x: Tensor, group: int, layout: Layout) -> tuple[Tensor, Tensor]:
 def rounded_products(
     x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    """x (rows, in) times each weight (out_i, in) transposed, plus its bias: (rows, out_i) in x's dtype.
+    """Multiply x (rows, in) by the transpose of each weight (out_i, in), plus bias: (rows, out_i) in x's dtype.
 
     Weights of one layout and group share one rounding of x.
     """
@@ -57,9 +59,9 @@ def rounded_products(
 
 
 def rounded_input_grad(dy: Tensor, weight: PackedWeight) -> Tensor:
-    """dy (…, out) times the decoded weight (out, in): (…, in) in dy's dtype, as if x were not rounded.
+    """Multiply dy (…, out) by the decoded weight (out, in): (…, in) in dy's dtype, as if x were not rounded.
 
-    The weight is decoded in blocks of rows, whose products are added in float32.
+    Rows are decoded block by block, and the blocks' products added in float32.
     """
     out, columns = weight.shape
     total = torch.zeros(*dy.shape[:-1], columns, dtype=torch.float32, device=dy.device)
@@ -71,7 +73,7 @@ def rounded_input_grad(dy: Tensor, weight: PackedWeight) -> Tensor:
 
 
 def _product(codes: Tensor, scale: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
-    """float32 (rows, out) from rounded activations; blocks of rows and of panels bound the memory."""
+    """Return float32 (rows, out) from rounded activations; chunks of rows and panels bound the memory."""
     if weight.layout == Layout.PANELS4:
         codes = packing_layout.paired(codes)
     rows, out = codes.shape[0], weight.shape[0]
@@ -92,8 +94,8 @@ def _product(codes: Tensor, scale: Tensor, weight: PackedWeight, bias: Tensor | 
 
 
 def _block(codes: Tensor, scale: Tensor, whole: Tensor, row_scales: Tensor) -> Tensor:
-    """(rows, groups, group) × (width, groups, group) → (rows, width)."""
-    # Whole numbers below 2^24: a float32 product of any order is exact.
+    """Multiply (rows, groups, group) × (width, groups, group) → (rows, width)."""
+    # Integers below 2^24: a float32 product is exact in any order.
     dots = torch.bmm(codes.float().transpose(0, 1), whole.permute(1, 2, 0))  # (groups, rows, width)
     dots = dots.mul_(row_scales.t()[:, None, :]).mul_(scale.t()[:, :, None])
     total = torch.zeros_like(dots[0])

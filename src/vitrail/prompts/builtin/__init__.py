@@ -3,7 +3,7 @@
 from vitrail.prompts.builtin.build import build_prompt, fim_prompt
 from vitrail.prompts.builtin.built_prompt import BuiltPrompt
 from vitrail.prompts.builtin.description import Format
-from vitrail.prompts.builtin.encode import Encoder, encode_prompt, fit_prompt
+from vitrail.prompts.builtin.encode import Encoder, encode_marked, encode_prompt, fit_prompt
 from vitrail.prompts.builtin.versions import FORMATS, find_format
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Encoder",
     "Format",
     "build_prompt",
+    "encode_marked",
     "encode_prompt",
     "fim_prompt",
     "find_format",

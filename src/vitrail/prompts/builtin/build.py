@@ -30,12 +30,14 @@ def build_prompt(
     reasoning_effort: str | None = None,
     mode: str = "test",
     spaced: bool = False,
+    return_assistant_tokens_mask: bool = False,
 ) -> BuiltPrompt:
     """One conversation → its prompt, in the format of that name.
 
     conversation: messages in any spelling that `messages.normalize` reads; tools: definitions in OpenAI's shape;
     continue_final_message: leave the last message, an assistant's, open; reasoning_effort: formats with settings only;
-    mode: what the conversation is for, as in mistral-common; spaced: show the spaces that SentencePiece puts before texts.
+    mode: what the conversation is for, as in mistral-common; spaced: show the spaces that SentencePiece puts before texts;
+    return_assistant_tokens_mask: mark the assistant's messages, but those of weight 0, where the prompt is encoded.
     Raises PromptError that names the message and the field, and the formats that accept what this one refuses.
     """
     form = find_format(format)
@@ -51,7 +53,9 @@ def build_prompt(
         raise PromptError(f"{error}{hint}") from error
     _tell_of_lost_tools(shown, sections, form)
     prompt = BuiltPrompt.of((Section("begin", (Control(BOS),)), *sections), (), spaced, form.drops)
-    return replace(prompt, images=tuple(images[number] for number in prompt.order))
+    learned = frozenset(turn.index for turn in turns if turn.role == "assistant" and turn.weight != 0)
+    marked = learned if return_assistant_tokens_mask else None
+    return replace(prompt, images=tuple(images[number] for number in prompt.order), learned=marked)
 
 
 def fim_prompt(

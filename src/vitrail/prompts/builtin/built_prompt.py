@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE, Control, Image, Piece, Section, Text
@@ -21,6 +21,7 @@ class BuiltPrompt(RenderedPrompt):
     sections: its turns, the first one holding the begin token. images: where each image comes from, in the order in
     which they stand in the prompt. spaced: texts are shown with the space that the tokenizer puts in front of them.
     droppable: whether the format allows the oldest turns to be left out; dropped: the messages that were.
+    learned: the assistant's messages whose ids are marked, None where that is not asked for.
     """
 
     sections: tuple[Section, ...] = ()
@@ -28,6 +29,7 @@ class BuiltPrompt(RenderedPrompt):
     spaced: bool = False
     droppable: bool = False
     dropped: tuple[int, ...] = ()
+    learned: frozenset[int] | None = None
 
     @classmethod
     def of(
@@ -52,7 +54,19 @@ class BuiltPrompt(RenderedPrompt):
             else:
                 spans.append(Span(start, end, "image", 1 if piece.grid is None else piece.grid.tokens))
         text = "".join(shown)
-        return cls(text, tuple(spans), tuple(sections), tuple(images), spaced, droppable, tuple(dropped))
+        rest = (tuple(sections), tuple(images), spaced, droppable, tuple(dropped))
+        return cls(text, tuple(spans), None, *rest)
+
+    @property
+    def marks_answers(self) -> bool:
+        """Whether its ids come with a mask of the assistant's words."""
+        return self.learned is not None
+
+    def is_learned(self, section: Section) -> bool:
+        """Whether a section is the assistant's, and all of its messages are learned."""
+        return section.role == "assistant" and all(
+            place in (self.learned or ()) for place in section.messages
+        )
 
     @property
     def from_messages(self) -> bool:
@@ -96,7 +110,8 @@ class BuiltPrompt(RenderedPrompt):
             Section(s.role, tuple(_sized(piece, grids) for piece in s.pieces), s.messages)
             for s in self.sections
         ]
-        return BuiltPrompt.of(sized, self.images, self.spaced, self.droppable, self.dropped)
+        made = BuiltPrompt.of(sized, self.images, self.spaced, self.droppable, self.dropped)
+        return replace(made, learned=self.learned)
 
     def without(self, places: Iterable[int]) -> BuiltPrompt:
         """The prompt without the sections at `places`, and without their images."""
@@ -113,7 +128,8 @@ class BuiltPrompt(RenderedPrompt):
                 kept.append(section)
                 images.extend(self.images[position : position + number])
             position += number
-        return BuiltPrompt.of(kept, images, self.spaced, self.droppable, sorted(dropped))
+        made = BuiltPrompt.of(kept, images, self.spaced, self.droppable, sorted(dropped))
+        return replace(made, learned=self.learned)
 
 
 def _sized(piece: Piece, grids: Iterator[Grid]) -> Piece:

@@ -28,12 +28,28 @@ class Encoder(Protocol):
         """As `encode`, with nothing put in front."""
 
     def encode_infill(self, text: str) -> list[int]:
-        """As `encode_bare`, torn from a sign before it (FORMATS §6.4)."""
+        """Ids of `text` where another character precedes it (docs/formats.md, "Prompts": filling a gap)."""
 
 
 def encode_prompt(prompt: BuiltPrompt, encoder: Encoder) -> list[int]:
     """The ids of a prompt; an image without a grid is one image token. Raises PromptError for missing control tokens."""
     return encode_pieces(prompt.pieces, encoder)
+
+
+def encode_marked(prompt: BuiltPrompt, encoder: Encoder) -> tuple[list[int], list[int]]:
+    """The ids of a prompt, and 1 for those of the assistant's messages that are learned, 0 for others.
+
+    Raises PromptError where the ids of a message are not those that it has by itself.
+    """
+    ids: list[int] = []
+    marks: list[int] = []
+    for section in prompt.sections:
+        part = encode_pieces(section.pieces, encoder)
+        ids += part
+        marks += [int(prompt.is_learned(section))] * len(part)
+    if ids != encode_prompt(prompt, encoder):
+        raise PromptError("the prompt's format joins texts of neighbouring turns; choose another format")
+    return ids, marks
 
 
 def encode_pieces(pieces: Iterable[Piece], encoder: Encoder) -> list[int]:

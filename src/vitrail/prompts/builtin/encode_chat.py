@@ -12,6 +12,7 @@ from vitrail.prompts.builtin import (
     Encoder,
     Format,
     build_prompt,
+    encode_marked,
     encode_prompt,
     find_format,
     fit_prompt,
@@ -20,7 +21,13 @@ from vitrail.prompts.render import Chat
 from vitrail.prompts.rendered_prompt import RenderedPrompt
 
 AUTO = "auto"
-_CHAT_OPTIONS = ("tools", "continue_final_message", "reasoning_effort", "mode")
+_CHAT_OPTIONS = (
+    "tools",
+    "continue_final_message",
+    "reasoning_effort",
+    "mode",
+    "return_assistant_tokens_mask",
+)
 _NEEDLESS = ("add_generation_prompt",)  # Mistral's prompts end where the model begins
 
 
@@ -32,8 +39,8 @@ def choose_format(name: str | Format, detect: Callable[[], Format]) -> Format:
 def build_chat(conversation: Any, format: Format, encoder: Encoder, options: Mapping[str, Any]) -> Chat:
     """One conversation or a list of them as prompts in a built-in format.
 
-    options: tools, continue_final_message, reasoning_effort, mode. Raises PromptError with the place of a fault,
-    InputError for other options.
+    options: tools, continue_final_message, reasoning_effort, mode, return_assistant_tokens_mask.
+    Raises PromptError with the place of a fault, InputError for other options.
     """
     given = {name: value for name, value in options.items() if name not in _NEEDLESS}
     if given.pop("documents", None) is not None:
@@ -94,9 +101,16 @@ def fit_text(prompt: BuiltPrompt, encoder: Encoder, limit: int | None) -> BuiltP
     return short
 
 
-def encode_built(prompt: BuiltPrompt, encoder: Encoder, limit: int | None, side: str) -> list[int]:
-    """The ids of a prompt; one that was no conversation is cut to `limit` at `side`, as any text."""
+def encode_built(
+    prompt: BuiltPrompt, encoder: Encoder, limit: int | None, side: str
+) -> tuple[list[int], list[int]]:
+    """The ids of a prompt; one that was no conversation is cut to `limit` at `side`, as any text.
+
+    Second, 1 for the ids of the assistant's words and 0 for others, or [] where that is not asked for.
+    """
+    if prompt.marks_answers:
+        return encode_marked(prompt, encoder)
     ids = encode_prompt(prompt, encoder)
     if limit is None or prompt.from_messages or len(ids) <= limit:
-        return ids
-    return ids[-limit:] if side == "left" else ids[:limit]
+        return ids, []
+    return (ids[-limit:] if side == "left" else ids[:limit]), []

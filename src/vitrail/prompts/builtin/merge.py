@@ -1,4 +1,4 @@
-"""Neighbouring messages as one turn, as mistral-common joins them before it writes a prompt (FORMATS §6.2)."""
+"""Merge neighbouring messages into one turn, as mistral-common does (docs/formats.md, "Prompts": merging)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns → pieces in the formats of mistral-common, v1 to v15 (FORMATS §6.1). The card's format stands in card.py."""
+"""Turns → pieces in the formats of mistral-common, v1 to v15 (docs/formats.md, "Prompts"). The card's is in card.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of file formats of quantised matrices: a new one is a file in this folder and a line here."""
+"""Table of the file formats of quantised matrices. A new format is a file in this folder and a line here."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ FORMATS: dict[str, WeightFormat] = {format.name: format for format in (NF4, FP4,
 
 
 def recognize(parts: Mapping[str, Tensor]) -> WeightFormat | None:
-    """The format of a module beside whose weight a file holds these keys, with its options; None: it is not packed."""
+    """Return the format of a module with these keys beside its weight, with its options; None: it is not packed."""
     found = (format.recognize(parts) for format in FORMATS.values())
     return next((format for format in found if format is not None), None)
 
 
 def side_keys() -> tuple[str, ...]:
-    """All keys that lie beside packed weights, after the module's name."""
+    """Return all keys that packed weights have beside the weight, after the module's name."""
     return tuple(key for format in FORMATS.values() for key in format.keys)
 
 
 def file_layout(tensors: Mapping[str, Spec], method: str | None = None) -> tuple[list[str], int]:
-    """Order and alignment of a file with these tensors; `method`: of the checkpoint's configuration, where there is one.
+    """Return order and alignment of the tensors in a file; `method`: quant_method of the checkpoint, if any.
 
-    A format that is used where it is mapped decides where it is in the file or the configuration's.
+    They are those of a mappable format, if the file or the configuration has one.
     """
     for format in FORMATS.values():
         if format.alignment and (format.method == method or any(n.endswith(format.keys) for n in tensors)):

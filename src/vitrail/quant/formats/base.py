@@ -1,7 +1,7 @@
-"""WeightFormat: how a file holds a quantised matrix, and what is refused unless a format does it. Multiplies nothing.
+"""WeightFormat: how a file stores a quantised matrix; operations raise unless a format supports them.
 
-A format is a codec between a file's tensors and a layout in memory (ops/weight.py). One file here and one line in the table
-of __init__.py add one; a layout of its own, with its kernels, only where none of the existing fits.
+A format is a codec between a file's tensors and a memory layout (ops/weight.py). A new one is a file here and a line in
+the table of __init__.py; it needs its own layout, with kernels, only if no existing one fits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vitrail.ops.weight import PackedWeight, dequantize
 
 
 class StoredConfig:
-    """The quantization_config of a checkpoint whose format is only read: the values as they stand in config.json."""
+    """quantization_config of a checkpoint in a read-only format, with the values of config.json."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = dict(values)
@@ -29,15 +29,15 @@ class StoredConfig:
 
     @property
     def title(self) -> str:
-        """How messages name it."""
+        """Name for messages."""
         return self.quant_method
 
     def is_quantizable(self) -> bool:
-        """Whether layers are packed."""
+        """Return whether layers are packed."""
         return True
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json says of it."""
+        """Return the quantization_config for config.json."""
         return dict(self.values)
 
     def __eq__(self, other: object) -> bool:
@@ -50,40 +50,40 @@ class StoredConfig:
 
 
 class WeightFormat:
-    """One file format of a quantised matrix (out, in). A value: the same format with the same options is equal.
+    """A file format of a quantised matrix (out, in). Formats with equal options are equal.
 
-    Keys of a file's tensors are given without the module's name: "weight", "weight.scales", "SCB".
+    Keys of a file's tensors are without the module's name: "weight", "weight.scales", "SCB".
     """
 
     name: str
-    """As options, tables and reports write it."""
+    """Name in options, tables and reports."""
     method: ClassVar[str]
     """quant_method in a config.json."""
     keys: ClassVar[tuple[str, ...]]
-    """What lies beside a weight in a file: a module with one of these keys is in this format."""
+    """Keys beside a weight in a file that identify the format."""
     packs: ClassVar[bool] = True
     """False for plain floats."""
     tables: ClassVar[bool] = False
-    """Whether a table of embeddings may be in it."""
+    """Whether embeddings can be packed."""
     stores_dtype: ClassVar[bool] = False
-    """Whether a file says what decoded values are rounded to; else it is the model's dtype."""
+    """Whether files store the dtype of decoded values; else it is the model's."""
     follows_dtype: ClassVar[bool] = False
-    """Whether `.to(dtype)` changes what decoded values are rounded to."""
+    """Whether `.to(dtype)` changes the dtype of decoded values."""
     quantizes: ClassVar[bool] = False
-    """Whether `quantize` is there."""
+    """Whether `quantize` is supported."""
     alignment: ClassVar[int] = 0
-    """Where data begin in a file, in bytes, so that its tensors can be used where they are mapped; 0: they are copied."""
+    """Alignment in bytes of the data section for mapping tensors in place; 0: tensors are copied."""
 
     def recognize(self, parts: Mapping[str, Tensor]) -> WeightFormat | None:
-        """This format, with the options that the file's tensors show, or None where they are another's."""
+        """Return this format with the options found in the file's tensors, or None if they are in another format."""
         return self if any(key in self.keys for key in parts) else None
 
     def group(self, columns: int, wanted: int) -> int | None:
-        """The group that rows of so many weights get where `wanted` is asked for; None: they cannot be packed."""
+        """Return the group size of rows of `columns` weights if `wanted` is requested; None: they cannot be packed."""
         return wanted
 
     def specs(self, shape: tuple[int, int], group: int, dtype: torch.dtype) -> dict[str, Spec]:
-        """Key → type and shape of what a file holds for a matrix, in the order of `to_state`."""
+        """Return key → dtype and shape of a matrix's tensors in a file, in the order of `to_state`."""
         raise self._cannot("planned without its values")
 
     def from_state(
@@ -94,53 +94,60 @@ class WeightFormat:
         dtype: torch.dtype,
         group: int | None = None,
     ) -> PackedWeight:
-        """The matrix of module `name` from what a file holds for it.
+        """Build the matrix of module `name` from its tensors in a file.
 
-        shape: what the model has there.  dtype: the result type, unless the file says one.  group: the one that the
-        configuration says, where it does. CheckpointError names what is missing or does not fit.
+        Args:
+            name: of the module, for messages.
+            parts: key → tensor.
+            shape: (out, in) of the model's module.
+            dtype: of decoded values, unless the file stores one.
+            group: from the configuration, if any.
+
+        Raises:
+            CheckpointError: a tensor is missing or does not fit.
         """
         raise self._cannot("read")
 
     def to_state(self, weight: PackedWeight) -> dict[str, Tensor]:
-        """What a file holds for a matrix; UnsupportedError from a format that is not written."""
+        """Return a matrix's tensors for a file; UnsupportedError for a read-only format."""
         raise self._cannot("saved")
 
     def quantize(
         self, weight: Tensor, group: int, *, name: str, dtype: torch.dtype, device: torch.device
     ) -> PackedWeight:
-        """A matrix of floats in this format, on `device`; UnsupportedError from a format that is only read.
+        """Quantise a float matrix on `device`; UnsupportedError for a read-only format.
 
-        CheckpointError begins with `name` where the matrix holds what is no finite number.
+        Raises CheckpointError, with a message beginning with `name`, for non-finite values.
         """
         raise self._cannot("quantised to")
 
     def dequantize(self, weight: PackedWeight, rows: slice = slice(None)) -> Tensor:
-        """Rows of the matrix, decoded, in its own result type: the layout's definition."""
+        """Decode rows of the matrix to its dtype, by the definition of its layout."""
         return dequantize(weight, weight.dtype, rows)
 
     def can_be_mapped(self, weight: PackedWeight) -> bool:
-        """Whether kernels can use these tensors of a file where they are mapped."""
+        """Return whether kernels can read these tensors in place in a mapped file."""
         return False
 
     def packed_bytes(self, shape: tuple[int, int], group: int) -> int:
-        """What a quantised matrix takes in memory."""
+        """Return bytes of a quantised matrix in memory."""
         specs = self.specs(shape, group, torch.float32).values()
         return sum(math.prod(dims) * dtype.itemsize for dtype, dims in specs)
 
     def working_bytes(self, shape: tuple[int, int], group: int, dtype: torch.dtype) -> int:
-        """What `quantize` needs meanwhile, beside its result, where values are asked for in `dtype`."""
+        """Return temporary bytes of `quantize`, without its result, for values of `dtype`."""
         return math.prod(shape) * dtype.itemsize
 
     def file_order(self, tensors: Mapping[str, Spec]) -> list[str]:
-        """The names of a file's tensors in the order in which they are written."""
+        """Return the order in which a file's tensors are written."""
         return library_order(tensors)
 
     def configs(self) -> dict[str, Any]:
-        """Name → configuration, for every way of quantising to it that estimates list."""
+        """Return name → configuration of every variant that estimates list."""
         return {}
 
     def implied_config(self, weights: Mapping[str, StoredWeight]) -> Any:
-        """What a config.json should say of a checkpoint whose module paths have these weights, the first in this format."""
+        """Return the configuration implied by these weights (module path → weight), the first of which is in this format."""
         return StoredConfig({"quant_method": self.method})
 
     def refuse_unless_quantizes(self) -> None:
@@ -157,7 +164,7 @@ class WeightFormat:
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """A matrix of a file: its format there, and how it lies in memory."""
+    """A matrix in a file: its format, and its packed weight."""
 
     format: WeightFormat
     weight: PackedWeight

@@ -1,4 +1,4 @@
-"""bitsandbytes' formats nf4, fp4 and int8: what files hold, byte for byte as bitsandbytes 0.50.2 writes it.
+"""bitsandbytes' formats nf4, fp4 and int8: tensors in files, byte for byte as written by bitsandbytes 0.50.2.
 
 The quantisers are in quant/bitsandbytes_codes.py.
 """
@@ -23,20 +23,20 @@ from vitrail.quant.bitsandbytes_codes import GROUP, INT8_CHUNK, matrix_shape, qu
 from vitrail.quant.bitsandbytes_config import BitsAndBytesConfig
 from vitrail.quant.formats.base import StoredWeight, WeightFormat
 
-STATE = "quant_state.bitsandbytes__"  # + nf4 or fp4: a JSON text as a uint8 vector
+STATE = "quant_state.bitsandbytes__"  # + nf4 or fp4: JSON as a uint8 vector
 _GROUPS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-# Bytes: intermediates of a chunk of ops/reference/encode.encode_map4; the kernel has none.
+# Bytes of a chunk's intermediates in ops/reference/encode.encode_map4; the kernel has none.
 _CHUNK_WORK = 40_000_000
 _SCALES = ("weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map")
 
 
 @dataclass(frozen=True)
 class BitsAndBytes4(WeightFormat):
-    """nf4 or fp4: codes that look up a map, which the file holds.
+    """nf4 or fp4: codes for a map that the file stores.
 
     nested   whether the scales are quantised too.
-    storage  the dtype as which the bytes of codes are saved.
+    storage  dtype in which the bytes of codes are saved.
     """
 
     name: str
@@ -49,7 +49,7 @@ class BitsAndBytes4(WeightFormat):
     quantizes = True
 
     def recognize(self, parts: Mapping[str, Tensor]) -> WeightFormat | None:
-        """By the name of the quant_state; what has none or two is refused by `from_state` of nf4."""
+        """Recognise the name of the quant_state; none or two are rejected in `from_state` of nf4."""
         if not any(key in self.keys for key in parts):
             return None
         state = [key for key in parts if key.startswith(f"weight.{STATE}")]
@@ -58,7 +58,7 @@ class BitsAndBytes4(WeightFormat):
         return BitsAndBytes4(name, "weight.nested_absmax" in parts, storage)
 
     def specs(self, shape: tuple[int, int], group: int, dtype: torch.dtype) -> dict[str, Spec]:
-        """Key → type and shape. Refused with nested scales: their offset is a number of any length in a JSON text."""
+        """Return key → dtype and shape; UnsupportedError with nested scales, whose offset is JSON of variable length."""
         if self.nested:
             raise self._cannot("planned with double quantisation")
         count = math.prod(shape)
@@ -78,11 +78,11 @@ class BitsAndBytes4(WeightFormat):
         dtype: torch.dtype,
         group: int | None = None,
     ) -> PackedWeight:
-        """Shape, group and result type are the file's own."""
+        """Build the matrix; shape, group and dtype are the file's."""
         return _map4_from_state(name, parts)
 
     def to_state(self, weight: PackedWeight) -> dict[str, Tensor]:
-        """The tensors, and a JSON text of their sizes; ConfigError where `storage` does not divide the bytes."""
+        """Return the tensors with a JSON text of their sizes; ConfigError if `storage` does not divide the bytes."""
         tensors, codes = weight.tensors, weight.tensors["codes"]
         if codes.numel() % self.storage.itemsize:
             raise ConfigError(
@@ -112,29 +112,29 @@ class BitsAndBytes4(WeightFormat):
     def quantize(
         self, weight: Tensor, group: int, *, name: str, dtype: torch.dtype, device: torch.device
     ) -> PackedWeight:
-        """The matrix is rounded to `dtype` first, as that library does."""
+        """Quantise after rounding to `dtype`, as bitsandbytes does."""
         copy = weight.to(device=device, dtype=dtype, copy=True)
         return quantize_4bit(copy, self.name, nested=self.nested, group=group)
 
     def group(self, columns: int, wanted: int) -> int:
-        """One for all: groups run over the flattened matrix."""
+        """Return the same group for all: groups run over the flattened matrix."""
         return GROUP
 
     def packed_bytes(self, shape: tuple[int, int], group: int) -> int:
-        """Codes, scales and maps; the file's text is not kept."""
+        """Return bytes of codes, scales and maps; the file's JSON is not kept."""
         count = math.prod(shape)
         groups = -(-count // group)
         codes = (count + 1) // 2 + 16 * 4
         return codes + (groups + 4 * -(-groups // NESTED_GROUP) + 256 * 4 + 4 if self.nested else 4 * groups)
 
     def working_bytes(self, shape: tuple[int, int], group: int, dtype: torch.dtype) -> int:
-        """The matrix itself, the codes once more, and intermediates: those of scales, and of the codes without kernels."""
+        """Return bytes of the matrix, a copy of the codes, and intermediates of scales, and of codes without kernels."""
         count = math.prod(shape)
         work = count // 2 if has_kernels() else min(_CHUNK_WORK, count * 40)
         return count * dtype.itemsize + self.packed_bytes(shape, group) + work
 
     def configs(self) -> dict[str, BitsAndBytesConfig]:
-        """With plain scales; of nf4 with quantised scales too."""
+        """Return the variants with plain scales, and nf4 with quantised scales."""
         plain = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=self.name)
         if self.name == FP4.name:
             return {self.name: plain}
@@ -144,7 +144,7 @@ class BitsAndBytes4(WeightFormat):
         return {self.name: plain, f"{self.name}_double": nested}
 
     def implied_config(self, weights: Mapping[str, StoredWeight]) -> BitsAndBytesConfig:
-        """Of the first weight."""
+        """Return the configuration of the first weight."""
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=self.name,
@@ -155,7 +155,7 @@ class BitsAndBytes4(WeightFormat):
 
 @dataclass(frozen=True)
 class BitsAndBytes8(WeightFormat):
-    """int8: one scale a row, rows as they are."""
+    """int8: one scale per row, rows in order."""
 
     name: str = "int8"
 
@@ -164,11 +164,11 @@ class BitsAndBytes8(WeightFormat):
     quantizes = True
 
     def group(self, columns: int, wanted: int) -> int:
-        """The group of the 4-bit formats, as reports have it; the scale is a row's."""
+        """Return the group of the 4-bit formats, for reports; scales are per row."""
         return GROUP
 
     def specs(self, shape: tuple[int, int], group: int, dtype: torch.dtype) -> dict[str, Spec]:
-        """Key → type and shape."""
+        """Return key → dtype and shape."""
         return {
             "weight": (torch.int8, shape),
             "SCB": (torch.float32, shape[:1]),
@@ -183,35 +183,35 @@ class BitsAndBytes8(WeightFormat):
         dtype: torch.dtype,
         group: int | None = None,
     ) -> PackedWeight:
-        """The shape is the file's own; `dtype` is the result type."""
+        """Build the matrix; the shape is the file's, decoded values have `dtype`."""
         return _int8_from_state(name, parts, dtype)
 
     def to_state(self, weight: PackedWeight) -> dict[str, Tensor]:
-        """The tensors, and the mark of row-major ones."""
+        """Return the tensors, with the marker of row-major order."""
         row_major = torch.zeros((), dtype=torch.uint8)
         return {"weight": weight.tensors["codes"], "SCB": weight.tensors["scale"], "weight_format": row_major}
 
     def quantize(
         self, weight: Tensor, group: int, *, name: str, dtype: torch.dtype, device: torch.device
     ) -> PackedWeight:
-        """The matrix is rounded to `dtype` first, as that library does."""
+        """Quantise after rounding to `dtype`, as bitsandbytes does."""
         return quantize_int8(weight.to(device=device, dtype=dtype, copy=True))
 
     def packed_bytes(self, shape: tuple[int, int], group: int) -> int:
-        """Codes and scales."""
+        """Return bytes of codes and scales."""
         return math.prod(shape) + 4 * shape[0]
 
     def working_bytes(self, shape: tuple[int, int], group: int, dtype: torch.dtype) -> int:
-        """The matrix itself, and a chunk: in float16, its magnitudes, and three times in float32."""
+        """Return bytes of the matrix and of one chunk: in float16, its magnitudes, and three times in float32."""
         count = math.prod(shape)
         return count * dtype.itemsize + 16 * min(INT8_CHUNK, count)
 
     def configs(self) -> dict[str, BitsAndBytesConfig]:
-        """The only one."""
+        """Return the only variant."""
         return {self.name: BitsAndBytesConfig(load_in_8bit=True)}
 
     def implied_config(self, weights: Mapping[str, StoredWeight]) -> BitsAndBytesConfig:
-        """The only one."""
+        """Return the only variant."""
         return BitsAndBytesConfig(load_in_8bit=True)
 
 
@@ -219,7 +219,7 @@ NF4 = BitsAndBytes4("nf4")
 FP4 = BitsAndBytes4("fp4")
 INT8 = BitsAndBytes8()
 
-# What a model that is too large is advised to be quantised to while loading, the most exact first, with its Python.
+# Formats suggested for a model that is too large, the most accurate first, with the Python to request them.
 SMALLER = (
     (BitsAndBytesConfig(load_in_8bit=True), "BitsAndBytesConfig(load_in_8bit=True)"),
     (
@@ -230,7 +230,7 @@ SMALLER = (
 
 
 def format_of(config: BitsAndBytesConfig) -> BitsAndBytes4 | BitsAndBytes8:
-    """The format that a configuration asks for, with its options."""
+    """Return the format of a configuration, with its options."""
     if config.load_in_8bit:
         return INT8
     four = FP4 if config.bnb_4bit_quant_type == FP4.name else NF4
@@ -302,7 +302,7 @@ def _part(
 
 
 def _parse(name: str, kind: str, text: Tensor) -> dict[str, Any]:
-    """The quant_state's JSON, every value checked before anything is computed from it."""
+    """Parse the quant_state's JSON, checking every value before it is used."""
     where = f"{name}.weight.{STATE}{kind}"
     if (
         kind not in (NF4.name, FP4.name)

@@ -1,4 +1,4 @@
-"""Floats as they are: the format, in plans and reports, of a matrix that is not packed. Files hold nothing beside it."""
+"""PlainFormat: the format of a matrix that is not packed, for plans and reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vitrail.quant.formats.base import WeightFormat
 
 @dataclass(frozen=True)
 class PlainFormat(WeightFormat):
-    """A plain matrix in a float type, under the word that options and reports have for it."""
+    """A plain float matrix, with its name in options and reports."""
 
     name: str
 

@@ -1,9 +1,9 @@
-"""Vitrail's own formats q4 and q8: the quantiser, and the tensors in files. Codes are found in ops/reference/encode.py.
+"""Vitrail's own formats q4 and q8: quantiser and tensors in files. Codes are computed in ops/reference/encode.py.
 
-q4 takes 4.5 bits a weight with groups of 32: sixteen levels per matrix, fitted to the matrix itself, and one
-bfloat16 scale per group. q8 takes 8.5 bits. Files hold the panels of memory, whatever the machine: `<module>.weight.codes`,
-`.weight.scales` and, for q4, `.weight.levels`. Every codes tensor takes a multiple of 64 bytes, so with all codes first in a
-file whose data begins at a multiple of 64 each begins at one, and can be used where it is mapped.
+q4 takes 4.5 bits per weight with groups of 32: sixteen levels per matrix, fitted to it, and one bfloat16 scale per
+group. q8 takes 8.5 bits. Files store the panels of memory, whatever the machine: `<module>.weight.codes`,
+`.weight.scales` and, for q4, `.weight.levels`. A codes tensor is a multiple of 64 bytes long, so with all codes first in
+a file whose data section is aligned to 64, each is aligned and can be used in place in the mapped file.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from vitrail.ops.weight import Layout, PackedWeight, dequantize
 from vitrail.quant.formats.base import StoredWeight, WeightFormat
 from vitrail.quant.quantize_config import FORMATS, GROUPS, METHOD, QuantizeConfig
 
-ALIGNMENT = 64  # bytes: of the data section and of every codes tensor
-PART_ALIGNMENT = 16  # bytes: of scales, levels and large plain tensors
+ALIGNMENT = 64  # bytes: alignment of the data section and of every codes tensor
+PART_ALIGNMENT = 16  # bytes: alignment of scales, levels and large plain tensors
 KEYS = ("weight.codes", "weight.scales", "weight.levels")
 _WORK = 30_000_000  # bytes: intermediates of one chunk, and of fitting levels
 _LEVELS = 16
 _TOP = 63  # largest level, so that sums of products fit the 16-bit lanes of kernels
-_SAMPLE = 1 << 18  # elements that the levels are fitted to
-_ROUNDS = 12  # of fitting; more changes the third digit of the error
-# Levels fitted to normally distributed values: where fitting begins, and what a matrix of zeros gets.
+_SAMPLE = 1 << 18  # number of elements that the levels are fitted to
+_ROUNDS = 12  # iterations of fitting; more changes the third digit of the error
+# Levels fitted to normally distributed values: initial levels, and those of an all-zero matrix.
 _START = (-63, -46, -35, -27, -20, -14, -8, -2, 3, 9, 14, 20, 27, 34, 44, 56)
 
 
 @dataclass(frozen=True)
 class VitrailFormat(WeightFormat):
-    """q4 or q8: the panels of its layout, as they lie in memory."""
+    """q4 or q8: the panels of its layout, as in memory."""
 
     name: str
     layout: Layout
@@ -51,20 +51,20 @@ class VitrailFormat(WeightFormat):
     alignment = ALIGNMENT
 
     def recognize(self, parts: Mapping[str, Tensor]) -> WeightFormat | None:
-        """By the type of the codes; what has none of the known types is refused by `from_state` of q4."""
+        """Recognise the dtype of the codes; unknown ones are rejected in `from_state` of q4."""
         if not any(key in KEYS for key in parts):
             return None
         is_q8 = "weight.codes" in parts and parts["weight.codes"].dtype == Q8.code_type
         return Q8 if is_q8 else Q4
 
     def group(self, columns: int, wanted: int) -> int | None:
-        """The largest allowed group of at most `wanted` that divides a row; None: there is none."""
+        """Return the largest allowed group of at most `wanted` that divides a row, or None."""
         return fitting_group(columns, wanted)
 
     def specs(
         self, shape: tuple[int, int], group: int, dtype: torch.dtype = torch.float32
     ) -> dict[str, Spec]:
-        """Key → type and shape of a matrix (out, in), as it is saved; `dtype` is not in the files."""
+        """Return key → dtype and shape of a matrix (out, in) in a file; `dtype` is not stored."""
         rows, columns = shape
         count = packing_layout.panel_count(rows)
         steps = columns // (4 if self.layout == Layout.PANELS8 else 8)
@@ -84,9 +84,9 @@ class VitrailFormat(WeightFormat):
         dtype: torch.dtype,
         group: int | None = None,
     ) -> PackedWeight:
-        """The tensors as they are; the group is the number of scales'. Nothing is copied.
+        """Build the matrix without copying; the group follows from the number of scales.
 
-        CheckpointError names the tensor that is missing, of another type or shape, or out of range.
+        Raises CheckpointError for a tensor that is missing, of another dtype or shape, or out of range.
         """
         if "weight.codes" not in parts:
             raise CheckpointError(f"{name}.weight.codes is missing beside {', '.join(parts)}.")
@@ -115,27 +115,27 @@ class VitrailFormat(WeightFormat):
         return PackedWeight(self.layout, shape, group, tensors, dtype)
 
     def to_state(self, weight: PackedWeight) -> dict[str, Tensor]:
-        """The tensors as they are."""
+        """Return the tensors unchanged."""
         return {f"weight.{part}": weight.tensors[part] for part in self.layout.parts}
 
     def quantize(
         self, weight: Tensor, group: int, *, name: str, dtype: torch.dtype, device: torch.device
     ) -> PackedWeight:
-        """The values as they are, not rounded to `dtype` first; see `quantize_own`."""
+        """Quantise the values without rounding to `dtype` first; see `quantize_own`."""
         packed = quantize_own(weight, self.name, group, name=name, dtype=dtype)
         return packed.with_tensors({part: tensor.to(device) for part, tensor in packed.tensors.items()})
 
     def can_be_mapped(self, weight: PackedWeight) -> bool:
-        """Whether its tensors begin where kernels read them; files written by others may have them elsewhere."""
+        """Return whether the tensors are aligned for kernels, which files from other writers may lack."""
         wanted = {part: ALIGNMENT if part == "codes" else PART_ALIGNMENT for part in weight.tensors}
         return all(weight.tensors[part].data_ptr() % bytes_ == 0 for part, bytes_ in wanted.items())
 
     def working_bytes(self, shape: tuple[int, int], group: int, dtype: torch.dtype) -> int:
-        """Intermediates of one chunk; the matrix itself is not copied."""
+        """Return bytes of one chunk's intermediates; the matrix is not copied."""
         return min(_WORK, math.prod(shape) * 100)
 
     def file_order(self, tensors: Mapping[str, Spec]) -> list[str]:
-        """Codes, then scales, then the rest, each where its type needs it to begin."""
+        """Return codes, then scales, then the rest, each at the alignment of its dtype."""
 
         def rank(name: str) -> tuple[int, bool, int, str]:
             dtype, shape = tensors[name]
@@ -146,11 +146,11 @@ class VitrailFormat(WeightFormat):
         return sorted(tensors, key=rank)
 
     def configs(self) -> dict[str, QuantizeConfig]:
-        """The defaults with this format."""
+        """Return the defaults with this format."""
         return {self.name: QuantizeConfig(self.name)}
 
     def implied_config(self, weights: Mapping[str, StoredWeight]) -> QuantizeConfig:
-        """Part by part, from the first module of each."""
+        """Return the configuration, part by part, from the first module of each."""
         parts = {
             "embeddings": "embed_tokens",
             "lm_head": "lm_head",
@@ -172,18 +172,25 @@ _LAYOUTS = {"q4": Layout.PANELS4, "q8": Layout.PANELS8, "bf16": Layout.PANELS16}
 
 
 def fitting_group(columns: int, wanted: int) -> int | None:
-    """The largest allowed group of at most `wanted` that divides a row of `columns` weights; None: there is none."""
+    """Return the largest allowed group of at most `wanted` that divides a row of `columns` weights, or None."""
     return max((group for group in GROUPS if group <= wanted and columns % group == 0), default=None)
 
 
 def quantize_own(
     weight: Tensor, kind: str, group: int = 32, *, name: str = "the matrix", dtype: torch.dtype | None = None
 ) -> PackedWeight:
-    """A matrix (out, in) of floats as "q4", "q8" or, in memory only, "bf16"; the same bits each time it is done.
+    """Quantise a float matrix (out, in) to "q4", "q8" or, in memory only, "bf16"; deterministic.
 
-    `group` neighbouring columns share a scale (32, 64 or 128, and it divides `in`). Decoded values are rounded
-    to `dtype` (the matrix's own). ConfigError for a kind or group that does not fit, CheckpointError for a value
-    that is not finite; both begin with `name`.
+    Args:
+        weight: (out, in).
+        kind: "q4", "q8" or "bf16".
+        group: adjacent columns that share a scale: 32, 64 or 128, a divisor of `in`.
+        name: of the matrix, for messages.
+        dtype: of decoded values; None: the matrix's.
+
+    Raises:
+        ConfigError: unknown kind, or a group that does not fit.
+        CheckpointError: a non-finite value.
     """
     _check(weight, kind, group, name)
     matrix, dtype, layout = weight.detach(), dtype or weight.dtype, _LAYOUTS[kind]
@@ -202,7 +209,7 @@ def quantize_own(
 
 
 def relative_error(weight: Tensor, packed: PackedWeight) -> float:
-    """‖decoded − weight‖ / ‖weight‖ (Frobenius) without the rounding to the result's dtype; 0 for zeros."""
+    """Return ‖decoded − weight‖ / ‖weight‖ (Frobenius) without rounding to the weight's dtype; 0 for zeros."""
     exact = packed.with_tensors(packed.tensors, torch.float32)
     error = norm = 0.0
     for first, last, rows in row_blocks(weight.detach()):
@@ -233,10 +240,10 @@ def _check(weight: Tensor, kind: str, group: int, name: str) -> None:
 
 
 def _fit_levels(matrix: Tensor, group: int) -> Tensor:
-    """int8 (16,): the levels with the least squared error on a sample of the matrix's groups.
+    """Return int8 (16,), the levels with the least squared error on a sample of the matrix's groups.
 
-    Lloyd's method (Least squares quantization in PCM, 1982): scales and codes for the levels, then the best
-    levels for these, in turn. A level counts with its group's scale squared: the error of the matrix itself.
+    Lloyd's method (Least squares quantization in PCM, 1982) alternates between scales and codes for the levels and levels
+    for these. A level is weighted with its group's squared scale: the error of the matrix itself.
     """
     sample = _sample(matrix, group)
     extreme = sample.gather(1, sample.abs().argmax(1, keepdim=True))
@@ -245,7 +252,7 @@ def _fit_levels(matrix: Tensor, group: int) -> Tensor:
     if not largest.isfinite() or largest == 0:
         return levels.to(torch.int8)
     ratio = sample / torch.where(extreme == 0, 1.0, extreme)
-    weights = extreme[:, 0] / largest  # a common factor leaves the levels and keeps the squares in range
+    weights = extreme[:, 0] / largest  # a common factor does not change the levels and keeps squares in range
     for _ in range(_ROUNDS):
         along, square = encode_fit(ratio, weights, levels)
         means = torch.where(square > 0, along / square.clamp(min=1e-300), levels.double())
@@ -255,7 +262,7 @@ def _fit_levels(matrix: Tensor, group: int) -> Tensor:
 
 
 def _sample(matrix: Tensor, group: int) -> Tensor:
-    """float32 (n, group) on the CPU: groups spread over the matrix by the golden ratio, all of a small one."""
+    """Return float32 (n, group) on the CPU: groups spread over the matrix by the golden ratio, all of a small one."""
     groups = matrix.reshape(-1, group)
     count = min(groups.shape[0], _SAMPLE // group)
     if count < groups.shape[0]:
