@@ -20,7 +20,9 @@ from vitrail.model.cost import decode_cost
 class DecodeStep:
     """One decoding step: each call computes the next logits of every sequence and leaves the cache unchanged.
 
-    rows: number of sequences; context: cached positions of each.
+    Args:
+        rows: number of sequences.
+        context: cached positions of each.
     """
 
     def __init__(self, model: Any, rows: int, context: int) -> None:

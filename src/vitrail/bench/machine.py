@@ -18,9 +18,16 @@ from vitrail.weights.free_memory import host_memory
 class Machine:
     """Everything a measurement depends on besides the workload.
 
-    cpu: processor name; cores: logical cores; memory: free bytes, or None if unknown; torch: its version;
-    library: Vitrail's version; instructions: instruction set of the kernels, or None if PyTorch is used; torch_isa:
-    PyTorch's instruction set; threads: of both; page_bytes: page size of large tensors.
+    Attributes:
+        cpu: processor name.
+        cores: logical cores.
+        memory: free bytes, or None if unknown.
+        torch: its version.
+        library: Vitrail's version.
+        instructions: instruction set of the kernels, or None if PyTorch is used.
+        torch_isa: PyTorch's instruction set.
+        threads: of both.
+        page_bytes: page size of large tensors.
     """
 
     cpu: str

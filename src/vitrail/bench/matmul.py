@@ -42,7 +42,9 @@ def tower_shapes(model: Any, rows: int) -> list[Shape]:
 class MatrixRate:
     """Products of plain matrices in the faster of bfloat16 and float32.
 
-    shapes: products to run once each, in order; clock: returns seconds.
+    Args:
+        shapes: products to run once each, in order.
+        clock: returns seconds.
     """
 
     def __init__(self, shapes: Sequence[Shape], clock: Clock = time.perf_counter) -> None:

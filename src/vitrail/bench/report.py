@@ -16,8 +16,12 @@ READ, MULTIPLY = "streaming read", "matrix products"
 class Setting:
     """What is measured, as given on the command line.
 
-    layers: of the decoder, or of the tower if only that is measured; context: previously cached positions;
-    side: of a square image, in pixels; repeat: number of turns; progress: called with a description of the current turn.
+    Attributes:
+        layers: of the decoder, or of the tower if only that is measured.
+        context: previously cached positions.
+        side: of a square image, in pixels.
+        repeat: number of turns.
+        progress: called with a description of the current turn.
     """
 
     geometry: str
@@ -39,8 +43,13 @@ class Setting:
 class Measured:
     """One measured workload with its limit.
 
-    what: description; tokens: read or produced per call; cost: minimum bytes and operations; turn: its time and its
-    limit's, side by side; limit: "bandwidth" or "matmul"; more: further figures by name.
+    Attributes:
+        what: description.
+        tokens: read or produced per call.
+        cost: minimum bytes and operations.
+        turn: its time and its limit's, side by side.
+        limit: READ or MULTIPLY.
+        more: further figures by name.
     """
 
     what: str

@@ -19,7 +19,9 @@ _TINY_SIZE = 4 * 2**20  # for geometries whose figures mean nothing
 class StreamingRead:
     """Reads one buffer repeatedly, with PyTorch's number of threads.
 
-    geometry: workload it is compared with; the tiny one gets a tiny buffer. clock: returns seconds.
+    Args:
+        geometry: workload it is compared with; the tiny one gets a tiny buffer.
+        clock: returns seconds.
     """
 
     def __init__(self, geometry: str, clock: Clock = time.perf_counter) -> None:

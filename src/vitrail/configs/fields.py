@@ -101,6 +101,5 @@ def check_dtype(owner: str, value: Any) -> str | None:
     ):
         return None if value is None else name
     raise ConfigError(
-        f"{owner}: dtype must be a torch dtype or its name, such as 'bfloat16', got {short(value)}; correct the "
-        "configuration."
+        f"{owner}: dtype must be a torch dtype or its name, such as 'bfloat16', got {short(value)}; correct it."
     )

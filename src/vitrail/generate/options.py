@@ -29,10 +29,16 @@ def settle(
     *,
     use_model_defaults: bool | None = None,
 ) -> tuple[GenerationConfig, dict[str, Any]]:
-    """Resolve the options of a call; return them and the remaining keywords (model inputs, tokenizer, progress).
+    """Resolve the options of a call.
 
-    A keyword overrides `given`, and `given` overrides the model's generation_config wherever it differs from the defaults
-    (`use_model_defaults=False`: only the special ids are taken from the model's).
+    Args:
+        model_config: the model's generation_config.
+        given: the caller's configuration, which overrides the model's wherever it differs from the defaults.
+        keywords: of the call, which override both.
+        use_model_defaults: False takes only the special ids from the model's configuration.
+
+    Returns:
+        The options, and the remaining keywords (model inputs, tokenizer, progress).
 
     Raises:
         InputError: an unknown keyword; the message names similar ones.

@@ -61,10 +61,13 @@ class CacheCall:
     """The cache arguments of a call.
 
     Attributes:
-        given: past_key_values as passed. held: as a KVCache or (key, value) pairs, or None.
-        batch, new: B and T. width: S.
+        given: past_key_values as passed.
+        held: as a KVCache or (key, value) pairs, or None.
+        batch, new: B and T.
+        width: S.
         new_only: whether the ids follow the cached ones, given by a mask over S + T positions or by cache_position.
-        mask: over S + T positions, or None. new_mask: of the T passed positions, or None.
+        mask: over S + T positions, or None.
+        new_mask: of the T passed positions, or None.
     """
 
     given: Any

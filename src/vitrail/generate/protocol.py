@@ -51,4 +51,14 @@ class GeneratingModel(Protocol):
         """Embed ids (L,) to (L, D); image tokens take `features` in order."""
 
     def step(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, capture: Any = None) -> Tensor:
-        """Run one pass: (L, D) → logits (n, V) of batch.logits_indices. capture: records the layers' outputs."""
+        """Run one pass of the decoder.
+
+        Args:
+            hidden: (L, D).
+            batch: positions, segments, slots.
+            cache: to read and write; None without one.
+            capture: records the layers' outputs.
+
+        Returns:
+            Logits (n, V) of batch.logits_indices.
+        """

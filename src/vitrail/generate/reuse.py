@@ -38,8 +38,11 @@ class PromptImage:
 class Continuation:
     """Result of one prompt.
 
-    ids: new ids. reused, computed: positions of the prompt that were cached, and that went through the decoder.
-    encoded: images that went through the vision tower. reason: why it ended ("eos", "length", "criteria", …).
+    Attributes:
+        ids: new ids.
+        reused, computed: positions of the prompt that were cached, and that went through the decoder.
+        encoded: images that went through the vision tower.
+        reason: why it ended ("eos", "length", "criteria", …).
     """
 
     ids: tuple[int, ...]
@@ -82,7 +85,9 @@ class PromptMemory:
         self._ids, self._images = [], []
         self._tower.forget()
 
-    def go_on(self, ids: Sequence[int], images: Sequence[PromptImage] = (), **options: Any) -> Continuation:
+    def go_on(
+        self, ids: Sequence[int], images: Sequence[PromptImage] = (), /, **options: Any
+    ) -> Continuation:
         """Generate a completion of the prompt `ids` (L,), whose image tokens belong to `images` in order.
 
         Args:

@@ -11,7 +11,9 @@ from vitrail.errors import InputError
 def set_seed(seed: int, deterministic: bool = False) -> None:
     """Seed all generators. `generate(seed=…)` does not need it and does not depend on the batch.
 
-    deterministic: make PyTorch raise for nondeterministic operations.
+    Args:
+        seed: of all generators.
+        deterministic: make PyTorch raise for nondeterministic operations.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"seed must be a whole number of at least 0 and below 2**32, got {seed!r}.")

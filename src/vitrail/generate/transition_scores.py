@@ -16,10 +16,18 @@ def compute_transition_scores(
     beam_indices: Tensor | None = None,
     normalize_logits: bool = False,
 ) -> Tensor:
-    """Return (R, new): the score of each new id of `sequences` (R, T + new); log-probabilities with normalize_logits.
+    """Compute the score of every generated id.
 
-    scores: `output.scores` or `output.logits` of generate(), (R, V) per new id. Rows that have ended have zeros, so the
-    result is meaningless at padding, as in transformers.
+    Args:
+        model: ignored; a parameter because this is a method of models.
+        sequences: (R, T + new), `output.sequences` of generate().
+        scores: `output.scores` or `output.logits` of generate(), (R, V) per new id. Rows that have ended have zeros, so
+            the result is meaningless at padding, as in transformers.
+        beam_indices: not supported; None.
+        normalize_logits: return log-probabilities.
+
+    Returns:
+        (R, new).
     """
     if beam_indices is not None:
         raise UnsupportedError("beam_indices is not supported: there are no beams; leave it out.")

@@ -21,7 +21,19 @@ def run_uncached(
     logits_indices: "Sequence[int] | Tensor | None" = None,
     capture: Any = None,
 ) -> Tensor:
-    """Compute logits (n, V) of whole sequences: hidden (L, D), the concatenated embeddings of `lengths` rows each."""
+    """Compute whole sequences in one pass without a cache.
+
+    Args:
+        model: model protocol (protocol.py).
+        hidden: (L, D), the concatenated embeddings.
+        lengths: rows of each sequence.
+        positions: int64 (L,); None: from 0 in each sequence.
+        logits_indices: rows to compute logits for; None: all.
+        capture: records the layers' outputs.
+
+    Returns:
+        Logits (n, V).
+    """
     batch = build_batch(lengths, positions=positions, logits_indices=logits_indices, device=hidden.device)
     return model.step(hidden, batch, None, capture)
 

@@ -18,7 +18,8 @@ class BlockAllocator:
     then those that have been free the longest.
 
     Args:
-        blocks: number of blocks. block: positions per block, for messages.
+        blocks: number of blocks.
+        block: positions per block, for messages.
     """
 
     def __init__(self, blocks: int, block: int) -> None:

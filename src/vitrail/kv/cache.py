@@ -96,7 +96,14 @@ class KVCache(PaddedView):
         device: torch.device | str = "cpu",
         block: int = BLOCK,
     ) -> "KVCache":
-        """Build a cache large enough for sequences of the given numbers of positions."""
+        """Build a cache large enough for given sequences.
+
+        Args:
+            geometry: the streams of every layer, or a decoder's configuration.
+            capacities: number of positions of each sequence.
+            dtype, device: of the storage.
+            block: positions per block.
+        """
         blocks = sum(-(-capacity // block) for capacity in capacities)
         return cls(geometry, blocks=blocks, block=block, dtype=dtype, device=device)
 

@@ -31,7 +31,8 @@ def head_bytes(width: int, dtype: torch.dtype) -> int:
 class Stream:
     """One named tensor per layer: `heads` rows of `width` numbers at every position.
 
-    dtype: of the storage; None: the cache's, as for keys and values.
+    Attributes:
+        dtype: of the storage; None: the cache's, as for keys and values.
     """
 
     name: str

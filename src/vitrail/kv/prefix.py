@@ -15,9 +15,12 @@ class PrefixScope:
 
     Attributes:
         version: Vitrail's version.
-        weights: identifies the checkpoint and its quantisation. adapter: active adapters, "" for none.
-        kv_dtype: of the cache. activations: dtype or quantisation of the activations.
-        prompt_format: how messages became ids. salt: per tenant, so that no tenant can probe another's prompts.
+        weights: identifies the checkpoint and its quantisation.
+        adapter: active adapters, "" for none.
+        kv_dtype: of the cache.
+        activations: dtype or quantisation of the activations.
+        prompt_format: how messages became ids.
+        salt: per tenant, so that no tenant can probe another's prompts.
     """
 
     version: str
@@ -41,7 +44,9 @@ class PrefixScope:
 class ImageSpan:
     """Positions start … stop−1 of a prompt that belong to one image, and the digest of its pixel values.
 
-    key: images.fingerprint.fingerprint of the pixel values; grid: rows and columns of its patches.
+    Attributes:
+        key: images.fingerprint.fingerprint of the pixel values.
+        grid: rows and columns of its patches.
     """
 
     start: int

@@ -50,9 +50,17 @@ class LayerKV:
         return (rows * self.scales[side].flatten(0, 1)[slots][..., None]).to(dtype)
 
     def read(self, tables: BlockTables, segment: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return keys and values of positions start … stop−1 of one segment, (stop−start, G, K), floating point.
+        """Return keys and values of positions start … stop−1 of one segment.
 
         Adjacent blocks of a float cache are returned as a view; others are gathered.
+
+        Args:
+            tables: blocks of all segments.
+            segment: index of the segment.
+            start, stop: positions.
+
+        Returns:
+            Keys and values, each (stop−start, G, K), floating point.
         """
         block = self.keys.shape[1]
         first, last = start // block, -(-stop // block)

@@ -32,10 +32,18 @@ __all__ = [
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-    """Multiply x (…, in) by the transpose of weight (out, in) and add bias (out,): (…, out) in x's dtype.
+    """Multiply x by the transpose of a weight and add a bias.
 
     4- and 8-bit panels multiply rounded activations (ops/reference/quant_matmul.py), other packed weights are decoded
     block by block (ops/cpu/dense.py). Gradients of packed weights flow to x and bias only.
+
+    Args:
+        x: (…, in).
+        weight: (out, in), plain or packed.
+        bias: (out,) or None.
+
+    Returns:
+        (…, out) in x's dtype.
     """
     if isinstance(weight, Tensor):
         if cpu_dense.kernel_is_faster(x, [weight], bias):

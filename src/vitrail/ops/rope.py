@@ -27,7 +27,20 @@ def yarn_frequencies(
     truncate: bool = True,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Return float32 (K/2,): slow frequencies divided by `factor`, fast ones kept, a linear ramp between (YaRN §3.2)."""
+    """Compute rotary frequencies with YaRN (arXiv 2309.00071 §3.2).
+
+    Args:
+        width: K, of a head.
+        theta: base of the frequencies.
+        factor: by which slow frequencies are divided; fast ones are kept, with a linear ramp between.
+        original_positions: context length before scaling.
+        beta_fast, beta_slow: rotations over the original context at which the ramp begins and ends.
+        truncate: round the ends of the ramp to whole pairs.
+        device: of the result.
+
+    Returns:
+        float32 (K/2,).
+    """
 
     def correction(rotations: float) -> float:
         return width * math.log(original_positions / (rotations * 2 * math.pi)) / (2 * math.log(theta))

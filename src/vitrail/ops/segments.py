@@ -39,7 +39,14 @@ class Segments:
         causal: bool = True,
         device: torch.device | str | None = None,
     ) -> "Segments":
-        """Build segments of `query_lengths` new rows, each after `past_lengths` cached ones (default none)."""
+        """Build segments of new rows.
+
+        Args:
+            query_lengths: number of new rows of each segment.
+            past_lengths: number of cached keys before them; None: none.
+            causal: whether a row attends to keys up to itself only.
+            device: of the tensors.
+        """
         past = [0] * len(query_lengths) if past_lengths is None else past_lengths
         offsets = [0]
         for length in query_lengths:

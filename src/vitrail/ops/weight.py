@@ -54,10 +54,11 @@ class Layout(str, Enum):
 class PackedWeight:
     """A quantised matrix of `shape` (out, in) in memory.
 
-    layout   memory layout of its tensors.
-    group    number of adjacent elements that share one scale; see the layout.
-    tensors  the layout's parts by name.
-    dtype    decoded values are rounded to it first.
+    Attributes:
+        layout: memory layout of its tensors.
+        group: number of adjacent elements that share one scale; see the layout.
+        tensors: the layout's parts by name.
+        dtype: decoded values are rounded to it first.
     """
 
     layout: Layout
@@ -88,9 +89,15 @@ Weight: TypeAlias = "Tensor | PackedWeight"
 
 
 def dequantize(weight: Weight, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
-    """Return the plain matrix (len(rows), in) in `dtype`: the definition that every kernel must equal.
+    """Decode a weight: the definition that every kernel must equal.
 
-    `rows` is a slice with step 1. A plain tensor is sliced and cast.
+    Args:
+        weight: (out, in); a plain tensor is sliced and cast.
+        dtype: of the result.
+        rows: slice of the rows, with step 1.
+
+    Returns:
+        The plain matrix (len(rows), in).
     """
     if isinstance(weight, Tensor):
         return weight[rows].to(dtype)

@@ -71,9 +71,13 @@ def _edges(count: int) -> Tensor:
 
 
 def quantize_4bit(weight: Tensor, kind: str, *, nested: bool = False, group: int = GROUP) -> PackedWeight:
-    """Quantise a float matrix (out, in) to "nf4" or "fp4", with one scale per `group` adjacent elements.
+    """Quantise a float matrix (out, in) to 4 bits. Decoded values are rounded to the matrix's dtype.
 
-    With `nested` the scales are quantised too. Decoded values are rounded to the matrix's dtype.
+    Args:
+        weight: (out, in).
+        kind: "nf4" or "fp4".
+        nested: quantise the scales too.
+        group: adjacent elements of the flattened matrix that share a scale.
     """
     flat = weight.detach().contiguous().view(-1)
     values = quant_map(kind).to(flat.device)
@@ -101,7 +105,7 @@ def quantize_int8(weight: Tensor) -> PackedWeight:
 
 
 def matrix_shape(weight: Tensor) -> tuple[int, int]:
-    """Return the shape of a matrix; raise for another number of dimensions."""
+    """Return the two dimensions of a matrix."""
     rows, columns = weight.shape
     return rows, columns
 

@@ -27,19 +27,20 @@ class BitsAndBytesConfig:
 
     Arguments, defaults and written keys are those of transformers 4.57. bitsandbytes is not needed.
 
-    load_in_8bit, load_in_4bit       choose the width.
-    llm_int8_threshold               kept and written; activations are not quantised here, so there are no outlier
-                                     columns.
-    llm_int8_skip_modules            names or paths of modules that stay unquantised. If given, lm_head is quantised
-                                     too unless listed (as in transformers).
-    llm_int8_enable_fp32_cpu_offload kept and written; layers may be on any device anyway.
-    llm_int8_has_fp16_weight         not supported if true.
-    bnb_4bit_compute_dtype           dtype of products with 4-bit layers (default float32).
-    bnb_4bit_quant_type              "fp4" (default) or "nf4".
-    bnb_4bit_use_double_quant        quantise the scales too.
-    bnb_4bit_quant_storage           dtype in which packed bytes are saved (default uint8).
+    Args:
+        load_in_8bit, load_in_4bit: choose the width.
+        llm_int8_threshold: kept and written; activations are not quantised here, so there are no outlier columns.
+        llm_int8_skip_modules: names or paths of modules that stay unquantised. If given, lm_head is quantised too unless
+            listed (as in transformers).
+        llm_int8_enable_fp32_cpu_offload: kept and written; layers may be on any device anyway.
+        llm_int8_has_fp16_weight: not supported if true.
+        bnb_4bit_compute_dtype: dtype of products with 4-bit layers (default float32).
+        bnb_4bit_quant_type: "fp4" (default) or "nf4".
+        bnb_4bit_use_double_quant: quantise the scales too.
+        bnb_4bit_quant_storage: dtype in which packed bytes are saved (default uint8).
 
-    Raises ConfigError for an invalid, contradictory or unknown argument.
+    Raises:
+        ConfigError: an invalid, contradictory or unknown argument.
     """
 
     quant_method = "bitsandbytes"

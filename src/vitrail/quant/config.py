@@ -17,7 +17,8 @@ Quantization: TypeAlias = BitsAndBytesConfig | QuantizeConfig | StoredConfig
 def read_quantization(value: Any) -> Quantization | None:
     """Parse `value`: a configuration object (transformers' too), the dict of a config.json, or None.
 
-    Raises UnsupportedError, naming the supported methods, for any other quantisation method.
+    Raises:
+        UnsupportedError: any other quantisation method; the message names the supported ones.
     """
     if value is None or isinstance(value, (BitsAndBytesConfig, QuantizeConfig, StoredConfig)):
         return value

@@ -43,9 +43,15 @@ class Choice:
 def choose(model: nn.Module, config: Quantization, tied: Iterable[str] = ()) -> dict[str, Choice]:
     """Map the path of every linear layer and embedding of an unquantised `model` to its quantisation.
 
-    `tied`: paths of a head and an embedding that share one tensor. Vitrail's own formats leave the head out, as it is the
-    embedding; bitsandbytes leaves both unquantised, and so do read-only formats, which expect all linear layers but the
-    head. Raises InputError for a `keep` pattern that matches no module.
+    Args:
+        model: as built from its configuration.
+        config: the requested quantisation.
+        tied: paths of a head and an embedding that share one tensor. Vitrail's own formats leave the head out, as it is
+            the embedding; bitsandbytes leaves both unquantised, and so do read-only formats, which expect all linear
+            layers but the head.
+
+    Raises:
+        InputError: a `keep` pattern that matches no module.
     """
     if isinstance(config, BitsAndBytesConfig):
         names = quantized_names(model, config, tied)

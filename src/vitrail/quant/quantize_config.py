@@ -21,16 +21,18 @@ _LONGEST = 1000  # maximum number of patterns, and length of one
 class QuantizeConfig:
     """Quantisation in Vitrail's own formats, while loading or with `vitrail quantize`.
 
-    format      "q4" (4.5 bits per weight with groups of 32) or "q8" (8.5 bits): linear layers of the decoder.
-    group       adjacent weights of a row that share a scale: 32, 64 or 128. A layer whose width it does not divide uses
-                the next smaller one that does; without one, the layer stays in 16 bits.
-    lm_head     LM head: "q8", "q4" or "bf16". A head tied to the embeddings follows them.
-    embeddings  token embeddings, likewise.
-    vision      linear layers of vision tower and projector, likewise.
-    keep        patterns (`*`, `?`, `[…]`) of modules that stay in 16 bits, matched against the whole path, the last
-                name, and the path of a parent module.
+    Args:
+        format: "q4" (4.5 bits per weight with groups of 32) or "q8" (8.5 bits): linear layers of the decoder.
+        group: adjacent weights of a row that share a scale: 32, 64 or 128. A layer whose width it does not divide uses
+            the next smaller one that does; without one, the layer stays in 16 bits.
+        lm_head: LM head: "q8", "q4" or "bf16". A head tied to the embeddings follows them.
+        embeddings: token embeddings, likewise.
+        vision: linear layers of vision tower and projector, likewise.
+        keep: patterns (`*`, `?`, `[…]`) of modules that stay in 16 bits, matched against the whole path, the last name,
+            and the path of a parent module.
 
-    Raises ConfigError for an invalid value.
+    Raises:
+        ConfigError: an invalid value.
     """
 
     quant_method = METHOD
@@ -64,7 +66,9 @@ class QuantizeConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> QuantizeConfig:
         """Build from the quantization_config of a config.json.
 
-        Raises CheckpointError for an unknown layout version, ConfigError for an unknown key or value.
+        Raises:
+            CheckpointError: unknown layout version.
+            ConfigError: unknown key or value.
         """
         if not isinstance(values, Mapping):
             raise ConfigError(f"a QuantizeConfig is made of a dict, got {type(values).__name__}.")

@@ -153,7 +153,19 @@ def train(
     workers: int = 1,
     peers: Peers | None = None,
 ) -> bool:
-    """Run the stages in order, each in its own folder of `out`; return False if stopped before the end."""
+    """Run the stages in order, each in its own folder of `out`.
+
+    Args:
+        out: folder of the run; an interrupted run in it is resumed.
+        folders: of fonts.
+        word_files: word lists.
+        stages: of training.
+        workers: processes that draw images.
+        peers: other processes that train the same model.
+
+    Returns:
+        False if stopped before the end.
+    """
     torch.manual_seed(1)
     reader = Reader()
     families, _ = fonts.split_families(_faces(out / "faces.json", folders))

@@ -60,7 +60,14 @@ class Words:
 
 
 def line(rng: np.random.Generator, words: Words, limit: int, accents: float = 0.08) -> str:
-    """Draw one non-empty line of at most `limit` characters, without blanks at its ends."""
+    """Draw one non-empty line without blanks at its ends.
+
+    Args:
+        rng: source of randomness.
+        words: to draw from.
+        limit: maximum number of characters.
+        accents: probability of an accented word.
+    """
     kind = rng.random()
     if kind < 0.58:
         text = _cased(rng, _phrase(rng, words, limit, accents))

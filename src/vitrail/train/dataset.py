@@ -31,7 +31,9 @@ class Fault:
 class Dataset:
     """The usable records. `positions` and `learned`: number of ids, and of target ids, of each example.
 
-    rows: indices of the usable records. lacking: character without a token → number of occurrences.
+    Attributes:
+        rows: indices of the usable records.
+        lacking: character without a token → number of occurrences.
     """
 
     records: Records

@@ -39,7 +39,10 @@ class Example:
 class ExampleMaker:
     """Builds examples from conversations.
 
-    maker: builds prompts. format: see `PromptMaker.make`. longest: maximum number of positions of an example.
+    Attributes:
+        maker: builds prompts.
+        format: see `PromptMaker.make`.
+        longest: maximum number of positions of an example.
     """
 
     maker: PromptMaker

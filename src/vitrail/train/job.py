@@ -56,18 +56,20 @@ class Reading:
 class Job:
     """Model, data and method of a training run.
 
-    data                 conversations: a file or folder, a `datasets.Dataset` or a list, see `data_files.open_records`.
-    out                  folder for all output.
-    method               "lora" trains an adapter, configured by `lora`; "full" all weights of `parts`.
-    quantize             pack the frozen base: "nf4", "fp4" or "int8".
-    parts                language_model, projector, vision_tower; () means the language model for an adapter, else all.
-    evaluation           data for evaluation; or eval_share, a share of `data` drawn for evaluation.
-    longest              maximum positions of a conversation (None: the model's).
-    format               prompt format, as for `vitrail prompt`.
-    dtype                of frozen weights; "auto" is the checkpoint's, None float32.
-    merge                also write a whole checkpoint with the merged adapter.
+    Attributes:
+        data: conversations: a file or folder, a `datasets.Dataset` or a list, see `data_files.open_records`.
+        out: folder for all output.
+        method: "lora" trains an adapter, configured by `lora`; "full" all weights of `parts`.
+        quantize: pack the frozen base: "nf4", "fp4" or "int8".
+        parts: language_model, projector, vision_tower; () means the language model for an adapter, else all.
+        evaluation: data for evaluation; or eval_share, a share of `data` drawn for evaluation.
+        longest: maximum positions of a conversation (None: the model's).
+        format: prompt format, as for `vitrail prompt`.
+        dtype: of frozen weights; "auto" is the checkpoint's, None float32.
+        merge: also write a whole checkpoint with the merged adapter.
 
-    Raises InputError for contradictory settings.
+    Raises:
+        InputError: contradictory settings.
     """
 
     data: Any

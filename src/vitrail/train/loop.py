@@ -65,7 +65,9 @@ class StepResult:
 class TrainingLoop(Generic[MicroBatch]):
     """One run and its state: weights, moving average, optimizers, step.
 
-    note      returns further values for a checkpoint, as JSON. on_save: called after every checkpoint.
+    Args:
+        note: returns further values for a checkpoint, as JSON.
+        on_save: called after every checkpoint.
 
     Setting `stop_requested` ends the run after the current step, as SIGTERM and SIGINT do. So does setting `stopped` in
     `on_step`.

@@ -15,8 +15,11 @@ from vitrail.train.settings import Chosen
 def make_optimizers(model: nn.Module, *, kind: Chosen, lr: float, weight_decay: float) -> list[Optimizer]:
     """Create optimizers for every trainable parameter of a model.
 
-    "muon" takes hidden matrices; embeddings, heads, convolutions and vectors go to AdamW. One-dimensional parameters have no
-    weight decay.
+    Args:
+        model: to train.
+        kind: "adamw", or "muon" for hidden matrices, with AdamW for embeddings, heads, convolutions and vectors.
+        lr: learning rate.
+        weight_decay: of matrices; one-dimensional parameters have none.
     """
     tables = _tables(model)
     matrices, rest, vectors = [], [], []

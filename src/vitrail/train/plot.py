@@ -22,7 +22,12 @@ Points = Sequence[tuple[float, float]]
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> None:
     """Draw loss (raw and smoothed), evaluation loss and learning rate over the steps to a PNG file of 960×640 pixels.
 
-    records: as in metrics.jsonl. The file appears only when complete.
+    The file appears only when complete.
+
+    Args:
+        records: as in metrics.jsonl.
+        path: of the PNG file.
+        title: above the curves.
     """
     image = Image.new("RGB", _SIZE, "white")
     pen = ImageDraw.Draw(image)

@@ -20,23 +20,26 @@ Precision = Literal["float32", "bf16"]
 class Settings:
     """Options of a training run.
 
-    epochs, steps        length; steps overrides epochs.
-    batch, positions     maximum conversations and positions of a pack (one conversation always fits).
-    accumulate           packs per step; the loss is the mean over all target ids of the step, however they are packed.
-    lr                   None: 2e-4 with adapters, 2e-5 for all weights.
-    warmup               steps of linear warmup; None: a twentieth of all, at most 100.
-    schedule             "constant" (falls over the last fraction `decay`) or "cosine", down to `final` times lr.
-    optimizer            "adamw", or "muon" for hidden matrices and AdamW for the rest.
-    clip                 maximum norm of the gradient; 0: none.
-    ema                  decay of a moving average of the weights, which is evaluated and saved; 0: none.
-    precision            "bf16": products in bfloat16, trained weights in float32.
-    checkpointing        recompute blocks in the backward pass: less memory, more time.
-    eval_every           steps between evaluations (None: once per epoch). patience: evaluations without improvement
-                         after which the run ends; the best weights are then kept.
-    save_every           steps between checkpoints. keep: number of checkpoints kept.
-    seed                 of the order of the data, adapter initialisation and dropout.
+    Attributes:
+        epochs, steps: length; steps overrides epochs.
+        batch, positions: maximum conversations and positions of a pack (one conversation always fits).
+        accumulate: packs per step; the loss is the mean over all target ids of the step, however they are packed.
+        lr: None: 2e-4 with adapters, 2e-5 for all weights.
+        warmup: steps of linear warmup; None: a twentieth of all, at most 100.
+        schedule: "constant" (falls over the last fraction `decay`) or "cosine", down to `final` times lr.
+        optimizer: "adamw", or "muon" for hidden matrices and AdamW for the rest.
+        clip: maximum norm of the gradient; 0: none.
+        ema: decay of a moving average of the weights, which is evaluated and saved; 0: none.
+        precision: "bf16": products in bfloat16, trained weights in float32.
+        checkpointing: recompute blocks in the backward pass: less memory, more time.
+        eval_every: steps between evaluations (None: once per epoch).
+        patience: evaluations without improvement after which the run ends; the best weights are then kept.
+        save_every: steps between checkpoints.
+        keep: number of checkpoints kept.
+        seed: of the order of the data, adapter initialisation and dropout.
 
-    Raises InputError for invalid values.
+    Raises:
+        InputError: invalid values.
     """
 
     epochs: float = 1.0

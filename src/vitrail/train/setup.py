@@ -99,9 +99,17 @@ def open_model(
 def make_adapter(
     model: PreTrainedModel, config: LoraConfig, parts: Sequence[str], seed: int, name: str | None = None
 ) -> list[str]:
-    """Add a new adapter to those of its targets that are in `parts`; return their names.
+    """Add a new adapter to those of its targets that are in `parts`.
 
-    seed: of the initial values. name: of the base model, for the adapter's file.
+    Args:
+        model: to adapt.
+        config: of the adapter.
+        parts: of the model to adapt.
+        seed: of the initial values.
+        name: of the base model, for the adapter's file.
+
+    Returns:
+        Names of the adapted modules.
     """
     targets = in_parts(find_targets(model, config), parts)
     if not targets:

@@ -28,7 +28,8 @@ def to_messages(record: Mapping[str, Any]) -> dict[str, Any]:
     image                one image, or a list: the same as "images". system: the same as "system_prompt".
     tools                may be a JSON list as text.
 
-    Raises PromptError.
+    Raises:
+        PromptError: a malformed record.
     """
     found = {key: value for key, value in record.items() if key not in NOTES and value is not None}
     _rename(found, "image", "images", lambda value: value if isinstance(value, list) else [value])

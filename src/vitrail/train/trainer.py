@@ -55,12 +55,15 @@ class Trained:
 class Trainer:
     """One run: trains the trainable parameters of `network` on `data`.
 
-    folder       holds metrics.jsonl, curves.png and the checkpoints; a run found in it is resumed.
-    evaluation   conversations used only for the evaluation loss. prepare: converts images to pixel values.
-    identity     further values that must be equal to resume a run, such as the name of the model.
-    on_step      called with every record of metrics.jsonl.
+    Args:
+        folder: holds metrics.jsonl, curves.png and the checkpoints; a run found in it is resumed.
+        evaluation: conversations used only for the evaluation loss.
+        prepare: converts images to pixel values.
+        identity: further values that must be equal to resume a run, such as the name of the model.
+        on_step: called with every record of metrics.jsonl.
 
-    Raises InputError for a folder with another run.
+    Raises:
+        InputError: the folder holds another run.
     """
 
     def __init__(

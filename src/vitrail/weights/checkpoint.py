@@ -23,7 +23,8 @@ from vitrail.weights.safetensors_checkpoint import SafetensorsCheckpoint
 class Checkpoint(Protocol):
     """The tensors of a folder, with Hugging Face's names and row order.
 
-    config_name   file with the configuration, for messages.
+    Attributes:
+        config_name: file with the configuration, for messages.
     """
 
     config_name: str

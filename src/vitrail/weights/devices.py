@@ -42,9 +42,14 @@ class Placement:
 def placement(model: nn.Module, device_map: DeviceMap) -> Placement:
     """Resolve `device_map` for `model`.
 
-    None or "cpu": the CPU. "auto": the accelerator; with several, layers in proportion to their free memory; without any,
-    the CPU. A device name, number or torch.device: that device. A mapping of module paths: as given; InputError for
-    unknown paths and for modules without a device.
+    Args:
+        model: to place.
+        device_map: None or "cpu": the CPU. "auto": the accelerator; with several, layers in proportion to their free
+            memory; without any, the CPU. A device name, number or torch.device: that device. A mapping of module paths
+            to devices: as given.
+
+    Raises:
+        InputError: unknown paths, modules without a device, or an unavailable device.
     """
     if device_map is None:
         return Placement({"": torch.device("cpu")})

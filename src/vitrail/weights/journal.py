@@ -64,7 +64,8 @@ class Journal:
 def journal(path: Path, files: Path, work: str, what: str) -> Iterator[Journal]:
     """Open the journal at `path` of the work `work`, whose files are in `files`, exclusively.
 
-    Raises InputError, naming the work `what`, for a journal of other work, or if another process holds it.
+    Raises:
+        InputError: a journal of other work, or one held by another process; the message calls the work `what`.
     """
     with path.open("a+b") as stream:
         _lock(stream, what)

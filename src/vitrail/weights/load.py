@@ -32,25 +32,32 @@ def load_into(
     quantization: Quantization | Mapping[str, Any] | None = None,
     format: str | None = None,
 ) -> torch.dtype:
-    """Fill `model`, built on the meta device, from the checkpoint in `folder`; return the dtype of its floats.
-
-    dtype         a torch.dtype or its name; "auto" is the config's, else the checkpoint's; None is float32
-                  (float16 when quantising to bitsandbytes' formats, as in transformers).
-    device_map    see `devices.placement`.
-    quantization  how to quantise while loading; for a checkpoint already in bitsandbytes' formats only the compute dtype
-                  applies, and one in Vitrail's own formats is loaded as it is. None:
-                  model.config.quantization_config.
-    format        "hf" or "mistral" if the folder holds both; None: the one present, "hf" first.
+    """Fill `model`, built on the meta device, from the checkpoint in `folder`.
 
     On a CPU, weights in Vitrail's own formats are used in place in the mapped file: pages are read on first use and shared
     between processes. So are large plain tensors beside them that need no cast. All others are copied.
 
-    Every parameter must be in the files with its shape, and nothing else may be. One CheckpointError names everything that
-    does not fit and leaves the model unchanged; so does OutOfMemory if a device has less free memory than the weights need
-    (memory.py). Three things follow from the files, not from the config, and are set in model.config: a missing lm_head is
-    tied to the embeddings, whether the projector has biases, and which layers are quantised. If the folder's config.json is
-    of another model_type (a vision-language model's, for its language model or tower alone), tensors of parts that `model`
-    lacks are ignored.
+    Every parameter must be in the files with its shape, and nothing else may be. Three things follow from the files, not
+    from the config, and are set in model.config: a missing lm_head is tied to the embeddings, whether the projector has
+    biases, and which layers are quantised. If the folder's config.json is of another model_type (a vision-language
+    model's, for its language model or tower alone), tensors of parts that `model` lacks are ignored.
+
+    Args:
+        model: on the meta device.
+        folder: of the checkpoint.
+        dtype: a torch.dtype or its name; "auto" is the config's, else the checkpoint's; None is float32 (float16 when
+            quantising to bitsandbytes' formats, as in transformers).
+        device_map: see `devices.placement`.
+        quantization: how to quantise while loading; None: model.config.quantization_config. For a checkpoint already in
+            bitsandbytes' formats only the compute dtype applies; one in Vitrail's own formats is loaded as it is.
+        format: "hf" or "mistral" if the folder holds both; None: the one present, "hf" first.
+
+    Returns:
+        The dtype of the model's floats.
+
+    Raises:
+        CheckpointError: names everything that does not fit; the model is unchanged.
+        OutOfMemory: a device has less free memory than the weights need (memory.py); the model is unchanged.
     """
     checkpoint = open_checkpoint(folder, format)
     config = getattr(model, "config", None)

@@ -71,6 +71,13 @@ def peak_bytes(
     """Return device → peak bytes while loading: what is loaded plus temporary memory.
 
     Mapped files count as nothing, because the system reclaims their pages on demand.
+
+    Args:
+        model: on the meta device.
+        checkpoint: its headers.
+        plan: source of each tensor.
+        form: dtype and quantisation in memory.
+        where: device of each module.
     """
     held: dict[torch.device, int] = defaultdict(int)
     most: dict[torch.device, int] = defaultdict(int)

@@ -64,7 +64,13 @@ class Plan:
 
 
 def make_plan(model: nn.Module, checkpoint: Checkpoint, quantization: Quantization | None) -> Plan:
-    """Find the source of every tensor of `model`, and everything that does not fit; reads headers only."""
+    """Find the source of every tensor of `model`, and everything that does not fit; reads headers only.
+
+    Args:
+        model: on the meta device.
+        checkpoint: to load.
+        quantization: how to quantise while loading, or None.
+    """
     plan = Plan()
     own = {canonical(name): name for name in own_tensors(model)}
     files = _by_canonical_name(checkpoint)

@@ -34,9 +34,10 @@ HALVES = (torch.bfloat16, torch.float16)
 class Piece:
     """One tensor of the model, and the tensors written for it.
 
-    name    of the model's tensor.  shape: its shape.  choice: its quantisation.
-    saved   key ("weight.codes", …; "" for a tensor that is not packed) → name in the new file.
-    specs   name in the new file → dtype and shape.
+    Attributes:
+        name: of the model's tensor.  shape: its shape.  choice: its quantisation.
+        saved: key ("weight.codes", …; "" for a tensor that is not packed) → name in the new file.
+        specs: name in the new file → dtype and shape.
     """
 
     name: str
@@ -141,14 +142,19 @@ def prepare(
     format: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Work:
-    """Plan the quantisation of the checkpoint in the folder `source`; `model` is its model on the meta device.
+    """Plan the quantisation of a checkpoint; reads headers only.
 
-    config       a QuantizeConfig, or a BitsAndBytesConfig of 4 bits without double quantisation.
-    format       "hf" or "mistral" if `source` holds both.
-    shard_bytes  maximum bytes of a file's tensors, except for a single larger one.
+    Args:
+        model: of the checkpoint, on the meta device.
+        source: folder of the checkpoint.
+        target: folder to write.
+        config: a QuantizeConfig, or a BitsAndBytesConfig of 4 bits without double quantisation.
+        format: "hf" or "mistral" if `source` holds both.
+        shard_bytes: maximum bytes of a file's tensors, except for a single larger one.
 
-    Reads headers only. Raises CheckpointError for files that do not fit the model, InputError for an existing target and for
-    patterns that match nothing.
+    Raises:
+        CheckpointError: files that do not fit the model.
+        InputError: an existing target, or patterns that match nothing.
     """
     _check_target(target)
     folder = CheckpointFolder.at(source, format=format)

@@ -30,8 +30,11 @@ _OF = re.compile(r"(.*-)(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
 class SafetensorsCheckpoint:
     """Names → tensors of a folder with model.safetensors, with shards and an index, or with shards only.
 
-    stem       "model" in Hugging Face's format; "consolidated" in Mistral's own (mistral_checkpoint.py).
-    folder     the checkpoint's folder. files: open files by name, in order. index: the index's content, if any.
+    Args:
+        stem: "model" in Hugging Face's format; "consolidated" in Mistral's own (mistral_checkpoint.py).
+        folder: the checkpoint's folder.
+        files: open files by name, in order.
+        index: the index's content, if any.
 
     Opening maps the files and checks their headers; no tensor is read. One CheckpointError names everything missing,
     damaged or contradictory.

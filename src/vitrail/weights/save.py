@@ -36,14 +36,20 @@ def save(
 ) -> None:
     """Write `model` for Vitrail and transformers: tensors, and its `config` as config.json.
 
-    max_shard_size  bytes, or "200MB", "5GB", "2GiB": larger models are split into shards with an index; a single
-                    larger tensor gets a shard of its own.
-    state_dict      tensors to write instead of the model's, under the model's names.
-    generation_config  written as generation_config.json if given.
-
     A head tied to the embeddings is not written. Everything is written to a temporary place in the folder and moved in
-    when complete: after an error (CheckpointError for the disk's) the folder is unchanged, and after a kill it holds the
-    earlier model, the new one, or a mark that it is incomplete. Weights of an earlier save are replaced.
+    when complete: after an error the folder is unchanged, and after a kill it holds the earlier model, the new one, or a
+    mark that it is incomplete. Weights of an earlier save are replaced.
+
+    Args:
+        model: to save.
+        folder: to write to.
+        max_shard_size: bytes, or "200MB", "5GB", "2GiB": larger models are split into shards with an index; a single
+            larger tensor gets a shard of its own.
+        state_dict: tensors to write instead of the model's, under the model's names.
+        generation_config: written as generation_config.json if given.
+
+    Raises:
+        CheckpointError: the disk is full or fails.
     """
     target = Path(folder)
     limit = shard_bytes(max_shard_size)

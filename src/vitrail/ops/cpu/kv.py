@@ -95,7 +95,14 @@ def check_slots(slots: Tensor, count: int) -> None:
 def cache_write_oracle(
     k: Tensor, v: Tensor, keys: Tensor, values: Tensor, scales: Tensor | None, slots: Tensor
 ) -> None:
-    """Store rows k, v (L, G, K) in slots of keys, values (blocks, block, G, K), rounded to their dtype."""
+    """Store new rows in their slots, rounded to the cache's dtype: the definition.
+
+    Args:
+        k, v: (L, G, K).
+        keys, values: (blocks, block, G, K), written to.
+        scales: (2, blocks, block, G) of an int8 cache, else None.
+        slots: int64 (L,).
+    """
     if slots.device.type == "cpu":  # on a device the check would need a copy
         check_slots(slots, keys.shape[0] * keys.shape[1])
     slots = slots.long()

@@ -168,7 +168,8 @@ def status() -> Status:
 def using(isa: str) -> Iterator[None]:
     """Use the kernels of `isa`, or none for "off", within the block; for tests and benchmarks, not thread-safe.
 
-    Raises ConfigError if the processor or the library lacks it.
+    Raises:
+        ConfigError: the processor or the library lacks it.
     """
     kernels = _kernels()
     if isa == "off":

@@ -51,7 +51,8 @@ class Group:
 class DecodePlan(AttentionMetadata):
     """A decoding batch: groups, and the indices of sequences that are read in place.
 
-    order: int64 (n,), the rows of all groups concatenated.
+    Attributes:
+        order: int64 (n,), the rows of all groups concatenated.
     """
 
     groups: tuple[Group | int, ...]
@@ -289,7 +290,15 @@ def _keys(k: Tensor, v: Tensor, at: tuple[int, int], index: int, metadata: Atten
 def unseen(
     position: int, rows: int, start: int, stop: int, window: int | None, device: torch.device
 ) -> Tensor:
-    """Return bool (rows, stop−start), True where the row at position+i must not attend to the key at start+j."""
+    """Return which keys are masked: bool (rows, stop−start), True where a row must not attend to a key.
+
+    Args:
+        position: of the first row.
+        rows: number of rows.
+        start, stop: positions of the keys.
+        window: maximum number of keys per row, itself included; None: all.
+        device: of the result.
+    """
     row = torch.arange(position, position + rows, device=device)[:, None]
     key = torch.arange(start, stop, device=device)[None, :]
     hidden = key > row

@@ -117,7 +117,8 @@ class WeightFormat:
     ) -> PackedWeight:
         """Quantise a float matrix on `device`; UnsupportedError for a read-only format.
 
-        Raises CheckpointError, with a message beginning with `name`, for non-finite values.
+        Raises:
+            CheckpointError: non-finite values; the message begins with `name`.
         """
         raise self._cannot("quantised to")
 

@@ -35,8 +35,9 @@ _SCALES = ("weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.
 class BitsAndBytes4(WeightFormat):
     """nf4 or fp4: codes for a map that the file stores.
 
-    nested   whether the scales are quantised too.
-    storage  dtype in which the bytes of codes are saved.
+    Attributes:
+        nested: whether the scales are quantised too.
+        storage: dtype in which the bytes of codes are saved.
     """
 
     name: str

@@ -86,7 +86,8 @@ class VitrailFormat(WeightFormat):
     ) -> PackedWeight:
         """Build the matrix without copying; the group follows from the number of scales.
 
-        Raises CheckpointError for a tensor that is missing, of another dtype or shape, or out of range.
+        Raises:
+            CheckpointError: a tensor is missing, of another dtype or shape, or out of range.
         """
         if "weight.codes" not in parts:
             raise CheckpointError(f"{name}.weight.codes is missing beside {', '.join(parts)}.")
