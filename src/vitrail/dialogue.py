@@ -24,10 +24,10 @@ from vitrail.responses.streamer import ResponseStream
 
 LONGEST = 512  # new tokens, where neither the caller nor generation_config.json says
 # What generate() gets from the conversation.
-_OWN = frozenset(
-    "attention_mask cache ids image_sizes images input_ids inputs inputs_embeds past_key_values pixel_values "
-    "return_dict_in_generate".split()
-)
+_OWN = {
+    "attention_mask", "cache", "ids", "image_sizes", "images", "input_ids", "inputs", "inputs_embeds", "past_key_values",
+    "pixel_values", "return_dict_in_generate",
+}  # fmt: skip
 
 Raw = dict[str, Any]
 

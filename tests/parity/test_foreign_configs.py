@@ -62,7 +62,7 @@ def test_lora_config_of_peft_makes_the_same_adapter() -> None:
         model.add_adapter(3, "other")
 
 
-@pytest.mark.filterwarnings("ignore:text_config takes the place")
+@pytest.mark.filterwarnings("ignore:.*_config takes the place")
 def test_a_part_of_transformers_is_one_of_ours() -> None:
     text = transformers.MistralConfig(
         vocab_size=600, hidden_size=64, num_attention_heads=4, num_key_value_heads=2
