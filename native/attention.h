@@ -12,7 +12,7 @@ struct AttentionTile {
     int rows, vectors;
 };
 constexpr AttentionTile kAttentionTiles[kIsaCount] = {
-    {4, 2},   // portable, 8 floats a vector
+    {4, 2},   // portable, 8 floats per vector
     {5, 4},   // neon, 4
     {6, 2},   // avx2, 8
     {12, 2},  // avx512, 16

@@ -10,7 +10,7 @@ constexpr int64_t kMostGroup = 128;  // of q4 and q8
 constexpr float kEnds[] = {-120.0f, -140.0f, -164.0f, 116.0f};
 constexpr float kLargestScale = 3.3895313892515355e38f;  // of bfloat16
 constexpr uint16_t kNoScale = 0x7fc0;                    // NaN
-constexpr int64_t kPrefetchColumns = 128;                          // columns that are prefetched ahead
+constexpr int64_t kPrefetchColumns = 128;                // prefetch distance
 
 // x, or 1 where x is 0.
 inline Vec divisor(Vec x) { return pick_greater(magnitude(x), Vec::zero(), x, Vec::all(1)); }
@@ -25,9 +25,9 @@ inline Eight of_each(F f) {
 // One group of each of eight rows, transposed. On the stack of one thread.
 struct Tile {
     float values[kMostGroup * kEncodeTileRows];
-    Eight extreme;     // each group's first value of the largest magnitude
+    Eight extreme;                // each group's first value of the largest magnitude
     bool there[kEncodeTileRows];  // whether the row exists and its group is finite; others are zeros
-    bool whole;         // all rows are
+    bool whole;                   // all rows are there
 };
 
 // The extremes; `wrong` is 0 exactly for groups of finite values.

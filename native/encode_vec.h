@@ -34,7 +34,7 @@ struct Eight {
 
 // 32 codes or small integers.
 struct Bytes;
-// The integer part of each value minus 256, clamped to −128 … 127; values below 128 may give any integer below.
+// The integer part of each value minus 256, saturated to −128 … 127.
 inline Bytes cells(const Block& x);
 // The number of bounds below each; `tree` is that of EncodeLevels.
 inline Bytes search(const Bytes& x, const int8_t (&tree)[4][16]);

@@ -13,8 +13,9 @@ from tests.packages import PACKAGES
 
 # What these files make once, or import, takes seconds.
 TOGETHER = ("parity/test_mistral_tokenizer.py", "parity/test_lora.py", "unit/test_house_rules.py")
-# Versions whose tokenizer is made from 19 MB of JSON; of these only v13 is tried in quick tests too.
+# Versions whose tokenizer is made from 19 MB of JSON; of these only v13 is tried without slow tests too.
 LARGE_VERSIONS = ("v7-tekken", "v11", "v15")
+QUICK_FOLDERS, NOT_QUICK = {"contract", "unit"}, ("slow", "soak", "parity", "native")
 VERSION = re.compile(r"[\[-](v\d+(?:m1)?(?:-tekken)?)(?=[-\]])")
 
 
@@ -49,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
             item.add_marker("network_fake")
         if hasattr(item, "callspec") and item.callspec.params.get("version") in LARGE_VERSIONS:
             item.add_marker("slow")
-        if not any(item.get_closest_marker(name) for name in ("slow", "soak", "parity")):
+        if QUICK_FOLDERS & set(folders) and not any(item.get_closest_marker(name) for name in NOT_QUICK):
             item.add_marker("quick")
 
 

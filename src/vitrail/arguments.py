@@ -23,7 +23,7 @@ Target = TypeVar("Target")
 # Keywords that go on to other calls, and parameters of any kind, by name: what an array may be given as …
 _ARRAYS = re.compile(
     "ids?$|mask|embeds|sizes|values?$|position|mean$|std$|labels|image|inputs|seed|prompt|source|sequences|outputs|data|"
-    "content|tensor$|state_dict|features|beam_idx|batch$|past|weights?$"
+    "content|tensor$|state_dict|features|beam_idx|batch$|past|weights?$|states$"
 )
 # … and what has one kind wherever it is given.
 _KINDS: dict[str, Any] = {
@@ -264,7 +264,9 @@ def _is_collection(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
     if not isinstance(value, accepted) or isinstance(value, (str, bytes, bytearray)):
         return False
     if isinstance(value, Mapping):
-        return not arguments or (_fits_all(value, arguments[0]) and _fits_all(value.values(), arguments[1]))
+        if len(arguments) != 2:
+            return not arguments or _fits_all(value, arguments[0])
+        return _fits_all(value, arguments[0]) and _fits_all(value.values(), arguments[1])
     if not isinstance(value, (list, tuple, collections.abc.Set)) or not arguments:
         return True
     if kind is tuple and Ellipsis not in arguments:

@@ -13,6 +13,7 @@ from vitrail.arguments import check_methods, checked, checked_except
 from vitrail.auto import load as open_model
 from vitrail.dialogue import Dialogue, Raw
 from vitrail.errors import ImageError, InputError
+from vitrail.files.opening import home_path
 from vitrail.images.fetch import is_url
 from vitrail.images.pdf import file_holds_pdf
 from vitrail.images.request import image_request
@@ -253,7 +254,7 @@ def file_part(name: "str | PathLike[str]") -> Raw:
     name = str(name)
     if is_url(name) or name[:5].lower() == "data:":
         return {"type": "file", "url": name}  # whether it is a PDF is known once it was fetched
-    path = Path(name).expanduser()
+    path = home_path(name)
     return {"type": "file" if file_holds_pdf(path) else "image", "path": str(path.absolute())}
 
 

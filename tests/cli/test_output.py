@@ -123,6 +123,7 @@ def test_closed_stderr_loses_no_answer(sign: Path) -> None:
     assert vitrail("tokens", "absent.png", stdout=subprocess.PIPE, closed=2).returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_output_is_one_line(sign: Path) -> None:
     for words in (["tokens", sign], ["--help"], ["info"]):

@@ -264,6 +264,7 @@ def test_a_folder_with_a_model_is_not_written_into(
     assert "holds config.json, which is not of this run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
 def test_train_full_disk_is_one_line_and_goes_on_with_room(
     talks: Path, tiny_llava: Path, tmp_path: Path

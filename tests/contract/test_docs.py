@@ -40,6 +40,8 @@ NOT_RUN = (
     "pip install '.[test]' && pytest",
     'eval "$(_VITRAIL_COMPLETE=bash_source vitrail)"',  # tests/cli/test_completion.py does
     "pip install -e '.[test]'",
+    "pip install -e '.[dev]'",
+    "scripts/",
     ".ci/run",
     "python -m vitrail.reader",
     "python examples/",
@@ -94,6 +96,7 @@ def stand_ins(tiny_llava: Path, tmp_path: Path) -> dict[str, str]:
     return {name: files[kind] for name, kind in STAND_INS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(b.language == "python" for b in blocks(page))]
 )

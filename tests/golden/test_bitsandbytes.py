@@ -82,6 +82,7 @@ def test_quantising_gives_the_same_bytes(files: dict[str, dict[str, Tensor]], na
     assert format_of(_stored(files, name)) == format
 
 
+@pytest.mark.slow
 def test_the_nested_map_is_the_same_on_every_processor(files: dict[str, dict[str, Tensor]]) -> None:
     """Also where PyTorch's own linspace has no AVX2, and rounds in other places."""
     code = (

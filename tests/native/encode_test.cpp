@@ -11,6 +11,7 @@ constexpr float kLevels[16] = {-63, -50, -41, -33, -26, -19, -12, -6, 0, 7, 14, 
 void panels(int32_t bits, int64_t rows, int64_t columns, int64_t group, bool hostile) {
     Random random(bits + rows);
     std::vector<float> matrix = random.floats(rows * columns);
+    for (size_t i = 0; i < size_t(columns) * 3; i++) matrix[i] = std::round(matrix[i] * 8) / 8;  // groups with several extremes
     if (hostile) matrix[3] = INFINITY, matrix[size_t(columns)] = NAN;
     const int64_t count = (rows + 15) / 16;
     const size_t code_bytes = size_t(count * columns * 2 * bits), scale_bytes = size_t(count * columns / group * 16 * 2);

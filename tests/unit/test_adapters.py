@@ -105,6 +105,7 @@ SLOW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "slow"), [*(("rank_pattern", slow) for slow in SLOW), ("alpha_pattern", "look-aheads")]
 )

@@ -68,6 +68,7 @@ def attempt(make: Any) -> str | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_numbers_of_a_config_huge_value_refused(family: str) -> None:
     data = tiny.config(family).to_dict()

@@ -62,6 +62,7 @@ PATHS = st.tuples(st.lists(PARTS, max_size=6), st.sampled_from(["/", "\\", ""]))
 )
 
 
+@pytest.mark.slow
 @given(PATHS)
 def test_what_is_plain_stays_below_its_folder_on_every_system(name: str) -> None:
     if not is_plain(name):

@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from tests import hostile_images as hostile, tiny
 from vitrail import ImageError, ImageLimits, load_image
+from vitrail.images import sources
 from vitrail.images.load import to_rgb
 from vitrail.images.tiff_tags import check_tiff, exif_is_sound
 
@@ -215,3 +217,20 @@ def test_jpeg_that_says_to_be_too_large_is_refused_for_its_size() -> None:
     data = encoded(tiny.image(64, 64), "JPEG").replace(b"\x08\0\x40\0\x40", b"\x08\xff\xdc\xff\xdc")
     with pytest.raises(ImageError, match=r"65500×65500 pixels .* at most 100 million are decoded"):
         load_image(data)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "%", "%%", "%4", "a%41b", "%zz%4z%z4", "%41%42%", "%%41", "é%C3%A9", "%fF" * 3, "%4%41"]
+)
+def test_escapes_are_read_as_by_urllib(text: str) -> None:
+    assert sources._unescaped(text, None) == unquote_to_bytes(text)
+    long = text * (200_000 // max(len(text), 1))
+    assert sources._unescaped(long, None) == unquote_to_bytes(long)
+
+
+def test_percent_signs_without_end_take_no_time() -> None:
+    for text in ("%" * 15_000_000, "%4" * 5_000_000, "\ud800" * 1000):
+        began = time.process_time()
+        with pytest.raises(ImageError):
+            load_image("data:image/png," + text)
+        assert time.process_time() - began < 1.5

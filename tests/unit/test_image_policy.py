@@ -137,7 +137,7 @@ def tekken() -> Any:
     """The published tokenizer of Pixtral."""
     found = importlib.util.find_spec("mistral_common")
     if found is None or found.origin is None:
-        pytest.skip("takes its tekken.json from the wheel of mistral-common")
+        pytest.skip("mistral_common is not installed: pip install -e '.[test]'")
     return vitrail.MistralCommonTokenizer(Path(found.origin).parent / "data" / "tekken_240911.json")
 
 

@@ -309,3 +309,34 @@ def test_process_is_kept_for_the_next_request(monkeypatch: pytest.MonkeyPatch) -
     read()
     assert found[-1] not in (0, found[0])
     pool._idle[0].stop()
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        replace(ImageLimits.untrusted(), max_seconds=float("inf"), max_memory=10**30),
+        replace(ImageLimits.untrusted(), max_pixels=10**30),
+    ],
+)
+def test_limits_without_end_are_none(limits: ImageLimits) -> None:
+    with image_request(limits, FetchPolicy.untrusted()):
+        assert load_image(PNG).size == (12, 10)
+
+
+def test_requests_that_decode_side_by_side_have_a_process_each() -> None:
+    """As many as there are threads; each gets its own pixels."""
+    images = [tiny.image(8 + n, 9, seed=n) for n in range(2)]
+    found: dict[int, Any] = {}
+
+    def read(number: int) -> None:
+        with image_request(ImageLimits.untrusted(), FetchPolicy.untrusted()):
+            for _ in range(5):
+                found[number] = load_image(encoded(images[number]))
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, image in enumerate(images):
+        assert found[number].tobytes() == image.tobytes()

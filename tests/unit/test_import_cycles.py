@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import pytest
+
 import vitrail
 
 ROOT = Path(vitrail.__file__).parent
@@ -98,6 +100,7 @@ def f():
     assert inside == {"p.e"}
 
 
+@pytest.mark.slow
 def test_import_graph_has_no_cycle() -> None:
     graph = import_graph()
     assert sum(map(len, graph.values())) > 500

@@ -12,7 +12,7 @@ import pytest
 
 import vitrail
 from tests import tiny
-from vitrail.errors import CheckpointError
+from vitrail.errors import CheckpointError, ConfigError, VitrailError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.weights.convert import convert
 
@@ -166,3 +166,24 @@ def test_many_shards_without_an_index_are_looked_at_once(tmp_path: Path) -> None
         vitrail.AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert len(str(caught.value)) < 1000
     assert len(CheckpointFolder.at(tmp_path).files) == 1001
+
+
+@pytest.mark.parametrize("base", [3, [["a"]], {}, "a\0b", "a/" * 100_000, True])
+def test_base_that_is_no_name_is_one_sentence(base: Any, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "one", base)
+    with pytest.raises(ConfigError, match="base_model_name_or_path must be a name or a path") as caught:
+        vitrail.AutoModelForImageTextToText.from_pretrained(folder)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name", "~nobody-of-that-name/model", "x" * 300])
+def test_home_of_nobody_is_one_sentence(name: str, tmp_path: Path) -> None:
+    for loader in LOADERS:
+        with pytest.raises(VitrailError):
+            loader.from_pretrained(name, local_files_only=True)
+    with pytest.raises(VitrailError):
+        vitrail.AutoModelForImageTextToText.from_pretrained(
+            adapter(tmp_path / "one", name), local_files_only=True
+        )
+    with pytest.raises(VitrailError):
+        vitrail.load(tmp_path / "one")

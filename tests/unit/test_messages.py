@@ -102,7 +102,10 @@ def test_tool_turns() -> None:
     assert messages[3].content == (ThinkPart("hm", closed=False), TextPart("so"))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mistral_common") is None, reason="needs mistral-common")
+@pytest.mark.skipif(
+    importlib.util.find_spec("mistral_common") is None,
+    reason="mistral_common is not installed: pip install -e '.[test]'",
+)
 def test_objects_of_mistral_common() -> None:
     from mistral_common.protocol.instruct.messages import (
         AssistantMessage,

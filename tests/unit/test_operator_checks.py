@@ -314,6 +314,7 @@ def steps(draw: Any) -> tuple[list[int], list[int], list[list[int]]]:
     return offsets, lengths, tables
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(step=steps(), isa=st.sampled_from(KERNELS), kind=st.sampled_from([torch.int32, torch.int64]))
 def test_any_segments_and_blocks(

@@ -459,6 +459,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "q4"
 
 
+@pytest.mark.slow
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_headers_and_offsets_are_refused_or_harmless(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,9 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests import pdfs
+from vitrail import FetchPolicy, ImageLimits, PdfLimits, image_request, set_image_defaults
 from vitrail.errors import CheckpointError, ImageError, VitrailError
-from vitrail.reader import worker_pool
-from vitrail.reader.files import FileReading, Reading, read_files
+from vitrail.reader import worker, worker_pool
+from vitrail.reader.files import PAGE_PIXELS, FileReading, Reading, open_file, read_files
 from vitrail.reader.worker_pool import read_apart, useful_processes
 
 STAND_IN = """
@@ -127,3 +131,87 @@ def test_closing_ends_the_processes(stand_in: Path) -> None:
     found.close()
     with pytest.raises(ProcessLookupError):
         os.kill(number, 0)
+
+
+# Limits of requests
+
+
+@pytest.fixture
+def defaults() -> Iterator[None]:
+    yield
+    set_image_defaults()
+
+
+def test_each_file_counts_for_itself_outside_a_block(tmp_path: Path, defaults: None) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    name = str(tmp_path / "a.png")
+    set_image_defaults(ImageLimits(max_images=1))
+    for _ in range(3):
+        assert open_file(name)[0].size == (4, 4)
+    set_image_defaults(ImageLimits(max_pixels=15))
+    with pytest.raises(ImageError, match="4×4 pixels"):
+        open_file(name)
+    with image_request(ImageLimits(max_images=1)):
+        open_file(name)
+        with pytest.raises(ImageError, match="at most 1 images"):
+            open_file(name)
+    (file,) = read_files(Echo(), [name])
+    assert file.error is not None and not file.pages
+
+
+def test_pdfs_keep_the_limits_around(tmp_path: Path) -> None:
+    """Pages are read small, and no other limit is widened for it."""
+    pytest.importorskip("pypdfium2")
+    path = tmp_path / "two.pdf"
+    path.write_bytes(pdfs.pdf((2384, 3370, pdfs.RED), (72, 72, pdfs.BLUE)))
+    assert PAGE_PIXELS // 2 < open_file(str(path))[0].width * open_file(str(path))[0].height <= PAGE_PIXELS
+    with image_request(pdf_limits=PdfLimits(max_pixels=5_000)):
+        assert all(page.width * page.height <= 5_000 for page in open_file(str(path)))
+    with image_request(pdf_limits=PdfLimits(max_pages=1)), pytest.raises(ImageError, match="at most 1 are"):
+        open_file(str(path))
+
+
+def test_processes_take_limits_and_policy_along(defaults: None) -> None:
+    given = (
+        ImageLimits(max_images=7, formats=("PNG",)),
+        FetchPolicy.untrusted(("images.example",)),
+        PdfLimits(max_pages=3),
+    )
+    with image_request(*given):
+        written = worker.written_limits()
+    worker._take_limits(written)
+    with image_request() as request:
+        assert (request.limits, request.policy, request.pdf_limits) == given
+
+
+BUSY = """
+import sys, time, types
+from vitrail.reader import worker
+reading = types.ModuleType("vitrail.reader.reading")
+reading.BatchReader = lambda model: None
+sys.modules["vitrail.reader.reading"] = reading
+def read_files(reader, names):
+    print("busy", file=sys.stderr, flush=True)
+    time.sleep(60)
+worker.read_files = read_files
+worker.main("", worker.written_limits())
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_reading_process_ends_with_its_parent() -> None:
+    """In the middle of its files: the pipes are closed when the parent dies."""
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    ) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(b'["a.png"]\n')
+        assert process.stderr.readline() == b"busy\n"
+        assert process.stdout is not None
+        process.stdin.close()
+        process.stdout.close()
+        assert process.wait(20) < 0

@@ -240,6 +240,7 @@ def test_what_is_broken_comes_back_with_a_flag(case: str) -> None:
     assert response.faults
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*FORMS, *BROKEN])
 def test_every_split_gives_the_same(case: str) -> None:
     """Id by id, and cut in two at every place: the same pieces and the same response."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,15 @@ def test_file_cut_after_it_was_opened_is_an_error(tmp_path: Path) -> None:
     again = SafetensorsFile(path)
     path.replace(tmp_path / "y")
     assert again.copied("a").tolist() == again.tensor("a").tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("filling", [b"[],", b"{},"])
+def test_header_of_nothing_but_brackets_is_refused_before_it_is_parsed(
+    filling: bytes, tmp_path: Path
+) -> None:
+    header = b'{"a":[' + filling * 2_000_000 + b"1]}"
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    began = time.process_time()
+    with pytest.raises(CheckpointError, match=r"its header holds .* a file has at most 500,000 tensors"):
+        SafetensorsFile(tmp_path / "a.safetensors")
+    assert time.process_time() - began < 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from safetensors.torch import load_file
 import vitrail
 from tests import tiny
 from vitrail.errors import CheckpointError, InputError
+from vitrail.files.writing import write_text
+from vitrail.train import metrics
+from vitrail.train.plot import draw_curves
 from vitrail.weights import save as saving
 from vitrail.weights.save import save, shard_bytes
 
@@ -166,3 +170,21 @@ def test_a_model_without_values_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"without values.*layers\.\{0-2\}"):
         save(model, tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="this system has no links")
+def test_links_planted_under_names_of_scratch_files_are_not_followed(tmp_path: Path) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("precious")
+    folder.mkdir()
+    own = f"{os.getpid()}-{threading.get_ident()}.partial"
+    for name in (f".a.json.{own}", f".metrics.jsonl.{own}", ".metrics.jsonl.part", ".curves.png.part"):
+        (folder / name).symlink_to(victim)
+    write_text(folder / "a.json", "new")
+    metrics.append(folder, {"step": 1, "loss": 2.0})
+    metrics.cut(folder, 5)
+    draw_curves(metrics.read(folder), folder / "curves.png")
+    assert victim.read_text() == "precious"
+    assert (folder / "a.json").read_text() == "new"
+    assert metrics.read(folder) == [{"step": 1, "loss": 2.0}]
+    assert not (folder / "a.json").is_symlink() and not (folder / "curves.png").is_symlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer as Backend, models, normalizers, pre_tokenizers
 
 from tests.tiny import DATA
 from vitrail.errors import CheckpointError, InputError, PromptError, UnsupportedError, VitrailError
+from vitrail.tokenizer import vocabulary
 from vitrail.tokenizer.base import BaseTokenizer
 from vitrail.tokenizer.fast import FastTokenizer
 from vitrail.tokenizer.load import load_tokenizer
@@ -309,3 +311,39 @@ def test_truncation_keeps_what_the_post_processor_adds() -> None:
     assert tokenizer("hi hi hi", truncation=True, max_length=2)["input_ids"] == [1, 4]
     tokenizer.truncation_side = "left"
     assert tokenizer("[INST] hi", truncation=True, max_length=2)["input_ids"] == [1, 4]
+
+
+def test_tokens_are_added_beside_other_threads_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vocabulary, "_WAIT", 0.05)
+    tokenizer = FastTokenizer.from_pretrained(copy(tmp_path))
+    size, ended, faults, refused = len(tokenizer), threading.Event(), [], 0
+
+    def encode() -> None:
+        try:
+            while not ended.is_set():
+                tokenizer("hello there " * 200)
+        except Exception as error:
+            faults.append(error)
+
+    worker = threading.Thread(target=encode)
+    worker.start()
+    for number in range(20):
+        try:
+            tokenizer.add_tokens([f"<new{number}>"])
+        except InputError:
+            refused += 1
+    ended.set()
+    worker.join()
+    assert (faults, len(tokenizer)) == ([], size + 20 - refused)
+
+
+def test_tokenizer_that_is_never_free_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary, "_WAIT", 0.01)
+
+    def never(tokens: Any) -> int:
+        raise RuntimeError("Already borrowed")
+
+    with pytest.raises(InputError, match="in use by other threads"):
+        vocabulary._when_free(never, [])

@@ -53,6 +53,7 @@ def test_precedence(tmp_path: Path) -> None:
 def test_without_mistral_common_the_other_is_taken_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("mistral_common")
     for name in ("tekken.json", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
     assert choose_tokenizer(tmp_path).name == "tekken.json"
@@ -61,7 +62,10 @@ def test_without_mistral_common_the_other_is_taken_with_a_warning(
         assert choose_tokenizer(tmp_path).name == "tokenizer.json"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mistral_common") is None, reason="reads the files of its wheel")
+@pytest.mark.skipif(
+    importlib.util.find_spec("mistral_common") is None,
+    reason="mistral_common is not installed: pip install -e '.[test]'",
+)
 @pytest.mark.parametrize(
     ("name", "size", "ids"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 import vitrail
 from tests import tiny
+from vitrail import ImageLimits, image_request, set_image_defaults
 from vitrail.errors import InputError, PromptError
 from vitrail.prompts.messages import ImagePart
 from vitrail.train.conversations import read_talk
@@ -268,3 +270,26 @@ def test_a_run_knows_its_base_by_the_weights(tiny_llava: Path, tmp_path: Path) -
 def test_the_context_is_the_models(tiny_llava: Path) -> None:
     assert longest_of(tiny_llava) == 4096
     assert torch.is_tensor(open_inputs(tiny_llava).prepare([tiny.image(16, 24)])["pixel_values"])
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_each_conversation_has_the_limits_of_a_request(inputs: Inputs, folder: Path, block: bool) -> None:
+    """Its images together; other conversations, and other epochs, count for themselves."""
+
+    def talk(images: int) -> list[Any]:
+        return [{"role": "user", "content": [IMAGE] * images}, ANSWER]
+
+    path = write(folder, talk(2), talk(3), talk(2))
+    for limits, says in (
+        (ImageLimits(max_images=2), "at most 2 images"),
+        (ImageLimits(max_total_pixels=2 * 24 * 40), "pixels together"),
+        (ImageLimits(max_memory=4 * 4 * 2 * 24 * 40), "images of this conversation take more than"),
+    ):
+        if not block:
+            set_image_defaults(limits)
+        with image_request(limits) if block else nullcontext():
+            data = open_dataset(path, inputs.examples(4096))
+            assert all(len(data[index].images) == 2 for index in (0, 1, 0, 1))
+        set_image_defaults()
+        (fault,) = data.faults
+        assert fault.line == 2 and says in fault.reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -274,3 +275,22 @@ def test_damaged_metrics_count_up_to_the_damage(damage: bytes, tmp_path: Path) -
         file.write(damage + b'{"step": 2}\n')
     assert metrics.read(tmp_path) == [{"step": 1}]
     assert metrics.cut(tmp_path, 5) == [{"step": 1}]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("betas", [10**30, 0.9]), ("eps", 10**30), ("weight_decay", 0.77), ("lr", 0.5)]
+)
+def test_restore_settings_of_the_optimiser_are_the_runs_own(tmp_path: Path, name: str, value: Any) -> None:
+    _run(tmp_path, 4).run()
+    state = checkpoint.checkpoints(tmp_path)[-1] / "state.json"
+    told = json.loads(state.read_text())
+    groups = [group for one in told["optimizers"] for group in one["groups"] if name in group]
+    assert groups
+    groups[0][name] = value
+    state.write_text(json.dumps(told))
+    run = _run(tmp_path, 8)
+    if name == "lr":  # set anew by every step
+        assert run.restore() and run.run()
+        return
+    with pytest.raises(CheckpointError, match=r"is damaged .*its optimisers have other settings"):
+        run.restore()

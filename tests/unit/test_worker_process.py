@@ -246,7 +246,7 @@ def test_memory_of_a_request_is_beyond_what_the_process_has(pool: WorkerPool) ->
             assert worker.ask(f"fill {most - (1 << 20)}".encode(), 30, memory=most).isdigit()
             assert worker.ask(f"fill {most + (64 << 20)}".encode(), 30, memory=most) == b"no memory"
         first = worker.ask(b"pid", 30)
-        assert worker.ask(b"keep 200000000", 30) == b"kept"
+        assert worker.ask(b"keep 100000000", 30) == b"kept"
         assert worker.ask(b"pid", 30) == first
         assert worker.ask(b"keep 100000000", 30) == b"kept"  # too much to be kept: it ends
         assert worker.ask(b"pid", 30) != first

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vitrail.adapters.pattern import PatternTable
-from vitrail.arguments import checked_except
+from vitrail.arguments import checked_except, short
 from vitrail.errors import ConfigError, UnsupportedError
 
 ALL_LINEAR = "all-linear"
+_LONGEST_PATH = 4096
 _INITS = (True, False, "gaussian", "orthogonal")
 # Inits of PEFT that take a part out of the base weights, so that the adapter alone is half of what was trained.
 _BASE_CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -87,6 +88,12 @@ class LoraConfig:
             for key, value in table.items():
                 check(f"{name}[{key!r}]", value)
             setattr(self, name, dict(table))
+        for name in ("use_rslora", "use_dora"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, got {short(getattr(self, name))}.")
+        base = self.base_model_name_or_path
+        if base is not None and (not isinstance(base, str) or "\0" in base or len(base) > _LONGEST_PATH):
+            raise ConfigError(f"base_model_name_or_path must be a name or a path, got {short(base)}.")
         self._check_layers()
 
     def _check_layers(self) -> None:
@@ -140,7 +147,7 @@ class LoraConfig:
             name for name in values if values[name] and name not in {*own, *_NOT_HERE, *_NOTES, "peft_type"}
         ]
         if unknown:
-            warnings.warn(f"adapter_config.json: {', '.join(unknown)} is not read", stacklevel=2)
+            warnings.warn(f"adapter_config.json: {', '.join(unknown)[:500]} is not read", stacklevel=2)
         given = {name: value for name, value in values.items() if name in own and value is not None}
         return cls(**given)
 

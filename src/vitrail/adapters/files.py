@@ -29,6 +29,7 @@ from vitrail.errors import CheckpointError, ConfigError, InputError, Unsupported
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.formatting import listed
 from vitrail.files.json import read_json
+from vitrail.files.opening import home_path
 from vitrail.files.replacing import replacing
 from vitrail.files.safetensors import SafetensorsFile, write_safetensors
 from vitrail.files.writing import write_text
@@ -84,7 +85,7 @@ def base_of(name: str | os.PathLike[str]) -> str | None:
     A relative path is taken from the folder if there is something, else from where the program runs. CheckpointError
     when the adapter does not say, or names an adapter.
     """
-    folder = Path(name).expanduser()
+    folder = home_path(name)
     if not _holds_adapter(folder):
         return None
     base = read_config(folder).base_model_name_or_path
@@ -94,19 +95,20 @@ def base_of(name: str | os.PathLike[str]) -> str | None:
             "load_adapter."
         )
     found = folder / base
-    place = found if found.is_dir() else Path(base).expanduser()
+    place = found if os.path.isdir(found) else home_path(base)
     if _holds_adapter(place):
         same = " (itself)" if place.samefile(folder) else ""
         raise CheckpointError(
             f"{folder} names {base}{same} as its base model, and that is an adapter too; correct base_model_name_or_path in "
             f"its {CONFIG}, or load the model, and then this with load_adapter."
         )
-    return str(found) if found.is_dir() else base
+    return str(found) if os.path.isdir(found) else base
 
 
 def _holds_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter, and no model."""
-    return (folder / CONFIG).is_file() and not any((folder / file).is_file() for file in _MODEL_FILES)
+    isfile = os.path.isfile  # false for a name that is too long, where Path's raises
+    return isfile(folder / CONFIG) and not any(isfile(folder / file) for file in _MODEL_FILES)
 
 
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = DEFAULT) -> LoraConfig:

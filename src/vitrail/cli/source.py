@@ -35,8 +35,9 @@ class Source:
         """
         from vitrail.files.checkpoint_folder import CheckpointFolder
         from vitrail.files.hub_options import HubOptions
+        from vitrail.files.opening import home_path
 
-        if revision is not None and Path(name).expanduser().is_dir():
+        if revision is not None and home_path(name).is_dir():
             raise InputError(f"--revision is for names on the hub, and {name} is a folder; leave it out")
         with _shown(name):
             return cls(name, CheckpointFolder.open(name, HubOptions(revision), format=format), format)

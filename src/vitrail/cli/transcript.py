@@ -10,6 +10,7 @@ from typing import Any
 
 from vitrail.cli.files import read_input
 from vitrail.errors import InputError, PromptError
+from vitrail.files.opening import home_path
 
 MOST_MESSAGES = 10_000
 MOST_IMAGES = 1_000  # parts; a PDF is one of them
@@ -21,7 +22,7 @@ def save_messages(messages: Sequence[dict[str, Any]], name: str, *, overwrite: b
     The file appears complete, or not at all. Raises InputError where it exists already (unless `overwrite`) or cannot
     be written.
     """
-    path = Path(name).expanduser()
+    path = home_path(name)
     text = json.dumps({"messages": list(messages)}, ensure_ascii=False, indent=2) + "\n"
     if path.is_dir() or (path.exists() and not overwrite):
         what = "is a folder" if path.is_dir() else "exists already"
@@ -46,7 +47,7 @@ def load_messages(name: str) -> list[dict[str, Any]]:
     """The messages of a file with one conversation. Raises InputError or PromptError that names the file."""
     from vitrail.prompts.conversation_file import read_conversations
 
-    path = Path(name).expanduser()
+    path = home_path(name)
     found = read_conversations(read_input(str(path)), str(path))
     if len(found) != 1:
         raise PromptError(f"{path} holds {len(found)} conversations; one is expected")

@@ -10,7 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from vitrail.arguments import checked_except, short
+from vitrail.arguments import check, checked_except, short
 from vitrail.configs.attention import check_attention
 from vitrail.configs.fields import check_dtype, check_field
 from vitrail.configs.overrides import SPELLINGS, merge_overrides, warn_replaced
@@ -373,7 +373,9 @@ class PretrainedConfig:
     @classmethod
     def named(cls: type[Self], made: Self, place: "str | os.PathLike[str]") -> Self:
         """What from_dict made, its configuration with the name of where it was read."""
-        (made[0] if isinstance(made, tuple) else made).name_or_path = str(place)
+        config = made[0] if isinstance(made, tuple) and made else made
+        check(cls.__name__, "made", config, PretrainedConfig)
+        config.name_or_path = str(place)
         return made
 
     @classmethod

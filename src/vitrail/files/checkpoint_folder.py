@@ -21,6 +21,7 @@ from vitrail.files.hub_options import HubOptions
 from vitrail.files.json import JSON_LIMIT, SETTINGS_LIMIT, read_json
 from vitrail.files.layout import ADAPTER_CONFIG, CONFIGS, choose_among
 from vitrail.files.links import refuse_outside
+from vitrail.files.opening import home_path
 from vitrail.files.replacing import refuse_incomplete
 from vitrail.files.repository import COMMIT, Repository
 from vitrail.files.token_ids import TokenIds, choose_tokenizer_file, read_token_ids
@@ -167,7 +168,7 @@ class CheckpointFolder(os.PathLike[str]):
 
     def fetch_weights(self) -> None:
         """Bring the model's weights into the folder, of the same commit; nothing where they are here."""
-        if self.path == Path(self.name).expanduser():
+        if self.path == home_path(self.name):
             return
         hub = replace(self._hub, revision=self.path.name)  # even if the branch has moved since
         resolve(self.name, hub, format=self.format, part=MODEL)

@@ -21,6 +21,7 @@ from vitrail.files.hub_cache import HubCache
 from vitrail.files.hub_client import HubUnreachableError, silent_bars
 from vitrail.files.hub_options import HubOptions
 from vitrail.files.layout import NAMES, formats_of
+from vitrail.files.opening import home_path
 from vitrail.files.repository import Repository
 
 _REPOSITORY = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
@@ -51,7 +52,7 @@ def resolve(
     if format is not None and (not isinstance(format, str) or format not in NAMES):
         raise InputError(f"format must be 'hf' or 'mistral', got {short(format)}.")
     check("from_pretrained", "the checkpoint's name", name, str | os.PathLike)
-    folder = Path(name).expanduser()
+    folder = home_path(name)
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -62,7 +63,7 @@ def resolve(
         raise CheckpointError(
             f"there is no folder {name!r}; give a checkpoint's folder or a name like 'owner/model'."
         )
-    root = hub_client.cache_root() if hub.cache_dir is None else Path(hub.cache_dir).expanduser()
+    root = hub_client.cache_root() if hub.cache_dir is None else home_path(hub.cache_dir)
     cache = HubCache(root, name)
     asked = _Asked(cache, hub.revision or "main", hub.token, format, part, hub.force_download)
     if hub.local_files_only or hub_client.is_offline():

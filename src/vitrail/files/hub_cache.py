@@ -140,7 +140,9 @@ def _write(file: Path, text: str) -> None:
     scratch = file.with_name(f".{file.name}.{os.getpid()}.partial")
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.unlink(missing_ok=True)
+        with scratch.open("x", encoding="utf-8") as stream:  # a link is not followed
+            stream.write(text)
         scratch.replace(file)
     finally:
         scratch.unlink(missing_ok=True)

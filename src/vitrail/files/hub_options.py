@@ -6,10 +6,11 @@ import os
 import warnings
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
+from vitrail.files.opening import home_path
 
 # Marks that transformers' own loaders set, and a request for what is always done: unfinished downloads are continued.
 _WITHOUT_EFFECT = ("_from_auto", "_from_pipeline", "resume_download")
@@ -88,7 +89,7 @@ class HubOptions:
             return name_or_path, replace(self, subfolder="")
         if part.is_absolute() or ".." in part.parts or ":" in part.parts[0]:
             raise InputError(f"subfolder {str(part)!r} must lie within the checkpoint's folder.")
-        outer = Path(name_or_path).expanduser()
+        outer = home_path(name_or_path)
         if not outer.is_dir():
             raise UnsupportedError(
                 f"subfolder={str(part)!r} is for folders on this disk, and there is no folder {os.fspath(name_or_path)!r}; "

@@ -1,10 +1,11 @@
-"""Opening files that others left in a folder: regular ones only, so that none is waited for."""
+"""Paths that people and files name: ~ spelled out, and regular files opened, for no other may be waited for."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+from pathlib import Path
 from typing import BinaryIO
 
 
@@ -22,3 +23,8 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def home_path(name: str | os.PathLike[str]) -> Path:
+    """A path with ~ and ~user spelled out; as it is where there is no such user, for then it names nothing."""
+    return Path(os.path.expanduser(name))

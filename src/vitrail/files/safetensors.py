@@ -31,6 +31,7 @@ _PIECE = 1 << 24  # bytes that are converted at once
 _MOST = 1 << 30  # bytes that a system reads in one call
 _CUT = "{path} was cut while in use: {size:,} of its {whole:,} bytes are left; fetch or save it again, and load it anew."
 HEADER_LIMIT = 100_000_000  # the format's own limit
+_MOST_TENSORS = 500_000  # of a file; the largest published models have 100,000 in all
 # Linux's MAP_NORESERVE, whose name Python knows from 3.13 on.
 _NORESERVE = (
     0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64") else 0
@@ -190,6 +191,12 @@ def _read_header(stream: BinaryIO, size: int, path: Path) -> tuple[int, dict[str
     data = stream.read(length)
     if not data.startswith(b"{"):
         raise CheckpointError(f"{path} is not a safetensors file: its header does not begin with '{{'.")
+    objects, lists = data.count(b"{"), data.count(b"[")  # each tensor has one object, with two lists
+    if objects > _MOST_TENSORS or lists > 8 * objects + _MOST_TENSORS:
+        raise CheckpointError(
+            f"{path} is corrupt: its header holds {objects:,} objects and {lists:,} lists; a file has at most "
+            f"{_MOST_TENSORS:,} tensors."
+        )
     return 8 + length, parse_json_object(data, f"the header of {path}", unique_keys=True)
 
 

@@ -34,8 +34,9 @@ _REQUEST: Final = struct.Struct(
     ">QdQ"
 )  # bytes that follow, seconds and memory (0: as the process has) for the work
 _ANSWER: Final = struct.Struct(">Q?")  # bytes that follow, whether it was the last answer
-_GROWTH: Final = 256 << 20  # bytes that a process may keep after an answer; one that has kept more ends
-_LONGEST: Final = 1e6  # seconds, about what every clock takes
+_GROWTH: Final = 128 << 20  # bytes that a process may keep after an answer; one that has kept more ends
+_LONGEST: Final = 1e6  # seconds; every clock takes as many
+_MOST_MEMORY: Final = 1 << 60  # the same for limits
 _ONE_THREAD: Final = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -71,17 +72,18 @@ class WorkerProcess:
         _all.add(self)
 
     def ask(
-        self, request: bytes, seconds: float, *, memory: int = 0, answer_bytes: int | None = None
+        self, request: bytes, seconds: float, *, memory: int | None = None, answer_bytes: int | None = None
     ) -> bytes:
         """The answer to one request. Raises WorkerEndedError; UnsupportedError where no process can be started.
 
-        memory: bytes that the work may take beyond what the process has; 0: as its `serve` says. answer_bytes: of this
+        memory: bytes that the work may take beyond what the process has; None: as its `serve` says. answer_bytes: of this
         answer, instead of the constructor's.
         """
         most = self._answer_bytes if answer_bytes is None else answer_bytes
-        seconds = min(seconds, _LONGEST)
+        seconds = seconds if seconds < _LONGEST else _LONGEST
+        extra = 0 if memory is None else min(max(memory, 1), _MOST_MEMORY)
         with self._lock:
-            head = _REQUEST.pack(len(request), seconds, memory)
+            head = _REQUEST.pack(len(request), seconds, extra)
             return self._exchange(self._started(), (head, request), seconds, most)
 
     def start(self) -> None:
@@ -208,7 +210,7 @@ def serve(answer: Callable[[bytes], bytes], memory: int = 0) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     for what, most in (("AS", memory or None), ("CORE", 0), ("FSIZE", 0), ("NPROC", 0)):
         _limit(what, most, for_good=True)
-    watch = _Watch(stream.fileno())
+    watch = Watch(out.fileno())
     said, last, most_kept = _READY, False, _size() + _GROWTH
     try:
         while True:
@@ -229,8 +231,12 @@ def serve(answer: Callable[[bytes], bytes], memory: int = 0) -> None:
         return
 
 
-class _Watch:
-    """Ends this process, by a signal, when its seconds are over or its parent has ended."""
+class Watch:
+    """Ends this process, by a signal, when its seconds are over or its parent has ended.
+
+    pipe: the end by which answers go out. The system sends SIGIO when the parent has read from it, which is before the next
+    request, and when the parent has closed it. On the other pipe the signal for a request could come after the request.
+    """
 
     def __init__(self, pipe: int) -> None:
         self._poll: Any = None
@@ -239,18 +245,18 @@ class _Watch:
             import select
 
             fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
-            signal.signal(signal.SIGIO, signal.SIG_IGN)  # also sent for every request
+            signal.signal(signal.SIGIO, signal.SIG_IGN)  # also sent for every answer
             flags = fcntl.fcntl(pipe, fcntl.F_GETFL)
             fcntl.fcntl(pipe, fcntl.F_SETFL, flags | os.O_ASYNC)
             self._poll = select.poll()
-            self._poll.register(pipe, 0)  # hang-ups only
+            self._poll.register(pipe, 0)  # a closed pipe only
         except (ImportError, AttributeError, OSError):  # not Linux, nor macOS
             return
 
     @contextmanager
-    def over(self, seconds: float) -> Iterator[None]:
-        """While the body runs."""
-        if hasattr(signal, "setitimer"):
+    def over(self, seconds: float = 0) -> Iterator[None]:
+        """While the body runs. seconds: 0: as long as it likes. Raises EOFError where the parent has ended already."""
+        if seconds and hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, seconds)
         if self._poll is not None:
@@ -262,7 +268,7 @@ class _Watch:
         finally:
             if self._poll is not None:
                 signal.signal(signal.SIGIO, signal.SIG_IGN)
-            if hasattr(signal, "setitimer"):
+            if seconds and hasattr(signal, "setitimer"):
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
 

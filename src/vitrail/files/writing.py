@@ -34,7 +34,9 @@ def write_text(file: Path, text: str) -> Path:
         for left in file.parent.glob(f".{glob.escape(file.name)}.*.partial"):
             if _PARTIAL.search(left.name) and time.time() - left.lstat().st_mtime > _OLD:
                 left.unlink()
-        scratch.write_text(text, encoding="utf-8")
+        scratch.unlink(missing_ok=True)  # and whatever lies there by now is not followed
+        with scratch.open("x", encoding="utf-8") as stream:
+            stream.write(text)
         scratch.replace(file)
     except (OSError, UnicodeError) as error:
         with suppress(OSError):  # a name that is too long cannot be taken away either

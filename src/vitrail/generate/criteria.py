@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitrail.arguments import checked, short
 from vitrail.errors import InputError
 from vitrail.generate.stopping import StopStrings
 from vitrail.responses.text_pieces import Detokenizer
@@ -26,6 +27,7 @@ class StoppingCriteria(ABC):
         """Return whether each row ends with its newest id."""
 
 
+@checked
 class MaxLengthCriteria(StoppingCriteria):
     """Ends rows at `max_length` positions, prompt included."""
 
@@ -33,9 +35,10 @@ class MaxLengthCriteria(StoppingCriteria):
         self.max_length, self.max_position_embeddings = max_length, max_position_embeddings
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return _all(input_ids, input_ids.shape[-1] >= self.max_length)
+        return _all(_rows(input_ids), input_ids.shape[-1] >= self.max_length)
 
 
+@checked
 class MaxTimeCriteria(StoppingCriteria):
     """Ends rows `max_time` seconds after `initial_timestamp` (default: now)."""
 
@@ -44,37 +47,53 @@ class MaxTimeCriteria(StoppingCriteria):
         self.initial_timestamp = time.time() if initial_timestamp is None else initial_timestamp
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return _all(input_ids, time.time() - self.initial_timestamp > self.max_time)
+        return _all(_rows(input_ids), time.time() - self.initial_timestamp > self.max_time)
 
 
+@checked
 class EosTokenCriteria(StoppingCriteria):
     """Ends a row at any of the given ids."""
 
     def __init__(self, eos_token_id: int | list[int] | Tensor) -> None:
-        self.eos_token_id = torch.as_tensor(eos_token_id).flatten()
+        dense = (
+            isinstance(eos_token_id, Tensor)
+            and eos_token_id.layout == torch.strided
+            and not eos_token_id.is_meta
+        )
+        found: Any = (
+            eos_token_id.flatten().tolist() if isinstance(eos_token_id, Tensor) and dense else eos_token_id
+        )
+        ids = [found] if isinstance(found, int) else found
+        if isinstance(ids, Tensor) or not all(isinstance(index, int) and 0 <= index < 2**31 for index in ids):
+            raise InputError(f"eos_token_id must be an id or a list of ids, got {short(eos_token_id)}.")
+        self.eos_token_id = torch.tensor(ids, dtype=torch.long)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.isin(input_ids[:, -1], self.eos_token_id.to(input_ids.device))
+        return torch.isin(_rows(input_ids)[:, -1], self.eos_token_id.to(input_ids.device))
 
 
+@checked
 class StopStringCriteria(StoppingCriteria):
     """Ends a row when its newest id completes one of several strings, as generate(stop_strings=…) does."""
 
     def __init__(self, tokenizer: Detokenizer, stop_strings: str | Sequence[str]) -> None:
         self.stop_strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+        if not self.stop_strings or not all(map(_is_text, self.stop_strings)):
+            raise InputError(f"stop_strings must be a text or a list of texts, got {short(stop_strings)}.")
         self._completes = StopStrings(self.stop_strings, tokenizer)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        ends = [self._completes(row) for row in input_ids.tolist()]
+        ends = [self._completes(row) for row in _rows(input_ids).tolist()]
         return torch.tensor(ends, dtype=torch.bool, device=input_ids.device)
 
 
+@checked
 class StoppingCriteriaList(list[Any]):
     """A list of criteria, any of which ends a row."""
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        done = _all(input_ids, False)
-        for criterion in self:
+        done = _all(_rows(input_ids), False)
+        for criterion in _callables(self):
             done = done | criterion(input_ids, scores, **kwargs)
         return done
 
@@ -92,6 +111,7 @@ class LogitsProcessor(ABC):
         """Return the processed scores (B, V)."""
 
 
+@checked
 class LogitsProcessorList(list[Any]):
     """A list of logits processors, applied in order."""
 
@@ -100,9 +120,35 @@ class LogitsProcessorList(list[Any]):
             raise InputError(
                 f"LogitsProcessorList takes ids and scores alone, got {', '.join(sorted(kwargs))} too."
             )
-        for processor in self:
+        for processor in _callables(self):
             scores = processor(input_ids, scores)
         return scores
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a text that UTF-8 can hold, not an empty one."""
+    return isinstance(value, str) and bool(value) and not any("\ud800" <= sign <= "\udfff" for sign in value)
+
+
+def _callables(held: list[Any]) -> list[Any]:
+    if wrong := [one for one in held if not callable(one)]:
+        raise InputError(f"{type(held).__name__} must hold callables, got {short(wrong[0])}.")
+    return held
+
+
+def _rows(input_ids: Tensor) -> Tensor:
+    """Ids (B, T), if they are such."""
+    if (
+        input_ids.dim() != 2
+        or input_ids.is_floating_point()
+        or input_ids.is_complex()
+        or not input_ids.shape[1]
+    ):
+        raise InputError(
+            f"input_ids must be whole numbers of shape (rows, positions), got {input_ids.dtype} of shape "
+            f"{tuple(input_ids.shape)}."
+        )
+    return input_ids
 
 
 def _all(input_ids: Tensor, done: bool) -> Tensor:

@@ -31,7 +31,8 @@ def compute_transition_scores(
     """
     if beam_indices is not None:
         raise UnsupportedError("beam_indices is not supported: there are no beams; leave it out.")
-    if not scores or not all(isinstance(step, Tensor) and step.dim() == 2 for step in scores):
+    listed = isinstance(scores, (list, tuple)) and bool(scores)
+    if not listed or not all(isinstance(step, Tensor) and step.dim() == 2 for step in scores):
         raise InputError(
             "scores must be the scores (rows, vocabulary) of every new id; generate with output_scores=True and "
             "return_dict_in_generate=True."

@@ -24,7 +24,7 @@ class _Used:
     images: int = 0
     bytes: int = 0
     pixels: int = 0
-    page_bytes: int = 0
+    kept_bytes: int = 0
     seconds: float = 0.0
     lock: Any = field(default_factory=threading.RLock)
 
@@ -61,13 +61,16 @@ class ImageRequest:
     def count_page(self, height: int, width: int) -> None:
         """Count a page of a PDF, which is kept at this size; ImageError where the request has no room for it."""
         self.count_image(height, width)
+        self.count_kept(height, width, "pages of this request's PDFs")
+
+    def count_kept(self, height: int, width: int, what: str) -> None:
+        """Count the memory of an image that is kept at this size; `what`: the images in ImageError's sentence."""
         most = self.limits.max_memory // 4
         with self._used.lock:
-            self._used.page_bytes += 4 * height * width  # as PIL keeps them
-            if self._used.page_bytes > most:
+            self._used.kept_bytes += 4 * height * width  # as PIL keeps them
+            if self._used.kept_bytes > most:
                 raise ImageError(
-                    f"The pages of this request's PDFs take more than {most / (1 << 30):.3g} GiB, the limit; give fewer "
-                    "at a time."
+                    f"The {what} take more than {most / (1 << 30):.3g} GiB, the limit; give fewer at a time."
                 )
 
     def check_batch(self, images: int, height: int, width: int, itemsize: int) -> None:
@@ -121,6 +124,13 @@ def set_image_defaults(
     """What holds in this process, in every thread, wherever no `image_request` says otherwise."""
     global _defaults
     _defaults = (limits, policy, pdf_limits)
+
+
+@contextmanager
+def own_image_request() -> Iterator[ImageRequest]:
+    """A block with the limits and policy of that around it which counts for itself: one conversation of many."""
+    with image_request() as around, image_request(around.limits) as request:
+        yield request
 
 
 @contextmanager

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from string import hexdigits
 from typing import IO, Any, Final
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import url2pathname
+
+import numpy as np
 
 from vitrail.errors import ImageError
 from vitrail.files.opening import open_regular
@@ -21,6 +24,8 @@ _LONGEST_HEAD: Final = 1024  # of a data: URL, before its comma
 _LONGEST_PATH: Final = 1 << 16
 _PIECE: Final = 1 << 16
 _SPACES: Final = b" \t\n\r\v\f"
+# The value of a byte that is a hexadecimal digit, -1 for others.
+_HEX: Final = np.array([int(chr(c), 16) if chr(c) in hexdigits else -1 for c in range(256)], np.int16)
 
 
 def read_source(source: Any, *, max_bytes: int, policy: FetchPolicy) -> tuple[bytes, str]:
@@ -123,7 +128,7 @@ def data_url(text: str, limits: ImageLimits, kinds: tuple[str, ...] = ("image/",
 
 
 def _unescaped(text: str, limits: ImageLimits | None) -> bytes:
-    """The bytes of a text with %-escapes. Piece by piece: each escape takes 80 bytes while it is decoded."""
+    """The bytes of a text with %-escapes, in pieces; a % that begins no escape stays."""
     out = bytearray()
     start = 0
     while start < len(text):
@@ -131,11 +136,24 @@ def _unescaped(text: str, limits: ImageLimits | None) -> bytes:
         cut = text.rfind("%", end - 2, end)
         if cut > 0 and end < len(text):
             end = cut  # not through the middle of an escape
-        out += unquote_to_bytes(text[start:end])
+        out += _unescaped_piece(text[start:end].encode("utf-8", "replace"))
         if limits is not None:
             check_bytes(len(out) or 1, limits)
         start = end
     return bytes(out)
+
+
+def _unescaped_piece(data: bytes) -> bytes:
+    """As urllib's unquote_to_bytes, which takes half a microsecond for every %."""
+    given = np.frombuffer(data + b"..", np.uint8)
+    high, low = _HEX[given[1:-1]], _HEX[given[2:]]
+    values = given[:-2].copy()
+    (places,) = np.nonzero((values == ord("%")) & (high >= 0) & (low >= 0))
+    values[places] = high[places] * 16 + low[places]
+    kept = np.ones(len(values), bool)
+    kept[places + 1] = kept[places + 2] = False
+    plain: bytes = values[kept].tobytes()
+    return plain
 
 
 def decode_base64(text: str, subject: str, limits: ImageLimits) -> bytes:

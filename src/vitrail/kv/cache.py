@@ -11,7 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vitrail.arguments import checked
+from vitrail.arguments import checked, short
+from vitrail.configs.fields import COUNT_LIMIT
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.kv.blocks import BLOCK, BlockAllocator
 from vitrail.kv.geometry import KEYS, VALUES, GroupedQueryConfig, KVGeometry, Stream
@@ -19,6 +20,7 @@ from vitrail.kv.hf_view import PaddedView
 from vitrail.ops.kv import LayerKV
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
+MOST_BLOCKS = 1 << 24  # of 16 positions: many times the longest context
 
 
 @dataclass
@@ -76,10 +78,18 @@ class KVCache(PaddedView):
             raise UnsupportedError(
                 f"a cache of {dtype} is not supported; use float32, bfloat16, float16 or int8."
             )
+        for name, number in (("blocks", blocks), ("block", block)):
+            if not int(name == "block") <= number <= MOST_BLOCKS:
+                raise InputError(
+                    f"KVCache: {name} must be a whole number up to {MOST_BLOCKS:,}, got {short(number)}."
+                )
         self.geometry = KVGeometry.of(geometry)
         self.block = block
         self.dtype = dtype
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+        except RuntimeError as error:
+            raise InputError(f"KVCache: device must be one of torch's, got {short(device)}.") from error
         self.allocator = BlockAllocator(blocks, block)
         self._layers = [self._storage(streams) for streams in self.geometry.layers]
         self._sequences: dict[int, _Sequence] = {}
@@ -104,6 +114,10 @@ class KVCache(PaddedView):
             dtype, device: of the storage.
             block: positions per block.
         """
+        if block < 1 or not all(0 <= capacity <= COUNT_LIMIT for capacity in capacities):
+            raise InputError(
+                f"KVCache.sized takes capacities from 0 to {COUNT_LIMIT:,} positions and blocks of at least 1."
+            )
         blocks = sum(-(-capacity // block) for capacity in capacities)
         return cls(geometry, blocks=blocks, block=block, dtype=dtype, device=device)
 
@@ -167,6 +181,7 @@ class KVCache(PaddedView):
         if len(state.ids) >= start:
             state.ids[start:] = ids[: state.length - start]
 
+    @checked
     def open(
         self, prefix: tuple[int, int] | None = None, *, room: int = 0, keys: Sequence[bytes] = ()
     ) -> int:
@@ -180,6 +195,8 @@ class KVCache(PaddedView):
         Raises:
             CacheFull: too few free blocks; nothing was changed.
         """
+        if not 0 <= room <= COUNT_LIMIT:
+            raise InputError(f"room must be from 0 to {COUNT_LIMIT:,} positions, got {short(room)}.")
         shared, ids = self.allocator.match_prefix(keys), list[int]()
         if prefix is not None:
             source = self._get(prefix[0])
@@ -199,15 +216,18 @@ class KVCache(PaddedView):
         self.mask = None  # it lacks a row for the new sequence
         return self._next - 1
 
+    @checked
     def match_prefix(self, keys: Sequence[bytes]) -> int:
         """Return the number of positions that open(keys=) would share."""
         return len(self.allocator.match_prefix(keys)) * self.block
 
+    @checked
     def publish(self, sequence: int, keys: Sequence[bytes]) -> None:
         """Let later sequences share the full blocks of this one; `keys` describe their contents."""
         state = self._get(sequence)
         self.allocator.register(state.blocks[: state.length // self.block], keys)
 
+    @checked
     def fork(self, sequence: int, *, room: int = 0) -> int:
         """Open a sequence with the same past: full blocks are shared, a partial last one is copied.
 
@@ -238,8 +258,8 @@ class KVCache(PaddedView):
             CacheFull: too few free blocks; nothing was changed.
         """
         state, block = self._get(sequence), self.block
-        if rows < 0:
-            raise InputError(f"cannot allocate {rows} rows; truncate() shortens a sequence.")
+        if not isinstance(rows, int) or not 0 <= rows <= COUNT_LIMIT:
+            raise InputError(f"cannot allocate {short(rows)} rows; truncate() shortens a sequence.")
         first, blocks = state.length, state.blocks
         wanted = max(0, -(-(first + rows) // block) - len(blocks))
         last = first // block
@@ -256,6 +276,7 @@ class KVCache(PaddedView):
         state.length += rows
         return [blocks[at // block] * block + at % block for at in range(first, state.length)]
 
+    @checked
     def truncate(self, sequence: int, length: int) -> None:
         """Drop all positions from `length` on and free their blocks."""
         state = self._get(sequence)
@@ -277,6 +298,7 @@ class KVCache(PaddedView):
         held = cut.any(dim=0).nonzero()
         self.mask = cut[:, : int(held[-1]) + 1 if len(held) else 0]
 
+    @checked
     def free(self, sequence: int) -> None:
         """Close a sequence and free its blocks."""
         self.allocator.give(self._get(sequence).blocks)
@@ -286,9 +308,12 @@ class KVCache(PaddedView):
 
     reserve, close = allocate, free  # names in version 0.1.0
 
+    @checked
     def grow(self, blocks: int) -> None:
         """Add blocks by moving to larger storage, as generate/runner.py does when the cache is full."""
         before = len(self.allocator)
+        if not 0 <= blocks <= MOST_BLOCKS:
+            raise InputError(f"a cache grows by 0 to {MOST_BLOCKS:,} blocks, got {short(blocks)}.")
         self.allocator.grow(blocks)
         for index, streams in enumerate(self.geometry.layers):
             larger = self._storage(streams)
@@ -302,8 +327,8 @@ class KVCache(PaddedView):
             part[new, :rows] = part[old, :rows]
 
     def _get(self, sequence: int) -> _Sequence:
-        if sequence not in self._sequences:
-            raise InputError(f"sequence {sequence} is not open in this cache.")
+        if not isinstance(sequence, int) or sequence not in self._sequences:
+            raise InputError(f"sequence {short(sequence)} is not open in this cache.")
         return self._sequences[sequence]
 
     # --- storage ------------------------------------------------------------------------------------------

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitrail.arguments import checked_except, short
 from vitrail.errors import InputError, UnsupportedError
+
+MOST_LAYERS = 1 << 10
 
 
 class DynamicLayer:
@@ -34,6 +37,7 @@ class DynamicLayer:
         return 0 if self.keys is None else int(self.keys.shape[-2])
 
 
+@checked_except("update.key_states", "update.value_states")
 class DynamicCache:
     """A cache that generate() and forward() accept as `past_key_values` and append to.
 
@@ -54,8 +58,16 @@ class DynamicCache:
         if offloading or offload_only_non_sliding:
             raise UnsupportedError("DynamicCache: offloading is not supported; leave it out.")
         self.layers: list[DynamicLayer] = []
-        for index, (keys, values) in enumerate(ddp_cache_data or ()):
-            self.update(keys, values, index)
+        try:
+            layers = [] if ddp_cache_data is None else list(ddp_cache_data)
+        except (ValueError, OSError) as error:  # as of a file that is closed
+            raise InputError(f"DynamicCache takes (keys, values) of every layer: {error}") from error
+        for index, pair in enumerate(layers):
+            if not isinstance(pair, (list, tuple)) or len(pair) < 2:
+                raise InputError(
+                    f"DynamicCache takes (keys, values) of every layer, got {short(pair)} for layer {index}."
+                )
+            self.update(pair[0], pair[1], index)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: Any = None
@@ -74,6 +86,8 @@ class DynamicCache:
             raise InputError(
                 "DynamicCache.update takes keys and values as tensors (rows, heads, positions, width)."
             )
+        if not 0 <= layer_idx < MOST_LAYERS:
+            raise InputError(f"layer_idx must be from 0 to {MOST_LAYERS - 1}, got {short(layer_idx)}.")
         self.layers += [DynamicLayer() for _ in range(layer_idx + 1 - len(self.layers))]
         layer = self.layers[layer_idx]
         if layer.keys is None or layer.values is None:
@@ -84,7 +98,8 @@ class DynamicCache:
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of cached positions of a layer."""
-        return self.layers[layer_idx].get_seq_length() if layer_idx < len(self.layers) else 0
+        known = -len(self.layers) <= layer_idx < len(self.layers)
+        return self.layers[layer_idx].get_seq_length() if known else 0
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
         """Return -1: the cache has no limit."""
@@ -103,10 +118,23 @@ class DynamicCache:
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the rows with these indices."""
+        rows = next((layer.keys.shape[0] for layer in self.layers if layer.keys is not None), 0)
+        chosen = torch.arange(rows)
+        try:
+            fits = indices.dim() == 1 and indices.dtype in (torch.int64, torch.int32, torch.bool)
+            fits = fits and (not rows or chosen[indices.cpu()].dim() == 1)
+        except (IndexError, NotImplementedError, RuntimeError):
+            fits = False
+        if not fits:
+            raise InputError(
+                f"rows of a cache with {rows} are chosen by whole numbers of shape (n,), got {short(indices)}."
+            )
         self._change(lambda x: x[indices.to(x.device)])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row `repeats` times, copies adjacent."""
+        if not 0 < repeats < 1 << 16:
+            raise InputError(f"repeats must be from 1 to {(1 << 16) - 1:,}, got {short(repeats)}.")
         self._change(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def reset(self) -> None:

@@ -5,6 +5,10 @@ from typing import Protocol
 
 import torch
 
+from vitrail.arguments import short
+from vitrail.errors import InputError
+
+_NUMBERS = ("num_hidden_layers", "num_key_value_heads", "head_dim")
 KEYS, VALUES = "keys", "values"
 
 
@@ -60,6 +64,11 @@ class KVGeometry:
         """Return the geometry of a grouped-query decoder; a geometry is returned unchanged."""
         if isinstance(config, KVGeometry):
             return config
+        numbers = [getattr(config, name, None) for name in _NUMBERS]
+        if isinstance(config, type) or not all(type(number) is int and number > 0 for number in numbers):
+            raise InputError(
+                f"expected a decoder's configuration with {', '.join(_NUMBERS)}, got {short(config)}."
+            )
         heads, width = config.num_key_value_heads, config.head_dim
         return cls(((Stream(KEYS, heads, width), Stream(VALUES, heads, width)),) * config.num_hidden_layers)
 

@@ -139,8 +139,8 @@ class PaddedView(ABC):
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row `repeats` times, copies adjacent."""
         _check_number("repeats", repeats)
-        if repeats < 1:
-            raise InputError(f"repeats must be at least 1, got {repeats}.")
+        if not 1 <= repeats < 1 << 16:
+            raise InputError(f"repeats must be from 1 to {(1 << 16) - 1:,}, got {repeats}.")
         self.reorder_cache(torch.arange(len(self.sequences)).repeat_interleave(repeats))
 
     def to_legacy_cache(self) -> tuple[tuple[Tensor, Tensor], ...]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from vitrail.arguments import short
 from vitrail.errors import InputError, UnsupportedError
 
 _CHECKPOINT_OPTIONS = ("preserve_rng_state", "context_fn")
@@ -24,7 +25,7 @@ class TrainerMethods:
         """Add to `model_tags`, the words for a model card."""
         given = [tags] if isinstance(tags, str) else tags
         if not isinstance(given, Sequence) or not all(isinstance(tag, str) for tag in given):
-            raise InputError(f"tags must be a text or a list of texts, got {tags!r:.100}.")
+            raise InputError(f"tags must be a text or a list of texts, got {short(tags)}.")
         for tag in given:
             if tag not in (self.model_tags or ()):
                 self.model_tags = [*(self.model_tags or ()), tag]

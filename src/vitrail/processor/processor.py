@@ -15,7 +15,7 @@ from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.hub_options import HubOptions
 from vitrail.files.replacing import replacing
-from vitrail.files.writing import prepare_folder, write_json
+from vitrail.files.writing import prepare_folder, write_json, write_text
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.images.grid import Grid, image_grid
 from vitrail.images.request import image_request
@@ -257,7 +257,7 @@ class PixtralProcessor:
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Write `to_json_string` to a file."""
-        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+        write_text(Path(json_file_path), self.to_json_string())
 
     def save_pretrained(
         self,

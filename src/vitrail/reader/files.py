@@ -5,12 +5,12 @@ from __future__ import annotations
 import glob
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vitrail.errors import ImageError, InputError, MissingPackageError
+from vitrail.errors import ImageError, InputError, MissingPackageError, UnsupportedError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,16 +90,22 @@ def find_images(names: Sequence[str]) -> list[str]:
 def open_file(name: str) -> list[Image]:
     """Open the image at a path or URL, or the pages of a PDF (recognised by its name).
 
+    A file is a request of its own (`image_request`), unless a block is around the call.
+
     Raises:
         ImageError: the file cannot be opened.
         MissingPackageError: a PDF, without the extra `pdf`.
+        UnsupportedError: a worker process cannot be started.
     """
     from vitrail.images.load import load_image
-    from vitrail.images.pdf import PdfLimits, load_pages, names_pdf
+    from vitrail.images.pdf import load_pages, names_pdf
+    from vitrail.images.request import image_request
 
-    return (
-        load_pages(name, limits=PdfLimits(max_pixels=PAGE_PIXELS)) if names_pdf(name) else [load_image(name)]
-    )
+    with image_request() as request:
+        if not names_pdf(name):
+            return [load_image(name)]
+        limits = request.pdf_limits
+        return load_pages(name, limits=replace(limits, max_pixels=min(limits.max_pixels, PAGE_PIXELS)))
 
 
 def read_files(
@@ -114,7 +120,7 @@ def read_files(
         for name in names:
             try:
                 pages = opener(name)
-            except (ImageError, MissingPackageError) as error:
+            except (ImageError, MissingPackageError, UnsupportedError) as error:
                 opened.append((0, FileReading(error=str(error))))
                 continue
             opened.append((len(pages), FileReading(paged=names_pdf(name))))

@@ -20,6 +20,7 @@ from typing import Any
 
 from vitrail.errors import CheckpointError, UnsupportedError, VitrailError
 from vitrail.reader.files import FileReading, Reading
+from vitrail.reader.worker import written_limits
 
 WORTH = 40
 """Files per process below which starting one does not pay."""
@@ -27,7 +28,9 @@ MOST = 8
 """Maximum number of processes; each holds a model and a few hundred megabytes of PyTorch."""
 SHARE = 128
 """Maximum number of files in one request to a process."""
-_START = "import sys; sys.path[:] = sys.argv[2:]; from vitrail.reader.worker import main; main(sys.argv[1])"
+_START = (
+    "import sys; sys.path[:] = sys.argv[3:]; from vitrail.reader.worker import main; main(*sys.argv[1:3])"
+)
 
 
 def cores() -> int:
@@ -48,7 +51,8 @@ def read_apart(
 ) -> Generator[tuple[int, FileReading], None, None]:
     """Read files in `processes` processes; yield (index, reading) as they complete.
 
-    Closing the iterator ends the processes.
+    Closing the iterator ends the processes. Limits and policy (`image_request`) are those where it is first asked for one;
+    each file counts for itself.
 
     Raises:
         VitrailError: the model cannot be loaded, or a process ended early.
@@ -133,12 +137,13 @@ def _started(count: int, model: Path | None) -> Iterator[list[subprocess.Popen[b
     if not sys.executable:
         raise UnsupportedError("this program does not say where Python is; use --processes 1.")
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // count))}
+    limits = written_limits()
     workers: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(count):
             workers.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", _START, "" if model is None else str(model), *sys.path],
+                    [sys.executable, "-c", _START, "" if model is None else str(model), limits, *sys.path],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     env=environment,

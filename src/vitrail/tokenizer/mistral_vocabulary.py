@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from vitrail.arguments import checked
+from vitrail.arguments import checked, short
 from vitrail.errors import InputError, UnsupportedError
 from vitrail.responses.ids import to_ids
 
@@ -33,6 +33,8 @@ class MistralVocabulary:
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """Id of a token, or ids of several. Raises InputError for what is no token of the vocabulary."""
         if not isinstance(tokens, str):
+            if not isinstance(tokens, (list, tuple)) or not all(isinstance(token, str) for token in tokens):
+                raise InputError(f"expected a token or a list of tokens, got {short(tokens)}.")
             return [self.convert_tokens_to_ids(token) for token in tokens]
         if tokens not in self._token_ids:
             raise InputError(f"{tokens!r} is no token of this vocabulary")

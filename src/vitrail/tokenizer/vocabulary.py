@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitrail.arguments import check, checked
@@ -11,6 +12,7 @@ from vitrail.responses.ids import to_ids
 from vitrail.tokenizer.safety import no_panic
 from vitrail.tokenizer.special_tokens import NAMES, SpecialTokens, added_token, read_additional, token_text
 
+_WAIT = 1.0  # seconds for which other threads may keep the library's tokenizer while tokens are added
 _CLEANUPS = (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're")
 
 
@@ -96,7 +98,7 @@ class Vocabulary(SpecialTokens):
             for t in listed
         ]
         add = self._tokenizer.add_special_tokens if special_tokens else self._tokenizer.add_tokens
-        added = int(add(tokens))
+        added = int(_when_free(add, tokens))
         self._vocabulary_changed()
         return added
 
@@ -119,6 +121,22 @@ class Vocabulary(SpecialTokens):
                 setattr(self, name, value)
                 added += self.add_tokens(value, special_tokens=True)
         return added
+
+
+def _when_free(add: Callable[[Any], int], tokens: Any) -> int:
+    """`add(tokens)`, between the calls of other threads; InputError where one always encodes."""
+    deadline = time.monotonic() + _WAIT
+    while True:
+        try:
+            return add(tokens)
+        except RuntimeError as error:
+            if "borrowed" not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise InputError(
+                    "the tokenizer is in use by other threads; add tokens before it is shared."
+                ) from error
+            time.sleep(0.001)
 
 
 def clean_up(text: str) -> str:

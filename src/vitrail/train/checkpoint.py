@@ -249,6 +249,12 @@ def _alike(own: Any, given: Any) -> bool:
     return type(own) is type(given)
 
 
+def _same_settings(own: Any, given: Any) -> bool:
+    """Whether groups of parameters have the same settings but for the rate, which every step sets anew."""
+    own = json.loads(json.dumps(own))  # where tuples are lists
+    return all({**mine, "lr": 0} == {**other, "lr": 0} for mine, other in zip(own, given, strict=True))
+
+
 def _join(optimizer: Optimizer, prefix: str, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     entries: dict[int, dict[str, Any]] = {int(index): dict(entry) for index, entry in plain["state"].items()}
     for name, tensor in tensors.items():
@@ -256,7 +262,7 @@ def _join(optimizer: Optimizer, prefix: str, plain: Mapping[str, Any], tensors: 
         if parts[0] == prefix:
             entries.setdefault(int(parts[1]), {})[parts[2]] = tensor
     own = optimizer.state_dict()["param_groups"]
-    if not _alike(own, plain["groups"]):
+    if not _alike(own, plain["groups"]) or not _same_settings(own, plain["groups"]):
         raise ValueError("its optimisers have other settings")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, entry in entries.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitrail.errors import InputError, VitrailError
+from vitrail.images.request import own_image_request
 from vitrail.prompts.messages import Message
 from vitrail.train.conversations import Talk, read_talk
 from vitrail.train.data_files import Records, open_records
@@ -50,10 +51,13 @@ class Dataset:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        return self.maker.make(self._talk(self.rows[index]))
+        return self._make(self.rows[index])[1]
 
-    def _talk(self, row: int) -> Talk:
-        return read_talk(self.records[row], self.records.folder)
+    def _make(self, row: int) -> tuple[Talk, Example]:
+        """A record's conversation, which is a request of its own, and its example."""
+        with own_image_request():
+            talk = read_talk(self.records[row], self.records.folder)
+            return talk, self.maker.make(talk)
 
     def part(self, indices: Sequence[int]) -> Dataset:
         """Return the examples with these indices as a dataset."""
@@ -84,8 +88,7 @@ def open_dataset(
     data, alphabet = Dataset(records, maker), Alphabet(maker.maker.tokenizer)
     for row in range(len(records)):
         try:
-            talk = data._talk(row)
-            example = maker.make(talk)
+            talk, example = data._make(row)
             if not example.learned:
                 raise InputError("there is no text to learn: the assistant's messages are empty")
         except VitrailError as error:

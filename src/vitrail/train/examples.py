@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import ContextError, PromptError
 from vitrail.images.load import load_image
+from vitrail.images.request import image_request
 from vitrail.processor.prompt_view import AUTO, TEMPLATE, PromptMaker
 from vitrail.prompts.builtin.encode import encode_marked
 from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE
@@ -109,11 +110,19 @@ class ExampleMaker:
 
 
 def _opened(message: Message) -> Message:
-    """Return the message with decoded images, so that broken ones are found and none is opened twice."""
+    """Return the message with decoded images, so that broken ones are found and none is opened twice.
+
+    Decoded images are kept, so their memory counts; that of PDF pages is counted when they are rendered.
+    """
     if not message.images:
         return message
-    parts: tuple[Any, ...] = tuple(
-        replace(part, source=load_image(part.source)) if isinstance(part, ImagePart) else part
-        for part in message.content or ()
-    )
-    return replace(message, content=parts)
+    parts: list[Any] = []
+    with image_request() as request:
+        for part in message.content or ():
+            if isinstance(part, ImagePart):
+                image = load_image(part.source)
+                if image is not part.source:
+                    request.count_kept(image.height, image.width, "images of this conversation")
+                part = replace(part, source=image)
+            parts.append(part)
+    return replace(message, content=tuple(parts))

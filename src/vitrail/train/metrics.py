@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitrail.files.writing import writing
+from vitrail.files.writing import write_text, writing
 from vitrail.train.loop import Schedule, StepResult
 
 NAME = "metrics.jsonl"
@@ -40,9 +39,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def cut(folder: Path, step: int) -> list[dict[str, Any]]:
     """Remove the records after `step` steps, which a resumed run writes again; return the remaining ones."""
     kept = [record for record in read(folder) if record["step"] <= step]
-    part = folder / f".{NAME}.part"
-    part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    os.replace(part, folder / NAME)
+    write_text(folder / NAME, "".join(json.dumps(record) + "\n" for record in kept))
     return kept
 
 

@@ -47,7 +47,9 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path, title: str = "
     _line(pen, _BELOW, rates, last, (0.0, highest), _RATE, 2)
     _legend(pen, bool(evaluations))
     part = path.with_name(f".{path.name}.part")
-    image.save(part, "PNG")
+    part.unlink(missing_ok=True)
+    with part.open("xb") as stream:  # a link is not followed
+        image.save(stream, "PNG")
     os.replace(part, path)
 
 
