@@ -140,7 +140,7 @@ class PaddedView(ABC):
         """Repeat every row `repeats` times, copies adjacent."""
         _check_number("repeats", repeats)
         if not 1 <= repeats < 1 << 16:
-            raise InputError(f"repeats must be from 1 to {(1 << 16) - 1:,}, got {repeats}.")
+            raise InputError(f"repeats must be at least 1 and at most {(1 << 16) - 1:,}, got {repeats}.")
         self.reorder_cache(torch.arange(len(self.sequences)).repeat_interleave(repeats))
 
     def to_legacy_cache(self) -> tuple[tuple[Tensor, Tensor], ...]:
