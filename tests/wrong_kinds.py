@@ -353,7 +353,7 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
 # Public, and nothing that a user calls with values of their own: made by Vitrail, or inner steps of the model.
 LEFT_OUT = {
     "step", "run", "encode", "embed", "run_layer", "post_init", "settings", "layer", "streams", "record_ids", "from_legacy",
-    "grid_options", "with_grids", "expand", "check_whole", "of_size", "grids",
+    "first_values", "rows", "grid_options", "with_grids", "expand", "check_whole", "of_size", "grids",
     "render_chat", "encode_prompts", "read_prompt", "find_token", "prompt_limit", "encode_prompt", "tie_weights",
     "set_decoder", "set_input_embeddings", "set_output_embeddings", "prepare_images", "alpha", "scaling", "post_process",
 }  # fmt: skip

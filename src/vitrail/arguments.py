@@ -32,7 +32,6 @@ _KINDS: dict[str, Any] = {
     **dict.fromkeys(("on_event", "on_prompt", "stop", "progress", "pages"), Callable | None),
     **dict.fromkeys(("max_image_tokens",), int | None),
     "cache_dir": str | os.PathLike | None,
-    "attn_implementation": str | Mapping | None,
 }
 
 _COLLECTIONS: dict[Any, tuple[Any, str]] = {

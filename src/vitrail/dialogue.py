@@ -23,6 +23,11 @@ from vitrail.responses.reply import PromptSize, Reply, renamed
 from vitrail.responses.streamer import ResponseStream
 
 LONGEST = 512  # new tokens, where neither the caller nor generation_config.json says
+# What generate() gets from the conversation.
+_OWN = {
+    "attention_mask", "cache", "ids", "image_sizes", "images", "input_ids", "inputs", "inputs_embeds", "past_key_values",
+    "pixel_values", "return_dict_in_generate",
+}  # fmt: skip
 
 Raw = dict[str, Any]
 
@@ -194,6 +199,10 @@ class Dialogue:
             calls.on_prompt(PromptSize(len(ids), costs, tuple(image.size for image in images)))
         if "streamer" in options:
             raise InputError("ask() takes no streamer=; on_event= is called with each piece of the answer.")
+        if taken := sorted(_OWN.intersection(options)):
+            raise InputError(
+                f"ask() takes no {', '.join(taken)}: the conversation sets them; images go into the message's content."
+            )
         stream = ResponseStream(self.processor, calls.on_event)
         prepared = time.perf_counter()
         if (stop := calls.stop) is not None:

@@ -14,6 +14,7 @@ from tests.toy import IMAGE, ToyModel
 from vitrail.errors import InputError
 from vitrail.generate.loop import generate
 from vitrail.kv.cache import KVCache
+from vitrail.kv.dynamic import DynamicCache
 
 FIRST = torch.tensor([[1, *range(20, 30)], [11, 11, 11, 1, *range(40, 47)]])
 KEPT = (FIRST != 11).long()
@@ -221,3 +222,80 @@ def test_the_padded_view_follows_rows_that_are_shortened_freed_and_opened() -> N
     cache.open()
     assert cache[0][0].shape[0] == 2
     assert torch.equal(cache[0][0][0][:, -11:], keys[1][:, 3:])
+
+
+IMAGE_PROMPT = {"new": torch.tensor([[30, 31, 32]]), "first": torch.tensor([[1, 10, 10, 10, 10, 20, 21, 22]])}
+
+
+def _image_turn(
+    dtype: torch.dtype, cache: Any = None, **options: Any
+) -> tuple[Any, dict[str, Any], Any, Tensor, Tensor]:
+    """A model, its options with an image, the cache of a first answer, the next whole prompt and its right answer."""
+    model = tiny.model("mistral3").to(dtype)
+    side = 2 * model.config.vision_config.patch_size * model.config.spatial_merge_size
+    pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(5)).to(dtype)
+    given = {"pixel_values": pixels, "image_sizes": torch.tensor([[side, side]]), "max_new_tokens": 4, **PAD}
+    begun = generate(
+        model,
+        IMAGE_PROMPT["first"],
+        return_dict_in_generate=True,
+        past_key_values=cache,
+        **given,
+        **options,
+    )
+    whole = torch.cat([begun.sequences, IMAGE_PROMPT["new"]], dim=1)
+    right: Any = generate(model, whole, use_cache=False, **given)
+    return model, given, begun.past_key_values if cache is None else cache, whole, right
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("made", ["by generate", "in 8 bits", "by forward", "dynamic"])
+def test_another_image_under_cached_tokens_is_refused(made: str, dtype: torch.dtype) -> None:
+    foreign = DynamicCache() if made == "dynamic" else None
+    options = {"cache_dtype": "int8"} if made == "in 8 bits" else {}
+    model, given, cache, whole, right = _image_turn(dtype, foreign, **options)
+    if made == "by forward":
+        images = {name: given[name] for name in ("pixel_values", "image_sizes")}
+        with torch.no_grad():
+            cache = model(input_ids=whole[:, :-1], use_cache=True, **images).past_key_values
+    held = cache.get_seq_length()
+    for change in (lambda x: x.flip(-1), lambda x: 1 - x, lambda x: x * x):
+        other = {**given, "pixel_values": change(given["pixel_values"])}
+        with pytest.raises(InputError, match="position 1 was made of another image"):
+            generate(model, whole, past_key_values=cache, **other)
+        assert cache.get_seq_length() == held
+    found: Any = generate(model, whole, past_key_values=copy.deepcopy(cache), **given)
+    assert made == "in 8 bits" or torch.equal(found, right)
+    without = {name: value for name, value in given.items() if name not in ("pixel_values", "image_sizes")}
+    assert torch.equal(found, generate(model, whole, past_key_values=cache, **without))
+
+
+@pytest.mark.parametrize("form", ["pairs", "dynamic"])
+def test_more_new_ids_than_a_cache_without_ids_holds_are_refused(form: str) -> None:
+    turn = Turn()
+    cache: Any = turn.cache.to_legacy_cache()
+    cache = DynamicCache(cache) if form == "dynamic" else cache
+    new = torch.arange(100, 140).view(2, 20)
+    mask = torch.cat([KEPT, torch.ones(2, 9, dtype=torch.long)], dim=1)
+    turn.refused(
+        "does not begin with what past_key_values holds", new, past_key_values=cache, attention_mask=mask
+    )
+    turn.refused("does not begin with", new + 20, past_key_values=cache, attention_mask=torch.ones_like(mask))
+    assert turn.go_on(turn.whole, attention_mask=turn.mask, past_key_values=cache) == turn.right
+
+
+def test_embeddings_that_are_not_those_of_the_cache_are_refused() -> None:
+    model, ids = tiny.model("llava"), torch.arange(20, 36)[None]
+    embed = model.get_input_embeddings()
+    rows = embed(ids).detach()
+    begun: Any = generate(
+        model, inputs_embeds=rows[:, :9], return_dict_in_generate=True, max_new_tokens=1, **PAD
+    )
+    cache = begun.past_key_values
+    for wrong in ({"inputs_embeds": rows.flip(1)}, {"inputs": ids + 1}):
+        with pytest.raises(InputError, match="position 0 was made of another"):
+            generate(model, past_key_values=cache, max_new_tokens=4, **wrong, **PAD)
+    right: Any = generate(model, ids, use_cache=False, max_new_tokens=4, **PAD)
+    for same in ({"inputs_embeds": rows}, {"inputs": ids}):
+        found: Any = generate(model, past_key_values=copy.deepcopy(cache), max_new_tokens=4, **same, **PAD)
+        assert torch.equal(found[:, -4:], right[:, -4:])

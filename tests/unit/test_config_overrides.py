@@ -104,3 +104,67 @@ def test_a_text_model_takes_its_own_keys() -> None:
     plain.rope_theta = 5.0
     plain.dtype = model.config.dtype
     assert model.config == plain
+
+
+@pytest.mark.parametrize("kind", [vitrail.LlavaConfig, vitrail.Mistral3Config])
+@pytest.mark.parametrize(
+    ("part", "slip", "meant"),
+    [("text_config", "hiden_size", "hidden_size"), ("vision_config", "imag_size", "image_size")],
+)
+def test_slip_in_a_part_is_refused_where_it_is_given_and_kept_where_it_was_read(
+    kind: Any, part: str, slip: str, meant: str
+) -> None:
+    for make in (kind, lambda **given: vitrail.AutoConfig.for_model(kind.model_type, **given)):
+        with pytest.raises(ConfigError, match=f"no key '{slip}'; did you mean {meant}"):
+            make(**{part: {slip: 1}})
+    assert getattr(getattr(kind(**{part: {"my_own_note": 1}}), part), "my_own_note") == 1  # noqa: B009
+    assert kind.from_dict({part: {slip: 1}}).to_dict()[part][slip] == 1
+    assert kind.from_dict({part: {slip: 1}}, **{part: {"num_hidden_layers": 2}}).to_dict()[part][slip] == 1
+
+
+@pytest.mark.parametrize("name", ["nonsense", 3, {"text_config": "nonsense"}])
+def test_attention_of_no_name_is_refused_by_configurations(name: Any) -> None:
+    for make in (vitrail.MistralConfig, vitrail.PixtralVisionConfig, vitrail.LlavaConfig):
+        with pytest.raises(UnsupportedError, match=r"attn_implementation .* is not supported"):
+            make(attn_implementation=name)
+        assert "attn_implementation" not in make(attn_implementation="sdpa").to_dict()
+    with pytest.raises(UnsupportedError, match=r"attn_implementation .* is not supported"):
+        vitrail.Mistral3Config.from_pretrained(DATA / "mistral3-0", attn_implementation=name)
+    with pytest.raises(UnsupportedError, match="attn_implementation"):
+        vitrail.AutoConfig.from_pretrained(DATA / "mistral3-0", attn_implementation=name)
+
+
+def test_rotary_settings_that_nothing_reads_are_refused() -> None:
+    default, yarn = DATA / "mistral3-0", DATA / "ministral3-0"
+    for given in ({"factor": 2.0}, {"rope_type": "default", "factor": 2.0}, {"facter": 2.0}):
+        with pytest.raises(
+            ConfigError, match="changes nothing for rope_type 'default'; give 'rope_type': 'yarn'"
+        ):
+            vitrail.AutoConfig.from_pretrained(default, text_config={"rope_parameters": given})
+        with pytest.raises(ConfigError, match="changes nothing for rope_type 'default'"):
+            vitrail.MistralConfig(rope_scaling=given)
+    with pytest.raises(ConfigError, match="facter; did you mean factor"):
+        vitrail.AutoConfig.from_pretrained(yarn, text_config={"rope_parameters": {"facter": 2.0}})
+    assert vitrail.MistralConfig.from_dict({"rope_scaling": {"factor": 2.0}}).rope_scaling is None
+
+
+def test_dtype_of_one_part_is_refused_by_models_and_read_by_configurations() -> None:
+    folder, given = DATA / "mistral3-0", {"text_config": {"torch_dtype": "bfloat16"}}
+    assert vitrail.AutoConfig.from_pretrained(folder, **given).text_config.dtype is torch.bfloat16
+    with pytest.raises(UnsupportedError, match="text_config: torch_dtype bfloat16 for one part"):
+        vitrail.AutoModelForImageTextToText.from_pretrained(folder, **given)
+    model = vitrail.AutoModelForImageTextToText.from_pretrained(folder, dtype="bfloat16", **given)
+    assert model.dtype is model.config.text_config.dtype is torch.bfloat16
+
+
+def test_keys_that_files_have_are_taken_by_every_constructor() -> None:
+    packed = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    for kind in (
+        vitrail.MistralConfig,
+        vitrail.PixtralVisionConfig,
+        vitrail.LlavaConfig,
+        vitrail.Mistral3Config,
+    ):
+        made = kind(quantization_config=packed, initializer_range=0.5)
+        assert made.to_dict()["quantization_config"] == packed
+        assert made.initializer_range == 0.5

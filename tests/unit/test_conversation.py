@@ -268,3 +268,11 @@ def test_reply_old_names_of_attributes_warn_with_the_new_one() -> None:
         assert reply.picture_tokens == (2,)
     with pytest.warns(DeprecationWarning, match="is called images_encoded"):
         assert reply.pictures_encoded == 1
+
+
+@pytest.mark.parametrize("name", ["images", "attention_mask", "past_key_values", "input_ids", "pixel_values"])
+def test_inputs_that_the_conversation_sets_are_refused_by_name(name: str, one: tuple[Any, Any]) -> None:
+    dialogue = Dialogue(*one)
+    with pytest.raises(InputError, match=rf"ask\(\) takes no {name}: the conversation sets them"):
+        dialogue.ask("hello", **{name: None})
+    assert not dialogue.messages

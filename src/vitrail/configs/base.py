@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from vitrail.arguments import check, checked_except, short
+from vitrail.configs.attention import check_attention
 from vitrail.configs.fields import check_dtype, check_field
 from vitrail.configs.overrides import SPELLINGS, merge_overrides, warn_replaced
 from vitrail.configs.published import read_config_file, read_config_folder
@@ -90,6 +91,8 @@ class PretrainedConfig:
     def __init__(self, **kwargs: Any) -> None:
         kwargs.pop("model_type", None)
         kwargs.pop("transformers_version", None)
+        if not _reading.get():
+            check_attention(kwargs.pop("attn_implementation", None))
         self.name_or_path = str(kwargs.pop("name_or_path", kwargs.pop("_name_or_path", "")))
         if "torch_dtype" in kwargs:
             legacy = kwargs.pop("torch_dtype")
@@ -112,7 +115,8 @@ class PretrainedConfig:
         if is_secret(name):
             warnings.warn(f"{owner}: {name} holds a secret, and is not kept.", stacklevel=4)
             return
-        meant = () if _reading.get() else near(name, _known(type(self)), _SLIP)
+        known = _known(type(self))
+        meant = () if _reading.get() or name in known else near(name, known, _SLIP)
         if meant:
             raise ConfigError(f"{owner} has no key {name!r}; did you mean {' or '.join(meant)}?")
         if isinstance(value, int):
@@ -214,7 +218,7 @@ class PretrainedConfig:
                 "use AutoConfig to choose the class by the file."
             )
         with_unused = kwargs.pop("return_unused_kwargs", False)
-        kwargs.pop("attn_implementation", None)  # every name of it is one here, and no key of a file
+        check_attention(kwargs.pop("attn_implementation", None))  # no key of a file
         unused = {}
         if kwargs:
             known = {*_known(cls), *config_dict}
@@ -226,6 +230,14 @@ class PretrainedConfig:
         with _kept():
             config = cls(**copy.deepcopy(given))
         return (config, unused) if with_unused else config  # type: ignore[return-value]
+
+    @classmethod
+    def as_part(cls: type[Self], keys: Any) -> Self:
+        """A nested configuration from an object of keys: any where it was read, else as a call gives keywords."""
+        if _reading.get():
+            return cls.from_dict(keys)
+        given = {name: value for name, value in copy.deepcopy(dict(keys)).items() if name != "self"}
+        return cls(**given)
 
     @classmethod
     def _refuse_unknown(cls, given: Mapping[str, Any], known: Collection[str], owner: str) -> None:
@@ -249,7 +261,10 @@ class PretrainedConfig:
         merged = merge_overrides(config_dict, rest)
         for name, value in parts.items():
             read = config_dict.get(name)
-            part = cls.part_makers[name](getattr(cls(), name) if read is None else read, cls.__name__)
+            with _kept():
+                part = cls.part_makers[name](getattr(cls(), name) if read is None else read, cls.__name__)
+            if not isinstance(value, Mapping | PretrainedConfig | None):
+                value = cls.part_makers[name](value, cls.__name__)
             if isinstance(value, Mapping):
                 type(part)._refuse_unknown(
                     value, {*_known(type(part)), *vars(part)}, f"{cls.__name__}: {name}"
@@ -401,6 +416,11 @@ def _kept() -> Iterator[None]:
         yield
     finally:
         _reading.reset(token)
+
+
+def was_read() -> bool:
+    """Whether the configuration that is being made was read, so that any of its keys is kept."""
+    return _reading.get()
 
 
 def _section(config_dict: Mapping[str, Any], model_type: str) -> dict[str, Any] | None:

@@ -4,6 +4,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from vitrail.configs.rope import check_given
+
 SPELLINGS = {
     "torch_dtype": "dtype",
     "norm_eps": "rms_norm_eps",
@@ -86,7 +88,9 @@ def _rope_merged(read: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
     _, settings = _rope(read)
     value = dict(given[name])
     if "rope_type" in value or "type" in value:
+        check_given(value, value.get("rope_type") or value.get("type") or "default")
         warn_dropped(name, [key for key in settings if key not in (*value, "type", "rope_type")])
     else:
+        check_given(value, settings.get("rope_type") or settings.get("type") or "default")
         value = {**settings, **value}
     return {**rest, "rope_parameters": value}

@@ -1,17 +1,38 @@
 """One spelling for the rotary settings of a configuration: (theta, scaling). No tensors, no angles."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from vitrail.arguments import short
 from vitrail.configs.fields import check_field
 from vitrail.errors import ConfigError
+from vitrail.files.keywords import refuse_unknown
 
 # "axial" is transformers 5's word for the tower's two-dimensional rotation, which has no further settings.
 PLAIN_TYPES = ("default", "axial")
+_NAMES = ("rope_theta", "rope_type", "type")
+_YARN = (
+    *_NAMES, "attention_factor", "beta_fast", "beta_slow", "factor", "llama_4_scaling_beta", "max_position_embeddings",
+    "mscale", "mscale_all_dim", "original_max_position_embeddings", "truncate",
+)  # fmt: skip
 
 
-def take_rope(kwargs: dict[str, Any], theta: Any) -> tuple[float, dict[str, Any] | None]:
-    """Remove the rotary keys from `kwargs`; return (theta, scaling or None).
+def check_given(given: Mapping[str, Any], kind: Any) -> None:
+    """Raise ConfigError for settings in a call that the rotation of this type does not read; a file may hold any."""
+    asked = [name for name, value in given.items() if value is not None]
+    if kind in PLAIN_TYPES and (idle := [name for name in asked if name not in _NAMES]):
+        raise ConfigError(
+            f"rope_parameters: {', '.join(map(str, idle))[:200]} changes nothing for rope_type {short(kind)}; give "
+            "'rope_type': 'yarn' beside it."
+        )
+    if kind == "yarn":
+        refuse_unknown("rope_parameters of type yarn", asked, _YARN, error=ConfigError)
+
+
+def take_rope(
+    kwargs: dict[str, Any], theta: Any, *, read: bool = True
+) -> tuple[float, dict[str, Any] | None]:
+    """Remove the rotary keys from `kwargs`; return (theta, scaling or None). read: from a file, not given in a call.
 
     Accepts the older top-level `rope_theta` with `rope_scaling` and the newer `rope_parameters`
     {rope_theta, rope_type | type, …}. `scaling` is a dict with rope_type, or None for the plain rotation.
@@ -30,6 +51,8 @@ def take_rope(kwargs: dict[str, Any], theta: Any) -> tuple[float, dict[str, Any]
     kind = chosen.pop("rope_type", None) or chosen.get("type") or "default"
     chosen.pop("type", None)
     check_field("rope_parameters", "rope_type", kind, str)
+    if not read:
+        check_given(chosen, kind)
     if kind not in PLAIN_TYPES:
         return theta, {"rope_type": kind, **chosen}
     if chosen.get("llama_4_scaling_beta") is not None:

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from vitrail.arguments import short
-from vitrail.configs.base import PretrainedConfig
+from vitrail.configs.base import PretrainedConfig, was_read
 from vitrail.configs.fields import check_field
 from vitrail.configs.rope import check_yarn, take_rope
 from vitrail.errors import ConfigError
@@ -61,7 +61,7 @@ class MistralConfig(PretrainedConfig):
     ) -> None:
         if "norm_eps" in kwargs:
             rms_norm_eps = kwargs.pop("norm_eps")
-        rope_theta, scaling = take_rope(kwargs, rope_theta)
+        rope_theta, scaling = take_rope(kwargs, rope_theta, read=was_read())
         super().__init__(
             pad_token_id=pad_token_id,
             bos_token_id=bos_token_id,

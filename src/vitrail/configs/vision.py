@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from vitrail.arguments import short
-from vitrail.configs.base import PretrainedConfig
+from vitrail.configs.base import PretrainedConfig, was_read
 from vitrail.configs.fields import check_field
 from vitrail.configs.rope import take_rope
 from vitrail.errors import ConfigError
@@ -48,7 +48,7 @@ class PixtralVisionConfig(PretrainedConfig):
     ) -> None:
         if isinstance(patch_size, dict):  # {"height": 16, "width": 16}
             patch_size = _square(patch_size)
-        rope_theta, scaling = take_rope(kwargs, rope_theta)
+        rope_theta, scaling = take_rope(kwargs, rope_theta, read=was_read())
         if scaling is not None:
             raise ConfigError(
                 f"PixtralVisionConfig: rope_parameters {short(scaling)}; the tower's rotary embedding has no scaling."

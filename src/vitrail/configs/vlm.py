@@ -1,5 +1,6 @@
 """LlavaConfig and Mistral3Config: a vision tower, a projector and a language model together."""
 
+import json
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,10 +14,17 @@ from vitrail.errors import ConfigError
 TEXT_TYPES: dict[str, type[MistralConfig]] = {"mistral": MistralConfig, "ministral3": Ministral3Config}
 
 
+def _keys(value: Any) -> Any:
+    """The keys of a configuration of transformers, as its config.json says them; anything else as it is."""
+    write = None if isinstance(value, (PretrainedConfig, dict)) else getattr(value, "to_json_string", None)
+    return json.loads(write()) if callable(write) and hasattr(value, "model_type") else value
+
+
 def text_config_from(value: "dict[str, Any] | MistralConfig", owner: str) -> MistralConfig:
     """The language model's configuration from a dict (class by its model_type) or as it is."""
     if isinstance(value, MistralConfig):
         return value
+    value = _keys(value)
     if not isinstance(value, dict):
         raise ConfigError(
             f"{owner}: text_config must be a configuration or an object of keys, got {short(value)}."
@@ -26,13 +34,14 @@ def text_config_from(value: "dict[str, Any] | MistralConfig", owner: str) -> Mis
         raise ConfigError(
             f"{owner}: text_config has model_type {short(kind)}; supported: {', '.join(TEXT_TYPES)}."
         )
-    return TEXT_TYPES[kind].from_dict(value)
+    return TEXT_TYPES[kind].as_part(value)
 
 
 def vision_config_from(value: "dict[str, Any] | PixtralVisionConfig", owner: str) -> PixtralVisionConfig:
     """The vision tower's configuration from a dict or as it is."""
     if isinstance(value, PixtralVisionConfig):
         return value
+    value = _keys(value)
     if not isinstance(value, dict):
         raise ConfigError(
             f"{owner}: vision_config must be a configuration or an object of keys, got {short(value)}."
@@ -40,7 +49,7 @@ def vision_config_from(value: "dict[str, Any] | PixtralVisionConfig", owner: str
     kind = value.get("model_type", "pixtral")
     if kind != "pixtral":
         raise ConfigError(f"{owner}: vision_config has model_type {short(kind)}; supported: pixtral.")
-    return PixtralVisionConfig.from_dict(value)
+    return PixtralVisionConfig.as_part(value)
 
 
 class VisionLanguageConfig(PretrainedConfig):

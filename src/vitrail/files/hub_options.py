@@ -95,8 +95,12 @@ class HubOptions:
                 f"subfolder={str(part)!r} is for folders on this disk, and there is no folder {os.fspath(name_or_path)!r}; "
                 "fetch the repository with the hub's own client and give the folder within it."
             )
-        if not (outer / part).is_dir():
-            raise CheckpointError(f"{outer} has no folder {str(part)!r}, which subfolder names.")
+        try:
+            there = (outer / part).is_dir()
+        except OSError:  # a name longer than any
+            there = False
+        if not there:
+            raise CheckpointError(f"{outer} has no folder {str(part)!r:.200}, which subfolder names.")
         return str(outer / part), replace(self, subfolder="")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitrail.configs.generation import GenerationConfig
 from vitrail.errors import InputError
+from vitrail.generate.beginning import check_beginning
 from vitrail.generate.features import ImageFeatures
 from vitrail.generate.outputs import GenerateOutput
 from vitrail.generate.prompt import Prompt, count_ids
@@ -158,6 +159,7 @@ class Decoding:
         for request, before in zip(requests, prompt.past.lengths, strict=False):
             request.done = before
             request.past = before if prompt.past.new_only else 0
+        whole: ImageFeatures | None = None
         if prompt.pixel_values is None:
             fresh = sum(count_ids(request.fresh, model.image_token_id) for request in requests)
             if fresh and prompt.embeds is None:
@@ -165,16 +167,28 @@ class Decoding:
                     f"the prompt has {fresh} image tokens and came without images; give pixel_values."
                 )
         else:
-            self._hand_out(requests, prompt.pixel_values)
+            whole = self._hand_out(requests, prompt.pixel_values)
+        self._check_beginnings(requests, whole)
         return requests
 
-    def _hand_out(self, requests: list[Request], pixel_values: Tensor) -> None:
-        """Assign every prompt its range of the image features."""
+    def _check_beginnings(self, requests: list[Request], whole: ImageFeatures | None) -> None:
+        """Compare the prompts with what a caller's cache holds. whole: the features of all images, cached ones too."""
+        past, first = self.prompt.past, 0
+        if past.cache is None or past.new_only or len(requests) > self.prompt.batch:
+            return
+        for n, request in enumerate(requests):
+            features = [] if whole is None else [(whole, first)]
+            check_beginning(self.model, past.cache, n, request.ids, request.embeds, features)
+            first += count_ids(request.ids, self.model.image_token_id)
+
+    def _hand_out(self, requests: list[Request], pixel_values: Tensor) -> ImageFeatures | None:
+        """Assign every prompt its range of the image features; returns them where cached images are among them."""
         prompt, image = self.prompt, self.model.image_token_id
         features = ImageFeatures(self.model, pixel_values, prompt.image_sizes)
         each = len(requests) // prompt.batch
         counts = [count_ids(row, image) for row in prompt.rows]
         fresh = [count_ids(request.fresh, image) for request in requests[::each]]
+        all_given = features.total == sum(counts)
         if features.total == sum(fresh):  # only images of positions that are not cached yet
             counts = fresh
         if features.total != sum(counts):
@@ -189,6 +203,7 @@ class Decoding:
             if self.config.do_sample:  # only sampling needs identities of rows
                 self._images.append(features.digest(begin, begin + count))
             begin += count
+        return features if all_given else None
 
     def _begin(self) -> list[SamplingState]:
         """Create a sampling state per row."""

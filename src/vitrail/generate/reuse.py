@@ -85,7 +85,9 @@ class PromptMemory:
         self._ids, self._images = [], []
         self._tower.forget()
 
-    def go_on(self, ids: Sequence[int], images: Sequence[PromptImage] = (), **options: Any) -> Continuation:
+    def go_on(
+        self, ids: Sequence[int], images: Sequence[PromptImage] = (), /, **options: Any
+    ) -> Continuation:
         """Generate a completion of the prompt `ids` (L,), whose image tokens belong to `images` in order.
 
         Args:

@@ -140,7 +140,7 @@ class PaddedView(ABC):
         """Repeat every row `repeats` times, copies adjacent."""
         _check_number("repeats", repeats)
         if not 1 <= repeats < 1 << 16:
-            raise InputError(f"repeats must be from 1 to {(1 << 16) - 1:,}, got {repeats}.")
+            raise InputError(f"repeats must be at least 1 and at most {(1 << 16) - 1:,}, got {repeats}.")
         self.reorder_cache(torch.arange(len(self.sequences)).repeat_interleave(repeats))
 
     def to_legacy_cache(self) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -155,6 +155,14 @@ class PaddedView(ABC):
         longest = self.get_seq_length()
         return torch.arange(longest)[None, :] >= (longest - lengths)[:, None]
 
+    def rows(self, stored: LayerKV, side: int, sequence: int) -> Tensor:
+        """Keys (side 0) or values of one sequence, (S, G, K); those of 8 bits as float32."""
+        blocks = list(self.blocks(sequence))
+        held = (stored.keys, stored.values)[side][blocks]
+        if stored.scales is not None:
+            held = held * stored.scales[side, blocks][..., None]
+        return held.flatten(0, 1)[: self.length(sequence)]
+
     def _padded(self, stored: LayerKV, side: int) -> Tensor:
         """Return keys (side 0) or values of every sequence, (B, G, S, K); int8 ones as float32."""
         held = (stored.keys, stored.values)[side]
@@ -162,11 +170,7 @@ class PaddedView(ABC):
         dtype = held.dtype if stored.scales is None else torch.float32
         out = held.new_zeros(*kept.shape, *held.shape[2:], dtype=dtype)
         for row, sequence in enumerate(self.sequences):
-            blocks = list(self.blocks(sequence))
-            rows = held[blocks]
-            if stored.scales is not None:
-                rows = rows * stored.scales[side, blocks][..., None]
-            out[row, kept[row]] = rows.flatten(0, 1)[: self.length(sequence)]
+            out[row, kept[row]] = self.rows(stored, side, sequence)
         return out.transpose(1, 2)
 
     @classmethod

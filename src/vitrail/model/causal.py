@@ -116,6 +116,10 @@ class CausalModel(PaddedModel):
             raise InputError(f"{type(self).__name__} is a text-only model and cannot read images.")
         return replace_rows(rows, ids == self.image_token_id, features)
 
+    def first_values(self, rows: Tensor) -> Tensor:
+        """Values (L, G, K) of the first block for embeddings (L, D), by which a cache shows what it was made of."""
+        return self.decoder.first_values(rows)
+
     def step(
         self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, capture: Record | None = None
     ) -> Tensor:

@@ -131,6 +131,13 @@ class MistralModel(PaddedModel):
         as_dict = self.config.use_return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
+    def first_values(self, rows: Tensor) -> Tensor:
+        """What the first block's cache holds as values of embeddings (L, D): (L, G, K), whatever their positions."""
+        block: Any = self.layers[0]
+        rows = rows.to(block.input_layernorm.weight.device)
+        values: Tensor = block.self_attn.v_proj(block.input_layernorm(rows))
+        return values.view(len(values), -1, block.self_attn.head_dim)
+
     def run(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, record: Record) -> Tensor:
         """(L, D) embeddings → (L, D) after the last block and the final norm."""
         if batch.adapter_indices is not None:

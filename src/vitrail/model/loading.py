@@ -1,7 +1,6 @@
 """from_pretrained and save_pretrained of models: what ties configuration, files and model together."""
 
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from vitrail.adapters.files import base_of, load_adapter, save_adapter
 from vitrail.adapters.model import configs
 from vitrail.configs import PretrainedConfig, VisionLanguageConfig, read_config
+from vitrail.configs.attention import check_attention
 from vitrail.configs.fields import check_dtype
 from vitrail.configs.generation import GENERATION_CONFIG_NAME, GenerationConfig, as_generation_config
 from vitrail.configs.read import as_config
@@ -32,18 +32,6 @@ _KEYWORDS = (
     "attn_implementation", "cache_dir", "config", "device_map", "dtype", "force_download", "format", "local_files_only",
     "quantization_config", "revision", "subfolder", "token", "torch_dtype", "vision",
 )  # fmt: skip
-
-# All names of one thing here: attention is exact in each. The others name programs of a GPU that make the same numbers.
-ATTENTION = (None, "sdpa", "eager")
-OTHER_ATTENTION = (
-    "flash_attention_2",
-    "flash_attention_3",
-    "flex_attention",
-    "sdpa_paged",
-    "eager_paged",
-    "paged_attention",
-)
-
 
 # Other keywords of transformers' from_pretrained: taken where they ask for nothing, refused where they do.
 NOT_DONE = [
@@ -127,6 +115,7 @@ def load_pretrained(
         device_map=device_map,
         quantization=quantization,
     )
+    _check_part_dtypes(options, loaded)
     _set_dtype(chosen, loaded)
     if generation is not None:
         model.generation_config = generation
@@ -159,24 +148,6 @@ def save_pretrained(
         state_dict=state_dict,
         generation_config=options,
     )
-
-
-def check_attention(name: Any) -> None:
-    """Accept the names of exact attention, with a warning where Vitrail's own runs under another's name."""
-    wanted = (
-        name.values() if isinstance(name, dict) else [name]
-    )  # a dict names one for each part of the model
-    for one in wanted:
-        if one in OTHER_ATTENTION:
-            warnings.warn(
-                f"attn_implementation={one!r} is Vitrail's own exact attention, as 'sdpa' and 'eager' are.",
-                stacklevel=5,
-            )
-        elif one not in ATTENTION:
-            raise UnsupportedError(
-                f"attn_implementation {one!r} is not supported; leave it out: Vitrail has one exact attention, which "
-                f"{', '.join(map(repr, (*ATTENTION[1:], *OTHER_ATTENTION)))} name too."
-            )
 
 
 def named_dtype(dtype: Any, torch_dtype: Any, config: PretrainedConfig) -> torch.dtype | None:
@@ -230,3 +201,19 @@ def _config_for(
         f"{folder} holds a {chosen.model_type!r} model; {cls.__name__} is built from {cls.config_class.model_type!r}. "
         "AutoModelForImageTextToText and AutoModelForCausalLM choose the class by the checkpoint."
     )
+
+
+def _check_part_dtypes(options: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Raise UnsupportedError where a call gives a part of the model another dtype than the weights have."""
+    for name, given in options.items():
+        asked = {
+            key: given[key]
+            for key in ("dtype", "torch_dtype")
+            if isinstance(given, Mapping) and given.get(key)
+        }
+        for key, value in asked.items():
+            if check_dtype(name, value) != str(dtype).removeprefix("torch."):
+                raise UnsupportedError(
+                    f"{name}: {key} {str(value).removeprefix('torch.')} for one part of a model is not supported; the "
+                    f"weights are {str(dtype).removeprefix('torch.')}, and dtype= gives all of them another type."
+                )

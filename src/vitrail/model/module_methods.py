@@ -68,6 +68,6 @@ class ModuleMethods:
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, str]) -> None:
         """Accept every name of exact attention; there is one here."""
-        from vitrail.model.loading import check_attention
+        from vitrail.configs.attention import check_attention
 
         check_attention(attn_implementation)

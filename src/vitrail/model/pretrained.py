@@ -78,7 +78,8 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
     @classmethod
     def _from_config(cls: type[Self], config: Any, **kwargs: Any) -> Self:
         """A model with random weights of `dtype` (or `torch_dtype`), else of the configuration's type."""
-        from vitrail.model.loading import check_attention, named_dtype
+        from vitrail.configs.attention import check_attention
+        from vitrail.model.loading import named_dtype
 
         dtype = named_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None), config)
         check_attention(kwargs.pop("attn_implementation", None))
@@ -311,8 +312,11 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
         return self._generation_config
 
     @generation_config.setter
-    def generation_config(self, value: "GenerationConfig") -> None:
-        self._generation_config = value
+    def generation_config(self, value: Any) -> None:
+        """A GenerationConfig, transformers' own or a dict of options; None: what the configuration says."""
+        from vitrail.configs.generation import as_generation_config
+
+        self._generation_config = None if value is None else as_generation_config(value)
 
     @classmethod
     def can_generate(cls) -> bool:
