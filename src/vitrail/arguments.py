@@ -28,6 +28,7 @@ _ARRAYS = re.compile(
 # … and what has one kind wherever it is given.
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("revision", "tokenizer_mode", "variant"), str | None),
+    **dict.fromkeys(("add_generation_prompt", "continue_final_message"), bool | None),
     **dict.fromkeys(("trust_remote_code", "use_fast", "local_files_only", "force_download", "vision"), bool),
     **dict.fromkeys(("on_event", "on_prompt", "stop", "progress", "pages"), Callable | None),
     **dict.fromkeys(("max_image_tokens",), int | None),

@@ -232,7 +232,7 @@ class PretrainedConfig:
         return (config, unused) if with_unused else config  # type: ignore[return-value]
 
     @classmethod
-    def as_part(cls: type[Self], keys: Any) -> Self:
+    def _as_part(cls: type[Self], keys: Any) -> Self:
         """A nested configuration from an object of keys: any where it was read, else as a call gives keywords."""
         if _reading.get():
             return cls.from_dict(keys)

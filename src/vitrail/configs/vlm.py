@@ -34,7 +34,7 @@ def text_config_from(value: "dict[str, Any] | MistralConfig", owner: str) -> Mis
         raise ConfigError(
             f"{owner}: text_config has model_type {short(kind)}; supported: {', '.join(TEXT_TYPES)}."
         )
-    return TEXT_TYPES[kind].as_part(value)
+    return TEXT_TYPES[kind]._as_part(value)
 
 
 def vision_config_from(value: "dict[str, Any] | PixtralVisionConfig", owner: str) -> PixtralVisionConfig:
@@ -49,7 +49,7 @@ def vision_config_from(value: "dict[str, Any] | PixtralVisionConfig", owner: str
     kind = value.get("model_type", "pixtral")
     if kind != "pixtral":
         raise ConfigError(f"{owner}: vision_config has model_type {short(kind)}; supported: pixtral.")
-    return PixtralVisionConfig.as_part(value)
+    return PixtralVisionConfig._as_part(value)
 
 
 class VisionLanguageConfig(PretrainedConfig):

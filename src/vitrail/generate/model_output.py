@@ -20,6 +20,8 @@ class ModelOutput(dict[str, Any]):
         if not values:
             return
         first, *others = values
+        if isinstance(first, Mapping) and not set(first) <= self.__dataclass_fields__.keys():
+            return  # a mapping of other things is a field's value
         if isinstance(first, (Mapping, Iterator)) and all(value is None for value in others):
             setattr(self, fields(self)[0].name, None)
             for name, value in dict(first).items():

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from vitrail.arguments import checked
 from vitrail.errors import ImageError
 from vitrail.images.fetch import FetchPolicy
 from vitrail.images.limits import LIMITS, PDF_LIMITS, ImageLimits, PdfLimits
@@ -118,6 +119,7 @@ _current: ContextVar[ImageRequest | None] = ContextVar("vitrail_image_request", 
 _defaults: tuple[ImageLimits, FetchPolicy, PdfLimits] = (LIMITS, POLICY, PDF_LIMITS)
 
 
+@checked
 def set_image_defaults(
     limits: ImageLimits = LIMITS, policy: FetchPolicy = POLICY, pdf_limits: PdfLimits = PDF_LIMITS
 ) -> None:
@@ -133,6 +135,7 @@ def own_image_request() -> Iterator[ImageRequest]:
         yield request
 
 
+@checked
 @contextmanager
 def image_request(
     limits: ImageLimits | None = None,

@@ -220,7 +220,13 @@ def _numbers(
     values = [value] * count if isinstance(value, (int, float)) else value
     try:
         numbers = tuple(float(number) for number in values[: count + 1])
-    except (TypeError, ValueError, OverflowError, KeyError) as error:
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+        KeyError,
+        RuntimeError,
+    ) as error:  # RuntimeError: a sparse tensor
         wanted = "a number" if one else "a number or three"
         raise InputError(f"{name} is {wanted}; got {short(value)}.") from error
     if not all(-NUMBER_LIMIT <= number <= NUMBER_LIMIT for number in numbers):  # which NaN is not, either

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from vitrail.arguments import check
+from vitrail.arguments import check, checked
 from vitrail.errors import InputError, UnsupportedError
 
 
@@ -25,6 +25,7 @@ class ModuleMethods:
             nn.Module, getattr(self, self.base_model_prefix, self) if self.base_model_prefix else self
         )
 
+    @checked
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of all weights, packed ones too, and of the buffers."""
         module = cast(nn.Module, self)

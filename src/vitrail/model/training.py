@@ -96,6 +96,8 @@ def _check_step(ids: Any, past: Any, *tensors: Any) -> None:
         )
     if any(tensor is not None and not isinstance(tensor, Tensor) for tensor in tensors):
         raise InputError("attention_mask, inputs_embeds and cache_position must be tensors.")
+    if tensors[0] is not None and tensors[0].dim() != 2:
+        raise InputError("attention_mask must have the shape (batch, positions).")
 
 
 def checkpoint_options(given: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -273,7 +273,7 @@ class MistralCommonTokenizer(MistralRows):
         where transformers' class cuts ids off the end; the builder makes these prompts too.
         return_assistant_tokens_mask: `assistant_masks` besides, 1 for the ids of the assistant's messages; by the builder.
         """
-        check("apply_chat_template", "tools", tools, list[Any] | None)
+        check("apply_chat_template", "tools", tools, list[dict[str, Any]] | None)
         if not isinstance(truncation, bool):
             raise InputError(f"truncation is True or False here; got {truncation!r}")
         marked = kwargs.get("return_assistant_tokens_mask", False) or None
