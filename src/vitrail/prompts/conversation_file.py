@@ -13,7 +13,7 @@ from vitrail.files.json import JSON_LIMIT
 from vitrail.files.lfs import refuse_pointer
 
 _KEYS = ("messages", "tools", "continue_final_message", "reasoning_effort")
-_RECORDED = ("ids", "text", "grids", "images")  # what recordings of prompts hold beside the conversation
+_RECORDED = ("ids", "text", "grids", "pictures")  # what recordings of prompts hold beside the conversation
 
 
 @dataclass(frozen=True, slots=True)
