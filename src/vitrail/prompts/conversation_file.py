@@ -13,7 +13,7 @@ from vitrail.files.json import JSON_LIMIT
 from vitrail.files.lfs import refuse_pointer
 
 _KEYS = ("messages", "tools", "continue_final_message", "reasoning_effort")
-_RECORDED = ("ids", "text", "grids", "images")  # further keys of recorded prompts
+_RECORDED = ("ids", "text", "grids", "pictures")  # further keys of recorded prompts
 
 
 @dataclass(frozen=True, slots=True)
