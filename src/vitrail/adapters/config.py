@@ -43,7 +43,7 @@ class LoraConfig:
         r, lora_alpha: rank and scale. rank_pattern, alpha_pattern: other values for modules whose name ends with a key
             (a pattern). use_rslora: s = lora_alpha / √r.
         target_modules: a list of endings of module names, one pattern for whole names, or "all-linear": every linear
-            layer but the head. exclude_modules likewise; layers_to_transform, layers_pattern: only these numbered layers.
+            layer but the head. exclude_modules likewise; layers_to_transform, layers_pattern: only these numbers.
         lora_dropout: share of the adapter's input that is dropped in training.
         use_dora: train each row's length too (arXiv 2402.09353).
         modules_to_save: modules that are trained and saved whole.

@@ -78,7 +78,7 @@ class Lora(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def draw(self, how: bool | str) -> None:
-        """Initialise A at random, B to zero; B at random too for False; both, with B·A = 0, for "orthogonal" (as PEFT)."""
+        """Initialise A at random, B to zero; False: B at random too; "orthogonal": both, with B·A = 0 (as PEFT)."""
         if how == "orthogonal":
             self._draw_orthogonal()
             return

@@ -90,7 +90,11 @@ class PatternTable:
         return PatternTable, (self.table,)  # parsed patterns are functions: not picklable
 
     def get(self, name: str, default: Any) -> Any:
-        """Return the value of the first pattern that matches the name or its ending after a dot. ConfigError as Pattern."""
+        """Return the value of the first pattern that matches the name or an ending of it after a dot.
+
+        Raises:
+            ConfigError: as Pattern.
+        """
         if not self._tests:
             self._tests = [(_ending(key, self._budget), value) for key, value in self.table.items()]
         if name not in self._found:

@@ -1,4 +1,4 @@
-"""Resolve a name or a path to a local folder: the files to fetch from a repository, and the cases without a connection."""
+"""Resolve a name or a path to a local folder: files to fetch from a repository, and cases without a connection."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class _Asked:
                 raise CheckpointError(f"the cache {self.cache.root} cannot be written: {reason}.") from error
 
     def _fetch(self, repository: Repository, wanted: Wanted, missing: list[str]) -> None:
-        """Fetch file by file, small ones first; record the file list after the first, the branch after the small ones."""
+        """Fetch file by file, small ones first; record the file list after the first, the branch after the small."""
         for names in (wanted.small, wanted.weights):
             for name in names:
                 if name in missing:

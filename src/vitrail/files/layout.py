@@ -60,7 +60,7 @@ def complete_formats(names: Iterable[str]) -> list[str]:
 
 
 def small_files(names: Iterable[str], format: str) -> list[str]:
-    """Return the files among `names` without weights: tokenizers, settings, and last the configuration of one format."""
+    """Return the files among `names` without weights: tokenizers, settings, last the configuration of one format."""
     present = sorted(names)
     config = CONFIGS[format]
     return [

@@ -181,7 +181,7 @@ class WorkerProcess:
         )
 
     def _stop(self, kill: bool = True) -> int:
-        """End the process and return its status, 0 without one. kill: False for one that ends by itself, for its status."""
+        """End the process and return its status, 0 without one. kill: False for one that ends by itself."""
         process, self._process = self._process, None
         if process is None:
             return 0
