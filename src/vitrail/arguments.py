@@ -58,7 +58,7 @@ def checked(target: Target) -> Target:
 
 
 def checked_except(*methods: str) -> Callable[[Target], Target]:
-    """Check a class likewise; these methods check their values themselves, and only their argument names are checked here.
+    """Check a class likewise, but of these methods, which check their own values, only the argument names.
 
     "method.parameter" exempts one parameter.
     """

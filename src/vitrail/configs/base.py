@@ -120,7 +120,7 @@ class PretrainedConfig:
         if meant:
             raise ConfigError(f"{owner} has no key {name!r}; did you mean {' or '.join(meant)}?")
         if isinstance(value, int):
-            check_field(owner, name, value, (bool, int, float))  # not finite: JSON cannot hold it
+            check_field(owner, name, value, (bool, int, float))  # too many digits for JSON
         setattr(self, name, value)
 
     def check(self) -> None:
@@ -181,7 +181,7 @@ class PretrainedConfig:
         return False
 
     def get_text_config(self, decoder: bool = False) -> "PretrainedConfig":
-        """The configuration of the language model: this one, or its text_config."""
+        """Return the configuration of the language model: this one, or its text_config."""
         text = getattr(self, "text_config", None)
         return text if isinstance(text, PretrainedConfig) else self
 
@@ -431,7 +431,7 @@ def was_read() -> bool:
 
 
 def _section(config_dict: Mapping[str, Any], model_type: str) -> dict[str, Any] | None:
-    """Return the nested configuration of `model_type` (text_config or vision_config) where the outer type differs."""
+    """Return the nested configuration of `model_type` (text_config or vision_config), for a file of an outer type."""
     for name in ("text_config", "vision_config"):
         section = config_dict.get(name)
         if isinstance(section, dict) and section.get("model_type") == model_type:

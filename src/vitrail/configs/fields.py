@@ -80,7 +80,7 @@ def check_field(
 
 
 def check_cell(owner: str, patch_size: int, merge: int) -> None:
-    """Raise ConfigError where one image token covers a square larger than the padding of an image."""
+    """Raise ConfigError where one image token covers a square with sides above CELL_LIMIT pixels."""
     if patch_size * merge > CELL_LIMIT:
         raise ConfigError(
             f"{owner}: patch_size {patch_size} · spatial_merge_size {merge} must be at most {CELL_LIMIT:,} pixels; correct "

@@ -50,7 +50,7 @@ def warn_replaced(name: str, read: Any, given: Any) -> None:
 
 
 def warn_dropped(name: str, keys: list[str]) -> None:
-    """Warn that the value given for `name` replaces the whole object read, with these keys."""
+    """Warn that the value given for `name` replaces the whole object read and drops these keys."""
     if keys:
         warnings.warn(
             f"{name} takes the place of the one in the file, whose {', '.join(sorted(keys))} are dropped; "

@@ -64,7 +64,7 @@ def _set_right(config_dict: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _silu(vision: dict[str, Any]) -> dict[str, Any]:
-    """Set SiLU, the activation of all towers; some published files have "gelu" (corrected upstream in October 2024)."""
+    """Return the tower's keys with SiLU for a mistaken "gelu" of published files (corrected upstream, October 2024)."""
     vision = dict(vision)
     meant = vision.pop("exact_hidden_act", False)
     if vision.get("hidden_act") == "gelu" and not meant:

@@ -162,7 +162,7 @@ class CheckpointFolder(os.PathLike[str]):
         )
 
     def tokenizer_file(self, mode: str = "auto") -> Path | None:
-        """The tokenizer's file chosen by `choose_tokenizer_file`; None without one."""
+        """Return the path of the tokenizer's file chosen by `choose_tokenizer_file`; None without one."""
         name = choose_tokenizer_file(self.files, mode)
         return None if name is None else self.path / name
 

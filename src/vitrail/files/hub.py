@@ -174,7 +174,7 @@ class _Asked:
 
     @contextmanager
     def _explained(self, repository: Repository, missing: list[str]) -> Iterator[None]:
-        """Add the progress of the fetch to errors on the way."""
+        """Add the progress to network errors, and convert the disk's errors to CheckpointError."""
         try:
             yield
         except HubUnreachableError as error:

@@ -73,7 +73,7 @@ class HubOptions:
         return cls(**given)
 
     def keywords(self) -> dict[str, Any]:
-        """The options that are set, as keywords of from_pretrained."""
+        """Return the options that are set, as keywords of from_pretrained."""
         return {
             one.name: getattr(self, one.name)
             for one in fields(self)

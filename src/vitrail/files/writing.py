@@ -34,7 +34,7 @@ def write_text(file: Path, text: str) -> Path:
         for left in file.parent.glob(f".{glob.escape(file.name)}.*.partial"):
             if _PARTIAL.search(left.name) and time.time() - left.lstat().st_mtime > _OLD:
                 left.unlink()
-        scratch.unlink(missing_ok=True)  # a link placed there meanwhile is not followed
+        scratch.unlink(missing_ok=True)  # a link placed there is not followed
         with scratch.open("x", encoding="utf-8") as stream:
             stream.write(text)
         scratch.replace(file)
