@@ -69,7 +69,7 @@ class AdapterMethods:
             set_adapter(self._module, adapter_name)
 
     def active_adapters(self) -> list[str]:
-        """Names of the active adapters."""
+        """Return the names of the active adapters."""
         from vitrail.adapters.model import active
 
         return active(self._module)
