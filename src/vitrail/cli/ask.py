@@ -183,7 +183,7 @@ class _Shown:
         from vitrail.generate.options import fit_context
         from vitrail.model.estimate import estimate
 
-        if self.max_new_tokens is not None:  # generate() refuses an explicit limit that does not fit
+        if self.max_new_tokens is not None:  # an explicit limit that does not fit is refused, not cut
             limit = self.model.max_model_len
             fit_context(prompt.tokens, self.max_new_tokens, limit, explicit=True)
         self.estimate = estimate(self.model, prompt.tokens, prompt.image_sizes)
