@@ -1,6 +1,6 @@
-"""Every public name of Vitrail and its home, which is imported on first use (PEP 562); nothing heavy.
+"""Public names of Vitrail, imported from their modules on first use (PEP 562).
 
-These names are the API. Modules below this one are internal and may move.
+These names are the API. The modules are internal and may move.
 """
 
 import warnings
@@ -139,8 +139,7 @@ if TYPE_CHECKING:
 
 _install()
 
-# One table, home → names. `import vitrail` reads it and imports nothing of it; type checkers
-# read the imports above, and a test holds the two together.
+# Module → names, imported on first use. Type checkers read the imports above; a test compares the two.
 _HOMES: dict[str, tuple[str, ...]] = {
     "assistant": ("Assistant", "ReplyStream", "load"),
     "files.download": ("Download", "watch_downloads"),
@@ -249,14 +248,14 @@ _HOMES: dict[str, tuple[str, ...]] = {
 }
 _HOME_OF: dict[str, str] = {name: home for home, names in _HOMES.items() for name in names}
 
-# Names of version 0.1.0 → what they are called now. They go with the next minor version.
+# Names of version 0.1.0 → present names; removed with the next minor version.
 _RENAMED = {"Turn": "Reply"}
 
 __all__ = ["__version__", *sorted(_HOME_OF)]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `name` from its home and keep it, so that the second look-up costs nothing."""
+    """Import `name` from its module and store it, so that later look-ups are free."""
     new = _RENAMED.get(name, name)
     home = _HOME_OF.get(new)
     if home is None:

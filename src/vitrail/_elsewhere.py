@@ -1,4 +1,4 @@
-"""Names of transformers that Vitrail does not have → what takes their place. Importing one says so."""
+"""Names of transformers that Vitrail lacks → their replacements. Importing one raises NotInVitrail."""
 
 _GENERATE = "give generate() the option itself, for instance temperature=, top_k=, top_p=, min_p= or repetition_penalty="
 _TRAINER = (
@@ -56,4 +56,4 @@ ELSEWHERE = {
 
 
 class NotInVitrail(ImportError):
-    """A name of transformers that Vitrail does not have; the message says what takes its place."""
+    """A name of transformers that Vitrail lacks; the message gives its replacement."""

@@ -1,6 +1,6 @@
-"""Modules of version 0.1.0 that have moved: an old name imports the new module, with one warning that names it.
+"""Moved modules of version 0.1.0: an old name imports the new module, with one warning that names it.
 
-Nothing in the package imports an old name. The table goes with the next minor version.
+The package itself imports no old name. The table is removed in the next minor version.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# Old module → new module, both below `vitrail`; an empty package stands for a folder that no longer exists.
+# Old module → new module, both below `vitrail`; "" for a removed folder, imported as an empty package.
 MOVED = {
     "inputs": "",
     "files.listing": "files.formatting",
@@ -115,7 +115,7 @@ MOVED = {
 }
 
 
-class _Finder:  # a finder and loader by its methods: importlib.abc takes a third of the time of `import vitrail`
+class _Finder:  # no base class: importlib.abc takes a third of the time of `import vitrail`
     """Loads the new module under the old name, so that both names are one module with one set of classes."""
 
     def find_spec(
@@ -127,7 +127,7 @@ class _Finder:  # a finder and loader by its methods: importlib.abc takes a thir
         return ModuleSpec(fullname, self, is_package=not MOVED[name])  # type: ignore[arg-type]  # a loader by its methods
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """The default: an empty module."""
+        """Return None, for a default empty module."""
 
     def exec_module(self, module: ModuleType) -> None:
         new = MOVED[module.__name__.partition(".")[2]]
@@ -142,6 +142,6 @@ class _Finder:  # a finder and loader by its methods: importlib.abc takes a thir
 
 
 def install() -> None:
-    """Let the old names be found, once, before the path is searched: a moved package would be searched for its files."""
+    """Register the finder of old names once, ahead of the path search, which would look for a moved package's files."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

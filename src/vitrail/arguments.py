@@ -1,4 +1,4 @@
-"""Arguments of public calls, checked by their annotations: a value of the wrong kind is refused before anything is done."""
+"""Checks of public calls' arguments by their annotations, before any work is done."""
 
 import collections.abc
 import difflib
@@ -20,12 +20,12 @@ from vitrail.errors import ArgumentError
 
 Target = TypeVar("Target")
 
-# Keywords that go on to other calls, and parameters of any kind, by name: what an array may be given as …
+# Forwarded keywords, and parameters of any type, by name: those that may be arrays …
 _ARRAYS = re.compile(
     "ids?$|mask|embeds|sizes|values?$|position|mean$|std$|labels|image|inputs|seed|prompt|source|sequences|outputs|data|"
     "content|tensor$|state_dict|features|beam_idx|batch$|past|weights?$|states$"
 )
-# … and what has one kind wherever it is given.
+# … and those of one type in every call.
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("revision", "tokenizer_mode", "variant"), str | None),
     **dict.fromkeys(("add_generation_prompt", "continue_final_message"), bool | None),
@@ -49,18 +49,18 @@ _COLLECTIONS: dict[Any, tuple[Any, str]] = {
 
 
 def checked(target: Target) -> Target:
-    """Check the arguments of a public function, or of every public method that a class itself defines.
+    """Check the arguments of a public function, or of every public method in a class's own body.
 
-    A name that the signature does not have, an argument that is missing and a value of another kind than its annotation
-    says raise ArgumentError. Annotations that name no kind (Any, protocols, type variables) are not checked.
+    Unknown names, missing arguments and values of another type than annotated raise ArgumentError. Annotations without
+    a type (Any, protocols, type variables) are not checked.
     """
     return _checked(target, ())
 
 
 def checked_except(*methods: str) -> Callable[[Target], Target]:
-    """The same for a class of which these methods check the kinds of their values themselves: only names are checked.
+    """Check a class likewise, but of these methods, which check their own values, only the argument names.
 
-    "method.parameter" leaves out one parameter.
+    "method.parameter" exempts one parameter.
     """
     return lambda target: _checked(target, methods)
 
@@ -83,7 +83,7 @@ def _checked(target: Target, names_only: tuple[str, ...]) -> Target:
 
 
 def check(owner: str, name: str, value: Any, hint: Any) -> None:
-    """Raise ArgumentError unless `value`, the argument `name` of `owner`, is of the kind that `hint` says."""
+    """Raise ArgumentError unless `value`, the argument `name` of `owner`, fits the annotation `hint`."""
     if not _fits(value, hint):
         if isinstance(value, (str, os.PathLike)) and not _is_file_name(value) and _takes_path(hint):
             raise ArgumentError(
@@ -93,14 +93,14 @@ def check(owner: str, name: str, value: Any, hint: Any) -> None:
 
 
 def check_methods(name: str, value: Any, *methods: str) -> None:
-    """Raise ArgumentError unless `value` has these methods, where no class says what is taken."""
+    """Raise ArgumentError unless `value` has these methods, for arguments without a class to check."""
     lacking = [method for method in methods if not callable(getattr(value, method, None))]
     if lacking or isinstance(value, type):
         raise ArgumentError(f"{name} must be an object with {'() and '.join(methods)}(); got {shown(value)}.")
 
 
 def shown(value: Any) -> str:
-    """A value as an error names it: short, and by its type where it is not a plain one."""
+    """Return a value for an error message: short, and by its type unless a plain one."""
     kind = type(value).__name__
     if value is None:
         return "None"
@@ -115,7 +115,7 @@ def shown(value: Any) -> str:
 def _wrapped(
     function: Callable[..., Any], with_kinds: bool = True, unchecked: tuple[str, ...] = ()
 ) -> Callable[..., Any]:
-    @functools.cache  # on the first call: annotations name things that come later in a module
+    @functools.cache  # on the first call: annotations may name later definitions of a module
     def plan() -> tuple[inspect.Signature, dict[str, Any], str | None]:
         signature = inspect.signature(function)
         kinds = _hints(function) if with_kinds else {}
@@ -155,16 +155,16 @@ def _wrapped(
 
 
 def _refuse_array(function: Callable[..., Any], args: tuple[Any, ...], name: str, value: Any) -> None:
-    """Raise ArgumentError for an array or tensor of several numbers as an option: nothing can be decided by it."""
+    """Raise ArgumentError for an array or tensor of several numbers as an option: its truth value is undefined."""
     if getattr(value, "ndim", 0) and hasattr(value, "__array__") and not _ARRAYS.search(name):
         raise ArgumentError(f"{_owner(function, args)}: {name} cannot be an array; got {shown(value)}.")
 
 
 class _Short(reprlib.Repr):
-    """Values in at most some hundred characters."""
+    """Reprs of at most some hundred characters."""
 
     def repr_int(self, x: int, level: int) -> str:
-        if x.bit_length() > 256:  # more digits than Python may be willing to write
+        if x.bit_length() > 256:  # perhaps beyond Python's limit of digits
             return f"a whole number of {x.bit_length():,} bits"
         return repr(x)
 
@@ -174,13 +174,13 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 def short(value: Any) -> str:
-    """The repr of a value on one line, cut where it is long, whatever it is."""
+    """Return the repr of any value on one line, cut if long."""
     text = " ".join(_SHORT.repr(value).split())
     return text if len(text) <= 120 else f"{text[:117]}…"
 
 
 def _owner(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
-    """How errors call a function: a method by the class that it was called on."""
+    """Return a function's name in errors: a method's with the class that it was called on."""
     holder, _, name = function.__qualname__.rpartition(".")
     kind = args[0] if args and isinstance(args[0], type) else type(args[0] if args else None)
     if holder and any(base.__qualname__ == holder for base in kind.__mro__):
@@ -199,7 +199,7 @@ def _misbound(owner: str, error: str, kwargs: Mapping[str, Any], signature: insp
 
 
 class _Names(dict[str, Any]):
-    """The names that annotations may use: of the module, of Python, else Any (imported for type checkers only)."""
+    """The names in annotations: the module's, Python's, else Any (imported for type checkers only)."""
 
     def __init__(self, module: Mapping[str, Any]) -> None:
         self.module = module
@@ -212,7 +212,7 @@ class _Names(dict[str, Any]):
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function; one that cannot be read is left out."""
+    """Return the annotations of a function, without unreadable ones."""
     names = _Names(function.__globals__)
     found: dict[str, Any] = {}
     for name, written in function.__annotations__.items():
@@ -220,12 +220,12 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         try:
             found |= typing.get_type_hints(holder, {}, names)
         except (AttributeError, NameError, SyntaxError, TypeError):
-            continue  # it names what is not imported here
+            continue  # a name imported for type checkers only
     return found
 
 
 def _is_open(hint: Any) -> bool:
-    """Whether everything fits."""
+    """Return whether every value fits."""
     if hint in (Any, object, inspect.Parameter.empty) or isinstance(hint, TypeVar):
         return True
     return typing.get_origin(hint) in (Union, types.UnionType) and any(map(_is_open, typing.get_args(hint)))
@@ -260,7 +260,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return _is_collection(value, kind, arguments)
     if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
         return True
-    # A configuration of another library has the same name, and is read.
+    # Another library's configuration of the same class name is accepted.
     return isinstance(value, kind) or any(base.__name__ == kind.__name__ for base in type(value).__mro__)
 
 
@@ -290,7 +290,7 @@ def _is_integer(value: Any) -> bool:
         return False
     try:
         operator.index(value)
-    except (TypeError, RuntimeError):  # torch's for tensors of several numbers
+    except (TypeError, RuntimeError):  # RuntimeError: torch's, for tensors of several numbers
         return False
     return True
 
@@ -305,7 +305,7 @@ def _takes_path(hint: Any) -> bool:
 
 
 def _is_file_name(value: "str | os.PathLike[Any]") -> bool:
-    """Whether the system can name a file so."""
+    """Return whether the system accepts a file name."""
     try:
         name = os.fspath(value)
         written = os.fsencode(name) if isinstance(name, str) else b"\0"

@@ -1,4 +1,4 @@
-"""load(): a model and its processor as one object that answers questions about images. Conversations are dialogue.py's."""
+"""Assistant, load(): a model with its processor for questions about images. Conversations: dialogue.py."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -35,14 +35,14 @@ def load(
     quantization: Any = None,
     **options: Any,
 ) -> "Assistant":
-    """Load a checkpoint as an object that answers: `ask`, `stream`, `chat`, `read`.
+    """Load a checkpoint as an Assistant: `ask`, `stream`, `chat`, `read`.
 
     Args:
-        model: a folder or a name on the hub; None is the embedded reader.
-        dtype: numbers to compute with; None is the checkpoint's, float32 for the embedded reader.
+        model: a folder or a hub name; None: the embedded reader.
+        dtype: dtype of computation; None: the checkpoint's, float32 for the embedded reader.
         device: "auto" (an accelerator if there is one), a device, or a device map.
-        adapter: a LoRA adapter to put on the model, a folder or a name on the hub.
-        quantization: pack the weights while loading: "q4", "q8", "nf4", "fp4", "int8", or a configuration of one.
+        adapter: a LoRA adapter for the model, a folder or a hub name.
+        quantization: quantise while loading: "q4", "q8", "nf4", "fp4", "int8", or a configuration of one.
         options: of from_pretrained: format, revision, token, cache_dir, local_files_only, tokenizer_mode, …
 
     Raises:
@@ -63,13 +63,13 @@ def load(
 
 @checked_except("ask.question", "stream.question", "chat.messages")
 class Assistant:
-    """A model that answers questions about images.
+    """A model with its processor, for questions about images.
 
     An image is a path, a URL, bytes, a PIL image, an array or a tensor; a PDF counts as its pages.
 
     Args:
-        model: one of Vitrail's, loaded.
-        processor: a PixtralProcessor, or the tokenizer of a checkpoint that reads text only.
+        model: a loaded model of Vitrail.
+        processor: a PixtralProcessor, or the tokenizer of a text-only checkpoint.
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -87,12 +87,14 @@ class Assistant:
         max_image_tokens: int | None = None,
         **options: Any,
     ) -> Reply:
-        """Answer one question about an image, several in a list, or none (None).
+        """Answer one question.
 
         Args:
+            images: an image, a list of images, or None.
+            question: the text after the images.
             system: a system prompt.
-            tools: what the model may call; see docs/tools.md. Calls come back in the reply; none is run.
-            max_image_tokens: the most that an image may cost.
+            tools: tools for the model; see docs/tools.md. The reply holds their calls; none is run.
+            max_image_tokens: limit of tokens per image.
             options: of `Dialogue.ask` (on_event, stop, progress) and of generate().
         """
         dialogue = self.chat(
@@ -110,9 +112,9 @@ class Assistant:
         progress: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> "ReplyStream":
-        """Iterate over the text of the answer while it is made. Arguments as `ask`.
+        """Return an iterator over the text of the answer during generation. Arguments as `ask`.
 
-        Errors are raised by the first step of the iteration. Closing the iterator ends the answer.
+        The iteration raises the errors of `ask`. Closing the iterator ends the answer.
         """
         return ReplyStream(partial(self.ask, images, question, **options), on_event, stop, progress)
 
@@ -127,9 +129,9 @@ class Assistant:
         """Begin a conversation, in which no position and no image is computed twice.
 
         Args:
-            messages: to go on from, as apply_chat_template takes them.
-            system: a system prompt at the beginning.
-            max_image_tokens: the most that an image may cost.
+            messages: the messages so far, in the form of apply_chat_template.
+            system: a system prompt.
+            max_image_tokens: limit of tokens per image.
             options: of `Dialogue`: pages, tools, format, chat_template.
         """
         dialogue = Dialogue(
@@ -140,15 +142,18 @@ class Assistant:
         return dialogue
 
     def read(self, files: str | Path | Sequence[str | Path]) -> "Iterator[tuple[str, FileReading]]":
-        """Read the printed text of many files in batches, as `vitrail read` does: (name, what it says) of each.
+        """Read the printed text of many files in batches, as `vitrail read` does.
 
-        The embedded reader is made for it; another model is asked what the image says.
+        The embedded reader is trained for it; other models get a prompt for transcription.
 
         Args:
-            files: images, PDFs, URLs, folders (searched to the bottom) and patterns such as "scans/*.png".
+            files: images, PDFs, URLs, folders (searched recursively) and patterns such as "scans/*.png".
+
+        Returns:
+            An iterator of (name, reading); the reading of an unreadable file has an `error`.
 
         Raises:
-            InputError: a name that stands for nothing. A file that cannot be read has an `error` instead.
+            InputError: a name or pattern without files.
         """
         from vitrail.reader.files import find_images, open_file, read_files
         from vitrail.reader.reading import BatchReader
@@ -164,7 +169,7 @@ class Assistant:
                 f"files are names: a path, a URL or a list of them; got {type(files).__name__}. ask() takes images."
             )
         names = find_images([str(name) for name in given])
-        context = copy_context()  # files are opened later, as the caller may open them
+        context = copy_context()  # files are opened later, under the caller's policy
         readings = read_files(
             BatchReader.of(self.model, self.processor), names, lambda name: context.run(open_file, name)
         )
@@ -175,10 +180,10 @@ class Assistant:
 
 
 class ReplyStream(Iterator[str]):
-    """The text of an answer, piece by piece, while another thread makes it.
+    """Iterator over the text of an answer, generated in another thread.
 
     Attributes:
-        reply: the whole answer, once the iteration has ended; None before.
+        reply: the whole answer after the end of the iteration; None before.
     """
 
     def __init__(
@@ -189,14 +194,14 @@ class ReplyStream(Iterator[str]):
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.reply: Reply | None = None
-        context = copy_context()  # of the caller; the first step may be taken elsewhere
+        context = copy_context()  # of the caller; the first step may run in another context
         self._pieces = self._run(partial(context.run, ask), on_event, stop, progress)
 
     def __next__(self) -> str:
         return next(self._pieces)
 
     def close(self) -> None:
-        """End the answer where it is."""
+        """End the answer early."""
         self._pieces.close()
 
     def _run(
@@ -214,14 +219,14 @@ class ReplyStream(Iterator[str]):
 
         def proceed(done: int, total: int) -> None:
             if closed.is_set():
-                raise GeneratorExit  # nothing was drawn yet, and nobody waits for it
+                raise GeneratorExit  # closed before the first id
             if progress is not None:
                 progress(done, total)
 
         def work() -> None:
             try:
                 events.put(ask(on_event=events.put, stop=ended, progress=proceed))
-            except BaseException as error:  # raised where the pieces are taken
+            except BaseException as error:  # raised in the iterating thread
                 events.put(error)
 
         thread = threading.Thread(target=work, daemon=True)
@@ -241,7 +246,7 @@ class ReplyStream(Iterator[str]):
 
 
 def content_of(images: Any, question: str) -> list[Raw]:
-    """The content of a user's message: images, then the question."""
+    """Return the content of a user's message: images, then the question."""
     if not isinstance(question, str):
         raise InputError(
             f"a question is a text, got {type(question).__name__}; images come first: ask(images, question)"
@@ -250,10 +255,10 @@ def content_of(images: Any, question: str) -> list[Raw]:
 
 
 def file_part(name: "str | PathLike[str]") -> Raw:
-    """The part of a message that names an image or a PDF by path or URL."""
+    """Return the content part of an image or a PDF named by path or URL."""
     name = str(name)
     if is_url(name) or name[:5].lower() == "data:":
-        return {"type": "file", "url": name}  # whether it is a PDF is known once it was fetched
+        return {"type": "file", "url": name}  # the type, image or PDF, is found after download
     path = home_path(name)
     return {"type": "file" if file_holds_pdf(path) else "image", "path": str(path.absolute())}
 
@@ -267,7 +272,7 @@ def _image_parts(images: Any) -> list[Raw]:
 
 
 def _packing(quantization: Any) -> Any:
-    """A quantisation by its name, or the configuration that was given."""
+    """Return the configuration of a quantisation's name, or the given configuration."""
     from vitrail.quant.formats import FORMATS
 
     if not isinstance(quantization, str):

@@ -1,4 +1,4 @@
-"""The Auto classes: from a checkpoint's folder to the right class; and `load`, its processor and model together."""
+"""Auto classes: choice of the class for a checkpoint; and `load`, processor and model together."""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -18,14 +18,14 @@ _IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
 
 
 def _open(name_or_path: "str | os.PathLike[str]", keywords: dict[str, Any]) -> CheckpointFolder:
-    """A checkpoint, given as a folder or by hub name; takes the hub's keywords and `format` out of `keywords`."""
+    """Open a folder or hub name; take the hub's keywords and `format` out of `keywords`."""
     hub = HubOptions.take(keywords)
     return CheckpointFolder.open(name_or_path, hub, format=keywords.pop("format", None))
 
 
 @checked
 class _Auto:
-    """What the Auto classes share: they choose a class and are never instantiated."""
+    """Base of the Auto classes, which are never instantiated."""
 
     def __init__(self) -> None:
         name = type(self).__name__
@@ -36,18 +36,22 @@ class _Auto:
 
 @checked
 class AutoConfig(_Auto):
-    """Chooses the configuration class by the `model_type` of config.json."""
+    """Choice of the configuration class by the `model_type` of config.json."""
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: "str | os.PathLike[str]", **kwargs: Any
     ) -> "PretrainedConfig":
-        """The configuration of a folder, file or hub name; further keywords override its keys.
+        """Return the configuration of a folder, file or hub name.
 
-        With return_unused_kwargs=True, a tuple of it and of the keywords that are no keys of it; without, those raise.
-        `format` "hf" or "mistral" chooses where a folder holds both; without it Hugging Face's comes first.
+        Args:
+            pretrained_model_name_or_path: a folder, a file or a hub name.
+            kwargs: values of the configuration's keys; the hub's keywords; `format`: "hf" (default) or "mistral" for a
+                folder with both; return_unused_kwargs=True: return a tuple of the configuration and the unknown
+                keywords, which raise otherwise.
 
-        Raises ConfigError for a model_type that is missing or unknown, CheckpointError for a missing file.
+        Raises:
+            ConfigError: a model_type that is missing or unknown. CheckpointError: a missing file.
         """
         from vitrail.configs.published import read_config_folder
         from vitrail.configs.read import config_class
@@ -59,7 +63,7 @@ class AutoConfig(_Auto):
 
     @classmethod
     def for_model(cls, model_type: str, *args: Any, **kwargs: Any) -> "PretrainedConfig":
-        """A configuration of the named type with default values, as given by `args` and `kwargs`."""
+        """Return a configuration of the named type with default values, overridden by `args` and `kwargs`."""
         from vitrail.configs.read import config_class
 
         return config_class(model_type, f"{cls.__name__}.for_model")(*args, **kwargs)
@@ -67,16 +71,16 @@ class AutoConfig(_Auto):
 
 @checked
 class AutoTokenizer(_Auto):
-    """Loads the tokenizer that lies in a checkpoint's folder."""
+    """Loader of a checkpoint's tokenizer."""
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: "str | os.PathLike[str]", *inputs: Any, **kwargs: Any
     ) -> Any:
-        """The tokenizer of a folder or hub name; keywords such as `padding_side` override the files.
+        """Return the tokenizer of a folder or hub name; keywords such as `padding_side` override the files.
 
-        tekken.json and *.model.v* come before tokenizer.json; `tokenizer_mode="hf"` turns that round.
-        `fix_mistral_regex=True` repairs a tokenizer.json that cuts texts by a rule that is not Mistral's.
+        tekken.json and *.model.v* come before tokenizer.json, with `tokenizer_mode="hf"` after it.
+        `fix_mistral_regex=True` repairs a tokenizer.json whose pre-tokenizer regex is not Mistral's.
         """
         from vitrail.configs.params import config_dict_of
         from vitrail.configs.read import as_config
@@ -92,13 +96,13 @@ class AutoTokenizer(_Auto):
 
 @checked
 class AutoImageProcessor(_Auto):
-    """Chooses between PixtralImageProcessor (PIL) and PixtralImageProcessorFast (tensors)."""
+    """Choice between PixtralImageProcessor (PIL) and PixtralImageProcessorFast (tensors)."""
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: "str | os.PathLike[str]", *inputs: Any, **kwargs: Any
     ) -> Any:
-        """The image processor that the files name; `use_fast` True or False chooses instead.
+        """Return the image processor named in the files, or the one chosen by `use_fast`.
 
         Other keywords override the settings of the files.
         """
@@ -126,7 +130,7 @@ class AutoImageProcessor(_Auto):
 
 
 def _image_processor_type(folder: CheckpointFolder) -> str:
-    """The class that preprocessor_config.json names, or the image_processor part of processor_config.json."""
+    """Return the class named in preprocessor_config.json or in image_processor of processor_config.json."""
     for name in _IMAGE_SETTINGS:
         if name not in folder.files:
             continue
@@ -151,11 +155,11 @@ def _image_processor_type(folder: CheckpointFolder) -> str:
 
 @checked
 class AutoProcessor(_Auto):
-    """Loads the processor of a checkpoint: tokenizer and image processor together."""
+    """Loader of a checkpoint's processor: tokenizer and image processor together."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: "str | os.PathLike[str]", **kwargs: Any) -> Any:
-        """The PixtralProcessor of a folder or hub name; the tokenizer of one that reads text only.
+        """Return the PixtralProcessor of a folder or hub name, or the tokenizer of a text-only one.
 
         `tokenizer_mode` and `format` as in AutoTokenizer and the models; other keywords as PixtralProcessor's.
         """
@@ -170,7 +174,7 @@ class AutoProcessor(_Auto):
 
 @checked
 class _AutoModel(_Auto):
-    """What the two Auto classes of models share: the class is chosen by model_type."""
+    """Base of the Auto classes of models: choice of the class by model_type."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -181,7 +185,7 @@ class _AutoModel(_Auto):
 
     @classmethod
     def from_pretrained(cls, *model_args: Any, **kwargs: Any) -> Any:
-        """The model of a folder or hub name (first argument), loaded by the class that its model_type names.
+        """Load the model of a folder or hub name (first argument) with the class of its model_type.
 
         Keywords are those of the model's own from_pretrained (dtype, device_map, quantization_config, …).
         """
@@ -217,7 +221,7 @@ class _AutoModel(_Auto):
 
     @classmethod
     def from_config(cls, config: "PretrainedConfig", **kwargs: Any) -> Any:
-        """A model with random weights; `dtype` (or `torch_dtype`), else the configuration's, chooses its numbers."""
+        """Return a model with random weights of `dtype` (or `torch_dtype`), default the configuration's."""
         from vitrail.configs.read import as_config
 
         config = as_config(config)
@@ -232,7 +236,7 @@ class _AutoModel(_Auto):
 
 
 class AutoModelForImageTextToText(_AutoModel):
-    """Chooses LlavaForConditionalGeneration (llava) or Mistral3ForConditionalGeneration (mistral3)."""
+    """Choice of LlavaForConditionalGeneration (llava) or Mistral3ForConditionalGeneration (mistral3)."""
 
     @classmethod
     def _class_for(cls, config: "PretrainedConfig") -> Any:
@@ -249,7 +253,7 @@ class AutoModelForImageTextToText(_AutoModel):
 
 
 class AutoModelForCausalLM(_AutoModel):
-    """Chooses MistralForCausalLM (mistral and ministral3: models that read text only)."""
+    """Choice of MistralForCausalLM (mistral and ministral3: text-only models)."""
 
     @classmethod
     def _class_for(cls, config: "PretrainedConfig") -> Any:
@@ -273,7 +277,7 @@ class AutoModelForMultimodalLM(AutoModelForImageTextToText):
 
 
 class AutoModel(_AutoModel):
-    """Chooses the model without its head: LlavaModel, Mistral3Model, MistralModel or PixtralVisionModel."""
+    """Choice of the model without its head: LlavaModel, Mistral3Model, MistralModel or PixtralVisionModel."""
 
     @classmethod
     def _class_for(cls, config: "PretrainedConfig") -> Any:
@@ -294,12 +298,16 @@ class AutoModel(_AutoModel):
 def load(
     name_or_path: "str | os.PathLike[str]", *, config: "PretrainedConfig | None" = None, **options: Any
 ) -> tuple[Any, Any]:
-    """The processor and the model of a folder or hub name, which is opened once: each of its files is read once.
+    """Return the processor and the model of a folder or hub name, reading each of its files once.
 
-    A model that reads text only has its tokenizer in the processor's place. `options` are those of the models'
-    from_pretrained, with the hub's keywords, `format`, and AutoTokenizer's `tokenizer_mode` and `fix_mistral_regex`; a
-    configuration that was read already is given as `config`. A folder that holds an adapter stands for its model, with
-    the adapter on it.
+    Args:
+        name_or_path: a folder or a hub name; a folder with an adapter loads its base model with the adapter on it.
+        config: the checkpoint's configuration if it was read already.
+        options: of the models' from_pretrained, with the hub's keywords, `format`, and AutoTokenizer's
+            `tokenizer_mode` and `fix_mistral_regex`.
+
+    Returns:
+        (processor, model); for a text-only model (tokenizer, model).
     """
     from vitrail.adapters.files import base_of
 
@@ -317,12 +325,12 @@ def load(
 
 
 def auto_class(config: "PretrainedConfig") -> type[_AutoModel]:
-    """The Auto class that loads a model of `config`, by whether it has a vision tower."""
+    """Return the Auto class for `config`, by whether it has a vision tower."""
     return AutoModelForImageTextToText if config.has_vision else AutoModelForCausalLM
 
 
 def meta_model(config: "PretrainedConfig") -> Any:
-    """The model that `config` describes, with modules and shapes but no values."""
+    """Return the model of `config` on the meta device: modules and shapes without values."""
     import torch
 
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""ModelInfo: what a checkpoint holds and what it will cost, from the headers of its files alone. Prints nothing."""
+"""ModelInfo: contents and costs of a checkpoint, from the headers of its files."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from vitrail.weights.memory import Form, Headers, kept_bytes, mapped_bytes, peak
 from vitrail.weights.names import EMBEDDING, HEAD, canonical
 from vitrail.weights.plan import Plan, make_plan
 
-# height × width of what people ask about: an icon, a screen's thumbnail, a small photograph, a screen, a scanned page.
+# height × width of typical images: an icon, a thumbnail, a small photograph, a screen, a scanned page.
 SIZES = ((224, 224), (512, 512), (768, 1024), (1080, 1920), (3508, 2480))
 IMAGE, QUESTION = (768, 1024), 32  # the image and the ids of text of a typical question
-HALF = torch.bfloat16  # float16 takes the same
+HALF = torch.bfloat16  # float16 has the same size
 FORMS: Mapping[str, Form] = {
     "float32": Form(torch.float32),
     "bfloat16": Form(HALF),
@@ -54,13 +54,13 @@ _PARTS = {"model.vision_tower.": "vision_tower", "model.multi_modal_projector.":
 
 @dataclass
 class ModelInfo:
-    """Everything that `vitrail info` prints but speeds; sizes in bytes. None and {} where there is nothing of the kind."""
+    """All that `vitrail info` prints but speeds; sizes in bytes. None or {} for absent parts."""
 
     model: str
     folder: str
     architecture: Part
     model_type: str
-    format: str  # "" where there are no files
+    format: str  # "" without files
     formats: list[str]
     weights: dict[str, Any]  # files, bytes, dtypes (name → bytes), quantized, bits_per_weight, here
     geometry: dict[str, dict[str, Any]]
@@ -70,19 +70,25 @@ class ModelInfo:
     free: dict[str, Any]  # device, bytes
     cache: dict[str, int]  # precision → bytes per 1,000 positions
     positions: int
-    question: dict[str, int]  # a text of QUESTION ids with an image where the model reads them: ids, flop
+    question: dict[str, int]  # a text of QUESTION ids, with an image if the model takes images: ids, flop
     images: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The record that `--json` prints."""
+        """Return the record of `--json`."""
         return {**vars(self), "architecture": self.architecture.as_json()}
 
 
 def describe(folder: str | os.PathLike[str], name: str, format: str | None = None) -> ModelInfo:
-    """Look at a checkpoint's folder, of which the weights may be missing; the result calls it `name`.
+    """Describe a checkpoint from its settings and headers.
 
-    Raises VitrailError for all that would keep the checkpoint from loading.
+    Args:
+        folder: the checkpoint's folder; its weights may be missing.
+        name: the name in the result.
+        format: "hf" or "mistral"; None: as when loading.
+
+    Raises:
+        VitrailError: anything that would keep the checkpoint from loading.
     """
     folder = CheckpointFolder.at(folder, format=format)
     chosen = folder.layout
@@ -109,7 +115,7 @@ def describe(folder: str | os.PathLike[str], name: str, format: str | None = Non
 
 
 def describe_config(config: PretrainedConfig, name: str) -> ModelInfo:
-    """What a model of this configuration is and will cost, its files unseen; images are counted as mistral-common does."""
+    """Describe a model of this configuration without files; images are counted as in mistral-common."""
     network, headers, plan = _describe(config)
     settings: dict[str, Any] = {}
     if config.has_vision:
@@ -144,7 +150,7 @@ def describe_config(config: PretrainedConfig, name: str) -> ModelInfo:
 def _model(
     config: PretrainedConfig, network: Any, headers: Headers, plan: Plan, stored: Quantization | None
 ) -> dict[str, Any]:
-    """The fields that a configuration and headers decide."""
+    """Return the fields that follow from configuration and headers."""
     text: Any = config.get_text_config()
     return {
         "architecture": architecture(network),
@@ -160,7 +166,7 @@ def _model(
 
 
 def _image_costs(network: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """What images of common sizes cost, and a question with one: the work until its answer begins."""
+    """Return costs of images of common sizes, and of a question with one up to the first token."""
     ids, flop = QUESTION, 0
     if settings:
         grid = image_grid(*IMAGE, **settings)
@@ -172,7 +178,7 @@ def _image_costs(network: Any, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _names(folder: CheckpointFolder) -> list[str]:
-    """The files of the folder, or of the repository that it is a part of."""
+    """Return the names of the folder's files, or of its hub repository's."""
     return sorted({*folder.files, *(() if folder.repository is None else folder.repository.files)})
 
 
@@ -180,7 +186,7 @@ def _names(folder: CheckpointFolder) -> list[str]:
 
 
 class _Described:
-    """The headers that files of a model would have, as its modules describe them: nothing is here yet."""
+    """Headers of a model without files, derived from its modules."""
 
     def __init__(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
         self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -197,7 +203,7 @@ class _Described:
 
 
 def _open(folder: CheckpointFolder, config: PretrainedConfig) -> tuple[Any, Headers, Plan]:
-    """The model on the meta device as the files make it, their headers, and which tensor goes where."""
+    """Return the model on the meta device, adjusted to the files, with their headers and the load plan."""
     checkpoint = open_checkpoint(folder)
     network = meta_model(config)
     plan = make_plan(network, checkpoint, None)
@@ -211,7 +217,7 @@ def _open(folder: CheckpointFolder, config: PretrainedConfig) -> tuple[Any, Head
 
 
 def _describe(config: PretrainedConfig) -> tuple[Any, Headers, Plan]:
-    """The same from the configuration alone."""
+    """Return the same from the configuration alone."""
     network = meta_model(config)
     named = getattr(config, "dtype", None) or "bfloat16"
     dtype = getattr(torch, named.removeprefix("torch.")) if isinstance(named, str) else named
@@ -225,7 +231,7 @@ def _describe(config: PretrainedConfig) -> tuple[Any, Headers, Plan]:
 
 
 def _parameters(network: torch.nn.Module) -> dict[str, int]:
-    """Part → parameters; the head's are 0 where it is tied."""
+    """Return part → parameters; 0 for a tied head."""
     counts = dict.fromkeys(("vision_tower", "projector", "embeddings", "language_model", "head"), 0)
     for name, parameter in network.named_parameters():
         full = canonical(name)
@@ -244,7 +250,7 @@ def _geometry(config: PretrainedConfig, text: MistralConfig) -> dict[str, dict[s
     return found
 
 
-# --- what it costs ------------------------------------------------------------------------------------------------
+# --- costs --------------------------------------------------------------------------------------------------------
 
 
 def _weights(
@@ -256,7 +262,7 @@ def _weights(
     stored: Quantization | None,
     here: bool,
 ) -> dict[str, Any]:
-    """The files with weights: those in the folder, else those of the repository."""
+    """Describe the weight files: those in the folder, else those of the repository."""
     files = [name for name in weight_files(names, format) if name.endswith(".safetensors")]
     size, dtypes = 0, Counter[str]()
     if here:
@@ -275,14 +281,14 @@ def _weights(
 def _memory(
     network: Any, headers: Headers, plan: Plan, stored: Quantization | None
 ) -> dict[str, dict[str, int]]:
-    """Precision → bytes of the weights, and at most while they are loaded. Packed weights stay as they are."""
+    """Return precision → bytes of the weights, loaded and at most while loading. Packed weights stay packed."""
     where = placement(network, None)
     found = {}
     for name, form in FORMS.items():
         if stored is not None or plan.packed:
             if form.quantization is not None:
                 continue
-            form = Form(form.dtype, None if plan.packed else stored)  # files that are not here are packed too
+            form = Form(form.dtype, None if plan.packed else stored)  # also for files still missing
         kept = kept_bytes(network, headers, plan, form)
         weights = sum(kept.values())
         peak = sum(peak_bytes(network, headers, plan, form, where).values())
@@ -294,12 +300,12 @@ def _memory(
 
 
 def _is_read(path: str, plan: Plan) -> bool:
-    """Whether a tensor is read for every id of an answer: layers and head, and an embedding that is the head."""
+    """Return whether a decode step reads a tensor: layers, head, and an embedding tied to the head."""
     return not path.startswith(tuple(_PARTS)) and (path != EMBEDDING or plan.tied is not None)
 
 
 def _mapped(network: Any, headers: Headers, plan: Plan, form: Form, stored: Quantization | None) -> int:
-    """What of the weights stays in mapped files, or will when they have come."""
+    """Return the bytes of weights that stay in memory-mapped files, also for files still missing."""
     if not isinstance(stored, QuantizeConfig) or plan.packed:
         return mapped_bytes(network, headers, plan, form, placement(network, None))
     kept = kept_bytes(network, headers, plan, form)
@@ -312,7 +318,7 @@ def _free() -> dict[str, Any]:
 
 
 def _cache(text: MistralConfig) -> dict[str, int]:
-    """Keys and values of all layers, per 1,000 positions."""
+    """Return precision → bytes of keys and values of all layers, per 1,000 positions."""
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
     return {name: 1000 * kv_bytes(text, dtype) for name, dtype in names.items()}
 
@@ -341,7 +347,7 @@ def _image_sizes(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer(folder: CheckpointFolder) -> dict[str, Any]:
-    """Which of the folder's tokenizers is used; {} where there is none."""
+    """Describe the folder's tokenizer in use; {} without one."""
     modes = {mode: folder.tokenizer_file(mode) for mode in ("auto", "mistral", "hf")}
     found = sorted({file.name for file in modes.values() if file is not None})
     if not found:

@@ -1,6 +1,6 @@
-"""Dialogue: a conversation with a model that computes every position once. Prints nothing; files are cli/transcript.py's.
+"""Dialogue: a conversation with a model in which every position is computed once. Files: cli/transcript.py.
 
-It joins processor and model as pipelines.py does, and keeps what a pipeline forgets: the cache, and the images' features.
+It joins processor and model as pipelines.py does, and keeps the cache and the image features between turns.
 """
 
 import time
@@ -22,8 +22,8 @@ from vitrail.responses.events import Piece
 from vitrail.responses.reply import PromptSize, Reply, renamed
 from vitrail.responses.streamer import ResponseStream
 
-LONGEST = 512  # new tokens, where neither the caller nor generation_config.json says
-# What generate() gets from the conversation.
+LONGEST = 512  # new tokens, where neither the caller nor generation_config.json sets a number
+# Arguments of generate() that the conversation sets.
 _OWN = {
     "attention_mask", "cache", "ids", "image_sizes", "images", "input_ids", "inputs", "inputs_embeds", "past_key_values",
     "pixel_values", "return_dict_in_generate",
@@ -34,20 +34,20 @@ Raw = dict[str, Any]
 
 @dataclass(frozen=True)
 class Attachment:
-    """A file that was opened for a message before there is one. raw: its part; images: prepared, a PDF's pages."""
+    """A file opened for a coming message. raw: its content part; images: prepared, a PDF's pages."""
 
     raw: Raw
     images: tuple[ImagePart, ...]
 
     @property
     def tokens(self) -> int:
-        """What its images cost."""
+        """Number of image tokens."""
         return sum(part.source.tokens for part in self.images)
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A message as it was given, and as the prompt's makers read it, its images prepared."""
+    """A message as given, and as parsed, with prepared images."""
 
     raw: Raw
     message: Message
@@ -55,19 +55,18 @@ class _Entry:
 
 @checked_except("__init__.messages", "load.messages")
 class Dialogue:
-    """A conversation that grows turn by turn.
+    """A conversation, turn by turn, with a prefix cache.
 
-    Every prompt is built from all messages, so it is the prompt that a fresh start would have; the ids that it begins
-    with and that are in the cache, the model's own answers included, are not computed again. An image goes through the
-    image processor and the vision tower once, whatever happens to the text around it.
+    Every prompt is built from all messages, so it equals the prompt of a new conversation; its cached prefix, answers
+    included, is not computed again. An image goes through the image processor and the vision tower once.
 
     Args:
-        model: one of Vitrail's, loaded.
-        processor: a PixtralProcessor, or the tokenizer of a checkpoint that reads text only.
-        messages: to go on from, in any spelling; see `messages`.
-        max_image_tokens: the most that an image may cost.
-        pages: opens files in messages, `load_pages` with other limits than its own.
-        prompt_options: what apply_chat_template takes to shape prompts: tools, format, chat_template, …
+        model: a loaded model of Vitrail.
+        processor: a PixtralProcessor, or the tokenizer of a text-only checkpoint.
+        messages: the messages so far, in any form that apply_chat_template accepts.
+        max_image_tokens: limit of tokens per image.
+        pages: function that opens files in messages, such as `load_pages` with other limits.
+        prompt_options: options of apply_chat_template: tools, format, chat_template, …
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class Dialogue:
 
     @property
     def messages(self) -> list[Raw]:
-        """The conversation as it was given, answers included, as apply_chat_template takes it."""
+        """The conversation as given, answers included, for apply_chat_template."""
         return [dict(entry.raw) for entry in self._entries]
 
     @property
@@ -103,12 +102,12 @@ class Dialogue:
 
     @property
     def images_encoded(self) -> int:
-        """Images that went through the vision tower since the beginning."""
+        """Number of images encoded by the vision tower so far."""
         return self._memory.encoded
 
     @property
     def system(self) -> str | None:
-        """The system prompt at the beginning, if it is a text. Setting it keeps all other messages; None removes it."""
+        """The system prompt, if it is a text. Setting it keeps all other messages; None removes it."""
         first = self._entries[0].raw if self._entries else {}
         content = first.get("content") if first.get("role") == "system" else None
         return content if isinstance(content, str) else None
@@ -121,23 +120,23 @@ class Dialogue:
             self._entries = [*first, *self._entries[held:]]
 
     def load(self, messages: Sequence[Raw]) -> None:
-        """Go on from other messages. Raises PromptError or ImageError, and then has changed nothing."""
+        """Replace the messages. Raises PromptError or ImageError, and then changes nothing."""
         with self._alone():
             self._entries = self._read(messages)
 
     def clear(self) -> None:
-        """Forget everything but the system prompt."""
+        """Remove all messages but the system prompt."""
         with self._alone():
             self._entries = [entry for entry in self._entries[:1] if entry.raw.get("role") == "system"]
             self._memory.forget()
 
     def attach(self, part: Raw) -> Attachment:
-        """Open an image or a file for a coming message, in whose content it may stand. Errors as `load`."""
+        """Open an image or a file for the content of a coming message. Raises as `load`."""
         (entry,) = self._read([{"role": "user", "content": [part]}])
         return Attachment(part, entry.message.images)
 
     def prompt_ids(self) -> list[int]:
-        """The ids of the prompt that the conversation has now."""
+        """Return the ids of the conversation's present prompt."""
         return lay_out(self.processor, [entry.message for entry in self._entries], **self._options)[0]
 
     def ask(
@@ -152,16 +151,20 @@ class Dialogue:
     ) -> Reply:
         """Append a user's message and the model's answer to it.
 
-        After an error or an empty answer the conversation is as it was before. One thread at a time: InputError while
-        another call on this conversation has not ended. Conversations of one model may run in several threads.
+        An error or an empty answer leaves the conversation as before. Conversations of one model may run in several
+        threads, each in one thread at a time.
 
         Args:
             content: a text, or parts: texts, images and attachments. A PDF counts as its pages.
-            on_event: called with each piece of the answer as it comes.
-            on_prompt: called with the prompt's size before it is read.
-            stop: called after every id; True ends the answer there, and what there is of it is kept.
-            progress: called with (positions done, positions in all) while the prompt is read.
-            options: of generate(). max_new_tokens is cut to what the context has left.
+            on_event: called with each piece of the answer.
+            on_prompt: called with the prompt's size before prefill.
+            stop: called after every id; True ends the answer there and keeps it.
+            progress: called with (positions done, all positions) during prefill.
+            options: of generate(). max_new_tokens is limited to the rest of the context.
+
+        Raises:
+            PromptError, ImageError: content that cannot be used. InputError: an unusable option, or another call on
+                this conversation in progress.
         """
         calls = _Callbacks(_renamed(on_event, options), on_prompt, stop, progress)
         began = time.perf_counter()
@@ -178,7 +181,7 @@ class Dialogue:
         progress: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> Reply:
-        """Answer the last question again; the new answer takes the place of the old one. Arguments as `ask`."""
+        """Generate the last answer again and replace it. Arguments as `ask`."""
         calls = _Callbacks(_renamed(on_event, options), on_prompt, stop, progress)
         with self._alone():
             asked = [number for number, entry in enumerate(self._entries) if entry.raw.get("role") == "user"]
@@ -187,7 +190,7 @@ class Dialogue:
             return self._answer(self._entries[: asked[-1] + 1], time.perf_counter(), calls, options)
 
     def _alone(self) -> AbstractContextManager[None]:
-        """Inside, the conversation is this call's: answers of two threads would be mixed."""
+        """Return a context of exclusive use: answers of two threads would be mixed."""
         return alone(self, "this Dialogue")
 
     def _answer(
@@ -232,18 +235,18 @@ class Dialogue:
         return reply
 
     def _longest(self, prompt: int, wanted: int | None) -> int:
-        """How many ids to draw at most: what was asked for, cut to what the context has left."""
+        """Return the limit of new ids: the requested number, limited to the rest of the context."""
         check("ask", "max_new_tokens", wanted, int | None)
         if wanted is not None and wanted < 1:
             raise InputError(f"max_new_tokens is at least 1; got {wanted}.")
         longest = int(wanted or self.model.generation_config.max_new_tokens or LONGEST)
         limit = self.model.max_model_len
-        # Where not even one fits, generate() says so with both numbers.
+        # Where not even one fits, generate() raises with both numbers.
         return longest if limit is None else max(1, min(longest, limit - prompt + 1))
 
     @image_request()
     def _read(self, messages: Sequence[Raw]) -> list[_Entry]:
-        """Messages with their images opened and prepared."""
+        """Return messages with opened and prepared images."""
         if not isinstance(messages, Sequence) or not all(
             isinstance(message, Mapping) for message in messages
         ):
@@ -273,7 +276,7 @@ class Dialogue:
 
 
 def _spread(content: Any) -> Any:
-    """A message's content with the images of its attachments in their place."""
+    """Return a message's content with the images of attachments in their place."""
     if not isinstance(content, (list, tuple)):
         return content
     parts: list[Any] = []
@@ -283,7 +286,7 @@ def _spread(content: Any) -> Any:
 
 
 def _as_given(raw: Raw) -> Raw:
-    """The message with its attachments as the parts that they were made from."""
+    """Return the message with the original parts of its attachments."""
     content = raw.get("content")
     if not isinstance(content, (list, tuple)):
         return raw
@@ -292,7 +295,7 @@ def _as_given(raw: Raw) -> Raw:
 
 @dataclass(frozen=True)
 class _Callbacks:
-    """What `ask` and `retry` call."""
+    """Callbacks of `ask` and `retry`."""
 
     on_event: Callable[[Piece], None]
     on_prompt: Callable[[PromptSize], None] | None
@@ -301,7 +304,7 @@ class _Callbacks:
 
 
 def _renamed(on_event: Callable[[Piece], None] | None, options: dict[str, Any]) -> Callable[[Piece], None]:
-    """`on_event`, or what came under its name of 0.1.0."""
+    """Return `on_event`, or the value of its name in 0.1.0."""
     if "hear" in options:
         warnings.warn("hear= is called on_event= now.", DeprecationWarning, stacklevel=4)
         on_event = options.pop("hear") or on_event
@@ -313,11 +316,11 @@ def _stopped_by(found: Continuation) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    """`Turn`, what a Reply was called in version 0.1.0. It goes with the next minor version."""
+    """Return Reply for `Turn`, its name in version 0.1.0, until the next minor version."""
     if name != "Turn":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(
         "vitrail.dialogue.Turn is called vitrail.Reply now; use that name.", DeprecationWarning, stacklevel=2
     )
-    globals()[name] = Reply  # the second look-up finds it, so that it is said once
+    globals()[name] = Reply  # later look-ups find it, so that the warning comes once
     return Reply

@@ -1,16 +1,16 @@
-"""The tree of errors that a person can meet, whose messages have a bound.
+"""VitrailError and its subclasses: the errors for a user's mistakes, with messages of bounded length.
 
 VitrailError
-├── InputError            a question, image, message or argument that cannot be used
-│   ├── ArgumentError     an argument that a call does not have, lacks, or that is of the wrong kind
+├── InputError            an invalid question, image, message or argument
+│   ├── ArgumentError     an argument that is unknown, missing or of the wrong type
 │   ├── ImageError        an image that cannot be opened, is too large, too small or damaged
 │   ├── PromptError       messages or templates that cannot become a prompt
 │   └── ContextError      more positions than the model has, or an id beyond the vocabulary
 ├── ConfigError           a configuration with a missing, ill-typed or unknown value
 ├── CheckpointError       files of a checkpoint that are missing, damaged, foreign or do not fit
-├── UnsupportedError      a thing that the documents name and Vitrail does not do
+├── UnsupportedError      a documented function that Vitrail lacks
 ├── MissingPackageError   an optional package is needed; the message names the extra
-├── CacheFull             a key/value cache has no block left; nothing was changed
+├── CacheFull             a key/value cache has no free block left; it is unchanged
 └── OutOfMemory           the work needs more memory than there is
 """
 
@@ -18,19 +18,19 @@ _LONGEST = 10_000  # characters of a message
 
 
 class VitrailError(Exception):
-    """Base of every error that says what was expected, what came and what to do."""
+    """Base of all errors; the message gives what was expected, what came and what to do."""
 
     def __str__(self) -> str:
-        text = super().__str__()  # which may show a value that somebody sent
+        text = super().__str__()  # may contain a caller's value of any length
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} […] {text[-_LONGEST // 2 :]}"
 
 
 class InputError(VitrailError, ValueError):
-    """A question, image, message or argument that cannot be used."""
+    """An invalid question, image, message or argument."""
 
 
 class ArgumentError(InputError, TypeError):
-    """An argument that a call does not have, that is missing, or that is of the wrong kind."""
+    """An argument that is unknown, missing or of the wrong type."""
 
 
 class ImageError(InputError):
@@ -54,11 +54,11 @@ class CheckpointError(VitrailError):
 
 
 class UnsupportedError(VitrailError, NotImplementedError):
-    """A thing that users of the documents' API may expect and Vitrail does not do."""
+    """A documented function (of transformers or the file formats) that Vitrail lacks."""
 
 
 class MissingPackageError(VitrailError, ImportError):
-    """An optional package is needed; the message names the extra that brings it."""
+    """A missing optional package; the message names its extra."""
 
 
 class CacheFull(VitrailError):

@@ -1,6 +1,6 @@
-"""pipeline("image-text-to-text"): messages in, records out. It joins processor, model and generate.
+"""ImageTextToTextPipeline, pipeline(): messages in, records out, through processor, model and generate().
 
-Named after its counterpart in transformers; a module `vitrail.pipeline` would hide the function of that name.
+Named as in transformers; a module `vitrail.pipeline` would hide the function of that name.
 """
 
 import os
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from vitrail.configs import PretrainedConfig
 
 TASK = "image-text-to-text"
-MAX_NEW_TOKENS = 256  # where neither the call nor generation_config.json says a number
-UNSET_LENGTH = 20  # the max_length of a GenerationConfig in which nobody set it
+MAX_NEW_TOKENS = 256  # where neither the call nor generation_config.json sets a number
+UNSET_LENGTH = 20  # the default max_length of a GenerationConfig
 Record = dict[str, Any]
 Messages = list[dict[str, Any]]
 
@@ -65,13 +65,19 @@ def pipeline(
     pipeline_class: Any = None,
     **kwargs: Any,
 ) -> "ImageTextToTextPipeline":
-    """A callable from messages and images to text.
+    """Return a callable from messages and images to text.
 
-    `model` is a folder, a hub name or a loaded model; `processor` (folder, name or object) defaults to the
-    one beside the model; what `model_kwargs` say of the hub (cache_dir, local_files_only) and of the `format` counts for
-    it too. Without `device` and `device_map` an accelerator is used if there is one. Other
-    keywords become defaults of the calls. Raises UnsupportedError for other tasks and for what Vitrail does
-    not have.
+    Args:
+        task: "image-text-to-text" or None.
+        model: a folder, a hub name or a loaded model.
+        processor: a folder, a hub name or an object; default the model's.
+        device: default, without `device_map`, an accelerator if there is one.
+        model_kwargs: of from_pretrained; its hub keywords (cache_dir, local_files_only) and `format` apply to the
+            processor too.
+        kwargs: defaults of the calls.
+
+    Raises:
+        UnsupportedError: another task, or an argument without support.
     """
     if task not in (None, TASK):
         raise UnsupportedError(f"pipeline: task {task!r} is not supported; {TASK!r} is.")
@@ -101,12 +107,12 @@ def pipeline(
     hub = HubOptions.take(settings)
     for_processor = {name: kwargs.pop(name) for name in READING_KEYWORDS if name in kwargs}
     dtype = kwargs.pop("torch_dtype", dtype)
-    _known(kwargs)  # before anything is opened
+    _known(kwargs)  # before opening files
     source = _source_of(model)
     if isinstance(model, (str, os.PathLike)):
         format = settings.pop("format", None)
         source = CheckpointFolder.open(model, hub, format=format)
-        hub = replace(hub, subfolder="")  # it is the model's
+        hub = replace(hub, subfolder="")  # the subfolder is the model's alone
         settings = {"dtype": dtype, **settings, **hub.keywords()}
         if format is not None:
             for_processor["format"] = format
@@ -126,7 +132,7 @@ def pipeline(
         )
     if isinstance(
         model, (str, os.PathLike)
-    ):  # after the processor, whose tokenizer's file the model would parse too
+    ):  # after the processor, whose parsed tokenizer file the model uses too
         from vitrail.auto import AutoModelForImageTextToText
 
         model = AutoModelForImageTextToText.from_pretrained(source, **settings)
@@ -149,15 +155,16 @@ def _load_processor(name: str | os.PathLike[str] | None, hub: dict[str, Any]) ->
 
 @checked
 class ImageTextToTextPipeline:
-    """Answers messages with images. Each question is run by itself, so none can change another's answer.
+    """Pipeline from messages with images to answers. Questions run one by one, so that no answer depends on another.
 
-    Called with one conversation it gives a list of one record, with a list of conversations a list of such
-    lists, with `images` and `text` one list with a record per text; with num_return_sequences in `generate_kwargs` as
-    many records for each question, one after another. A record holds `input_text` and
-    `generated_text` (or `generated_token_ids` with return_tensors=True): the new text alone with
-    return_full_text=False, else the conversation with the answer as its last message, or the prompt
-    followed by the answer. Reasoning and calls of tools are never part of that text: where a model writes
-    them, the record has `reasoning`, `tool_calls` (in OpenAI's shape) and `faults` as well.
+    A call returns, for one conversation, a list of one record; for a list of conversations, a list of such lists; for
+    `images` and `text`, one list with a record per text. num_return_sequences in `generate_kwargs` gives as many records
+    per question, one after another.
+
+    A record holds `input_text` and `generated_text` (or `generated_token_ids` with return_tensors=True): the new text
+    alone with return_full_text=False, else the conversation with the answer as its last message, or the prompt
+    followed by the answer. Reasoning and tool calls are separate: `reasoning`, `tool_calls` (in OpenAI's format) and
+    `faults`, where the model writes them.
     """
 
     task = TASK
@@ -181,23 +188,28 @@ class ImageTextToTextPipeline:
 
     @property
     def device(self) -> "torch.device":
-        """Where the model's inputs go."""
+        """Device of the model's inputs."""
         found: torch.device = self.model.device
         return found
 
     @property
     def dtype(self) -> "torch.dtype":
-        """The numbers of the model's images."""
+        """Dtype of the model's images."""
         found: torch.dtype = self.model.dtype
         return found
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
-        """Answer `text`: a conversation, a list of them, or prompts with `images`.
+        """Answer `text`.
 
-        Keywords: max_new_tokens, generate_kwargs (anything generate() takes), return_full_text,
-        return_tensors, continue_final_message, skip_special_tokens, clean_up_tokenization_spaces,
-        stop_sequence, timeout (seconds per image fetched), max_image_tokens, tools. Raises InputError for
-        a keyword that it does not know.
+        Args:
+            images: images of prompts, or of parts {"type": "image"} without a source.
+            text: a conversation, a list of conversations, or prompts.
+            kwargs: max_new_tokens, generate_kwargs (options of generate()), return_full_text, return_tensors,
+                continue_final_message, skip_special_tokens, clean_up_tokenization_spaces, stop_sequence, timeout
+                (seconds per image download), max_image_tokens, tools.
+
+        Raises:
+            InputError: an unknown keyword.
         """
         options = {**self._defaults, **_known(kwargs)}
         if images is None and text is None:
@@ -266,10 +278,10 @@ class ImageTextToTextPipeline:
         return records
 
     def _generate(self, inputs: Any, asked: Sequence[Any], options: dict[str, Any]) -> list[Record]:
-        """A record per completion of each row of `inputs`, whose generated_text is the new text alone."""
+        """Return a record per completion of each row of `inputs`; generated_text is the new text alone."""
         inputs = inputs.to(self.device, dtype=self.dtype)
         made = self.model.generate(**inputs, **self._generate_kwargs(options))
-        ids = getattr(made, "sequences", made)  # of an output with return_dict_in_generate
+        ids = getattr(made, "sequences", made)  # with return_dict_in_generate
         each = len(ids) // len(asked)
         asked = [question for question in asked for _ in range(each)]
         given = inputs["input_ids"].repeat_interleave(each, dim=0)
@@ -291,7 +303,7 @@ class ImageTextToTextPipeline:
         return records
 
     def _structure(self, ids: list[int], prompt: list[int]) -> Record:
-        """What a record has besides plain text: nothing where the model neither reasons nor calls tools."""
+        """Return the record's fields beside text; {} without reasoning and tool calls."""
         from vitrail.responses.parser import is_structured
 
         if not is_structured(self.tokenizer, ids, prompt):
@@ -327,7 +339,7 @@ class ImageTextToTextPipeline:
 
 
 def _moved(model: Any, device: Any) -> Any:
-    """The model on a device given by name, by number (below 0 is the CPU) or as a torch.device."""
+    """Move the model to a device: a name, a number (below 0 the CPU) or a torch.device."""
     import torch
 
     check("pipeline", "device", device, str | int | torch.device)
@@ -342,7 +354,7 @@ def _moved(model: Any, device: Any) -> Any:
 
 
 def _known(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """`kwargs` again, or an error that names what no call understands or Vitrail does not do."""
+    """Return `kwargs`, or raise InputError or UnsupportedError for an unknown or unsupported keyword."""
     unknown = sorted(set(kwargs) - {*CALL_KEYWORDS, *PROCESSOR_KEYWORDS})
     if unknown:
         raise InputError(
@@ -379,13 +391,13 @@ def _is_list(value: Any) -> bool:
 
 @contextmanager
 def _fetching(timeout: float | None) -> Iterator[None]:
-    """A block in which each image is fetched within `timeout` seconds, instead of the policy's."""
+    """Limit each image download to `timeout` seconds, in place of the policy's limit."""
     with image_request() as around, image_request(policy=around.policy.within(timeout)):
         yield
 
 
 def _with_images(chat: Sequence[Mapping[str, Any]], images: Any) -> Messages:
-    """A copy of the conversation whose parts {"type": "image"} without a source have theirs from `images`."""
+    """Return a copy of the conversation with `images` in its parts {"type": "image"} without a source."""
     given = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
     left = iter(given)
     used = 0
@@ -411,9 +423,9 @@ def _has_source(part: Mapping[str, Any]) -> bool:
 
 
 def _conversation(messages: Messages, answer: str, continued: bool, told: Record) -> Messages:
-    """The conversation with the answer as its last message, or at the end of the one that was continued.
+    """Return the conversation with the answer as its last message, or appended to the continued one.
 
-    told: the answer's reasoning and calls, where it has any.
+    told: the answer's reasoning and tool calls, if any.
     """
     if not continued:
         return [*messages, {"role": "assistant", "content": answer, **told}]

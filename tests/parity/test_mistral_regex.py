@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 import vitrail
@@ -133,6 +133,9 @@ def test_repaired_ids_are_mistral_commons_and_transformers(faulty: Path, tmp_pat
     @settings(max_examples=300, deadline=None)
     @given(texts)
     def compare(text: str) -> None:
+        assume(
+            not any(token in text for token in right.all_special_tokens)
+        )  # ids to transformers, text to mistral-common
         ids = right(text, add_special_tokens=False)["input_ids"]
         assert ids == reference.encode(text, bos=False, eos=False)
         assert ids == theirs(text, add_special_tokens=False)["input_ids"]

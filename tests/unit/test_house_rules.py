@@ -192,7 +192,12 @@ RETIRED: dict[str, tuple[str, ...]] = {
     "Picture": (),
     "Pictures": (),
     "picture": ("reader/answers.py",),  # questions that the embedded model was trained on
-    "pictures": ("_moved.py", "cli/bench.py", "reader/answers.py"),  # old names, and its answer
+    "pictures": (
+        "_moved.py",
+        "cli/bench.py",
+        "prompts/conversation_file.py",
+        "reader/answers.py",
+    ),  # old names, and its answer
     "amiss": ("adapters/files.py",),
     "crew": ("_moved.py",),
     "hears": ("cli/images.py", "files/download.py", "responses/tool_call_json.py"),

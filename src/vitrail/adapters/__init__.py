@@ -1,1 +1,1 @@
-"""Adapters (LoRA, DoRA) on any nn.Module: their layers, which layers they go on, PEFT's files. No training, no model."""
+"""Adapters (LoRA, DoRA) on any nn.Module: layers, choice of modules, PEFT's files. No training, no model."""

@@ -1,4 +1,4 @@
-"""LoraConfig: what an adapter_config.json says, with PEFT's names and defaults. Finds and makes no layers."""
+"""LoraConfig: the content of an adapter_config.json, with PEFT's names and defaults. Finds and makes no layers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from vitrail.errors import ConfigError, UnsupportedError
 ALL_LINEAR = "all-linear"
 _LONGEST_PATH = 4096
 _INITS = (True, False, "gaussian", "orthogonal")
-# Inits of PEFT that take a part out of the base weights, so that the adapter alone is half of what was trained.
+# Inits of PEFT that move a part of the base weights into the adapter: the adapter alone is incomplete.
 _BASE_CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Inits that need data or the base weights' directions, and leave these as they are: what was saved is an adapter like any.
+# Inits from data or from the base weights, which stay unchanged: a saved one is an ordinary adapter.
 _DRAWN_ELSEWHERE = ("eva", "mica")
-# What PEFT writes for functions that Vitrail does not have: harmless while it says nothing.
+# PEFT's keys of functions that Vitrail lacks: harmless while unset.
 _NOT_HERE = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias", "monteclora_config",
     "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora", "velora_config", "fan_in_fan_out",
 )  # fmt: skip
-# Notes that change nothing about the layers; settings of an init matter with that init alone, which is judged itself.
+# Keys without effect on the layers; settings of an init matter only with that init, which is checked itself.
 _NOTES = (
     "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode", "loftq_config",
     "lora_ga_config", "megatron_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
@@ -37,21 +37,23 @@ _NOTES = (
 class LoraConfig:
     """An adapter of low rank: W + s·B·A with A (r, in), B (out, r), s = lora_alpha / r (arXiv 2106.09685).
 
-    Arguments, defaults and meanings are PEFT's:
+    Arguments, defaults and meanings are PEFT's.
 
-    r, lora_alpha        rank and scale. rank_pattern, alpha_pattern: other values for modules whose name ends with a
-                         key (a pattern). use_rslora: s = lora_alpha / √r.
-    target_modules       a list of endings of module names, one pattern for whole names, or "all-linear": every linear
-                         layer but the head. exclude_modules likewise; layers_to_transform, layers_pattern: only these
-                         numbered layers.
-    lora_dropout         share of the input that the adapter does not see while training.
-    use_dora             train each row's length too (arXiv 2402.09353).
-    modules_to_save      modules that are trained and saved whole.
-    init_lora_weights    True: the adapter begins as nothing; "gaussian": the same with a normal A; "orthogonal": the same
-                         with a random B too, B·A = 0; False: B is random.
-    bias                 "none" is what there is.
+    Args:
+        r, lora_alpha: rank and scale. rank_pattern, alpha_pattern: other values for modules whose name ends with a key
+            (a pattern). use_rslora: s = lora_alpha / √r.
+        target_modules: a list of endings of module names, one pattern for whole names, or "all-linear": every linear
+            layer but the head. exclude_modules likewise; layers_to_transform, layers_pattern: only these numbers.
+        lora_dropout: share of the adapter's input that is dropped in training.
+        use_dora: train each row's length too (arXiv 2402.09353).
+        modules_to_save: modules that are trained and saved whole.
+        init_lora_weights: True: B·A = 0 with B zero; "gaussian": the same with a normal A; "orthogonal": B·A = 0 with
+            both random; False: B is random.
+        bias: "none" only.
 
-    Raises ConfigError for values that mean nothing, UnsupportedError for what PEFT has and Vitrail has not.
+    Raises:
+        ConfigError: values without meaning.
+        UnsupportedError: functions of PEFT that Vitrail lacks.
     """
 
     r: int = 8
@@ -107,27 +109,27 @@ class LoraConfig:
             raise ConfigError("layers_to_transform needs target_modules to be a list of names.")
 
     def rank(self, name: str) -> int:
-        """r for the module `name`."""
+        """Return r for the module `name`."""
         return int(self._table("rank_pattern").get(name, self.r))
 
     def alpha(self, name: str) -> float:
-        """lora_alpha for the module `name`."""
+        """Return lora_alpha for the module `name`."""
         return float(self._table("alpha_pattern").get(name, self.lora_alpha))
 
     def _table(self, name: str) -> PatternTable:
-        """The parsed patterns of rank_pattern or alpha_pattern, anew where they were changed."""
+        """Return the parsed patterns of rank_pattern or alpha_pattern, parsed again after a change."""
         tables: dict[str, PatternTable] = self.__dict__.setdefault("_tables", {})
         if name not in tables or tables[name].table != getattr(self, name):
             tables[name] = PatternTable(getattr(self, name))
         return tables[name]
 
     def scaling(self, name: str, rank: int) -> float:
-        """s: what B·A is multiplied by."""
+        """Return s, the factor of B·A, for the module `name`."""
         return self.alpha(name) / (rank**0.5 if self.use_rslora else rank)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LoraConfig:
-        """From the content of an adapter_config.json. Errors as the class."""
+        """Make one from the content of an adapter_config.json. Raises the class's errors."""
         if not isinstance(values, Mapping):
             raise ConfigError(
                 f"an adapter is described by a LoraConfig or a dict, got {type(values).__name__}."
@@ -152,7 +154,7 @@ class LoraConfig:
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
-        """What PEFT writes into adapter_config.json, as far as it says something."""
+        """Return the keys that PEFT writes into adapter_config.json, without unset ones."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         values |= {"peft_type": "LORA", "inference_mode": True, "task_type": None, "fan_in_fan_out": False}
         if isinstance(self.target_modules, list):
@@ -160,15 +162,15 @@ class LoraConfig:
         return values
 
     def to_json(self) -> str:
-        """The text of an adapter_config.json."""
+        """Return the text of an adapter_config.json."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def saved_values(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """What an adapter_config.json says of the tensors that lie beside it, named `keys`.
+    """Return the values of an adapter_config.json as they describe the tensors beside it, named `keys`.
 
-    How they were drawn counts no more where the base weights were left as they are, nor does a wish for biases where
-    the adapted layers had none.
+    The init no longer matters if the base weights were left unchanged, nor does a setting for biases if the adapted
+    layers had none.
     """
     found = dict(values)
     if str(found.get("init_lora_weights")) in _DRAWN_ELSEWHERE:
@@ -196,7 +198,7 @@ def _refused_init(how: Any) -> str:
 
 
 def as_lora_config(value: Any) -> LoraConfig:
-    """A LoraConfig as it is; PEFT's or its dict as Vitrail's. ConfigError for anything else."""
+    """Return a LoraConfig as it is; convert PEFT's or its dict. ConfigError for anything else."""
     if isinstance(value, LoraConfig):
         return value
     values = value.to_dict() if callable(getattr(value, "to_dict", None)) else value
@@ -216,7 +218,7 @@ def _positive(name: str, value: Any) -> None:
 
 
 def _names(name: str, value: Any, *, one: bool) -> list[str] | str | None:
-    """A text where one is allowed, or a list of texts."""
+    """Return a text where one is allowed, or a list of texts."""
     if value is None or (one and isinstance(value, str)):
         return value
     if isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Adapters on disk, under PEFT's file and key names: adapter_config.json, adapter_model.safetensors. Trains nothing."""
+"""Adapters on disk, under PEFT's file and key names: adapter_config.json, adapter_model.safetensors. No training."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ _LIMIT = 1 << 22  # bytes of an adapter_config.json
 
 @dataclass
 class _Contents:
-    """What a file holds: matrices by module and part, whole tensors of retrained modules, copies of base weights.
+    """A file's contents: matrices by module and part, whole tensors of retrained modules, copies of base weights.
 
-    Modules are named as the model names them; `spelled` has the name that the file uses.
+    Modules are named as in the model; `spelled` has the file's names.
     """
 
     matrices: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -67,12 +67,13 @@ class _Contents:
 
 
 def read_config(folder: Path, keys: Iterable[str] = ()) -> LoraConfig:
-    """The adapter_config.json of a folder. CheckpointError, ConfigError or UnsupportedError, naming the file.
+    """Read the adapter_config.json of a folder. CheckpointError, ConfigError or UnsupportedError, naming the file.
 
-    keys: the names of the tensors that it describes.
+    Args:
+        keys: the names of the tensors that it describes.
     """
     if folder.is_dir():
-        CheckpointFolder(folder).files  # noqa: B018 - an incomplete folder, and links out of it, are refused
+        CheckpointFolder(folder).files  # noqa: B018 - raises for an incomplete folder and links out of it
     _refuse_other(folder)
     values = read_json(folder / CONFIG, limit=_LIMIT)
     try:
@@ -82,7 +83,7 @@ def read_config(folder: Path, keys: Iterable[str] = ()) -> LoraConfig:
 
 
 def _refuse_other(folder: Path) -> None:
-    """Raise CheckpointError where `folder` holds no adapter, with what it is."""
+    """Raise CheckpointError, with the actual contents, for a folder without an adapter."""
     if os.path.lexists(folder / CONFIG):
         return
     if not folder.is_dir():
@@ -96,10 +97,12 @@ def _refuse_other(folder: Path) -> None:
 
 
 def base_of(name: str | os.PathLike[str]) -> str | None:
-    """The model that the adapter in a folder belongs to; None where the folder holds a model, or is none.
+    """Return the base model of the adapter in a folder; None where the folder holds a model, or does not exist.
 
-    A relative path is taken from the folder if there is something, else from where the program runs. CheckpointError
-    when the adapter does not say, or names an adapter.
+    A relative path counts from the adapter's folder if it exists there, else from the working directory.
+
+    Raises:
+        CheckpointError: the adapter has no base model, or another adapter as its base.
     """
     folder = home_path(name)
     if not _holds_adapter(folder):
@@ -122,17 +125,21 @@ def base_of(name: str | os.PathLike[str]) -> str | None:
 
 
 def _holds_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and no model."""
-    isfile = os.path.isfile  # false for a name that is too long, where Path's raises
+    """Return whether a folder holds an adapter, and no model."""
+    isfile = os.path.isfile  # false for too long a name, where Path's raises
     return isfile(folder / CONFIG) and not any(isfile(folder / file) for file in _MODEL_FILES)
 
 
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = DEFAULT) -> LoraConfig:
     """Put the adapter of a folder on the model under `name` and make it the active one.
 
-    Every tensor of the file must belong to a module and fit it, every matrix must have its partner, and every module
-    that the configuration names must be there; else CheckpointError names what is amiss and the model is as it was.
-    Embeddings and head that PEFT saved with the adapter (save_embedding_layers, a new vocabulary) count while it does.
+    Embeddings and head that PEFT saved with the adapter (save_embedding_layers, a new vocabulary) are in use while it
+    is active.
+
+    Raises:
+        CheckpointError: a tensor that fits no module, a matrix without its partner, or a module of the configuration
+            without tensors; the model is unchanged.
+        UnsupportedError: a pickle.
     """
     place = Path(folder)
     check_name(model, name)
@@ -141,14 +148,14 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = D
             f"{place} holds {PICKLED}, a pickle, and loading one can run anything; load it with PEFT and save it as "
             "safetensors."
         )
-    read_config(place)  # what it says is wrong is told before what the tensors lack
+    read_config(place)  # errors of the configuration come before missing tensors
     source = SafetensorsFile(place / WEIGHTS)
     config = read_config(place, source)
     contents = _sort(model, source)
     _check_pairs(model, contents, config, source.path)
     try:
         _fill(model, contents, config, name, source.path)
-    except BaseException:  # whatever it was: half an adapter must not stay, and the error goes on
+    except BaseException:  # on any error: no partial adapter stays
         remove(model, name)
         raise
     finish(model, name, config)
@@ -162,10 +169,15 @@ def save_adapter(
     *,
     state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write an adapter (default: the only one, or the active one) so that PEFT and Vitrail load it.
+    """Write an adapter (default: the only one, or the active one) in the form that PEFT and Vitrail load.
 
-    state: tensors by the model's own names to write in place of the adapter's, as accelerate gathers them.
-    A folder that was left half-written does not load. CheckpointError for what the disk refuses.
+    A half-written folder does not load.
+
+    Args:
+        state: tensors by the model's own names to write in place of the adapter's, as gathered by accelerate.
+
+    Raises:
+        CheckpointError: an error of the disk.
     """
     chosen = which(model, name)
     tensors = adapter_state(model, chosen, state)
@@ -178,9 +190,10 @@ def save_adapter(
 def adapter_state(
     model: nn.Module, name: str, given: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """PEFT's key → tensor, for one adapter; from `given`, by the model's own names, where there is one.
+    """Return PEFT's key → tensor, for one adapter; from `given`, by the model's own names, where set.
 
-    InputError where that lacks a tensor of the adapter.
+    Raises:
+        InputError: `given` lacks a tensor of the adapter.
     """
     state: dict[str, Tensor] = {}
     for path, layer in adapted(model):
@@ -198,7 +211,7 @@ def adapter_state(
 
 
 def which(model: nn.Module, name: str | None) -> str:
-    """The adapter of that name; for None the only one, or the one that is set. InputError where that says nothing."""
+    """Return the adapter's name; for None that of the only or the active one. InputError if ambiguous or unknown."""
     known = list(configs(model))
     active = getattr(model, "_active_adapters", [])
     if name is None and len(known) == 1:
@@ -211,7 +224,7 @@ def which(model: nn.Module, name: str | None) -> str:
 
 
 def _sort(model: nn.Module, source: SafetensorsFile) -> _Contents:
-    """The tensors of a file, by the modules that they belong to."""
+    """Sort the tensors of a file by their modules."""
     modules = {canonical(f"{path}."): path for path, _ in plain_modules(model) if path}
     contents = _Contents()
     strange = []
@@ -239,7 +252,7 @@ def _sort(model: nn.Module, source: SafetensorsFile) -> _Contents:
 
 
 def _split(key: str) -> tuple[str, str]:
-    """A key without its prefix → module and part."""
+    """Split a key without its prefix into module and part."""
     for part in (*_PARTS, "base_layer.weight"):
         if key.endswith(f".{part}"):
             return key[: -len(part) - 1], part
@@ -248,7 +261,7 @@ def _split(key: str) -> tuple[str, str]:
 
 
 def _check_pairs(model: nn.Module, contents: _Contents, config: LoraConfig, path: Path) -> None:
-    """Each module of the configuration has both matrices, of its rank, and DoRA's lengths where it has them."""
+    """Check that each configured module has both matrices, of its rank, and DoRA's lengths if configured."""
     wrong = []
     for module, parts in contents.matrices.items():
         given = set(parts) - {"lora_magnitude_vector"}
@@ -275,12 +288,12 @@ def _check_pairs(model: nn.Module, contents: _Contents, config: LoraConfig, path
 
 
 def _named(contents: _Contents, config: LoraConfig, module: str) -> bool:
-    """Whether modules_to_save names a module, as it is called here or in the file."""
+    """Return whether modules_to_save names a module, by the model's name or the file's."""
     return is_saved(module, config) or is_saved(contents.spelled[module], config)
 
 
 def _embeddings(model: nn.Module, contents: _Contents) -> tuple[str, ...]:
-    """The embeddings and the head where the file holds the embeddings' own weight: PEFT saves both, unnamed."""
+    """Return the names of embeddings and head if the file has the embeddings' own weight: PEFT saves both, unnamed."""
     pair = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
     names = {module: name for name, module in model.named_modules()}
     first, *rest = [names.get(module, "") if module is not None else "" for module in pair]
@@ -288,7 +301,7 @@ def _embeddings(model: nn.Module, contents: _Contents) -> tuple[str, ...]:
 
 
 def _spelling(contents: _Contents) -> Callable[[str], str | None]:
-    """What the model that the file was made with called a module of this one; None where it had none."""
+    """Return the map from module names of this model to those of the file's model; None for a missing module."""
     ways: list[Callable[[str], str]] = [
         str,
         canonical,
@@ -333,7 +346,7 @@ def _copy(own: Mapping[str, Tensor], given: Mapping[str, Tensor], module: str, p
 
 
 def _check_base(base: Any, given: Tensor, module: str, path: Path) -> None:
-    """PEFT stores the unchanged weight of an adapted embedding or head: it must be this model's."""
+    """Check that the base weight that PEFT stores with an adapted embedding or head is this model's."""
     weight = base.weight
     if not isinstance(weight, Tensor):
         return

@@ -1,4 +1,4 @@
-"""The layers of an adapter: what stands where a linear layer, an embedding or a whole module stood. Finds no modules.
+"""Layers with adapters, in the place of a linear layer, an embedding or a whole module. Finds no modules.
 
 Letters: r rank · s scaling.
 """
@@ -17,7 +17,7 @@ from vitrail.ops.weight import dequantize
 
 
 class Adapted(nn.Module):
-    """A layer and its adapters. `active`: the names of those that count, in order; `frozen`: those not trained here."""
+    """A layer and its adapters. `active`: the names of those in use, in order; `frozen`: those not trained here."""
 
     base_layer: nn.Module
     adapters: nn.ModuleDict
@@ -34,13 +34,13 @@ class Adapted(nn.Module):
 
     @property
     def foundation(self) -> nn.Module:
-        """The layer, or the trained copy of it that the first such adapter brings."""
+        """The layer, or its trained copy from the first active adapter that has one."""
         whole = [part for part in self._chosen if not isinstance(part, (Lora, LoraTable))]
         return whole[0] if whole else self.base_layer
 
     @property
     def current(self) -> list[Any]:
-        """The matrices that count now."""
+        """The matrices in use."""
         return [part for part in self._chosen if isinstance(part, (Lora, LoraTable))]
 
     @property
@@ -58,7 +58,7 @@ class Adapted(nn.Module):
         return getattr(self.foundation, "bias", None)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight":  # tying a head to the embeddings sets it
+        if name == "weight":  # set when a head is tied to the embeddings
             self.base_layer.weight = value
         else:
             super().__setattr__(name, value)
@@ -78,7 +78,7 @@ class Lora(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def draw(self, how: bool | str) -> None:
-        """Fresh values: A random and B zero; B random too for False; both, with B·A = 0, for "orthogonal" (as PEFT)."""
+        """Initialise A at random, B to zero; False: B at random too; "orthogonal": both, with B·A = 0 (as PEFT)."""
         if how == "orthogonal":
             self._draw_orthogonal()
             return
@@ -99,16 +99,16 @@ class Lora(nn.Module):
         self.lora_B.copy_((torch.randn(rank // 2, height).T @ rows[1::2]) / 10)
 
     def learn_lengths(self, weight: Tensor) -> None:
-        """Begin DoRA: the length of each row of the adapted weight is trained too."""
+        """Initialise DoRA: the length of each row of the adapted weight is trained too."""
         lengths = self._lengths(weight).to(self.lora_A.dtype)
         self.lora_magnitude_vector = nn.Parameter(lengths)
 
     def product(self) -> Tensor:
-        """s·B·A (out, in), what is added to the weight."""
+        """Return s·B·A (out, in), the adapter's addition to the weight."""
         return self.scaling * (self.lora_B @ self.lora_A)
 
     def merged(self, weight: Tensor) -> Tensor:
-        """The adapted weight (out, in), computed in float32 at least."""
+        """Return the adapted weight (out, in), computed in float32 at least."""
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         added = wide + self.product().to(wide.dtype)
         if self.lora_magnitude_vector is not None:
@@ -116,7 +116,7 @@ class Lora(nn.Module):
         return added
 
     def add_to(self, base: Tensor, x: Tensor, layer: Adapted) -> Tensor:
-        """`base`, the output of the layer so far (…, out), with this adapter's part."""
+        """Return `base`, the layer's output so far (…, out), with this adapter's part added."""
         seen = self.dropout(x.to(self.lora_A.dtype))
         low = linear(linear(seen, self.lora_A), self.lora_B) * self.scaling
         out: Tensor = base + low
@@ -131,16 +131,16 @@ class Lora(nn.Module):
         return out + change
 
     def _lengths(self, weight: Tensor) -> Tensor:
-        # Held constant in the backward pass, as the paper proposes (§4.3).
+        # Constant in the backward pass, as in the paper (§4.3).
         with torch.no_grad():
             lengths: Tensor = (weight.float() + self.product().float()).norm(dim=1)
         return lengths
 
 
 class LoraLinear(Adapted):
-    """A linear layer, plain or packed, with adapters: base(x) + s·B·A·x for each that is active.
+    """A linear layer, plain or packed, with adapters: base(x) + s·B·A·x for each active one.
 
-    A packed weight stays packed; the gradient of x goes through it and none is kept for it.
+    A packed weight stays packed; the gradient of x passes through it, and it has none itself.
     """
 
     @property
@@ -154,7 +154,7 @@ class LoraLinear(Adapted):
         return int(self.base_layer.out_features)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, in) → (…, out) in the type of the layer's own output."""
+        """Map (…, in) to (…, out) in the type of the layer's own output."""
         base: Tensor = self.foundation(x)
         out = base
         for lora in self.current:
@@ -172,13 +172,13 @@ class LoraTable(nn.Module):
         self.scaling = scaling
 
     def draw(self, how: bool | str) -> None:
-        """Fresh values: B random and A zero; A random too for False."""
+        """Initialise B at random, A to zero; A at random too for False."""
         nn.init.normal_(self.lora_embedding_B)
         if how is False:
             nn.init.normal_(self.lora_embedding_A)
 
     def merged(self, weight: Tensor) -> Tensor:
-        """The adapted table (V, D), computed in float32 at least."""
+        """Return the adapted table (V, D), computed in float32 at least."""
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         return wide + self.scaling * (self.lora_embedding_B @ self.lora_embedding_A).T.to(wide.dtype)
 
@@ -187,7 +187,7 @@ class LoraEmbedding(Adapted):
     """An embedding with adapters."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(…) → (…, D)."""
+        """Map (…) to (…, D)."""
         base: Tensor = self.foundation(ids)
         out = base
         for table in self.current:
@@ -197,8 +197,8 @@ class LoraEmbedding(Adapted):
 
 
 class Retrained(Adapted):
-    """A module of another kind that adapters replace by trained copies (PEFT's modules_to_save)."""
+    """A module of another kind, replaced by the adapters' trained copies (PEFT's modules_to_save)."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the copy in use, or the module itself, gives."""
+        """Return the output of the copy in use, or of the module itself."""
         return self.foundation(*args, **kwargs)

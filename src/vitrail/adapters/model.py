@@ -1,4 +1,4 @@
-"""Adapters on a model: put on, chosen, switched off, taken away, merged. Reads and writes no files."""
+"""Adapters on a model: add, choose, switch off, remove, merge. Reads and writes no files."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 def add_adapter(model: nn.Module, config: LoraConfig, name: str = DEFAULT) -> list[str]:
-    """Put a fresh adapter on the model, make it the active one, and give the names of the modules that it is on.
+    """Put a fresh adapter on the model, make it the active one, and return the names of its modules.
 
-    Only the adapter's own tensors are trainable afterwards. Raises InputError for a name that is taken or unfit; after
-    any error the model is as it was.
+    Afterwards only the adapter's own tensors are trainable. After any error the model is unchanged.
+
+    Raises:
+        InputError: a name that is taken or invalid.
     """
     check_name(model, name)
     targets, saved = find_targets(model, config), find_saved(model, config)
@@ -39,7 +41,7 @@ def add_adapter(model: nn.Module, config: LoraConfig, name: str = DEFAULT) -> li
                 _lengths(adapter_at(model, path, name), base)
         for path in saved:
             retrain(model, path, name)
-    except BaseException:  # whatever it was: half an adapter must not stay, and the error goes on
+    except BaseException:  # on any error: no partial adapter stays
         remove(model, name)
         raise
     _register(model, name, config)
@@ -47,7 +49,7 @@ def add_adapter(model: nn.Module, config: LoraConfig, name: str = DEFAULT) -> li
 
 
 def check_name(model: nn.Module, name: str) -> None:
-    """Raise InputError unless an adapter of this name can be put on the model."""
+    """Raise InputError unless the model can take an adapter of this name."""
     if not _NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
         raise InputError(f"an adapter's name is made of letters, digits, '_' and '-', got {name!r:.120}.")
     if name in configs(model):
@@ -57,7 +59,7 @@ def check_name(model: nn.Module, name: str) -> None:
 
 
 def attach(model: nn.Module, path: str, name: str, config: LoraConfig, rank: int) -> Any:
-    """Empty matrices for the module at `path`: a Lora or a LoraTable."""
+    """Attach empty matrices to the module at `path` and return them: a Lora or a LoraTable."""
     base = plain(model, path)
     where = _where(base)
     scaling = config.scaling(path, rank)
@@ -78,9 +80,10 @@ def attach(model: nn.Module, path: str, name: str, config: LoraConfig, rank: int
 
 
 def retrain(model: nn.Module, path: str, name: str, *, frozen: bool = False) -> nn.Module:
-    """A copy of the module at `path` that belongs to the adapter `name`, trained in float32 at least.
+    """Attach a copy of the module at `path` to the adapter `name`, trained in float32 at least.
 
-    frozen: it is not trained and keeps its type.
+    Args:
+        frozen: the copy is not trained and keeps its type.
     """
     base = plain(model, path)
     if isinstance(base, Quantized):
@@ -98,7 +101,7 @@ def retrain(model: nn.Module, path: str, name: str, *, frozen: bool = False) -> 
 
 
 def remove(model: nn.Module, *names: str) -> None:
-    """Take away all parts of the adapters `names`; a module without any is again what it was."""
+    """Remove all parts of the adapters `names`; restore modules without any."""
     for path, layer in list(adapted(model)):
         for name in names:
             if name in layer.adapters:
@@ -110,7 +113,7 @@ def remove(model: nn.Module, *names: str) -> None:
 
 
 def finish(model: nn.Module, name: str, config: LoraConfig) -> None:
-    """Note an adapter whose matrices have been attached and filled, and make it the active one."""
+    """Record an adapter with attached and filled matrices, and make it the active one."""
     for path, layer in adapted(model):
         if name in layer.adapters and config.use_dora and isinstance(layer, LoraLinear):
             lora: Any = layer.adapters[name]
@@ -120,25 +123,25 @@ def finish(model: nn.Module, name: str, config: LoraConfig) -> None:
 
 
 def adapted(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
-    """Every module with adapters and its name."""
+    """Yield every module with adapters and its name."""
     for name, module in model.named_modules():
         if isinstance(module, Adapted):
             yield name, module
 
 
 def configs(model: nn.Module) -> dict[str, LoraConfig]:
-    """The adapters on the model by name."""
+    """Return the configurations of the model's adapters by name."""
     found: dict[str, LoraConfig] = getattr(model, "peft_config", {})
     return found
 
 
 def active(model: nn.Module) -> list[str]:
-    """The names of the adapters that are chosen, whether or not they are switched off."""
+    """Return the names of the chosen adapters, switched on or off."""
     return list(getattr(model, "_active_adapters", []))
 
 
 def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
-    """Choose which adapters count; several are added up. They are switched on, and only they are trainable."""
+    """Choose the adapters in use, whose products are summed. They are switched on, and only they are trainable."""
     chosen = [names] if isinstance(names, str) else list(names)
     _check_known(model, chosen)
     model._active_adapters = chosen  # type: ignore[assignment]
@@ -150,16 +153,16 @@ def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
 
 
 def switch(model: nn.Module, on: bool) -> None:
-    """Switch the chosen adapters on, or off: the model then answers as if it had none."""
+    """Switch the chosen adapters on, or off: the model then computes as without adapters."""
     if not configs(model):
         raise InputError(f"{type(model).__name__} has no adapter; load_adapter loads one.")
     _switch(model, active(model) if on else [])
 
 
 def delete_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
-    """Take adapters away; a module without any is again what it was.
+    """Remove adapters; restore modules without any.
 
-    Where no active one is left, the first that remains is chosen, as in PEFT, with a warning that says so.
+    Without a remaining active one, the first left is chosen, as in PEFT, with a warning.
     """
     gone = [names] if isinstance(names, str) else list(names)
     _check_known(model, gone)
@@ -182,7 +185,7 @@ def delete_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
 
 @torch.no_grad()
 def merge(model: nn.Module, names: Sequence[str] | None = None, linear: type[nn.Linear] = nn.Linear) -> None:
-    """Work the adapters `names` (default: the chosen ones) into the weights and take all adapters away.
+    """Merge the adapters `names` (default: the chosen ones) into the weights and remove all adapters.
 
     A packed layer becomes one of the kind `linear`, in its decoded type: packing it again would round the adapter away.
     """
@@ -204,7 +207,7 @@ def merge(model: nn.Module, names: Sequence[str] | None = None, linear: type[nn.
 
 
 def _merged(base: Any, parts: Sequence[Any], linear: type[nn.Linear]) -> nn.Module:
-    """`base` with a new weight, so that a table which shared the old one keeps it."""
+    """Return `base` with a new weight; a table that shared the old one keeps it."""
     if isinstance(base, QuantLinear):
         packed = base.packed
         weight = dequantize(packed, packed.dtype)
@@ -222,7 +225,7 @@ def _merged(base: Any, parts: Sequence[Any], linear: type[nn.Linear]) -> nn.Modu
 
 
 def _note_merge(model: nn.Module) -> None:
-    """Set the configuration right: a head that differs from the embeddings, a model that is packed no more."""
+    """Update the configuration: a head that differs from the embeddings, a model no longer packed."""
     config: Any = getattr(model, "config", None)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if config is None or head is None:
@@ -236,19 +239,19 @@ def _note_merge(model: nn.Module) -> None:
 
 
 def plain(model: nn.Module, path: str) -> nn.Module:
-    """The module at `path` without its adapters."""
+    """Return the module at `path` without its adapters."""
     module = model.get_submodule(path)
     return module.base_layer if isinstance(module, Adapted) else module
 
 
 def adapter_at(model: nn.Module, path: str, name: str) -> Any:
-    """The part of the adapter `name` at `path`."""
+    """Return the part of the adapter `name` at `path`."""
     layer: Any = model.get_submodule(path)
     return layer.adapters[name]
 
 
 def _put(model: nn.Module, path: str, name: str, part: nn.Module) -> Adapted:
-    """Add a part of the adapter `name` to the module at `path`, which becomes an Adapted one if it is none yet."""
+    """Add a part of the adapter `name` to the module at `path`, made an Adapted one if needed."""
     holder = model.get_submodule(path)
     if not isinstance(holder, Adapted):
         embeds = isinstance(holder, nn.Embedding)
@@ -261,7 +264,7 @@ def _put(model: nn.Module, path: str, name: str, part: nn.Module) -> Adapted:
 
 
 def _where(base: nn.Module) -> dict[str, Any]:
-    """Device of a layer, and the type to train in: its own, in float32 at least (as PEFT)."""
+    """Return the device of a layer and its training type: its own, in float32 at least (as PEFT)."""
     weight: Any = base.weight
     dtype = weight.dtype if isinstance(weight, Tensor) else torch.float32
     return {"device": weight.device, "dtype": torch.promote_types(dtype, torch.float32)}

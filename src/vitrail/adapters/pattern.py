@@ -1,8 +1,8 @@
-"""Regular expressions from files, matched without backtracking: the time is bounded whatever the pattern. No modules.
+"""Pattern: regular expressions from files, matched without backtracking in bounded time.
 
-A pattern becomes a program of small steps, and all ways through it are followed at once (Thompson 1968). Look-ahead,
-classes, groups and counted repetition are known; what needs memory of the text (back references) is refused. A Budget
-bounds the steps of all patterns and texts of one configuration together.
+A pattern becomes a program of small steps, all of whose paths are followed at once (Thompson 1968). Look-ahead,
+classes, groups and counted repetition are supported; back references, which need memory of the text, are refused. A
+Budget bounds the steps of all patterns and texts of one configuration together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STEPS = 20_000  # steps of a program
 _REPEATS = 1_000
 _DEPTH = 50  # groups within groups
 
-_WORK = 4_000_000  # steps built and followed for one configuration: some seconds
+_WORK = 4_000_000  # steps built and followed per configuration: some seconds
 
 _Step = tuple[str, Any, Any]
 _CLASSES: dict[str, Callable[[str], bool]] = {
@@ -33,13 +33,13 @@ _CONTROLS = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v"}
 
 
 class Budget:
-    """The steps that patterns may still take together."""
+    """The steps left to all patterns together."""
 
     def __init__(self, left: int = _WORK) -> None:
         self.left = left
 
     def spend(self, steps: int) -> None:
-        """Count steps. ConfigError when there are too many."""
+        """Count steps. Raises ConfigError past the limit."""
         self.left -= steps
         if self.left < 0:
             raise ConfigError(
@@ -49,7 +49,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A parsed regular expression in Python's spelling; `budget`: what parsing and matching count on."""
+    """A parsed regular expression in Python's syntax; `budget` counts its parsing and matching."""
 
     source: str
     steps: tuple[_Step, ...]
@@ -57,7 +57,7 @@ class Pattern:
 
     @classmethod
     def parse(cls, source: str, budget: Budget | None = None) -> Pattern:
-        """Raises ConfigError for what is no pattern, or one that is too long or needs backtracking."""
+        """Parse a pattern. Raises ConfigError for an invalid or too long one, or one that needs backtracking."""
         budget = budget or Budget()
         if len(source) > LIMIT:
             raise ConfigError(f"a pattern may have {LIMIT:,} characters, got {len(source):,}.")
@@ -69,16 +69,16 @@ class Pattern:
         return cls(source, (*steps, ("match", None, None)), budget)
 
     def fullmatch(self, text: str) -> bool:
-        """Whether the whole of `text` matches, as re.fullmatch finds it. ConfigError past the budget."""
+        """Return whether the whole of `text` matches, as re.fullmatch. ConfigError past the budget."""
         return _run(self.steps, text, 0, self.budget, whole=True)
 
     def match(self, text: str) -> bool:
-        """Whether a beginning of `text` matches, as re.match finds it. ConfigError past the budget."""
+        """Return whether a beginning of `text` matches, as re.match. ConfigError past the budget."""
         return _run(self.steps, text, 0, self.budget, whole=False)
 
 
 class PatternTable:
-    """Values by patterns of the ends of module names; the first that fits decides. All lookups share one Budget."""
+    """Values by patterns of the ends of module names; the first match counts. All lookups share one Budget."""
 
     def __init__(self, table: Mapping[str, Any]) -> None:
         self.table = dict(table)
@@ -87,10 +87,14 @@ class PatternTable:
         self._found: dict[str, Any] = {}
 
     def __reduce__(self) -> tuple[type[PatternTable], tuple[dict[str, Any]]]:
-        return PatternTable, (self.table,)  # parsed patterns are functions, which cannot be pickled
+        return PatternTable, (self.table,)  # parsed patterns are functions: not picklable
 
     def get(self, name: str, default: Any) -> Any:
-        """The value of the first pattern that is the name or an ending of it after a dot. ConfigError as Pattern."""
+        """Return the value of the first pattern that matches the name or an ending of it after a dot.
+
+        Raises:
+            ConfigError: as Pattern.
+        """
         if not self._tests:
             self._tests = [(_ending(key, self._budget), value) for key, value in self.table.items()]
         if name not in self._found:
@@ -106,15 +110,15 @@ _PLAIN = re.compile(r"(?:\w|\\?\.)+")
 
 
 def _ending(key: str, budget: Budget) -> Callable[[str], bool]:
-    """Whether a name is, or ends after a dot with, what `key` matches; keys that are names need no program."""
+    """Return whether a name, or its ending after a dot, matches `key`; a plain name needs no program."""
     if len(key) > LIMIT or not _PLAIN.fullmatch(key):
         pattern = Pattern.parse(rf"(?:.*\.)?(?:{key})", budget)
         tail = _TAIL.search(key)
         if tail is None or "|" in key:
             return pattern.fullmatch
-        end = tail[0]  # letters that every match ends with: most names need no run
+        end = tail[0]  # the letters at the end of every match: most names need no run
         return lambda name: name.endswith(end) and pattern.fullmatch(name)
-    letters = key.replace("\\.", "\n")  # a dot that is a dot; others stand for any character
+    letters = key.replace("\\.", "\n")  # escaped dots; others stand for any character
     size = len(letters)
 
     def fits(name: str) -> bool:
@@ -130,13 +134,13 @@ def _ending(key: str, budget: Budget) -> Callable[[str], bool]:
 
 
 class _Parser:
-    """One pass over the source, from left to right; every method leaves `place` behind what it has read."""
+    """One pass over the source, from left to right; every method leaves `place` after the part it has read."""
 
     def __init__(self, source: str, budget: Budget) -> None:
         self.source = source
         self.budget = budget
         self.place = 0
-        self.ahead = False  # inside of a look-ahead
+        self.ahead = False  # inside a look-ahead
 
     def fault(self, text: str) -> ConfigError:
         return ConfigError(
@@ -261,7 +265,7 @@ class _Parser:
     def _repeated(self, inner: list[_Step]) -> list[_Step]:
         while self.place < len(self.source) and self.source[self.place] in "*+?{":
             low, high = self._bounds()
-            self._take("?")  # lazy or greedy: the same texts match
+            self._take("?")  # lazy and greedy match the same texts
             if self._take("+"):
                 raise self.fault("possessive repetition is not supported")
             if len(inner) * max(low, high or 0, 1) > _STEPS:
@@ -292,7 +296,7 @@ class _Parser:
 
 
 def _within(ranges: list[tuple[str, str]]) -> Callable[[str], bool]:
-    """Whether a character lies in one of the ranges, found in few steps however many there are."""
+    """Return whether a character lies in one of the ranges, by binary search."""
     ranges.sort()
     lows = [low for low, _ in ranges]
     highs = list(accumulate((high for _, high in ranges), max))
@@ -305,7 +309,7 @@ def _class_of(letter: str) -> Callable[[str], bool]:
 
 
 def _run(steps: Sequence[_Step], text: str, start: int, budget: Budget, *, whole: bool) -> bool:
-    """Follow all ways through the program at once, one character after the other."""
+    """Follow all paths through the program at once, one character after the other."""
     ways = {0}
     for place in range(start, len(text) + 1):
         reached = _closure(steps, ways, text, place, budget)
@@ -322,7 +326,7 @@ def _run(steps: Sequence[_Step], text: str, start: int, budget: Budget, *, whole
 
 
 def _closure(steps: Sequence[_Step], ways: set[int], text: str, place: int, budget: Budget) -> set[int]:
-    """Every step that is reached from `ways` without reading a character."""
+    """Return every step reachable from `ways` without reading a character."""
     seen: set[int] = set()
     waiting = list(ways)
     while waiting:

@@ -1,4 +1,4 @@
-"""Which modules of a model an adapter goes on, chosen as PEFT chooses them. Changes nothing."""
+"""Choice of the modules of a model for an adapter, by PEFT's rules. Changes nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARTS = {
 
 
 def plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The names and modules of a model as if no adapter were on it."""
+    """Yield the names and modules of a model as without adapters."""
     hidden = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Adapted))
     for name, module in model.named_modules():
         if not name.startswith(hidden):
@@ -30,9 +30,11 @@ def plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
-    """The names of the linear layers and embeddings that `config` adapts, in the model's order.
+    """Return the names of the linear layers and embeddings that `config` adapts, in the model's order.
 
-    Raises InputError when there are none, UnsupportedError when a chosen module is of another kind.
+    Raises:
+        InputError: no module matches.
+        UnsupportedError: a chosen module is of another kind.
     """
     if config.target_modules is None:
         raise InputError(
@@ -57,9 +59,10 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
 def targeted(
     model: nn.Module, config: LoraConfig, spelled: Callable[[str], str | None] = str
 ) -> Iterator[tuple[str, nn.Module]]:
-    """The modules, of any kind, that target_modules names.
+    """Yield the modules, of any kind, that target_modules names.
 
-    spelled: what the adapter's own model called a module of this one; None where it had none.
+    Args:
+        spelled: maps a module's name to that in the adapter's own model; None for a missing one.
     """
     chosen = _chooser(config, model)
     excluded = _matcher(config.exclude_modules)
@@ -70,7 +73,7 @@ def targeted(
 
 
 def saved(model: nn.Module, config: LoraConfig, spelled: Callable[[str], str | None] = str) -> Iterator[str]:
-    """The names of the modules with weights of their own in what modules_to_save names; `spelled` as above."""
+    """Yield the names of modules with weights of their own within those of modules_to_save; `spelled` as above."""
     for path, module in plain_modules(model):
         name = spelled(path)
         weights = isinstance(module, Quantized) or any(p is not None for p in module._parameters.values())
@@ -79,7 +82,7 @@ def saved(model: nn.Module, config: LoraConfig, spelled: Callable[[str], str | N
 
 
 def find_saved(model: nn.Module, config: LoraConfig) -> list[str]:
-    """The names of the modules that are trained whole. Raises InputError when modules_to_save fits none."""
+    """Return the names of the modules to train whole. Raises InputError if modules_to_save matches none."""
     if not config.modules_to_save:
         return []
     found = list(saved(model, config))
@@ -91,7 +94,7 @@ def find_saved(model: nn.Module, config: LoraConfig) -> list[str]:
 
 
 def in_parts(names: Sequence[str], parts: Sequence[str]) -> list[str]:
-    """Those module names that lie in one of `parts` (keys of PARTS)."""
+    """Return the module names within one of `parts` (keys of PARTS)."""
     if unknown := [part for part in parts if part not in PARTS]:
         raise InputError(f"parts are {', '.join(PARTS)}; got {', '.join(unknown)}.")
     marks = tuple(f".{mark}." for part in parts for mark in PARTS[part])
@@ -99,12 +102,12 @@ def in_parts(names: Sequence[str], parts: Sequence[str]) -> list[str]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer, plain or packed."""
+    """Return whether a module is a linear layer, plain or packed."""
     return isinstance(module, (nn.Linear, QuantLinear))
 
 
 def takes_matrices(module: nn.Module) -> bool:
-    """Whether LoRA goes on such a module: a linear layer or a plain embedding."""
+    """Return whether a module can have LoRA: a linear layer or a plain embedding."""
     return is_linear(module) or isinstance(module, nn.Embedding)
 
 
@@ -144,6 +147,6 @@ def _matcher(names: list[str] | str | None) -> Callable[[str], bool]:
 
 
 def is_saved(name: str, config: LoraConfig) -> bool:
-    """Whether the module is, or lies in, one whose name ends with the letters of one of modules_to_save (as PEFT)."""
+    """Return whether a module is, or lies in, one whose name ends with an entry of modules_to_save (as PEFT)."""
     endings, parts = tuple(config.modules_to_save or ()), name.split(".")
     return any(".".join(parts[: n + 1]).endswith(endings) for n in range(len(parts)))

@@ -1,6 +1,6 @@
-"""`vitrail ask IMAGE… QUESTION`: its options and what it prints.
+"""`vitrail ask IMAGE… QUESTION`: options and output.
 
-assistant.load loads; the answer is the first of a Dialogue, which calls generate() through generate/reuse.py.
+Loading: assistant.load. The answer is the first of a Dialogue, which calls generate() through generate/reuse.py.
 """
 
 import time
@@ -103,8 +103,8 @@ def ask(
     printer = Printer()
     with waiting() as line:
         line.say("starting")
-        # First, and from a shallow call: an import that begins near the end of a chunk of Python's frame stack maps and
-        # unmaps the next chunk at every call (10,000 times, 50 ms, with Python 3.11).
+        # First, and from a shallow call: an import near the end of a chunk of Python's frame stack maps and unmaps the
+        # next chunk at every call (10,000 times, 50 ms, with Python 3.11).
         import torch  # noqa: F401
 
         from vitrail.assistant import load
@@ -155,7 +155,7 @@ def ask(
     response = reply.response
     if (
         given is not None or response.tool_calls or response.rest
-    ):  # a stray control token in plain text is no news
+    ):  # a stray control token in plain text is not reported
         for fault in response.faults:
             warnings.warn(f"the answer: {fault}", stacklevel=2)
     for call in response.tool_calls:
@@ -166,9 +166,9 @@ def ask(
 
 @dataclass
 class _Shown:
-    """What is shown while the model answers.
+    """Output while the model answers.
 
-    printer: None with --json; max_new_tokens: None where it was not given; estimate: None where it is quick.
+    printer: None with --json; max_new_tokens: None if not given; estimate: None for a quick answer.
     """
 
     line: Waiting
@@ -183,7 +183,7 @@ class _Shown:
         from vitrail.generate.options import fit_context
         from vitrail.model.estimate import estimate
 
-        if self.max_new_tokens is not None:  # what was asked for is refused, not cut
+        if self.max_new_tokens is not None:  # an explicit limit that does not fit is refused, not cut
             limit = self.model.max_model_len
             fit_context(prompt.tokens, self.max_new_tokens, limit, explicit=True)
         self.estimate = estimate(self.model, prompt.tokens, prompt.image_sizes)

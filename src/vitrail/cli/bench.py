@@ -1,4 +1,4 @@
-"""`vitrail bench WHAT`: its options. What is measured, and how, stands in vitrail.bench."""
+"""`vitrail bench WHAT`: options. Measurements: vitrail.bench."""
 
 import os
 from collections.abc import Callable
@@ -37,12 +37,12 @@ Examples:
 
 
 def _examples(command: str) -> str:
-    """Those of one command."""
+    """Return the examples of one command."""
     return "\\b\nExamples:\n" + "\n".join(line for line in EXAMPLES.splitlines() if f" {command} " in line)
 
 
 class Counts(click.ParamType):  # type: ignore[type-arg]
-    """Whole numbers of at least one, with commas between them."""
+    """Positive whole numbers, separated by commas."""
 
     name = "numbers"
 
@@ -58,7 +58,7 @@ class Counts(click.ParamType):  # type: ignore[type-arg]
 
 
 def _shared(format: str, part: str = "Decoder") -> Callable[[Command], Command]:
-    """Adds what every benchmark takes."""
+    """Return a decorator that adds the options of every benchmark."""
 
     def add(command: Command) -> Command:
         return added(
@@ -211,7 +211,7 @@ def e2e(side: int, **options: Any) -> None:
 
 
 def _run(work: "Callable[[Setting], Report]", options: dict[str, Any], part: str = "", **more: int) -> None:
-    """Measure and print. part: the key of params.json whose layers are meant; "": the decoder's own."""
+    """Measure and print. part: the key of params.json with the measured layers; "": the decoder's."""
     with waiting() as line:
         line.say("starting")
         import torch

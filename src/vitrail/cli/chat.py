@@ -1,4 +1,4 @@
-"""`vitrail chat [IMAGE…]`: its options. The conversation is run in cli/chat_room.py."""
+"""`vitrail chat [IMAGE…]`: options. Conversation: cli/chat_room.py."""
 
 from typing import Any
 

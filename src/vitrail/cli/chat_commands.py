@@ -1,4 +1,4 @@
-"""The commands inside `vitrail chat`, each a line that begins with a slash. Answers are made in chat_room.py."""
+"""Commands inside `vitrail chat`, lines that begin with a slash. Messages: chat_room.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitrail.errors import InputError
 
 @dataclass(frozen=True)
 class Command:
-    """run: (room, what follows the name). usage, help: a line of /help."""
+    """A command. run: called with (chat, text after the name). usage, help: a line of /help."""
 
     run: Callable[[ChatRoom, str], None]
     usage: str
@@ -23,7 +23,7 @@ class Command:
 
 
 def run_command(room: ChatRoom, name: str, rest: str) -> None:
-    """Run the command `name` with the text that follows it. Raises InputError for an unknown one."""
+    """Run the command `name` with the text after it. Raises InputError for an unknown one."""
     if name in COMMANDS:
         return COMMANDS[name].run(room, rest)
     near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -149,7 +149,7 @@ COMMANDS = {
 
 
 def _unquoted(text: str) -> str:
-    """A path as it is typed or dropped into a terminal: quotes around it do not belong to it."""
+    """Return a typed or dropped path without the quotes around it."""
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     return text[1:-1] if quoted else text
 

@@ -1,4 +1,4 @@
-"""What a person types, or a pipe brings, as messages: a line each, or several lines as one. Understands no command."""
+"""Lines: messages from standard input, one per line or several lines as one."""
 
 import sys
 from collections.abc import Callable
@@ -12,8 +12,8 @@ QUOTES = '"""'
 class Lines:
     """Messages from standard input.
 
-    A line is a message. A line that ends in a backslash goes on in the next one; what stands between two lines' three
-    quotes is one message with all its lines. On a terminal there are a prompt, editing and a history of this run.
+    A line is a message. A backslash at its end continues it on the next line; the lines between two lines of three
+    quotes are one message. A terminal has a prompt, editing and a history of this run.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Lines:
             _start_editing()
 
     def next(self, prompt: str) -> str | None:
-        """The next message that is not blank, or None at the end of the input. Ctrl-C drops what was typed."""
+        """Return the next message that is not blank, or None at the end of the input. Ctrl-C drops the typed text."""
         while (line := self._line(prompt)) is not None:
             if line.strip():
                 return self._rest_of(line)
@@ -68,10 +68,10 @@ class Lines:
 
 
 def _start_editing() -> None:
-    """Arrow keys and a history while the program runs; nothing is written to a file."""
+    """Enable arrow keys and a history in memory."""
     try:
         import readline
-    except ImportError:  # not on Windows, whose console edits by itself
+    except ImportError:  # not on Windows, whose console has line editing
         return
     configure: Callable[[str], None] = readline.parse_and_bind
-    configure("set enable-bracketed-paste on")  # several pasted lines come as one message
+    configure("set enable-bracketed-paste on")  # several pasted lines are one message

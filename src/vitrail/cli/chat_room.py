@@ -1,4 +1,4 @@
-"""ChatRoom: takes messages, lets the model answer, shows it. Commands: chat_commands.py; the model's side: dialogue.py."""
+"""ChatRoom: the loop of `vitrail chat`. Commands: chat_commands.py; conversation: dialogue.py."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from vitrail.responses.reply import Reply
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `vitrail chat`. name: how answers call the model."""
+    """Options of `vitrail chat`. name: the model's name in JSON records."""
 
     name: str
     as_json: bool = False
@@ -30,14 +30,14 @@ class Settings:
     generation: Mapping[str, Any] = field(default_factory=dict)  # keywords of generate()
 
     def of_attempt(self, attempt: int) -> dict[str, Any]:
-        """Keywords of generate(). attempt: how often the question was answered already; each draws anew from one seed."""
+        """Return keywords of generate(). attempt: earlier answers to this question, added to the seed."""
         given = dict(self.generation)
         return {**given, "seed": given["seed"] + attempt} if "seed" in given else given
 
 
 @dataclass
 class Totals:
-    """Sums over the answers of this run. seconds: of reading and answering."""
+    """Sums over the answers of this run. seconds: of prefill and decoding."""
 
     answers: int = 0
     computed: int = 0
@@ -47,7 +47,7 @@ class Totals:
     seconds: float = 0.0
 
     def add(self, reply: Reply) -> None:
-        """Count one more answer."""
+        """Add an answer."""
         self.answers += 1
         self.computed += reply.computed
         self.reused += reply.reused
@@ -57,7 +57,7 @@ class Totals:
 
 
 class ChatRoom:
-    """A conversation between standard input and a model. On a terminal a mistake is told; in a pipe it ends the program."""
+    """A conversation between standard input and a model. Errors are shown on a terminal and end the program in a pipe."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class ChatRoom:
         settings: Settings,
         run_command: "Callable[[ChatRoom, str, str], None]",
     ) -> None:
-        """`run_command` runs a line that begins with a slash: (room, name, what follows it)."""
+        """Begin empty; `run_command` is called for lines with a slash: (chat, name, text after it)."""
         self.settings = settings
         self._run_command = run_command
         self.lines = Lines()
@@ -77,12 +77,12 @@ class ChatRoom:
         self.pending: list[Attachment] = []
         self.last: Reply | None = None
         self.totals = Totals()
-        self.files: set[str] = set()  # written or read by this run: /save may write them again
+        self.files: set[str] = set()  # written or read by this run: /save may overwrite them
         self.going_on = True
         self._attempt = 0
 
     def begin(self, messages: Sequence[dict[str, Any]], system: str | None, images: Sequence[str]) -> None:
-        """Take what the command line gave."""
+        """Apply the arguments of the command line."""
         self.load(messages)
         if system is not None:
             self.dialogue.system = system
@@ -90,7 +90,7 @@ class ChatRoom:
             self.attach(name)
 
     def run(self) -> None:
-        """Until the input ends or /quit."""
+        """Run until the end of the input or /quit."""
         if self.lines.is_terminal:
             self.tell(f"{self.settings.name}. A message is a line; /help explains the rest, Ctrl-D leaves.")
         while self.going_on:
@@ -110,7 +110,7 @@ class ChatRoom:
                 self.tell("Ctrl-D or /quit leaves.")
 
     def tell(self, text: str) -> None:
-        """A remark beside the conversation, on stderr, so that stdout holds answers only."""
+        """Print a remark on stderr, so that stdout holds answers only."""
         echo(text, err=True, dim=True)
 
     def attach(self, name: str) -> Attachment:
@@ -121,13 +121,13 @@ class ChatRoom:
         return attachment
 
     def load(self, messages: Sequence[dict[str, Any]]) -> None:
-        """Go on from other messages; nothing waits for the next one any more."""
+        """Replace the messages and drop pending images."""
         with self._opening("the conversation"):
             self.dialogue.load(messages)
         self.pending.clear()
 
     def answer(self, content: Any = None) -> None:
-        """Ask `content`, or the last question again if it is None, and show the answer."""
+        """Answer `content`, or the last question again for None, and show the answer."""
         printer = Printer()
         self._attempt = 0 if content is not None else self._attempt + 1
         options = self.settings.of_attempt(self._attempt)
@@ -156,7 +156,7 @@ class ChatRoom:
 
     @contextmanager
     def _opening(self, name: str) -> Iterator[None]:
-        """While images are opened, a line says so."""
+        """Show a line while images are opened."""
         with waiting() as line:
             line.say(f"opening {name}")
             self._say = line.say
@@ -208,4 +208,4 @@ class ChatRoom:
 
 
 def _to_nobody(_: str) -> None:
-    """Nobody waits."""
+    """Discard the text."""

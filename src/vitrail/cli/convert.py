@@ -1,4 +1,4 @@
-"""`vitrail convert MODEL OUT --to hf|mistral`: its options and what it prints. The work is done in weights/convert.py."""
+"""`vitrail convert MODEL OUT --to hf|mistral`: options and output. Conversion: weights/convert.py."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +63,7 @@ def convert(model: str, out: Path, to: str, as_json: bool, revision: str | None)
 
 
 def _check_fits(config: "PretrainedConfig", checkpoint: "Checkpoint") -> None:
-    """Compare every name and shape with the model that the configuration describes, before anything is written."""
+    """Check every name and shape against the configuration's model before writing."""
     from vitrail.auto import meta_model
     from vitrail.weights.plan import make_plan
 

@@ -1,4 +1,4 @@
-"""JSON files named on the command line, read whole and bounded; '-' is standard input."""
+"""Reading of JSON files named on the command line, with a size limit; '-' is standard input."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from vitrail.errors import InputError
 
 
 def read_input(name: str) -> bytes:
-    """The bytes of a file, or of standard input for '-'; no more than a JSON file may have, and one."""
+    """Read a file, or standard input for '-', up to one byte more than the limit of JSON files."""
     from vitrail.files.json import JSON_LIMIT
 
     if name == "-":
@@ -25,7 +25,7 @@ def read_input(name: str) -> bytes:
 
 
 def read_tools(name: str) -> list[Any]:
-    """The tools of a file, checked: names, descriptions, schemas. PromptError says which tool is wrong."""
+    """Read and check the tools of a file. Raises PromptError that names the wrong tool."""
     from vitrail.prompts.builtin.tools import read_tools as check_tools
     from vitrail.prompts.conversation_file import read_tools_file
 

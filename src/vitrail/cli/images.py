@@ -1,4 +1,4 @@
-"""Images and PDFs named on the command line, opened and checked before a model is loaded; '-' is standard input."""
+"""Opening of images and PDFs named on the command line, before a model is loaded; '-' is standard input."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ _KEPT_PIXELS: Final = 100_000_000
 
 
 def split_words(words: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """Images and the question, which comes last; InputError when the question seems to be forgotten."""
+    """Split into images and the question, the last word. Raises InputError if the question seems missing."""
     if not words:
         raise InputError("a question is missing; write: vitrail ask IMAGE… QUESTION")
     *images, question = words
@@ -33,7 +33,7 @@ def split_words(words: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
 
 
 def open_image(name: str) -> "PilImage":
-    """The image at a path or URL, or on standard input; ImageError says what is wrong with it."""
+    """Open the image at a path or URL, or on standard input. Raises ImageError."""
     from vitrail.images.load import load_image
 
     return load_image(_standard_input() if name == STDIN else name)
@@ -42,7 +42,7 @@ def open_image(name: str) -> "PilImage":
 def open_pages(
     name: str, limits: "PdfLimits | None" = None, say: Callable[[str], None] | None = None
 ) -> "list[PilImage]":
-    """The same for a file that may be a PDF: its pages, else the one image. `say` hears which page is rendered."""
+    """Open the pages of a PDF, or the one image. `say` is called with a status line for each rendered page."""
     from vitrail.images.pdf import load_pages
 
     def progress(done: int, total: int) -> None:
@@ -57,9 +57,9 @@ def open_pages(
 def open_parts(
     names: Sequence[str], limits: "PdfLimits | None" = None, say: Callable[[str], None] | None = None
 ) -> list[dict[str, Any]]:
-    """The parts of a message that show those files, all opened, so that what is wrong is known before a model is loaded.
+    """Return the content parts of files, all opened, so that errors come before a model is loaded.
 
-    Images are kept up to a number of pixels together; beyond it a local file is opened again when its turn comes.
+    Images stay in memory up to a total number of pixels; beyond it local files are opened again when used.
     """
     from vitrail.images.pdf import file_holds_pdf
 
@@ -78,7 +78,7 @@ def open_parts(
 
 
 def _standard_input() -> bytes:
-    """All of it, as far as an image may go, and one byte more, which is refused later."""
+    """Read standard input up to one byte more than the limit of images, which is refused later."""
     from vitrail.images.load import LIMITS
 
     if sys.stdin is None or sys.stdin.isatty():
@@ -92,5 +92,5 @@ def _standard_input() -> bytes:
 def _names_a_file(word: str) -> bool:
     try:
         return Path(word).exists()
-    except OSError:  # a question may be too long for a file name
+    except OSError:  # a question too long for a file name
         return False

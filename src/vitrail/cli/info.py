@@ -1,4 +1,4 @@
-"""`vitrail info`: its options. Models: describe.py and info_printer.py; this machine: info_system.py."""
+"""`vitrail info`: options. Models: describe.py and info_printer.py; this machine: info_system.py."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -67,7 +67,7 @@ def info(
 
 
 def _describe(model: str | None, format: str | None, revision: str | None) -> "ModelInfo":
-    """The checkpoint that MODEL names; else the geometry of that name."""
+    """Describe the checkpoint MODEL, or the published geometry of that name."""
     if model in GEOMETRIES and not Path(model).is_dir():
         if (format, revision) != (None, None):
             raise InputError(f"{model} is a geometry without files; leave out --format and --revision")

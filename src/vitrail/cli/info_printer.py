@@ -1,4 +1,4 @@
-"""What `vitrail info` shows a person: a few tables, and the architecture as a tree. Computes nothing."""
+"""Output of `vitrail info`: tables, and the architecture as a tree."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vitrail.describe import ModelInfo
     from vitrail.model.architecture import Part
 
-WIDTH = 110  # where the output is no terminal
+WIDTH = 110  # if the output is not a terminal
 _PARTS = {
     "vision_tower": "vision tower",
     "projector": "projector",
@@ -31,7 +31,7 @@ _PRECISIONS = {"bfloat16": "bfloat16, float16", "fp4": "FP4", "nf4": "NF4", "nf4
 
 
 def show(info: ModelInfo, speed: dict[str, Any]) -> None:
-    """Write all of it to standard output. speed: the record of `bench.limits`."""
+    """Print a ModelInfo. speed: the record of `bench.limits`."""
     console = PlainConsole(width=None if sys.stdout.isatty() else WIDTH)
     console.print(_facts(info))
     for table in (_parameters(info), _memory(info, speed), _images(info)):
@@ -136,7 +136,7 @@ def _parameters(info: ModelInfo) -> Table:
 
 
 def _memory(info: ModelInfo, speed: dict[str, Any]) -> Table:
-    """Precision, weights, while loading, cache, whether it fits, and the most tokens per second."""
+    """Return a table: precision, weights, while loading, cache, whether it fits, highest tokens per second."""
     mapped = any(need["mapped"] for need in info.memory.values())
     columns = (
         "weights",
@@ -176,7 +176,7 @@ def _speed(info: ModelInfo, speed: dict[str, Any]) -> str:
 
 
 def _images(info: ModelInfo) -> Table | None:
-    """Tokens by size, and beside them those of the other dialect where it counts otherwise."""
+    """Return a table of tokens by size, with those of the other dialect where they differ."""
     if not info.images:
         return None
     used = info.images["dialect"]

@@ -1,4 +1,4 @@
-"""`vitrail info --system`: this machine and the kernels that run on it. What a model is and costs is in describe.py."""
+"""SystemInfo, `vitrail info --system`: this machine and its kernels. Models: describe.py."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class SystemInfo:
     """One machine.
 
     Attributes:
-        cpu: the processor's name, as the system tells it.
-        cores, usable_cores: of the machine; that this process may use.
-        memory: bytes: {"total": …, "free": …}, None where nobody tells.
-        pages: of memory.Pages: those that weights get.
-        threads: with which PyTorch and the kernels work.
+        cpu: the processor's name, as reported by the system.
+        cores, usable_cores: of the machine; usable by this process.
+        memory: bytes: {"total": …, "free": …}, None where unknown.
+        pages: of memory.Pages: memory pages of weights.
+        threads: of PyTorch and of the kernels.
         kernels: of library.Status: used, reason, compiler, others.
     """
 
@@ -49,7 +49,7 @@ class SystemInfo:
 
 
 def gather() -> SystemInfo:
-    """This machine, now. ConfigError for a VITRAIL_KERNELS that cannot be had here."""
+    """Describe this machine. Raises ConfigError for an unusable VITRAIL_KERNELS."""
     status = library.status()
     cores = os.cpu_count() or 1
     return SystemInfo(
@@ -68,7 +68,7 @@ def gather() -> SystemInfo:
 
 
 def show(info: SystemInfo) -> None:
-    """Write it to standard output."""
+    """Print a SystemInfo."""
     console = PlainConsole(width=None if sys.stdout.isatty() else WIDTH)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")

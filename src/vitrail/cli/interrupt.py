@@ -1,4 +1,4 @@
-"""Ctrl-C while a model answers: the answer ends, the program goes on. The second one interrupts whatever is running."""
+"""Stop: Ctrl-C during an answer ends the answer, the second one raises KeyboardInterrupt."""
 
 import signal
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from types import FrameType
 
 
 class Stop:
-    """Whether the answer is to end. Asked after every id; the first question says that the answer has begun."""
+    """Callback `stop` of an answer, called after every id; its first call marks the start of the answer."""
 
     def __init__(self) -> None:
         self._begun = False
@@ -18,7 +18,7 @@ class Stop:
         return self.wanted
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """As a handler of signals: before the first id, and the second time, it raises KeyboardInterrupt."""
+        """Handle SIGINT: raise KeyboardInterrupt before the first id and the second time, else request the end."""
         if not self._begun or self.wanted:
             raise KeyboardInterrupt
         self.wanted = True
@@ -26,7 +26,7 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """A Stop that Ctrl-C sets; afterwards Ctrl-C is what it was."""
+    """Yield a Stop that Ctrl-C sets; restore the signal handler afterwards."""
     stop = Stop()
     before = signal.signal(signal.SIGINT, stop.handle)
     try:

@@ -1,6 +1,6 @@
-"""The entry of the command line: what it says to a mistake, and its exit status. No command's work.
+"""Entry point of the command line: error messages and exit status.
 
-Exit status: 0 done · 2 a person's mistake, told in one line · 130 interrupted · 1 anything else (a bug,
+Exit status: 0 done · 2 a user's mistake, with a one-line message · 130 interrupted · 1 anything else (a bug,
 with its traceback).
 """
 
@@ -33,7 +33,7 @@ Examples:
   vitrail tokens scan.png --model ./pixtral-12b
 """
 
-COMPLETION = "_VITRAIL_COMPLETE"  # the variable of click's convention
+COMPLETION = "_VITRAIL_COMPLETE"  # click's naming convention
 SMALLER = "Use a smaller or quantised model (vitrail quantize), --dtype bfloat16, or --max-image-tokens."
 
 
@@ -63,12 +63,12 @@ app.add_command(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and give the exit status; every mistake of a person has been told on stderr."""
+    """Run the command line and return the exit status; errors of the user go to stderr."""
     prepare_streams()
     if sys.stdout is None:
         return _complain("standard output is closed; give it a file, a pipe or /dev/null.")
     with warnings.catch_warnings():
-        warnings.showwarning = _warn  # one line, instead of a file's name and a line of source
+        warnings.showwarning = _warn  # one line, without file name and source
         try:
             return _invoke(list(sys.argv[1:] if arguments is None else arguments))
         except click.ClickException as error:
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_lack_of_memory(error: BaseException) -> bool:
-    """Whether it is PyTorch's or Python's way of saying that an allocation failed."""
+    """Return whether an error of PyTorch or Python is a failed allocation."""
     text = str(error)
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
@@ -101,13 +101,13 @@ def _invoke(words: list[str]) -> int:
     except click.exceptions.Exit as end:  # after --help and --version
         return end.exit_code
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`); Python would complain again when it closes stdout.
+        # The pipe was closed (`| head`); Python would raise again when it closes stdout.
         give_up(sys.stdout)
     return 0
 
 
 def _complete(instruction: str) -> int:
-    """Answer a shell: "zsh_source" prints the script that turns completion on, which calls with "zsh_complete"."""
+    """Run shell completion: "zsh_source" prints the completion script, which calls with "zsh_complete"."""
     from click.shell_completion import shell_complete
 
     if shell_complete(app, {}, "vitrail", COMPLETION, instruction):
@@ -116,11 +116,11 @@ def _complete(instruction: str) -> int:
 
 
 def _refusal(error: OSError) -> str:
-    """What the system refused, in words: a file by its name, else what was printed, most often to a full disk."""
+    """Return a message for an OSError: of the named file, else of the output, most often on a full disk."""
     reason = error.strerror or str(error)
     if error.filename:
         return f"{error.filename}: {reason}"
-    give_up(sys.stdout)  # all that could be printed was, for every line is flushed
+    give_up(sys.stdout)  # every line was flushed, nothing is lost
     return f"the output cannot be written: {reason}"
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share: the model, how it computes and draws, the limits of PDFs. No command's work."""
+"""Options shared by commands: model, computation, sampling, limits of PDFs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,21 +21,21 @@ _PDF = {"pdf_pages": "max_pages", "pdf_pixels": "max_pixels", "pdf_seconds": "ma
 
 
 def added(command: Command, *options: Callable[[Command], Command]) -> Command:
-    """The command with these options, in this order in its help."""
+    """Return the command with these options, in this order in its help."""
     for option in reversed(options):
         command = option(command)
     return command
 
 
 def complete_formats(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """`shell_complete=` of an option that takes the name of a prompt format."""
+    """Complete names of prompt formats, as `shell_complete=` of an option."""
     from vitrail.processor.prompt_view import FORMAT_NAMES
 
     return complete_among(*FORMAT_NAMES)(context, parameter, begun)
 
 
 def refuse_format(flag: str, name: str | None) -> None:
-    """Raise InputError for a prompt format that there is not."""
+    """Raise InputError for an unknown prompt format."""
     from vitrail.processor.prompt_view import FORMAT_NAMES
 
     if name is not None and name not in FORMAT_NAMES:
@@ -43,7 +43,7 @@ def refuse_format(flag: str, name: str | None) -> None:
 
 
 class Named(click.ParamType):  # type: ignore[type-arg]
-    """The name of something, which is not empty: Path("") would be the folder in which the program runs."""
+    """A name that is not empty: Path("") would be the current folder."""
 
     name = "text"
 
@@ -54,7 +54,7 @@ class Named(click.ParamType):  # type: ignore[type-arg]
 
 
 class NamedPath(Named):
-    """The same, as a Path."""
+    """A path that is not empty."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return Path(super().convert(value, param, ctx))
@@ -62,22 +62,22 @@ class NamedPath(Named):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Names of files."""
+        """Complete names of files."""
         return complete_files(ctx, param, incomplete)
 
 
 def complete_among(*names: str) -> Callable[..., list[CompletionItem]]:
-    """`shell_complete=` of an option that takes one of these, where its own errors name them."""
+    """Return a `shell_complete=` for these names, without a check of the value."""
     return lambda context, parameter, begun: [CompletionItem(one) for one in names if one.startswith(begun)]
 
 
 def complete_files(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Let the shell complete names of files and folders; `shell_complete=` of arguments that may be something else."""
+    """Let the shell complete files and folders, as `shell_complete=` of arguments with other values too."""
     return [CompletionItem(begun, type="file")]
 
 
 def device_option(command: Command) -> Command:
-    """Adds --device."""
+    """Add --device."""
     return click.option(
         "--device",
         default="auto",
@@ -88,7 +88,7 @@ def device_option(command: Command) -> Command:
     )(command)
 
 
-# Each adds one option. --model: None is the embedded reader.
+# Each adds one option. --model: None: the embedded reader.
 model_option = click.option(
     "-m",
     "--model",
@@ -109,7 +109,7 @@ image_tokens_option = click.option(
 
 
 def source_options(command: Command) -> Command:
-    """Adds --format and --revision; `Source.open` takes them."""
+    """Add --format and --revision, for `Source.open`."""
     return added(
         command,
         click.option(
@@ -123,7 +123,7 @@ def source_options(command: Command) -> Command:
 
 
 def answer_options(command: Command) -> Command:
-    """Adds what shapes an answer: limits of images and answer, how ids are drawn, adapter, dtype, cache and device.
+    """Add the options of an answer: limits of images and answer, sampling, adapter, dtype, cache and device.
 
     `refuse_idle` checks them.
     """
@@ -177,7 +177,7 @@ def answer_options(command: Command) -> Command:
 
 
 def pdf_options(command: Command) -> Command:
-    """Adds --pdf-pages, --pdf-pixels and --pdf-seconds; `take_pdf_limits` reads them."""
+    """Add --pdf-pages, --pdf-pixels and --pdf-seconds, for `take_pdf_limits`."""
     return added(
         command,
         click.option(
@@ -202,7 +202,7 @@ def pdf_options(command: Command) -> Command:
 
 
 def take_pdf_limits(options: dict[str, Any]) -> "PdfLimits":
-    """The limits that `pdf_options` say; they are taken out of `options`."""
+    """Remove the values of `pdf_options` from `options` and return them as limits."""
     from vitrail.images.pdf import PdfLimits
 
     given = {name: options.pop(flag, None) for flag, name in _PDF.items()}
@@ -210,7 +210,7 @@ def take_pdf_limits(options: dict[str, Any]) -> "PdfLimits":
 
 
 def take_generation(options: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of generate() that `answer_options` say; they are taken out of `options`."""
+    """Remove the values of `answer_options` from `options` and return them as keywords of generate()."""
     names = ("max_new_tokens", "cache_dtype", "temperature", "top_p", "top_k", "seed")
     given = {name: options.pop(name) for name in names}
     if not given["temperature"]:
@@ -220,7 +220,7 @@ def take_generation(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_idle(options: dict[str, Any]) -> None:
-    """Options that shape a draw do nothing without one, so they are refused rather than ignored."""
+    """Raise InputError for sampling options without sampling, which would have no effect."""
     idle = [name for name in ("top_p", "top_k", "seed") if options[name] is not None]
     if idle and not options["temperature"]:
         flag = "--" + idle[0].replace("_", "-")

@@ -1,4 +1,4 @@
-"""`vitrail prompt FILE`: show the exact prompt of a conversation, made by processor/prompt_view.py."""
+"""`vitrail prompt FILE`: options and output. Prompts: processor/prompt_view.py."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Prompts on the screen: control tokens coloured on a terminal, images as their grids, differences line by line."""
+"""PromptPrinter: control tokens coloured on a terminal, images as grids, differences line by line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STYLES = {"control": "bold cyan", "image": "bold magenta", "text": ""}
 
 
 class PromptPrinter:
-    """Writes prompts to standard output. numbered: each is preceded by its number."""
+    """Printer of prompts on standard output. numbered: print a number before each."""
 
     def __init__(self, *, numbered: bool) -> None:
         self._numbered = numbered
@@ -24,7 +24,7 @@ class PromptPrinter:
         self._terminal = sys.stdout.isatty()
 
     def show(self, view: PromptView, *, with_ids: bool) -> None:
-        """The prompt, its size, and what somebody typed that only looks like a control token."""
+        """Print the prompt, its size, and typed text that looks like a control token."""
         self._head(_size(view))
         self._write([(run.text, STYLES[run.kind]) for run in view.runs])
         if view.typed:
@@ -34,7 +34,7 @@ class PromptPrinter:
             echo(" ".join(map(str, view.ids)))
 
     def differences(self, one: PromptView, other: PromptView) -> None:
-        """What `other` has (+) and has not (-), run by run."""
+        """Print the runs of both prompts, marked as common, only in `one` (-) or only in `other` (+)."""
         self._head(f"- {_size(one)}\n+ {_size(other)}")
         if one.ids == other.ids:
             echo("the same ids")
@@ -63,7 +63,7 @@ class PromptPrinter:
             self._write([(f"{sign} {text}", styles.get(sign, STYLES[run.kind]))])
 
     def _write(self, pieces: Iterable[tuple[str, str]]) -> None:
-        """One line, or as many as the texts have; coloured on a terminal, where nothing in them can steer it."""
+        """Print texts, coloured and without terminal controls on a terminal."""
         if not self._terminal:
             echo("".join(text for text, _ in pieces))
             return
@@ -86,5 +86,5 @@ def _size(view: PromptView) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text on one line, its line breaks and other control characters as escapes."""
+    """Return a text on one line, with control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,4 +1,4 @@
-"""`vitrail quantize MODEL OUT`: its options and how it calls weights/quantize.py. quantize_printer.py shows the rest."""
+"""`vitrail quantize MODEL OUT`: options. Quantisation: weights/quantize.py; output: quantize_printer.py."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,7 +116,7 @@ def quantize(
 
 
 def _refuse_for_nf4(group: str | None, parts: dict[str, str | None]) -> None:
-    """bitsandbytes' layout has one group, no 8-bit tables beside its 4-bit layers, and a head in 16 bits."""
+    """Raise InputError for options outside bitsandbytes' layout: one group size, no 8-bit tables, a 16-bit head."""
     given = {"--group": group, "--vision": None if parts["vision"] == "bf16" else parts["vision"]}
     given |= {
         f"--{name.replace('_', '-')}": None if parts[name] == "bf16" else parts[name]

@@ -1,4 +1,4 @@
-"""What `vitrail quantize` shows a person: the policy before, a bar meanwhile, the errors after. Computes nothing."""
+"""Output of `vitrail quantize`: the policy, a progress bar, the errors of layers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from vitrail.weights.quantize import Progress, Written
     from vitrail.weights.quantize_plan import Work
 
-WIDTH = 110  # where the output is no terminal
+WIDTH = 110  # if the output is not a terminal
 
 
 def show_policy(work: Work) -> None:
-    """Which part of the model gets which format."""
+    """Print the format of each part of the model."""
     table = _table("part", "format", "modules", "weights", "bits each", "bytes", left=("part", "format"))
     table.add_column("")
     for row in work.rows:
@@ -34,7 +34,7 @@ def show_policy(work: Work) -> None:
 
 
 def show_report(written: Written, *, every: bool = False) -> None:
-    """The layers with the largest errors, or every packed one in the model's order, and what the whole became."""
+    """Print the layers with the largest errors, or all packed ones in the model's order, and the totals."""
     report = written.as_json()
     shown, title = report["worst"], "largest relative errors"
     if every:
@@ -56,7 +56,7 @@ def show_report(written: Written, *, every: bool = False) -> None:
 
 @contextmanager
 def watching() -> Iterator[Progress | None]:
-    """A bar on stderr, on terminals only: called as weights/quantize.py tells of its work."""
+    """Yield the progress callback of weights/quantize.py with a bar on stderr; None without a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

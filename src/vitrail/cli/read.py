@@ -1,4 +1,4 @@
-"""`vitrail read FILE…`: the text of many images, by the embedded reader. Reading itself is reader/reading.py's work."""
+"""`vitrail read FILE…`: options and output. Reading: reader/reading.py."""
 
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -78,8 +78,8 @@ def read(names: tuple[str, ...], as_json: bool, model: Path | None, processes: i
 
 
 def _read_here(files: Sequence[str], model: Path | None) -> Generator[tuple[int, FileReading], None, None]:
-    """The same as read_apart(), in this process."""
-    with waiting(len(files) == 1) as line:  # else the bar is there already
+    """Yield the same as read_apart(), in this process."""
+    with waiting(len(files) == 1) as line:  # else the bar is shown
         line.say("starting")
         from vitrail.reader.reading import BatchReader
 
@@ -94,7 +94,7 @@ def _open(name: str) -> "list[PilImage]":
 def _in_order(
     found: Iterable[tuple[int, FileReading]], advance: "Callable[[int], None]"
 ) -> Iterator[tuple[int, FileReading]]:
-    """Files in the order of their names, each as soon as it and all before it are read."""
+    """Yield files in their given order, each as soon as it and all before it are read."""
     early: dict[int, FileReading] = {}
     following = 0
     for index, reading in found:
@@ -130,7 +130,7 @@ def _tell_failure(file: str, error: str, as_json: bool) -> None:
 
 @contextmanager
 def _progress(total: int) -> "Iterator[Callable[[int], None]]":
-    """A bar on stderr for more than one file, on terminals only."""
+    """Show a bar on stderr for more than one file, on terminals only; yield its advance."""
     if total == 1 or not sys.stderr.isatty():
         yield lambda count: None
         return

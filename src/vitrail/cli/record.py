@@ -1,4 +1,4 @@
-"""The JSON record of an answer, as `vitrail ask --json` and `vitrail chat --json` print it."""
+"""JSON record of an answer, for `vitrail ask --json` and `vitrail chat --json`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def answer_record(
     more: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """The record of `reply`. tokens, more: further counts and keys; seconds: in place of the reply's own."""
+    """Return the record of `reply`. tokens, more: further counts and keys; seconds: in place of the reply's."""
     return {
         "text": reply.text,
         "reasoning": reply.reasoning,

@@ -1,4 +1,4 @@
-"""What a person sees: a line on stderr while waiting (terminals only), the answer on stdout as it comes."""
+"""Waiting: a status line on stderr (terminals only). Printer: the answer on stdout during generation."""
 
 import sys
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Waiting:
-    """A spinning line that says what is being done; without a terminal nothing, and rich stays unimported."""
+    """A status line with a spinner; without a terminal nothing, and rich is not imported."""
 
     def __init__(self, enabled: bool = True) -> None:
         self._status: Status | None = None
@@ -32,14 +32,14 @@ class Waiting:
             self._status.start()
 
     def stop(self) -> None:
-        """Remove the line; the answer is about to be written."""
+        """Remove the line."""
         if self._status is not None:
             self._status.stop()
 
 
 @contextmanager
 def waiting(enabled: bool = True) -> Iterator[Waiting]:
-    """A Waiting that is removed whatever happens."""
+    """Yield a Waiting and remove its line at the end, also after errors."""
     line = Waiting(enabled)
     try:
         yield line
@@ -48,7 +48,7 @@ def waiting(enabled: bool = True) -> Iterator[Waiting]:
 
 
 class Printer:
-    """Writes pieces of text to stdout at once, and ends the line once when it is closed."""
+    """Writer of text pieces to stdout without buffering; `close` ends the line."""
 
     def __init__(self) -> None:
         self._terminal = sys.stdout.isatty()
@@ -56,15 +56,15 @@ class Printer:
         self._thinking = False
 
     def write(self, piece: str) -> None:
-        """Write and flush; on a terminal without the control characters an image's text could smuggle in."""
+        """Write and flush; on a terminal without control characters, which could come from an image's text."""
         if self._terminal:
             piece = printable(piece)
-        self._open = True  # first, for an interruption may come before the next line
+        self._open = True  # first: an interruption may come before the next line
         sys.stdout.write(piece)
         sys.stdout.flush()
 
     def hear(self, piece: "Piece") -> None:
-        """Show a piece of an answer: its text, and on stderr its reasoning, dimmed. Calls are shown when complete."""
+        """Show a piece of an answer: text, and reasoning dimmed on stderr. Tool calls are shown when complete."""
         from vitrail.responses.events import ReasoningDelta, TextDelta
 
         if isinstance(piece, TextDelta):

@@ -1,4 +1,4 @@
-"""The checkpoint that a command was given: fetched where its name is one of the hub, with a bar. Reads no tensor."""
+"""Source: the checkpoint of a command, downloaded with a progress bar if named on the hub."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint: as it was named, its folder, opened, and the format to read it in (None: as the files say)."""
+    """A checkpoint: its given name, its opened folder, and the format to read (None: by the files)."""
 
     name: str
     folder: "CheckpointFolder"
@@ -29,9 +29,10 @@ class Source:
 
     @classmethod
     def open(cls, name: str, format: str | None = None, revision: str | None = None) -> "Source":
-        """The folder `name`, or the settings of a model on the hub, without its weights.
+        """Open the folder `name`, or download a hub model's settings without its weights.
 
-        Raises CheckpointError for what is not there, InputError for --revision with a folder.
+        Raises:
+            CheckpointError: a missing checkpoint. InputError: --revision with a folder.
         """
         from vitrail.files.checkpoint_folder import CheckpointFolder
         from vitrail.files.hub_options import HubOptions
@@ -43,13 +44,13 @@ class Source:
             return cls(name, CheckpointFolder.open(name, HubOptions(revision), format=format), format)
 
     def fetch_weights(self) -> None:
-        """Bring the weights into the folder, of the same commit; nothing where they are here."""
+        """Download missing weights of the same commit into the folder."""
         with _shown(self.name):
             self.folder.fetch_weights()
 
 
 def read_model(source: Source, *, with_images: bool) -> "PretrainedConfig":
-    """The checkpoint's configuration, read before torch is imported: a wrong folder is told at once."""
+    """Read the checkpoint's configuration before importing torch, so that a wrong folder fails at once."""
     from vitrail.auto import AutoConfig
 
     config = AutoConfig.from_pretrained(source.folder)
@@ -59,7 +60,7 @@ def read_model(source: Source, *, with_images: bool) -> "PretrainedConfig":
 
 
 def embedded() -> str:
-    """The folder of the checkpoint that the package carries."""
+    """Return the folder of the embedded reader's checkpoint."""
     from vitrail.reader import embedded_path
 
     return str(embedded_path())
@@ -76,7 +77,7 @@ def _shown(name: str) -> Iterator[None]:
 
 
 class _Bar:
-    """Tells of a download on stderr: its size in one line, if there are weights in it; on a terminal how far it is."""
+    """Progress of a download on stderr: its size in one line if it has weights, and a bar on a terminal."""
 
     def __init__(self, begin: Callable[[], None]) -> None:
         self._begin = begin
@@ -85,7 +86,7 @@ class _Bar:
         self._told = False
 
     def hear(self, download: "Download") -> None:
-        """Show what `files.download` tells."""
+        """Show the progress of `files.download`."""
         if not self._told:
             self._told = True
             self._begin()

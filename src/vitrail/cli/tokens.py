@@ -1,4 +1,4 @@
-"""`vitrail tokens IMAGE…`: what images cost in tokens. Reads sizes and settings; loads no model."""
+"""`vitrail tokens IMAGE…`: image tokens, from sizes and settings without a model."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`vitrail train DATA`: its options, its progress bar and what it prints. The work is done in train/job.py."""
+"""`vitrail train DATA`: options, progress bar and output. Training: train/job.py."""
 
 import sys
 import time
@@ -38,7 +38,7 @@ Examples:
 
 Exit status: 0 done, 2 something was wrong (stderr says what), 130 interrupted: the same command goes on.
 """
-_TELL_EVERY = 15  # seconds between lines where stderr is no terminal
+_TELL_EVERY = 15  # seconds between lines if stderr is not a terminal
 _SHOWN = 20  # faulty lines that are listed one by one
 _LORA = ("rank", "alpha", "dropout", "target", "dora", "rslora")
 
@@ -166,7 +166,7 @@ def train(data: Path, check: bool, as_json: bool, **options: Any) -> None:
 
 
 def _job(data: Path, options: dict[str, Any]) -> "Job":
-    """The job that the options describe."""
+    """Return the job of the options."""
     from vitrail.adapters.config import LoraConfig
     from vitrail.cli.source import embedded
     from vitrail.train.job import Job
@@ -220,7 +220,7 @@ def _tell_lacking(lacking: "Counter[str]") -> None:
 
 
 def _tell_check(reading: "Reading", as_json: bool) -> None:
-    """What --check found; status 2 if anything is wrong."""
+    """Print the result of --check; exit with status 2 for faults."""
     data = reading.data
     found = {
         "conversations": len(data),
@@ -264,7 +264,7 @@ def _tell_outcome(job: "Job", outcome: "Outcome", as_json: bool) -> None:
 
 
 class _Bar:
-    """Loss, tokens per second and time left; without a terminal a line now and then, and rich stays unimported."""
+    """Progress bar: loss, tokens per second, time left; without a terminal, periodic lines without rich."""
 
     def __init__(self) -> None:
         self._progress: Any = None
@@ -272,7 +272,7 @@ class _Bar:
         self._steps, self._told = 0, time.monotonic()
 
     def start(self, trainer: "Trainer") -> None:
-        """Show the bar of a run that is about to begin, or to go on."""
+        """Show the bar of a run that starts or resumes."""
         self._steps, self._told = trainer.steps, time.monotonic()
         if not sys.stderr.isatty():
             return

@@ -1,4 +1,4 @@
-"""Conversations in files: written whole or not at all, read within bounds. What is in them stays plain messages."""
+"""Saving and loading of conversations: written atomically, read with a size limit."""
 
 import json
 import os
@@ -17,10 +17,12 @@ MOST_IMAGES = 1_000  # parts; a PDF is one of them
 
 
 def save_messages(messages: Sequence[dict[str, Any]], name: str, *, overwrite: bool = False) -> Path:
-    """Write {"messages": […]} as JSON, as `vitrail prompt` and `vitrail ask --conversation` read it; the file's path.
+    """Write {"messages": […]} as JSON, for `vitrail prompt` and `vitrail ask --conversation`; return the path.
 
-    The file appears complete, or not at all. Raises InputError where it exists already (unless `overwrite`) or cannot
-    be written.
+    The file appears complete or not at all.
+
+    Raises:
+        InputError: an existing file (unless `overwrite`), or one that cannot be written.
     """
     path = home_path(name)
     text = json.dumps({"messages": list(messages)}, ensure_ascii=False, indent=2) + "\n"
@@ -44,7 +46,7 @@ def save_messages(messages: Sequence[dict[str, Any]], name: str, *, overwrite: b
 
 
 def load_messages(name: str) -> list[dict[str, Any]]:
-    """The messages of a file with one conversation. Raises InputError or PromptError that names the file."""
+    """Read the messages of a file with one conversation. Raises InputError or PromptError that names the file."""
     from vitrail.prompts.conversation_file import read_conversations
 
     path = home_path(name)
@@ -64,7 +66,7 @@ def load_messages(name: str) -> list[dict[str, Any]]:
 
 
 def count_images(message: dict[str, Any]) -> int:
-    """How many parts of a message are images or files."""
+    """Return the number of images and files in a message."""
     content = message.get("content")
     parts = content if isinstance(content, list) else []
     return sum(isinstance(part, dict) and part.get("type") not in ("text", "thinking") for part in parts)

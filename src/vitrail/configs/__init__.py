@@ -1,4 +1,4 @@
-"""Configurations: geometry of towers and decoders, and how generation runs. No tensors, no torch at import."""
+"""Configurations: geometry of towers and decoders, and the options of generation. No tensors, no torch at import."""
 
 from vitrail.configs.base import PretrainedConfig
 from vitrail.configs.read import CONFIG_TYPES, read_config

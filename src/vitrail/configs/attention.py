@@ -1,4 +1,4 @@
-"""The names of attention that callers may give: all mean the one exact attention. Nothing is computed here."""
+"""Names of attention implementations that callers may give: all mean the one exact attention. No computation."""
 
 import warnings
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from vitrail.arguments import short
 from vitrail.errors import UnsupportedError
 
-# All names of one thing here: attention is exact in each. The others name programs of a GPU that make the same numbers.
+# All of them exact attention; all but Vitrail's own name GPU implementations with the same results.
 ATTENTION = (None, "sdpa", "eager")
 OTHER_ATTENTION = (
     "flash_attention_2",
@@ -19,10 +19,8 @@ OTHER_ATTENTION = (
 
 
 def check_attention(name: Any) -> None:
-    """Accept the names of exact attention, with a warning where Vitrail's own runs under another's name."""
-    wanted = (
-        name.values() if isinstance(name, dict) else [name]
-    )  # a dict names one for each part of the model
+    """Check the name of an attention implementation; warn where Vitrail's own takes another's place."""
+    wanted = name.values() if isinstance(name, dict) else [name]  # a dict: one per part of the model
     for one in wanted:
         if isinstance(one, str) and one in OTHER_ATTENTION:
             warnings.warn(

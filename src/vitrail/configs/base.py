@@ -1,4 +1,4 @@
-"""PretrainedConfig: what every configuration can do (dict, JSON, folder). No geometry of any model lives here."""
+"""PretrainedConfig: the base of all configurations (dict, JSON, folder). No geometry of any model."""
 
 import copy
 import os
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 Self = TypeVar("Self", bound="PretrainedConfig")
 
-# Keys that every configuration reads beside its own parameters.
+# Keys of every configuration beside its own parameters.
 _SHARED = (
     "model_type", "transformers_version", "name_or_path", "quantization_config", "rope_parameters", "rope_scaling",
     "rope_theta", "initializer_range", *SPELLINGS,
 )  # fmt: skip
-# So near is no other key of the published files; what is further off may be somebody's own.
+# Closer than any other key of the published files; less similar keys may be the user's own.
 _SLIP = 0.88
 _reading: ContextVar[bool] = ContextVar("a configuration is made of what was read", default=False)
 
@@ -41,17 +41,17 @@ _reading: ContextVar[bool] = ContextVar("a configuration is made of what was rea
 class PretrainedConfig:
     """Base of all configurations: keeps unknown keys, round-trips through dict, JSON and folder.
 
-    Every keyword that a class does not name is kept as an attribute and written back, so that nothing of a
-    published config.json is lost. Names follow Hugging Face transformers 4.57.
+    Keywords without a parameter become attributes and are written back, so that no key of a published config.json is
+    lost. Names follow Hugging Face transformers 4.57.
     """
 
     model_type: ClassVar[str] = ""
     attribute_map: ClassVar[dict[str, str]] = {}
-    # What makes the nested configurations of these names, from an object of keys and the owner's name.
+    # Key of a nested configuration → its factory, from a dict and the owner's name.
     part_makers: ClassVar[dict[str, Callable[..., "PretrainedConfig"]]] = {}
     # The classes of the nested configurations, as transformers lists them.
     sub_configs: ClassVar[dict[str, type["PretrainedConfig"]]] = {}
-    # What transformers keeps on every configuration; written only where it differs from these.
+    # transformers' attributes of every configuration; written only where they differ from these.
     common_defaults: ClassVar[dict[str, Any]] = {
         "return_dict": True,
         "output_hidden_states": False,
@@ -108,7 +108,7 @@ class PretrainedConfig:
             self._keep(name, value)
 
     def _keep(self, name: str, value: Any) -> None:
-        """Keep a key that this class does not have, unless it holds a secret or is a slip of one that it has."""
+        """Keep a key that this class does not have; refuse secrets and near misses of its own keys."""
         owner = type(self).__name__
         if hasattr(type(self), name):
             raise ConfigError(f"{owner}: {name!r} cannot be a key of a configuration; remove it.")
@@ -120,11 +120,11 @@ class PretrainedConfig:
         if meant:
             raise ConfigError(f"{owner} has no key {name!r}; did you mean {' or '.join(meant)}?")
         if isinstance(value, int):
-            check_field(owner, name, value, (bool, int, float))  # what JSON cannot write
+            check_field(owner, name, value, (bool, int, float))  # too many digits for JSON
         setattr(self, name, value)
 
     def check(self) -> None:
-        """Raise ConfigError for the first value that has the wrong type or is out of its range; a model calls it too."""
+        """Raise ConfigError for the first value of a wrong type or out of its range; models call it too."""
         owner, absent = type(self).__name__, type(None)
         flags = (name for name, default in self.common_defaults.items() if isinstance(default, bool))
         for name in flags:
@@ -137,7 +137,7 @@ class PretrainedConfig:
         check_field(owner, "architectures", self.architectures, (list, absent))
 
     def __getattr__(self, name: str) -> Any:
-        # Only reached for names that are not set: aliases such as image_token_id.
+        # Reached for unset names only: aliases such as image_token_id.
         target = type(self).attribute_map.get(name)
         if target is None:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
@@ -148,11 +148,11 @@ class PretrainedConfig:
 
     @property
     def dtype(self) -> "torch.dtype | None":
-        """The type of the weights, as a torch.dtype; config.json holds its name."""
+        """The type of the weights, a torch.dtype; config.json holds its name."""
         name = vars(self).get("dtype")
         if name is None:
             return None
-        import torch  # here, so that reading a configuration does not need it
+        import torch  # here: reading a configuration needs no torch
 
         dtype: torch.dtype = getattr(torch, name)
         return dtype
@@ -172,7 +172,7 @@ class PretrainedConfig:
 
     @property
     def use_return_dict(self) -> bool:
-        """Whether forward() returns an output object (True) or a tuple."""
+        """Whether forward() returns an output object instead of a tuple."""
         return self.return_dict
 
     @property
@@ -181,14 +181,14 @@ class PretrainedConfig:
         return False
 
     def get_text_config(self, decoder: bool = False) -> "PretrainedConfig":
-        """The configuration of the language model: this one, or its text_config."""
+        """Return the configuration of the language model: this one, or its text_config."""
         text = getattr(self, "text_config", None)
         return text if isinstance(text, PretrainedConfig) else self
 
     # --- dict and JSON ------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """All keys, in a form that JSON can hold; nested configurations become dicts."""
+        """Return all keys as values that JSON can hold; nested configurations become dicts."""
         written: dict[str, Any] = {"model_type": type(self).model_type} if type(self).model_type else {}
         own = signature(type(self)).parameters  # a class may have another default, as Mistral's bos_token_id
         for name, value in sorted(vars(self).items()):
@@ -204,10 +204,17 @@ class PretrainedConfig:
 
     @classmethod
     def from_dict(cls: type[Self], config_dict: Mapping[str, Any], **kwargs: Any) -> Self:
-        """A configuration from a mapping; `kwargs` take precedence over its keys, and are merged into nested ones.
+        """Make a configuration from a mapping.
 
-        Keys of the mapping that the class does not have are kept; keywords that it does not have raise ConfigError, or
-        come back beside the configuration with return_unused_kwargs=True.
+        Args:
+            config_dict: keys of a config.json; those that the class does not have are kept.
+            kwargs: override the keys, and are merged into nested ones.
+
+        Returns:
+            The configuration; with return_unused_kwargs=True also the dict of keywords that the class does not have.
+
+        Raises:
+            ConfigError: a keyword that the class does not have, or a value out of its range.
         """
         if not isinstance(config_dict, Mapping):
             raise ConfigError(f"{cls.__name__} expects an object of keys, got {type(config_dict).__name__}.")
@@ -218,7 +225,7 @@ class PretrainedConfig:
                 "use AutoConfig to choose the class by the file."
             )
         with_unused = kwargs.pop("return_unused_kwargs", False)
-        check_attention(kwargs.pop("attn_implementation", None))  # no key of a file
+        check_attention(kwargs.pop("attn_implementation", None))  # a keyword of calls only
         unused = {}
         if kwargs:
             known = {*_known(cls), *config_dict}
@@ -233,7 +240,7 @@ class PretrainedConfig:
 
     @classmethod
     def _as_part(cls: type[Self], keys: Any) -> Self:
-        """A nested configuration from an object of keys: any where it was read, else as a call gives keywords."""
+        """Make a nested configuration from a dict: unknown keys are kept when read, refused in a call."""
         if _reading.get():
             return cls.from_dict(keys)
         given = {name: value for name, value in copy.deepcopy(dict(keys)).items() if name != "self"}
@@ -241,7 +248,7 @@ class PretrainedConfig:
 
     @classmethod
     def _refuse_unknown(cls, given: Mapping[str, Any], known: Collection[str], owner: str) -> None:
-        """Raise ConfigError for keys given in a call that neither the class nor the file has."""
+        """Raise ConfigError for keywords that neither the class nor the file has."""
         if given.keys() <= set(known):
             return
         usual = cls() if cls.part_makers else None
@@ -255,7 +262,7 @@ class PretrainedConfig:
 
     @classmethod
     def _overridden(cls, config_dict: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The keys of `config_dict` with `kwargs` over them, part by part."""
+        """Return the keys of `config_dict` with `kwargs` over them, nested configurations merged."""
         parts = {name: kwargs[name] for name in cls.part_makers if name in kwargs}
         rest = {name: value for name, value in kwargs.items() if name not in parts}
         merged = merge_overrides(config_dict, rest)
@@ -276,7 +283,7 @@ class PretrainedConfig:
         return merged
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The keys that differ from those of a configuration of this class made without arguments, and model_type."""
+        """Return model_type and the keys that differ from the class's defaults."""
         usual = type(self)().to_dict()
         written = {
             name: getattr(self, name).to_diff_dict() if name in self.part_makers else value
@@ -286,7 +293,7 @@ class PretrainedConfig:
         return written
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
-        """Set the keys of `config_dict`, and those of its objects in the nested configurations; nothing if one is wrong."""
+        """Set the keys of `config_dict`, those of nested configurations too; no key if one value is wrong."""
         if not isinstance(config_dict, Mapping):
             raise ConfigError(
                 f"{type(self).__name__}.update takes an object of keys, got {type(config_dict).__name__}."
@@ -299,7 +306,7 @@ class PretrainedConfig:
         }
         given = {name: value for name, value in config_dict.items() if name not in whole}
         checked = vars(type(self).from_dict(self.to_dict(), **given))
-        for name in self.part_makers:  # the objects stay: the parts of a model hold them too
+        for name in self.part_makers:  # in place: the modules of a model share these objects
             vars(getattr(self, name)).update(vars(checked.pop(name)))
         name_or_path = self.name_or_path
         vars(self).update({**checked, **whole})
@@ -309,7 +316,7 @@ class PretrainedConfig:
         return iter(vars(self))
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """The configuration as indented JSON with sorted keys (`use_diff` is accepted and changes nothing)."""
+        """Return indented JSON with sorted keys (`use_diff` is accepted without effect)."""
         return json_text(self.to_dict(), f"the {type(self).__name__}")
 
     def to_json_file(self, json_file_path: "str | Path", use_diff: bool = True) -> None:
@@ -324,7 +331,7 @@ class PretrainedConfig:
     # --- folders ------------------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: "str | Path", push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write config.json into a folder, which is made if it is not there."""
+        """Write config.json into a folder, made if missing."""
         if push_to_hub:
             self.push_to_hub()
         if kwargs:
@@ -338,7 +345,7 @@ class PretrainedConfig:
         write_text(folder / CONFIG_NAME, text)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
-        """Not supported: nothing here uploads."""
+        """Raise UnsupportedError: Vitrail uploads nothing."""
         raise UnsupportedError("push_to_hub is not supported; use save_pretrained and the hub's own client.")
 
     @classmethod
@@ -354,7 +361,7 @@ class PretrainedConfig:
     ) -> Self:
         """Read config.json from a folder or a hub name; further keywords override its keys.
 
-        A folder in Mistral's own format has a params.json instead; `format` "hf" or "mistral" chooses where both are.
+        A folder in Mistral's own format has a params.json instead; `format` "hf" or "mistral" chooses where both exist.
         """
         hub = HubOptions.take(
             kwargs,
@@ -372,7 +379,7 @@ class PretrainedConfig:
 
     @classmethod
     def named(cls: type[Self], made: Self, place: "str | os.PathLike[str]") -> Self:
-        """What from_dict made, its configuration with the name of where it was read."""
+        """Return the result of from_dict with the name of its source set on the configuration."""
         config = made[0] if isinstance(made, tuple) and made else made
         check(cls.__name__, "made", config, PretrainedConfig)
         config.name_or_path = str(place)
@@ -382,7 +389,7 @@ class PretrainedConfig:
     def get_config_dict(
         cls, pretrained_model_name_or_path: "str | os.PathLike[str]", **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The keys of a config.json as they are read, and the keywords that do not say where it is."""
+        """Return the keys of a config.json as read, and the keywords other than the hub's."""
         place, hub = HubOptions.take(kwargs).entered(pretrained_model_name_or_path)
         return read_config_folder(place, hub, format=kwargs.pop("format", None)), kwargs
 
@@ -402,7 +409,7 @@ class PretrainedConfig:
 
 
 def _known(kind: type[PretrainedConfig]) -> frozenset[str]:
-    """The keys that a class of configurations reads."""
+    """Return the keys that a class of configurations reads."""
     classes = [base for base in kind.__mro__ if issubclass(base, PretrainedConfig)]
     named = {name for base in classes for name in signature(base.__init__).parameters}
     return frozenset({*named, *kind.common_defaults, *kind.attribute_map, *_SHARED} - {"self", "kwargs"})
@@ -410,7 +417,7 @@ def _known(kind: type[PretrainedConfig]) -> frozenset[str]:
 
 @contextmanager
 def _kept() -> Iterator[None]:
-    """Within this block keys that a class does not have are kept, whatever they are: they were read."""
+    """Keep keys that a class does not have within this block: they come from a file."""
     token = _reading.set(True)
     try:
         yield
@@ -419,12 +426,12 @@ def _kept() -> Iterator[None]:
 
 
 def was_read() -> bool:
-    """Whether the configuration that is being made was read, so that any of its keys is kept."""
+    """Return whether the configuration in construction comes from a file, where any key is kept."""
     return _reading.get()
 
 
 def _section(config_dict: Mapping[str, Any], model_type: str) -> dict[str, Any] | None:
-    """The nested configuration of `model_type` (text_config or vision_config) when the outer one is another's."""
+    """Return the nested configuration of `model_type` (text_config or vision_config), for a file of an outer type."""
     for name in ("text_config", "vision_config"):
         section = config_dict.get(name)
         if isinstance(section, dict) and section.get("model_type") == model_type:
@@ -433,7 +440,7 @@ def _section(config_dict: Mapping[str, Any], model_type: str) -> dict[str, Any] 
 
 
 def _plain(value: Any) -> Any:
-    """`value` in a form that JSON can hold: dtypes by name, configurations as dicts."""
+    """Return `value` as JSON can hold it: dtypes by name, configurations as dicts."""
     if isinstance(value, PretrainedConfig):
         return value.to_dict()
     if hasattr(value, "to_dict"):  # a quantization_config

@@ -1,4 +1,4 @@
-"""Check one field of a configuration: its type, finite, within its smallest and largest value; a torch.dtype's name."""
+"""Checks of one field of a configuration: type, finite, limits; the name of a torch.dtype."""
 
 import math
 from typing import Any, Final
@@ -6,15 +6,13 @@ from typing import Any, Final
 from vitrail.arguments import short
 from vitrail.errors import ConfigError
 
-COUNT_LIMIT: Final = 2**31 - 1  # positions, ids and whatever else has no smaller limit of its own
-NUMBER_LIMIT: Final = (
-    1e30  # of a number with a fraction: float32 still holds it, and what it is multiplied by
-)
+COUNT_LIMIT: Final = 2**31 - 1  # positions, ids and all counts without a smaller limit
+NUMBER_LIMIT: Final = 1e30  # of a float: float32 holds it and its products
 TEXT_LIMIT: Final = 1 << 20
 LIST_LIMIT: Final = 1 << 16
-CELL_LIMIT: Final = 2048  # pixels along the side of what one image token covers
+CELL_LIMIT: Final = 2048  # pixels along the side of one image token's square
 
-# What no model of any family comes near, so that nothing is built, and nothing overflows, for a wrong number.
+# Far above every model of any family: a wrong number allocates nothing and overflows nothing.
 LIMITS: Final[dict[str, float]] = {
     "attention_dropout": 1,
     "factor": 1e6,
@@ -47,9 +45,13 @@ LIMITS.update(
 def check_field(
     owner: str, name: str, value: Any, kind: type | tuple[type, ...], *, minimum: float | None = None
 ) -> None:
-    """Raise ConfigError unless `value` is of `kind` (a bool is never a number), finite, and within its limits.
+    """Check the type of a value, that it is finite, and its limits.
 
-    The largest value is that of `LIMITS`, else one that every number, text and list has.
+    Args:
+        kind: accepted types; a bool is never a number.
+
+    Raises:
+        ConfigError: naming the field; the largest value is that of `LIMITS`, else a general one per type.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     wrong_bool = isinstance(value, bool) and bool not in kinds
@@ -78,7 +80,7 @@ def check_field(
 
 
 def check_cell(owner: str, patch_size: int, merge: int) -> None:
-    """Raise ConfigError unless an image token covers a square that an image may be padded to."""
+    """Raise ConfigError where one image token covers a square with sides above CELL_LIMIT pixels."""
     if patch_size * merge > CELL_LIMIT:
         raise ConfigError(
             f"{owner}: patch_size {patch_size} · spatial_merge_size {merge} must be at most {CELL_LIMIT:,} pixels; correct "
@@ -86,7 +88,7 @@ def check_cell(owner: str, patch_size: int, merge: int) -> None:
         )
 
 
-# Names of torch's types, so that a configuration is checked without importing torch.
+# Names of torch's types: checking a configuration imports no torch.
 _DTYPES = """
     float32 float bfloat16 float16 half float64 double float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz
     float8_e8m0fnu uint8 int8 int16 int32 int64
@@ -94,7 +96,7 @@ _DTYPES = """
 
 
 def check_dtype(owner: str, value: Any) -> str | None:
-    """The name of a torch.dtype that is given as one or by name; None for None. ConfigError for anything else."""
+    """Return the name of a torch.dtype given as such or by name, None for None; ConfigError for anything else."""
     name = str(value).removeprefix("torch.")
     if value is None or (
         name in _DTYPES.split() and (isinstance(value, str) or type(value).__module__ == "torch")

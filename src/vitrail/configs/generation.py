@@ -1,4 +1,4 @@
-"""GenerationConfig: how text is drawn, and its generation_config.json. The drawing itself is in generate/."""
+"""GenerationConfig: lengths, sampling and stops, and generation_config.json. Sampling itself is in generate/."""
 
 import copy
 import os
@@ -31,30 +31,30 @@ MOST_COMPLETIONS = 65536  # of one prompt
 
 @checked_except("from_dict")
 class GenerationConfig:
-    """How text is drawn: lengths, sampling, stops, special ids. Names and defaults follow transformers 4.57.
+    """Options of generation: lengths, sampling, stops, special ids. Names and defaults follow transformers 4.57.
 
-    Every option of transformers can be read as an attribute. Options that Vitrail does not do are kept when a
-    file has them, and `generate()` raises UnsupportedError naming those that would change the text.
+    Every option of transformers can be read as an attribute. Unsupported options of a file are kept; `generate()`
+    raises UnsupportedError with the names of those that would change the text.
 
     Args:
         max_length: positions of prompt and completion together; max_new_tokens takes precedence.
         max_new_tokens: ids of the completion.
-        min_length, min_new_tokens: no end-of-sequence id is drawn before so many ids.
-        max_time: seconds after which no further id is drawn.
+        min_length, min_new_tokens: smallest number of ids before an end-of-sequence id.
+        max_time: seconds after which no further id is sampled.
         stop_strings: a text, or several, that end a row when they appear; they stay in the text.
-        do_sample: draw from the probabilities (True) or take the most probable id (False).
-        seed: whole number below 2**64 that fixes the draws of every row; None takes torch's generator.
+        do_sample: sample from the probabilities (True) or take the most probable id (False).
+        seed: whole number below 2**64 that fixes the samples of every row; None uses torch's generator.
         temperature, top_k, top_p, min_p, repetition_penalty: shape the probabilities, in transformers' order.
-        no_repeat_ngram_size: no run of so many ids stands twice in a row, prompt included; 0 is none.
+        no_repeat_ngram_size: length of the n-grams that occur once per row, prompt included; 0 is off.
         num_return_sequences: completions per prompt.
         prefill_chunk_size: positions of the prompt per step (at most 2048, which is also the default).
-        cache_dtype: precision of the cache, "float32", "bfloat16", "float16" or "int8"; None is the model's. A torch.dtype
-            is kept as its name.
+        cache_dtype: precision of the cache, "float32", "bfloat16", "float16" or "int8"; None is the model's. A
+            torch.dtype is kept as its name.
         eos_token_id: the id, or ids, that end a row. pad_token_id fills rows that ended early.
         return_dict_in_generate, output_scores, output_logits: what `generate()` returns beside the ids.
 
     Raises:
-        InputError: an option that nobody knows.
+        InputError: an unknown option.
         ConfigError: a value of the wrong type or out of its range.
     """
 
@@ -90,7 +90,7 @@ class GenerationConfig:
 
     def _fill(self, values: Mapping[str, Any]) -> None:
         for name, value in {**KNOWN, **without_secrets(values)}.items():
-            if hasattr(type(self), name):  # a method, which a value would hide
+            if hasattr(type(self), name):  # a method, hidden by a value
                 raise ConfigError(
                     f"GenerationConfig: {name!r} cannot be a key of a configuration; remove it."
                 )
@@ -99,7 +99,7 @@ class GenerationConfig:
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> "GenerationConfig":
-        """From a mapping; `kwargs` take precedence. Keys that nobody knows are kept and written back."""
+        """Make one from a mapping; `kwargs` take precedence. Unknown keys are kept and written back."""
         if not isinstance(config_dict, Mapping):
             raise ConfigError(
                 f"GenerationConfig expects an object of keys, got {type(config_dict).__name__}."
@@ -111,10 +111,10 @@ class GenerationConfig:
 
     @classmethod
     def from_model_config(cls, model_config: PretrainedConfig) -> "GenerationConfig":
-        """The special ids (and legacy options) of a model's config.json, outer keys before text_config's."""
+        """Return the special ids (and legacy options) of a model's config.json, outer keys before text_config's."""
         found: dict[str, Any] = {}
         for part in (model_config.get_text_config(), model_config):
-            # `output_attentions` and the like are options of forward() there, not of generation.
+            # There, `output_attentions` and the like are options of forward(), not of generation.
             held = {name: value for name, value in vars(part).items() if not name.startswith("output_")}
             found |= {name: value for name, value in held.items() if name in KNOWN and value is not None}
         return cls.from_dict({**found, "_from_model_config": True})
@@ -133,10 +133,10 @@ class GenerationConfig:
     ) -> "GenerationConfig":
         """Read generation_config.json of a folder or hub name; without one, the special ids of its configuration.
 
-        `format` "hf" or "mistral" chooses the configuration where both are there.
+        `format` "hf" or "mistral" chooses the configuration where both exist.
 
         Raises:
-            CheckpointError: a file that was named is not there, or neither file is.
+            CheckpointError: a named file is missing, or both files are.
             ConfigError: a value out of its range.
         """
         hub = HubOptions.take(
@@ -180,18 +180,18 @@ class GenerationConfig:
         write_text(folder / name, text)
 
     def to_dict(self) -> dict[str, Any]:
-        """All options, those that Vitrail does not do and unknown ones too."""
+        """Return all options, unsupported and unknown ones included."""
         held = {name: copy.deepcopy(value) for name, value in sorted(vars(self).items())}
         return {name: value for name, value in held.items() if not is_secret(name)}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The options that differ from the defaults, and every unknown key."""
+        """Return the options that differ from the defaults, and every unknown key."""
         return {
             name: value for name, value in self.to_dict().items() if name not in KNOWN or value != KNOWN[name]
         }
 
     def to_json_string(self, use_diff: bool = True, ignore_metadata: bool = False) -> str:
-        """Indented JSON with sorted keys: what differs from the defaults, or everything; `_…` is metadata."""
+        """Return indented JSON with sorted keys: the differences from the defaults, or everything; `_…` is metadata."""
         held = self.to_diff_dict() if use_diff else self.to_dict()
         if ignore_metadata:
             held = {n: v for n, v in held.items() if not n.startswith("_") and n != "transformers_version"}
@@ -203,7 +203,7 @@ class GenerationConfig:
         write_text(Path(json_file_path), self.to_json_string(use_diff))
 
     def update(self, **kwargs: Any) -> dict[str, Any]:
-        """Set the options that exist (none if a value is wrong); returns the keywords that do not exist."""
+        """Set the options that exist (none if a value is wrong) and return the keywords that do not."""
         changed = copy.deepcopy(self)
         unused = {}
         for name, value in kwargs.items():
@@ -216,7 +216,7 @@ class GenerationConfig:
         return unused
 
     def get_generation_mode(self, assistant_model: Any = None) -> str:
-        """ "greedy_search" or "sample"; any other of transformers' modes is refused by name."""
+        """Return "greedy_search" or "sample"; refuse any other of transformers' modes by name."""
         if assistant_model is not None:
             raise UnsupportedError("assistant_model is not supported; leave it out.")
         self.refuse_unsupported()
@@ -225,7 +225,7 @@ class GenerationConfig:
     # --- checks -------------------------------------------------------------------------------------------
 
     def validate(self, strict: bool = False) -> None:
-        """Raise ConfigError for a value of the wrong type or out of its range, naming it; always `strict`."""
+        """Raise ConfigError, naming the option, for a value of the wrong type or out of its range; always `strict`."""
         none = type(None)
         for name in (
             "do_sample",
@@ -235,7 +235,7 @@ class GenerationConfig:
             "max_length",
             "num_return_sequences",
         ):
-            if getattr(self, name) is None:  # "not set" in transformers 5's files
+            if getattr(self, name) is None:  # unset in transformers 5's files
                 setattr(self, name, KNOWN[name])
         for name in ("do_sample", "use_cache", "return_dict_in_generate", "output_scores"):
             self._check(name, bool)
@@ -299,7 +299,7 @@ class GenerationConfig:
             )
 
     def refuse_unsupported(self) -> None:
-        """Raise UnsupportedError that names every option set to something that Vitrail does not do."""
+        """Raise UnsupportedError with the name of every option set to something that Vitrail does not implement."""
         wrong = {
             name: getattr(self, name) for name, default in REFUSED.items() if getattr(self, name) != default
         }
@@ -341,12 +341,12 @@ class GenerationConfig:
 
 
 def _is_whole(text: str) -> bool:
-    """Whether no character of a text is half of one."""
+    """Return whether a text has no half of a surrogate pair."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A copy of an option; numbers in a tensor or an array, as transformers takes ids, as plain ones."""
+    """Return a copy of an option, with numbers in a tensor or an array as plain ones (transformers takes such ids)."""
     try:
         return value.tolist() if hasattr(value, "tolist") else copy.deepcopy(value)
     except (
@@ -359,12 +359,12 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _with_text_keys(value: Any) -> Any:
-    """A value with the keys of its dicts as text: sequence_bias has tuples of ids."""
+    """Return a value with text as the keys of its dicts: sequence_bias has tuples of ids."""
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def as_generation_config(value: Any) -> GenerationConfig:
-    """A GenerationConfig as it is, or made of transformers' own or of a dict."""
+    """Return a GenerationConfig as it is, or make one of transformers' own or of a dict."""
     if isinstance(value, GenerationConfig):
         return value
     if not isinstance(value, Mapping) and not hasattr(value, "to_dict"):

@@ -1,4 +1,4 @@
-"""The options of generation: obeyed, refused or without effect. GenerationConfig holds their values."""
+"""Names of generation options: supported, refused or without effect. GenerationConfig holds their values."""
 
 import difflib
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from vitrail.errors import InputError
 
-# Names and defaults of transformers 4.57 that Vitrail obeys; `seed` and `cache_dtype` are Vitrail's own.
+# Supported options of transformers 4.57 and their defaults; `seed` and `cache_dtype` are Vitrail's own.
 DEFAULTS: dict[str, Any] = {
     "max_length": 20,
     "max_new_tokens": None,
@@ -34,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "pad_token_id": None,
 }
 
-# Names whose default means "off"; any other value would change the text, so generate() refuses it by name.
+# Options whose default means "off"; generate() refuses any other value, which would change the text.
 REFUSED: dict[str, Any] = {
     "num_beams": 1,
     "num_beam_groups": 1,
@@ -72,10 +72,10 @@ REFUSED: dict[str, Any] = {
     "low_memory": None,
 }
 
-# Names of transformers 5 that would change the text; a file may hold them.
+# Options of transformers 5 that would change the text; a file may hold them.
 REFUSED_IN_FILES = ("top_h", "use_mtp", "speculation_type")
 
-# Names that only mean something beside a refused one (beams, assistants) or a compiler: kept, without effect.
+# Options of refused ones (beams, assistants) or of a compiler: kept, without effect.
 INERT: dict[str, Any] = {
     "early_stopping": False,
     "length_penalty": 1.0,
@@ -88,17 +88,17 @@ INERT: dict[str, Any] = {
     "disable_compile": False,
 }
 
-# What a cache can hold; int8 is 8 bits and a scale per position and head.
+# Element types of a cache; int8 is 8 bits and a scale per position and head.
 CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
-# Caches of transformers that hold the same numbers as ours does.
+# transformers' caches with the same contents as Vitrail's.
 SAME_CACHES = (None, "dynamic", "static")
 
 KNOWN: dict[str, Any] = DEFAULTS | REFUSED | INERT
 
 
 def refuse_unknown(names: Mapping[str, Any], *, owner: str, also: tuple[str, ...] = ()) -> None:
-    """Raise InputError for the first of `names` that is no generation option, with names that are near."""
+    """Raise InputError for the first of `names` that is no generation option, with similar names."""
     known = [*KNOWN, "transformers_version", "_from_model_config", *also]
     for name in names:
         if name not in known:

@@ -1,4 +1,4 @@
-"""Keywords over the keys of a configuration that was read: nested ones are merged; a warning names what is dropped."""
+"""Keyword overrides of a configuration read from a file: nested ones are merged, dropped keys named in a warning."""
 
 import warnings
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ _NOT_GEOMETRY = ("name_or_path", "dtype", "architectures")
 
 
 def merge_overrides(read: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of `read` with those of `given` over them, under whichever of its spellings a key was read.
+    """Return the keys of `read` with those of `given` over them, each under the spelling in which it was read.
 
-    Rotary settings without a rope_type are merged into those that were read; every other object takes the place of the
-    one that was read, with a warning that names the keys that are lost.
+    Rotary settings without a rope_type are merged into those read; every other object replaces the one read, with a
+    warning that names the lost keys.
     """
     names = {SPELLINGS.get(name, name) for name in given}
     merged = {name: value for name, value in read.items() if SPELLINGS.get(name, name) not in names}
@@ -35,7 +35,7 @@ def merge_overrides(read: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
 
 
 def warn_replaced(name: str, read: Any, given: Any) -> None:
-    """Warn of the keys of the configuration that was read which `given` has only the defaults of, or lacks."""
+    """Warn of keys read from the file that `given` lacks or has only as defaults."""
     own, usual = vars(given), vars(type(given)())
     warn_dropped(
         name,
@@ -50,7 +50,7 @@ def warn_replaced(name: str, read: Any, given: Any) -> None:
 
 
 def warn_dropped(name: str, keys: list[str]) -> None:
-    """Warn that what was given under `name` takes the place of all that was read, with these keys."""
+    """Warn that the value given for `name` replaces the whole object read and drops these keys."""
     if keys:
         warnings.warn(
             f"{name} takes the place of the one in the file, whose {', '.join(sorted(keys))} are dropped; "
@@ -60,13 +60,13 @@ def warn_dropped(name: str, keys: list[str]) -> None:
 
 
 def _rope(read: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The rotary base (None: not said) and the other settings that were read, in either spelling."""
+    """Return the rotary base (None: absent) and the other settings read, in either spelling."""
     settings = next((dict(read[name]) for name in _ROPE if isinstance(read.get(name), Mapping)), {})
     return settings.pop("rope_theta", read.get("rope_theta")), settings
 
 
 def _split_rope(read: Mapping[str, Any], merged: dict[str, Any]) -> dict[str, Any]:
-    """`merged` with the rotary settings that were read in the older spelling, which keywords can replace one by one."""
+    """Return `merged` with rotary settings in the older spelling, which keywords can replace one by one."""
     theta, settings = _rope(read)
     kept = {name: value for name, value in merged.items() if name not in ("rope_theta", *_ROPE)}
     said = any(name in read for name in _ROPE)
@@ -78,7 +78,7 @@ def _split_rope(read: Mapping[str, Any], merged: dict[str, Any]) -> dict[str, An
 
 
 def _rope_merged(read: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` with its rotary settings under one name, and over those that were read unless they say their type."""
+    """Return `given` with rotary settings under one name, merged over those read unless they have a type."""
     rest = {key: value for key, value in given.items() if key not in _ROPE}
     name = next((name for name in _ROPE if given.get(name) is not None), None)
     if name is None:

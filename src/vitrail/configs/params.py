@@ -1,4 +1,4 @@
-"""params.json, the configuration in Mistral's own format, as the dict of a config.json. The way back: params_writer.py.
+"""params.json, the configuration in Mistral's own format, read as the dict of a config.json (params_writer.py writes).
 
 Source of keys and defaults: mistral-inference's reader and the published files; unknown keys and null are ignored,
 since the files carry the keys of other architectures as null.
@@ -16,11 +16,11 @@ from vitrail.errors import CheckpointError, ConfigError, UnsupportedError
 from vitrail.files.checkpoint_folder import CheckpointFolder
 from vitrail.files.layout import CONFIG_NAME, MISTRAL, PARAMS_NAME
 
-POSITIONS = 128_000  # where the file names none
+POSITIONS = 128_000  # default of an absent key
 THETA = 1e6  # likewise, of the decoder
 VISION_THETA = 1e4
 IMAGE_TOKEN = 10
-# Other architectures' keys: a value that is not null changes the tensors or the mathematics.
+# Other architectures' keys: a value other than null changes the tensors or the mathematics.
 _FOREIGN = ("moe", "q_lora_rank", "kv_lora_rank", "kv_sharing", "nope", "softmax_tanh_gating")
 _IMAGE_IDS = {
     "image_token_id": "[IMG]",
@@ -30,13 +30,16 @@ _IMAGE_IDS = {
 
 
 def read_params(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The params.json of a checkpoint's folder as the dict of a config.json.
+    """Read the params.json of a checkpoint's folder as the dict of a config.json.
 
-    The model_type is llava or mistral3 with a vision_encoder, else mistral or ministral3. Break and end ids are kept
-    as image_break_token_id and image_end_token_id; ids of −1 are looked up in the folder's tokenizer.
+    Returns:
+        The dict; model_type is llava or mistral3 with a vision_encoder, else mistral or ministral3. Break and end ids
+        are kept as image_break_token_id and image_end_token_id; ids of −1 are looked up in the folder's tokenizer.
 
-    Raises CheckpointError for a file that is missing or no JSON, ConfigError for a missing or ill-typed key,
-    UnsupportedError for another architecture's.
+    Raises:
+        CheckpointError: a file that is missing or not JSON.
+        ConfigError: a missing or ill-typed key.
+        UnsupportedError: a key of another architecture.
     """
     opened = CheckpointFolder.at(folder)
     path = opened.path / PARAMS_NAME
@@ -46,19 +49,19 @@ def read_params(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def has_params(folder: CheckpointFolder) -> bool:
-    """Whether the folder's configuration is a params.json."""
+    """Return whether the folder's configuration is a params.json."""
     return folder.layout == MISTRAL and PARAMS_NAME in folder.files
 
 
 def config_dict_of(folder: CheckpointFolder) -> dict[str, Any]:
-    """The dict of a folder's config.json as it stands, or of its params.json; {} where the folder has neither."""
+    """Return the dict of a folder's config.json as read, or of its params.json; {} without either."""
     return read_params(folder) if has_params(folder) else folder.json(CONFIG_NAME)
 
 
 def config_from_params(
     params: Mapping[str, Any], where: str, folder: CheckpointFolder | None = None
 ) -> dict[str, Any]:
-    """The dict of a config.json for the content of a params.json; `where` names it in errors."""
+    """Return the dict of a config.json for the content of a params.json; `where` names it in errors."""
     given = _Given(params, where)
     for name in _FOREIGN:
         if given.optional(name):
@@ -74,7 +77,7 @@ def config_from_params(
 
 
 class _Given:
-    """The keys of one object, null taken as absent."""
+    """The keys of one object; null counts as absent."""
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.where = where
@@ -141,7 +144,7 @@ def _text(given: _Given) -> dict[str, Any]:
 
 
 def _scaling(given: _Given) -> dict[str, Any] | None:
-    """YaRN and the queries' temperature in the keys of rope_parameters; None for the plain rotation."""
+    """Return YaRN and the query temperature under the keys of rope_parameters; None for plain RoPE."""
     yarn, temperature = given.section("yarn"), given.section("llama_4_scaling")
     if yarn is None and temperature is None:
         return None
@@ -156,7 +159,7 @@ def _scaling(given: _Given) -> dict[str, Any] | None:
         "beta_slow": yarn.number("alpha", 1.0),
     }
     if not yarn.flag("apply_scale", False):
-        # The ratio of both is the factor on cos and sin: exactly 1, which "not applied" means.
+        # Their ratio is the factor on cos and sin: exactly 1, for "not applied".
         scaling |= {"mscale": 1.0, "mscale_all_dim": 1.0}
     if temperature is not None:
         if temperature.whole("original_max_position_embeddings", original) != original:
@@ -181,7 +184,7 @@ def _sliding_window(given: _Given) -> int | None:
 
 
 def _quantization(given: _Given) -> dict[str, Any]:
-    """A quantised checkpoint's format in the words of config.json, so that its reader refuses or serves both alike."""
+    """Return a quantised checkpoint's format as config.json spells it, so that one reader serves or refuses both."""
     section = given.section("quantization")
     if section is None:
         return {}
@@ -242,7 +245,7 @@ def _vision_language(given: _Given, text: dict[str, Any], folder: CheckpointFold
 
 
 def _image_ids(given: _Given, folder: CheckpointFolder | None) -> dict[str, int]:
-    """The ids of images' tokens by their name in config.json; absent break and end ids stay absent."""
+    """Return the ids of image tokens by their name in config.json; absent break and end ids stay absent."""
     ids = {"image_token_id": IMAGE_TOKEN}
     for name in _IMAGE_IDS:
         if given.optional(name) is not None:

@@ -1,4 +1,4 @@
-"""A configuration as the params.json of Mistral's own format. The way there: params.py."""
+"""Writer of params.json, Mistral's own format, from a configuration (params.py reads it)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from vitrail.errors import UnsupportedError
 
 
 def params_from_config(config: PretrainedConfig) -> dict[str, Any]:
-    """The content of a params.json, in the published files' order.
+    """Return the content of a params.json, in the published files' order.
 
-    Raises UnsupportedError for what that format cannot say: another activation, feature layer or rotary scaling.
+    Raises:
+        UnsupportedError: a value without a key in that format: another activation, feature layer or rotary scaling.
     """
     text = config.get_text_config()
     if not isinstance(text, MistralConfig):
@@ -45,7 +46,7 @@ def params_from_config(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def params_text(params: dict[str, Any]) -> str:
-    """The text of the file: keys in order, four spaces, a newline at the end."""
+    """Return the text of the file: keys in order, four spaces, a newline at the end."""
     return json.dumps(params, indent=4, ensure_ascii=False) + "\n"
 
 

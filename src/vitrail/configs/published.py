@@ -1,4 +1,4 @@
-"""config.json as published: where it lies, and the mistakes of published files set right here and only here."""
+"""config.json as published: its location, and the only corrections of mistakes in published files."""
 
 import os
 import warnings
@@ -12,7 +12,7 @@ from vitrail.files.hub_options import HubOptions
 from vitrail.files.json import read_json
 from vitrail.files.layout import CONFIG_NAME, PARAMS_NAME
 
-# What a Llava file with a Pixtral tower means by a key it leaves out; the class defaults are CLIP's.
+# Values of absent keys in a Llava file with a Pixtral tower; the class defaults are CLIP's.
 PIXTRAL_LLAVA = {
     "image_token_index": 10,
     "vision_feature_layer": -1,
@@ -23,9 +23,9 @@ PIXTRAL_LLAVA = {
 def read_config_folder(
     name_or_path: "str | os.PathLike[str]", hub: HubOptions | None = None, *, format: str | None = None
 ) -> dict[str, Any]:
-    """config.json of a folder (or hub name) as a dict, published mistakes set right; or its params.json as one.
+    """Read config.json of a folder (or hub name) as a dict, published mistakes corrected; or its params.json as one.
 
-    A path may be that of the file itself. `format` chooses where both are there: "hf" (which comes first) or "mistral".
+    The path may be that of the file itself. `format` chooses where both exist: "hf" (the default) or "mistral".
     """
     if Path(name_or_path).is_file():
         return read_config_file(Path(name_or_path))
@@ -41,7 +41,7 @@ def read_config_folder(
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """One JSON file as a dict, published mistakes set right."""
+    """Read one JSON file as a dict, published mistakes corrected."""
     return _set_right(read_json(path), str(path))
 
 
@@ -64,7 +64,7 @@ def _set_right(config_dict: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _silu(vision: dict[str, Any]) -> dict[str, Any]:
-    """Towers of the family use SiLU; some published files say "gelu" (corrected upstream in October 2024)."""
+    """Return the tower's keys with SiLU for a mistaken "gelu" of published files (corrected upstream, October 2024)."""
     vision = dict(vision)
     meant = vision.pop("exact_hidden_act", False)
     if vision.get("hidden_act") == "gelu" and not meant:

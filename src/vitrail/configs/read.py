@@ -1,4 +1,4 @@
-"""Which configuration class a model_type means, and a folder's configuration."""
+"""The configuration class of a model_type, and the configuration of a folder."""
 
 import json
 import os
@@ -25,7 +25,7 @@ CONFIG_TYPES: dict[str, type[PretrainedConfig]] = {
 
 
 def config_class(model_type: Any, where: str) -> type[PretrainedConfig]:
-    """The configuration class of a model_type; ConfigError names the supported ones otherwise."""
+    """Return the configuration class of a model_type; ConfigError names the supported ones."""
     if model_type is None:
         raise ConfigError(f"{where} has no model_type; one of {', '.join(CONFIG_TYPES)} was expected.")
     if not isinstance(model_type, str) or model_type not in CONFIG_TYPES:
@@ -36,11 +36,11 @@ def config_class(model_type: Any, where: str) -> type[PretrainedConfig]:
 
 
 def as_config(value: Any) -> PretrainedConfig:
-    """A configuration as it is; transformers' or a dict as Vitrail's. ConfigError for anything else."""
+    """Return a Vitrail configuration as it is; convert transformers' or a dict. ConfigError for anything else."""
     if isinstance(value, PretrainedConfig):
         return value
     write = getattr(value, "to_json_string", None)
-    keys = json.loads(write()) if callable(write) else value  # what its config.json would say
+    keys = json.loads(write()) if callable(write) else value  # the content of its config.json
     if not isinstance(keys, Mapping):
         raise ConfigError(f"config must be a configuration, a dict or a path, got {type(value).__name__}.")
     return config_class(keys.get("model_type"), "config").from_dict(keys)
@@ -49,7 +49,7 @@ def as_config(value: Any) -> PretrainedConfig:
 def read_config(
     folder: "str | os.PathLike[str]", format: str | None = None, **overrides: Any
 ) -> PretrainedConfig:
-    """The configuration of a checkpoint's folder, its class chosen by model_type; `format` as in published.py."""
+    """Read the configuration of a checkpoint's folder, its class chosen by model_type; `format` as in published.py."""
     config_dict = read_config_folder(folder, format=format)
     cls = config_class(config_dict.get("model_type"), str(Path(folder) / CONFIG_NAME))
     config = cls.from_dict(config_dict, **overrides)

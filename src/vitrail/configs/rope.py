@@ -1,4 +1,4 @@
-"""One spelling for the rotary settings of a configuration: (theta, scaling). No tensors, no angles."""
+"""One spelling of a configuration's rotary settings: (theta, scaling). No tensors, no angles."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from vitrail.configs.fields import check_field
 from vitrail.errors import ConfigError
 from vitrail.files.keywords import refuse_unknown
 
-# "axial" is transformers 5's word for the tower's two-dimensional rotation, which has no further settings.
+# "axial": transformers 5's name for the tower's two-dimensional RoPE, without further settings.
 PLAIN_TYPES = ("default", "axial")
 _NAMES = ("rope_theta", "rope_type", "type")
 _YARN = (
@@ -18,7 +18,7 @@ _YARN = (
 
 
 def check_given(given: Mapping[str, Any], kind: Any) -> None:
-    """Raise ConfigError for settings in a call that the rotation of this type does not read; a file may hold any."""
+    """Raise ConfigError for keyword settings unused by this rope_type; a file may hold any."""
     asked = [name for name, value in given.items() if value is not None]
     if kind in PLAIN_TYPES and (idle := [name for name in asked if name not in _NAMES]):
         raise ConfigError(
@@ -32,10 +32,16 @@ def check_given(given: Mapping[str, Any], kind: Any) -> None:
 def take_rope(
     kwargs: dict[str, Any], theta: Any, *, read: bool = True
 ) -> tuple[float, dict[str, Any] | None]:
-    """Remove the rotary keys from `kwargs`; return (theta, scaling or None). read: from a file, not given in a call.
+    """Remove the rotary keys from `kwargs` and return (theta, scaling).
 
     Accepts the older top-level `rope_theta` with `rope_scaling` and the newer `rope_parameters`
-    {rope_theta, rope_type | type, …}. `scaling` is a dict with rope_type, or None for the plain rotation.
+    {rope_theta, rope_type | type, …}.
+
+    Args:
+        read: the keys come from a file, not from a call.
+
+    Returns:
+        The base, and a dict with rope_type or None for plain RoPE.
     """
     parameters = kwargs.pop("rope_parameters", None)
     scaling = kwargs.pop("rope_scaling", None)
@@ -61,7 +67,7 @@ def take_rope(
 
 
 def check_yarn(theta: float, scaling: dict[str, Any]) -> None:
-    """Raise ConfigError unless YaRN's settings are there and can be computed with."""
+    """Raise ConfigError where YaRN's settings are missing or out of range."""
     owner, absent = "rope_parameters of type yarn", type(None)
     check_field(owner, "rope_theta", theta, float, minimum=1.0 + 1e-6)
     check_field(owner, "factor", scaling.get("factor"), (int, float), minimum=1)
@@ -78,7 +84,7 @@ def check_yarn(theta: float, scaling: dict[str, Any]) -> None:
         if isinstance(value, int):
             check_field(owner, name, value, (bool, int))
     check_field(owner, "truncate", scaling.get("truncate", True), bool)
-    scaled = scaling.get("llama_4_scaling_beta") is not None  # by steps of the original context
+    scaled = scaling.get("llama_4_scaling_beta") is not None  # in steps of the original context
     original = scaling.get("original_max_position_embeddings")
     check_field(
         owner, "original_max_position_embeddings", original, int if scaled else (int, absent), minimum=1

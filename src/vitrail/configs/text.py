@@ -13,8 +13,8 @@ class MistralConfig(PretrainedConfig):
     """Geometry of a Mistral decoder; argument names, order and defaults are transformers 4.57's.
 
     `head_dim` None means hidden_size / num_attention_heads. `sliding_window` counts positions; None means full
-    attention (every Pixtral-family checkpoint writes null). `norm_eps`, which some conversions write, is read
-    as `rms_norm_eps`.
+    attention (null in every Pixtral-family checkpoint). `norm_eps`, the spelling of some conversions, is read as
+    `rms_norm_eps`.
     """
 
     model_type: ClassVar[str] = "mistral"
@@ -137,7 +137,7 @@ class Ministral3Config(MistralConfig):
 
     The defaults are Ministral 3 8B's. `rope_parameters` holds rope_theta, rope_type "yarn", factor,
     original_max_position_embeddings, beta_fast, beta_slow, mscale, mscale_all_dim and llama_4_scaling_beta.
-    transformers knows this type from version 5 on.
+    transformers has this type from version 5 on.
     """
 
     model_type: ClassVar[str] = "ministral3"

@@ -1,4 +1,4 @@
-"""PixtralVisionConfig: the geometry of the vision tower. Nothing about the projector or the language model."""
+"""PixtralVisionConfig: the geometry of the vision tower. No projector, no language model."""
 
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ class PixtralVisionConfig(PretrainedConfig):
     """Geometry of the Pixtral vision tower; the defaults are Pixtral 12B's.
 
     Units: `image_size` and `patch_size` in pixels; `head_dim` defaults to hidden_size / num_attention_heads.
-    Every published tower uses SiLU, so that is the default here (transformers' class says "gelu").
+    The activation defaults to SiLU, that of every published tower (transformers' class has "gelu").
     Source: Pixtral 12B paper (arXiv 2410.07073) and the published config.json files.
     """
 
@@ -54,7 +54,7 @@ class PixtralVisionConfig(PretrainedConfig):
                 f"PixtralVisionConfig: rope_parameters {short(scaling)}; the tower's rotary embedding has no scaling."
             )
         head_dim = kwargs.pop("head_dim", None)
-        kwargs.pop("exact_hidden_act", None)  # only means something to the reader of files
+        kwargs.pop("exact_hidden_act", None)  # of use to the reader of files only
         super().__init__(**kwargs)
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
@@ -96,7 +96,7 @@ class PixtralVisionConfig(PretrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         written = super().to_dict()
         if self.hidden_act == "gelu":
-            # Published files say "gelu" where SiLU is meant and are read so; this one means it.
+            # The reader replaces "gelu" of published files by SiLU; the mark keeps an intended one.
             written["exact_hidden_act"] = True
         return written
 

@@ -15,13 +15,13 @@ TEXT_TYPES: dict[str, type[MistralConfig]] = {"mistral": MistralConfig, "ministr
 
 
 def _keys(value: Any) -> Any:
-    """The keys of a configuration of transformers, as its config.json says them; anything else as it is."""
+    """Return the keys of transformers' configuration as in its config.json; anything else as it is."""
     write = None if isinstance(value, (PretrainedConfig, dict)) else getattr(value, "to_json_string", None)
     return json.loads(write()) if callable(write) and hasattr(value, "model_type") else value
 
 
 def text_config_from(value: "dict[str, Any] | MistralConfig", owner: str) -> MistralConfig:
-    """The language model's configuration from a dict (class by its model_type) or as it is."""
+    """Return the language model's configuration as it is, or make it from a dict (class by its model_type)."""
     if isinstance(value, MistralConfig):
         return value
     value = _keys(value)
@@ -38,7 +38,7 @@ def text_config_from(value: "dict[str, Any] | MistralConfig", owner: str) -> Mis
 
 
 def vision_config_from(value: "dict[str, Any] | PixtralVisionConfig", owner: str) -> PixtralVisionConfig:
-    """The vision tower's configuration from a dict or as it is."""
+    """Return the vision tower's configuration as it is, or make it from a dict."""
     if isinstance(value, PixtralVisionConfig):
         return value
     value = _keys(value)
@@ -53,11 +53,11 @@ def vision_config_from(value: "dict[str, Any] | PixtralVisionConfig", owner: str
 
 
 class VisionLanguageConfig(PretrainedConfig):
-    """What LlavaConfig and Mistral3Config share."""
+    """Common base of LlavaConfig and Mistral3Config."""
 
     attribute_map: ClassVar[dict[str, str]] = {"image_token_id": "image_token_index"}
     part_makers: ClassVar[dict[str, Callable[..., PretrainedConfig]]] = {
-        "text_config": text_config_from,  # first: of keys that both have, a call means the language model's
+        "text_config": text_config_from,  # first: a keyword of both parts is the language model's
         "vision_config": vision_config_from,
     }
     sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {
@@ -99,21 +99,21 @@ class VisionLanguageConfig(PretrainedConfig):
 
     @property
     def has_vision(self) -> bool:
-        """Always: the other part is the language model."""
+        """True: the other part is the language model."""
         return True
 
     @property
     def feature_layers(self) -> int:
-        """How many layers' features are concatenated for the projector."""
+        """Number of layers whose features are concatenated for the projector."""
         return 1 if isinstance(self.vision_feature_layer, int) else len(self.vision_feature_layer)
 
 
 class LlavaConfig(VisionLanguageConfig):
     """Pixtral 12B and Pixtral Large in Hugging Face's format: tower, two-layer projector, Mistral decoder.
 
-    Argument names, order and defaults are transformers'. Its defaults are CLIP's (-2, "default", 32000); a
-    config.json with a Pixtral tower that leaves a key out is read with Pixtral's values (-1, "full", 10).
-    Without sub-configurations the geometry is Pixtral 12B's (transformers: CLIP and Llama).
+    Argument names, order and defaults are transformers'. The defaults are CLIP's (-2, "default", 32000); absent keys of
+    a config.json with a Pixtral tower take Pixtral's values (-1, "full", 10). Without sub-configurations the geometry
+    is Pixtral 12B's (transformers: CLIP and Llama).
     """
 
     model_type: ClassVar[str] = "llava"
@@ -201,7 +201,7 @@ class Mistral3Config(VisionLanguageConfig):
 
 
 def pixtral_12b_text() -> MistralConfig:
-    """Pixtral 12B's decoder (its published params.json)."""
+    """Return Pixtral 12B's decoder (its published params.json)."""
     return MistralConfig(
         vocab_size=131072, hidden_size=5120, intermediate_size=14336, num_hidden_layers=40, num_attention_heads=32,
         num_key_value_heads=8, head_dim=128, max_position_embeddings=1024000, rms_norm_eps=1e-5, rope_theta=1e9,
@@ -210,7 +210,7 @@ def pixtral_12b_text() -> MistralConfig:
 
 
 def small_3_text() -> MistralConfig:
-    """Mistral Small 3.1's decoder, 24B (its published config.json)."""
+    """Return Mistral Small 3.1's decoder, 24B (its published config.json)."""
     return MistralConfig(
         vocab_size=131072, hidden_size=5120, intermediate_size=32768, num_hidden_layers=40, num_attention_heads=32,
         num_key_value_heads=8, head_dim=128, max_position_embeddings=131072, rms_norm_eps=1e-5, rope_theta=1e9,
@@ -219,5 +219,5 @@ def small_3_text() -> MistralConfig:
 
 
 def small_3_vision() -> PixtralVisionConfig:
-    """The vision tower of Mistral Small 3.1 and later: patches of 14, images up to 1540."""
+    """Return the vision tower of Mistral Small 3.1 and later: patches of 14, images up to 1540."""
     return PixtralVisionConfig(image_size=1540, patch_size=14, head_dim=64)

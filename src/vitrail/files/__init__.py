@@ -1,1 +1,1 @@
-"""Bounded readers of what lies on disk. Nothing here knows a model."""
+"""Bounded readers and writers of files on disk and in the hub's cache. No model code."""

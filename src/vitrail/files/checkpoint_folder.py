@@ -1,7 +1,7 @@
-"""CheckpointFolder: a checkpoint that is opened once, its files listed once and its small files read once.
+"""CheckpointFolder: a checkpoint opened once, its files listed once and its small files read once.
 
-It knows names, JSON and token ids; configurations, tokenizers, processors and weights are made from it by the layers
-above, each of which takes a name, a path or a folder that is open already.
+Contents: names, JSON and token ids. The layers above make configurations, tokenizers, processors and weights from it;
+each takes a name, a path or an open folder.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from vitrail.files.training_run import refuse_unfinished
 
 
 class CheckpointFolder(os.PathLike[str]):
-    """A checkpoint's folder on this disk.
+    """A checkpoint's folder on the local disk.
 
-    path     where it lies; of a model on the hub, the snapshot in the cache.
-    name     as it was given: a path or a name on the hub.
-    format   the format asked for; None leaves the choice to the files (see `layout`).
+    Attributes:
+        path: its location; for a model on the hub, the snapshot in the cache.
+        name: the path or hub name as given.
+        format: the requested format; None leaves the choice to the files (see `layout`).
     """
 
     def __init__(
@@ -55,10 +56,13 @@ class CheckpointFolder(os.PathLike[str]):
     def open(
         cls, name_or_path: str | os.PathLike[str], hub: HubOptions | None = None, *, format: str | None = None
     ) -> CheckpointFolder:
-        """Open a folder, or the settings of a model on the hub; `fetch_weights` brings the rest.
+        """Open a folder, or the settings of a model on the hub; `fetch_weights` adds the rest.
 
-        A CheckpointFolder is returned as it is, unless it is in another format than `format`. Raises CheckpointError
-        for what is not there, InputError for an unknown format.
+        A CheckpointFolder is returned as it is, unless `format` differs.
+
+        Raises:
+            CheckpointError: the folder or repository does not exist.
+            InputError: an unknown format.
         """
         if hub is not None and hub.subfolder:
             name_or_path, hub = hub.entered(name_or_path)
@@ -74,7 +78,7 @@ class CheckpointFolder(os.PathLike[str]):
 
     @classmethod
     def at(cls, path: str | os.PathLike[str], *, format: str | None = None) -> CheckpointFolder:
-        """The same for a folder on this disk; a path that is none is not looked for on the hub."""
+        """Open a folder on the local disk; a missing path is not looked up on the hub."""
         if isinstance(path, CheckpointFolder):
             return cls.open(path, format=format)
         if not Path(path).is_dir():
@@ -92,9 +96,10 @@ class CheckpointFolder(os.PathLike[str]):
 
     @cached_property
     def files(self) -> frozenset[str]:
-        """The names of the files in the folder, without those of its subfolders.
+        """The names of the files in the folder, without those of subfolders.
 
-        CheckpointError where a save into it was cut off, or one of them is a link out of it.
+        Raises:
+            CheckpointError: an interrupted save, or a link out of the folder.
         """
         try:
             with os.scandir(self.path) as entries:
@@ -110,12 +115,12 @@ class CheckpointFolder(os.PathLike[str]):
 
     @cached_property
     def repository(self) -> Repository | None:
-        """The repository of the hub of which the folder may be a part; None where that is unknown."""
+        """The hub repository whose snapshot this is, perhaps in part; None where unknown."""
         return repository_of(self.path)
 
     @cached_property
     def commit(self) -> str | None:
-        """The commit whose snapshot this is; None for a folder that is not in the hub's cache."""
+        """The commit of the snapshot; None outside the hub's cache."""
         is_snapshot = self.path.parent.name == "snapshots" and COMMIT.fullmatch(self.path.name)
         return self.path.name if is_snapshot else None
 
@@ -123,27 +128,28 @@ class CheckpointFolder(os.PathLike[str]):
     def layout(self) -> str:
         """The format to read the folder in, "hf" or "mistral".
 
-        Where both are complete, Hugging Face's comes first; else the one whose configuration and weights are both
-        there; else the one whose configuration is. A folder with neither counts as "hf": its reader says what it lacks.
-        Of a folder in the hub's cache, which may hold the half of a repository, the whole repository counts.
+        Complete formats (configuration and weights) come before those with a configuration alone, Hugging Face's before
+        Mistral's. A folder with neither counts as "hf": its reader names what is missing. In the hub's cache, where a
+        snapshot may be partial, the files of the whole repository count.
 
-        Raises CheckpointError where the folder does not hold the format that was asked for.
+        Raises:
+            CheckpointError: the folder lacks the requested format.
         """
         configs = CONFIGS.values()
         rest = [] if self.repository is None else [n for n in self.repository.files if n not in configs]
         return choose_among([*self.files, *rest], self.format, str(self.path))
 
     def json(self, name: str) -> dict[str, Any]:
-        """The object in one of the folder's small JSON files, {} where it is not there. The caller may change it."""
+        """Return the object in one of the folder's small JSON files, {} if missing. The caller may change it."""
         if name not in self.files:
             return {}
         if name not in self._json:
-            index = name.endswith(".index.json")  # with a line for every tensor
+            index = name.endswith(".index.json")  # one line per tensor
             self._json[name] = read_json(self.path / name, limit=JSON_LIMIT if index else SETTINGS_LIMIT)
         return copy.deepcopy(self._json[name])
 
     def refuse_adapter(self) -> None:
-        """Raise CheckpointError where the folder holds an adapter and no model, or a training run without a result."""
+        """Raise CheckpointError for a folder with an adapter and no model, or with an unfinished training run."""
         if not self.files.isdisjoint(CONFIGS.values()):
             return
         if ADAPTER_CONFIG not in self.files:
@@ -156,24 +162,24 @@ class CheckpointFolder(os.PathLike[str]):
         )
 
     def tokenizer_file(self, mode: str = "auto") -> Path | None:
-        """The tokenizer's file that counts, as `choose_tokenizer_file` says; None where there is none."""
+        """Return the path of the tokenizer's file chosen by `choose_tokenizer_file`; None without one."""
         name = choose_tokenizer_file(self.files, mode)
         return None if name is None else self.path / name
 
     def token_ids(self, file: Path) -> TokenIds:
-        """What a tokenizer's file of this folder says, read from the file unless a tokenizer was made of it already."""
+        """Return the token ids of the tokenizer's file, from an open tokenizer if there is one."""
         if file.name not in self._token_ids:
             self._token_ids[file.name] = read_token_ids(file)
         return self._token_ids[file.name]
 
     def keep_token_ids(self, ids: TokenIds) -> None:
-        """Keep what an opened tokenizer has, so that its file, which may be large, is not parsed again."""
+        """Keep the ids of an open tokenizer, so that its file, often large, is not parsed again."""
         self._token_ids[ids.file.name] = ids
 
     def fetch_weights(self) -> None:
-        """Bring the model's weights into the folder, of the same commit; nothing where they are here."""
+        """Fetch missing weights of the same commit into the folder."""
         if self.path == home_path(self.name):
             return
-        hub = replace(self._hub, revision=self.path.name)  # even if the branch has moved since
+        hub = replace(self._hub, revision=self.path.name)  # the same commit, even after the branch has moved
         resolve(self.name, hub, format=self.format, part=MODEL)
         self.__dict__.pop("files", None)

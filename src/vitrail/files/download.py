@@ -1,4 +1,4 @@
-"""A download as others may watch it, and whether it fits on the disk. Fetches nothing and prints nothing."""
+"""Download: progress of a fetch for listeners, and the check of free disk space. Fetches and prints nothing."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from vitrail.arguments import checked
 from vitrail.errors import CheckpointError
 from vitrail.files.formatting import in_words
 
-INTERVAL = 0.25  # seconds between two looks at how much has come
+INTERVAL = 0.25  # seconds between two progress reports
 
 
 @dataclass(frozen=True)
 class Download:
-    """What is being fetched, and how far it is. Sizes are in bytes.
+    """The files of one fetch and its progress. Sizes are in bytes.
 
-    name, commit   the repository. format: "hf" or "mistral". weights: whether a model's weights are among the files
-    files, size    how many files are fetched, and their size. done: how much of it is on the disk
-    folder, free   where it goes, and what was free there before
+    Attributes:
+        name, commit: the repository. format: "hf" or "mistral". weights: whether a model's weights are among the files.
+        files, size: number of files and their size. done: bytes on the disk so far.
+        folder, free: the destination, and the free space there before.
     """
 
     name: str
@@ -54,9 +55,9 @@ _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 @checked
 @contextmanager
 def watching(listener: Listener) -> Iterator[None]:
-    """Within this block `listener` hears of every download: before its first byte, several times a second, at its end.
+    """Call `listener` for every download in this block: before its first byte, several times a second, at its end.
 
-    It is called from another thread while bytes come. The bars of the hub's own client are off meanwhile.
+    Calls come from another thread while bytes arrive. The progress bars of the hub's own client are off meanwhile.
     """
     token = _LISTENER.set(listener)
     try:
@@ -66,13 +67,13 @@ def watching(listener: Listener) -> Iterator[None]:
 
 
 def listener() -> Listener | None:
-    """Who is watching."""
+    """Return the current listener."""
     return _LISTENER.get()
 
 
 @contextmanager
 def told(download: Download, done: Callable[[], int]) -> Iterator[None]:
-    """Tell the listener of `download` while the block runs, unless it is of no files; `done` looks how much has come."""
+    """Report `download` to the listener during the block unless it has no files; `done` returns the bytes so far."""
     hear = listener()
     if hear is None or not download.files:
         yield
@@ -95,7 +96,7 @@ def told(download: Download, done: Callable[[], int]) -> Iterator[None]:
 
 
 def free_bytes(folder: Path) -> int:
-    """What is free on the disk on which `folder` lies or would lie."""
+    """Return the free bytes on the disk of `folder`, which need not exist yet."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(place).free
 

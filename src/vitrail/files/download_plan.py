@@ -1,4 +1,4 @@
-"""Which files of a repository one call needs: settings, a model of one format, or an adapter. Fetches nothing."""
+"""Wanted: the files of a repository for one call: settings, a model of one format, or an adapter. Fetches nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitrail.files.formatting import listed
 from vitrail.files.layout import HF, choose_among, small_files, weight_files
 from vitrail.files.repository import Repository
 
-SETTINGS: Final = "settings"  # configuration, tokenizer, templates: what is read without a model
+SETTINGS: Final = "settings"  # configuration, tokenizer, templates: all but the weights
 MODEL: Final = "model"  # the same, and the weights of one format
 ADAPTER: Final = "adapter"  # adapter_config.json and its weights
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -20,7 +20,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What one call needs: the format chosen, the small files (the configuration last), and the weights' files."""
+    """The files of one call: the chosen format, the small files (the configuration last), and the weights' files."""
 
     format: str
     small: list[str]
@@ -28,9 +28,10 @@ class Wanted:
 
     @classmethod
     def of(cls, repository: Repository, format: str | None, part: str) -> Wanted:
-        """The files of one part (SETTINGS, MODEL or ADAPTER), of one format where that makes a difference.
+        """Choose the files of one part (SETTINGS, MODEL or ADAPTER), of one format for the first two.
 
-        Raises CheckpointError where the repository lacks that format, or weights that can be read.
+        Raises:
+            CheckpointError: the repository lacks that format, or readable weights.
         """
         files = repository.files
         if part == ADAPTER:
@@ -46,12 +47,12 @@ class Wanted:
 
     @property
     def names(self) -> list[str]:
-        """All of them, in the order in which they are fetched."""
+        """All files, in fetching order."""
         return [*self.small, *self.weights]
 
 
 def _adapter(repository: Repository) -> tuple[list[str], list[str]]:
-    """An adapter's small files and its weights."""
+    """Return an adapter's small files and its weights."""
     names = sorted(name for name in repository.files if name.startswith("adapter_"))
     weights = [name for name in names if name.endswith((".safetensors", ".safetensors.index.json"))]
     small = [name for name in names if name.endswith(".json") and name not in weights]

@@ -1,4 +1,4 @@
-"""Text for messages and tables: many names in one line, sizes in bytes, an error in one line."""
+"""Text for messages and tables: many names on one line, sizes in bytes, an error on one line."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ _NUMBERED = re.compile(r"(.*?\.(?=\d{1,6}\.)|.*)(?:(\d{1,6})(\..*))?", re.DOTALL
 
 
 def listed(names: Iterable[str], *, most: int = 200) -> str:
-    """Names for a message, those that differ in one number only drawn together: layers.{0-39}.mlp.weight.
+    """Return names for a message; those that differ in one number are grouped: layers.{0-39}.mlp.weight.
 
-    After `most` of such groups the rest is counted.
+    Groups after the first `most` are counted.
     """
     groups: dict[tuple[str, str], set[int]] = {}
     for raw in names:
         name = "".join(
             letter if letter.isprintable() else "?" for letter in raw
-        )  # a file's names are not trusted
+        )  # names from a file are untrusted
         head, number, tail = _NUMBERED.match(name).groups()  # type: ignore[union-attr]  # matches every text
         groups.setdefault((head, tail), set()).add(-1 if number is None else int(number))
     shown = [_drawn_together(head, numbers, tail) for (head, tail), numbers in groups.items()]
@@ -41,7 +41,7 @@ def _drawn_together(head: str, numbers: set[int], tail: str | None) -> str:
 
 
 def in_words(size: int) -> str:
-    """7.7 GB, 61.3 MB, 1.2 kB, 90 bytes: decimal units, as disks and model cards count."""
+    """Format a size as 7.7 GB, 61.3 MB, 1.2 kB or 90 bytes: decimal units, as on disks and model cards."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:
             return f"{size / unit:,.1f} {name}"
@@ -49,5 +49,5 @@ def in_words(size: int) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return an error's message on one line."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""From a name or a path to a folder on this disk: what of a repository is fetched, and when nothing is."""
+"""Resolve a name or a path to a local folder: files to fetch from a repository, and cases without a connection."""
 
 from __future__ import annotations
 
@@ -35,14 +35,19 @@ def resolve(
     part: str = SETTINGS,
     **keywords: Any,
 ) -> Path:
-    """The folder of a checkpoint: `name_or_path` itself when it is one, else the hub's repository of that name.
+    """Return the folder of a checkpoint: `name_or_path` itself if it is a folder, else that of the hub's repository.
 
-    Of a repository one format is fetched: `format`, "hf" or "mistral", else as layout.choose_among chooses; and of that
-    the `part` that is needed (download_plan.py): settings, the model with them, or an adapter. What is here already is
-    not fetched again; for a commit that is here whole, and with `local_files_only` or HF_HUB_OFFLINE, the hub is not
-    asked either. keywords: the fields of HubOptions, for a caller that has no `hub`.
+    Only missing files are fetched. A complete commit in the cache, `local_files_only` and HF_HUB_OFFLINE need no
+    connection.
 
-    Raises CheckpointError that says what was looked for and what to do, InputError for an argument.
+    Args:
+        format: "hf" or "mistral"; None: the choice of layout.choose_among.
+        part: the files to fetch (download_plan.py): settings, the model with them, or an adapter.
+        keywords: the fields of HubOptions, without `hub`.
+
+    Raises:
+        CheckpointError: naming what was looked for and what to do.
+        InputError: an invalid argument.
     """
     hub = hub or HubOptions(**keywords)
     name_or_path, hub = hub.entered(name_or_path)
@@ -79,7 +84,7 @@ def _is_repository(name: str) -> bool:
 
 @dataclass(frozen=True)
 class _Asked:
-    """One question for a repository's folder."""
+    """One request for a repository's folder."""
 
     cache: HubCache
     revision: str
@@ -89,7 +94,7 @@ class _Asked:
     anew: bool
 
     def kept(self, forbids: str) -> Path:
-        """The folder out of the cache alone; no connection is made."""
+        """Return the folder from the cache alone, without a connection."""
         if self.anew:
             raise InputError(f"force_download asks for what {forbids} forbids; leave one of them out.")
         where = f"{self.cache.name} (revision {self.revision})"
@@ -109,7 +114,7 @@ class _Asked:
         return self.cache.snapshot(commit)
 
     def fetched(self) -> Path:
-        """The folder, after what was missing has come."""
+        """Fetch the missing files and return the folder."""
         commit = self._commit_here()
         known = commit == self.revision and self.cache.repository(commit) is not None
         if known and not self.anew and not self._missing(self.revision):
@@ -126,12 +131,12 @@ class _Asked:
         return self._bring(repository)
 
     def _commit_here(self) -> str | None:
-        """The commit that the revision meant last, if anything of it is in the cache."""
+        """Return the commit last known for the revision, if any file of it is cached."""
         commit = self.cache.commit_of(self.revision)
         return commit if commit is not None and self.cache.snapshot(commit).is_dir() else None
 
     def _missing(self, commit: str) -> list[str]:
-        """What a commit in the cache lacks. Nothing where another program fetched it: readers say what they miss."""
+        """Return a cached commit's missing files; none for another program's download, left to the readers to check."""
         repository = self.cache.repository(commit)
         if repository is None:
             return []
@@ -139,7 +144,7 @@ class _Asked:
         return self.cache.missing(repository, wanted.names)
 
     def _other_format(self, commit: str) -> str:
-        """A hint where the cache has the format that was not asked for."""
+        """Return a hint if the cache has the other format."""
         repository = self.cache.repository(commit)
         if repository is None or self.format is not None:
             return ""
@@ -150,7 +155,7 @@ class _Asked:
         return ""
 
     def _bring(self, repository: Repository) -> Path:
-        """Fetch what a commit lacks here. Raises before the first byte where it does not fit on the disk."""
+        """Fetch a commit's missing files. Raises before the first byte if they do not fit on the disk."""
         wanted = Wanted.of(repository, self.format, self.part)
         missing = wanted.names if self.anew else self.cache.missing(repository, wanted.names)
         download = self._download(repository, wanted, missing)
@@ -169,7 +174,7 @@ class _Asked:
 
     @contextmanager
     def _explained(self, repository: Repository, missing: list[str]) -> Iterator[None]:
-        """Errors on the way tell how far it came."""
+        """Add the progress to network errors, and convert the disk's errors to CheckpointError."""
         try:
             yield
         except HubUnreachableError as error:
@@ -178,12 +183,12 @@ class _Asked:
                 f"{error} and run this again: {here} of {size} are here, and it goes on from there."
             ) from error
         except OSError as error:
-            if missing:  # else it was a note for the next call, which a cache that is only read does without
+            if missing:  # else only a record for later calls, optional in a read-only cache
                 reason = error.strerror or error
                 raise CheckpointError(f"the cache {self.cache.root} cannot be written: {reason}.") from error
 
     def _fetch(self, repository: Repository, wanted: Wanted, missing: list[str]) -> None:
-        """File by file, small ones first; the list of files is written after the first, the branch after the small ones."""
+        """Fetch file by file, small ones first; record the file list after the first, the branch after the small."""
         for names in (wanted.small, wanted.weights):
             for name in names:
                 if name in missing:

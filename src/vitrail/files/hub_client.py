@@ -1,6 +1,6 @@
-"""The Hugging Face hub's own client, wrapped: what lies there, one file of it, and its errors in our words.
+"""Wrapper of the Hugging Face hub's own client: lookup, fetch of one file, errors in Vitrail's terms.
 
-Only this file imports it, and nothing else in the library connects to anything but the image URLs of a question.
+Only this file imports the client. The library's only other connections are to the image URLs of a question.
 """
 
 from __future__ import annotations
@@ -20,32 +20,34 @@ from vitrail.files.hub_cache import HubCache, unfinished
 from vitrail.files.repository import RemoteFile, Repository
 
 _SMALL = re.compile(r"[0-9a-f]{40}")  # git's name of a content
-_LARGE = re.compile(r"[0-9a-f]{64}")  # SHA-256, of what lies in the store of large files
+_LARGE = re.compile(r"[0-9a-f]{64}")  # SHA-256: git's LFS name of a large file
 _HTTP_LIMIT = 50 * 10**9  # bytes
-# The libraries that versions of the client speak through.
+# HTTP libraries of the client's versions.
 _HTTP = ("requests", "urllib3", "httpx", "httpcore")
 _BARS = "huggingface_hub"  # the group of its progress bars
 _LIBRARY = "vitrail"
 
 
 class HubUnreachableError(CheckpointError):
-    """The hub did not answer, or broke off: trying again later may do."""
+    """The hub did not answer, or the connection broke; a later try may succeed."""
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids every connection."""
+    """Return whether HF_HUB_OFFLINE forbids every connection."""
     return bool(_client("the hub's cache").constants.HF_HUB_OFFLINE)
 
 
 def cache_root() -> Path:
-    """The folder in which the client keeps all models (HF_HUB_CACHE, HF_HOME)."""
+    """Return the client's folder of all models (HF_HUB_CACHE, HF_HOME)."""
     return Path(_client("the hub's cache").constants.HF_HUB_CACHE)
 
 
 def look_up(name: str, revision: str, token: str | bool | None) -> Repository:
-    """What lies under a name at a revision; one request.
+    """Return the repository of a name at a revision, in one request.
 
-    Raises CheckpointError for what is not there or may not be seen, HubUnreachableError.
+    Raises:
+        CheckpointError: it does not exist or is not accessible.
+        HubUnreachableError: no answer.
     """
     client = _client(name)
     with _in_our_words(client, name, revision):
@@ -57,13 +59,15 @@ def look_up(name: str, revision: str, token: str | bool | None) -> Repository:
 def fetch(
     cache: HubCache, repository: Repository, file: str, token: str | bool | None, *, anew: bool = False
 ) -> None:
-    """Bring one file into the cache; what an earlier try left unfinished of a large one is continued, unless `anew`.
+    """Fetch one file into the cache, continuing an unfinished large file unless `anew`.
 
-    Raises CheckpointError where it may not be read or cannot be written, HubUnreachableError.
+    Raises:
+        CheckpointError: the file is not accessible or cannot be written.
+        HubUnreachableError: no answer.
     """
     client = _client(repository.name)
     about = repository.files[file]
-    # Beyond this size the hub serves a file in its own protocol alone, which the client speaks.
+    # Above this size the hub serves a file only in its own protocol, which the client implements.
     large = _LARGE.fullmatch(about.blob) and about.size and about.size <= _HTTP_LIMIT
     with _in_our_words(client, repository.name, repository.commit):
         if large:
@@ -87,15 +91,15 @@ def _fetch_large(
     token: str | bool | None,
     anew: bool,
 ) -> None:
-    """Bring the content of a large file, going on from what is here; the client then finds it and links it.
+    """Fetch the content of a large file, continuing from the bytes on disk; the client then finds and links it.
 
-    The client alone did so up to its version 1; later ones begin anew after every interruption.
+    The client itself resumes up to its version 1; later versions start anew after every interruption.
     """
     url = client.hf_hub_url(repository.name, file, revision=repository.commit)
-    client.get_hf_file_metadata(url, token=token)  # raises where it may not be read, before a folder is made
+    client.get_hf_file_metadata(url, token=token)  # raises without access, before a folder is made
     blob = cache.blob(repository, file)
     part = unfinished(blob)
-    lock = cache.root / ".locks" / cache.folder.name / f"{blob.name}.lock"  # as the client locks it
+    lock = cache.root / ".locks" / cache.folder.name / f"{blob.name}.lock"  # the client's own lock
     for folder in (blob.parent, lock.parent):
         folder.mkdir(parents=True, exist_ok=True)
     with client.utils.WeakFileLock(str(lock)):
@@ -120,7 +124,7 @@ def _fetch_large(
 
 
 def _check_content(part: Path, digest: str, file: str) -> None:
-    """Raise CheckpointError, and remove the file, where pieces of several tries do not make the content's SHA-256."""
+    """Raise CheckpointError, and remove the file, if the pieces of several tries do not match the content's SHA-256."""
     found = hashlib.sha256()
     with part.open("rb") as stream:
         while chunk := stream.read(1 << 20):
@@ -134,7 +138,7 @@ def _check_content(part: Path, digest: str, file: str) -> None:
 
 @contextmanager
 def silent_bars(silent: bool) -> Iterator[None]:
-    """Within this block the client draws no bars (it draws them on terminals only)."""
+    """Turn the client's progress bars off in this block (it shows them on terminals only)."""
     utils = _client("the hub's cache").utils
     if not silent or utils.are_progress_bars_disabled(_BARS):
         yield
@@ -160,7 +164,7 @@ def _client(name: str) -> ModuleType:
 
 
 def _remote_file(one: Any) -> RemoteFile:
-    """Large files are kept under their SHA-256, others under git's name of their content."""
+    """Make a RemoteFile: large files are stored under their SHA-256, others under git's hash of the content."""
     large = one.lfs
     size = one.size if one.size is not None else large and large.size
     blob = str(large.sha256 if large else one.blob_id)
@@ -170,11 +174,11 @@ def _remote_file(one: Any) -> RemoteFile:
 
 @contextmanager
 def _in_our_words(client: ModuleType, name: str, revision: str) -> Iterator[None]:
-    """Turns what goes wrong on the way into errors of ours."""
+    """Convert errors of the client to Vitrail's."""
     try:
         yield
     except (VitrailError, MemoryError, NameError, TypeError, AttributeError):
-        raise  # the last three are mistakes of a program
+        raise  # the last three are programming errors
     except Exception as error:  # the client's errors, its HTTP library's and the system's share no base
         raise _told(error, client, name, revision) from error
 
@@ -182,7 +186,7 @@ def _in_our_words(client: ModuleType, name: str, revision: str) -> Iterator[None
 def _told(error: Exception, client: ModuleType, name: str, revision: str) -> CheckpointError:
     kinds = client.errors
     while isinstance(error, kinds.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # why the client went and looked in its cache instead
+        error = error.__cause__  # the reason for the client's fallback to its cache
     if isinstance(error, kinds.HfHubHTTPError):
         return _refused(error, kinds, name, revision, client.constants.ENDPOINT)
     speaks_http = type(error).__module__.startswith(_HTTP)
@@ -200,7 +204,7 @@ def _told(error: Exception, client: ModuleType, name: str, revision: str) -> Che
 
 
 def _refused(error: Any, kinds: ModuleType, name: str, revision: str, endpoint: str) -> CheckpointError:
-    """What the hub's refusal means."""
+    """Return the error for a refusal by the hub."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     login = "log in with `hf auth login`, set HF_TOKEN, or pass token="
     if isinstance(error, kinds.GatedRepoError):
@@ -222,7 +226,7 @@ def _refused(error: Any, kinds: ModuleType, name: str, revision: str, endpoint: 
 
 
 def _root(error: BaseException) -> BaseException:
-    """The system's own error beneath those that HTTP libraries wrap around it; `error` where there is none."""
+    """Return the system's own error beneath the wrappers of HTTP libraries; `error` without one."""
     one: BaseException | None = error
     while one is not None:
         if isinstance(one, (ConnectionError, TimeoutError, socket.gaierror)):

@@ -1,4 +1,4 @@
-"""HubOptions: how the hub is asked, Hugging Face's keywords of every from_pretrained as one value."""
+"""HubOptions: Hugging Face's download keywords of every from_pretrained, as one value."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from typing import Any
 from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.files.opening import home_path
 
-# Marks that transformers' own loaders set, and a request for what is always done: unfinished downloads are continued.
+# Marks of transformers' own loaders, and resume_download, which is always on.
 _WITHOUT_EFFECT = ("_from_auto", "_from_pipeline", "resume_download")
 _INSTEAD = {"proxies": "set HTTPS_PROXY in the environment", "mirror": "set HF_ENDPOINT in the environment"}
 
 
 @dataclass(frozen=True)
 class HubOptions:
-    """Which revision of a repository is used, and where from.
+    """Revision, source and cache of a repository.
 
-    revision           a branch, a tag or a commit; None is "main".
-    token              a token of the hub, or whether the saved one is sent.
-    cache_dir          the folder of the cache; None is the client's own (HF_HUB_CACHE, HF_HOME).
-    local_files_only   connect to nothing.
-    force_download     fetch again what is in the cache.
-    subfolder          the folder within the checkpoint's that is read; of folders on this disk only.
+    Attributes:
+        revision: a branch, a tag or a commit; None is "main".
+        token: a token of the hub, or whether the saved one is sent.
+        cache_dir: the folder of the cache; None is the client's own (HF_HUB_CACHE, HF_HOME).
+        local_files_only: make no connection.
+        force_download: fetch cached files again.
+        subfolder: the folder to read within the checkpoint's; for folders on the local disk only.
     """
 
     revision: str | None = None
@@ -38,10 +39,13 @@ class HubOptions:
 
     @classmethod
     def take(cls, keywords: MutableMapping[str, Any], **named: Any) -> HubOptions:
-        """Remove the hub's keywords from `keywords` and return them; `named` are those that were parameters of a call.
+        """Remove the hub's keywords from `keywords` and return them with `named`, those passed as parameters.
 
-        `use_auth_token` is the older name of `token`. Raises InputError where both are given, UnsupportedError for
-        `proxies` and `mirror`.
+        `use_auth_token` is the older name of `token`.
+
+        Raises:
+            InputError: both names of the token are given.
+            UnsupportedError: `proxies` and `mirror`.
         """
         ignore_remote_code(keywords)
         for name in _WITHOUT_EFFECT:
@@ -69,7 +73,7 @@ class HubOptions:
         return cls(**given)
 
     def keywords(self) -> dict[str, Any]:
-        """Those that are set, as keywords of from_pretrained."""
+        """Return the options that are set, as keywords of from_pretrained."""
         return {
             one.name: getattr(self, one.name)
             for one in fields(self)
@@ -77,10 +81,12 @@ class HubOptions:
         }
 
     def entered(self, name_or_path: str | os.PathLike[str]) -> tuple[str | os.PathLike[str], HubOptions]:
-        """The folder `subfolder` of the folder `name_or_path`, with the options that are left; both as they are without.
+        """Return `subfolder` of the folder `name_or_path`, and the options without it; both unchanged if unset.
 
-        Raises InputError for a subfolder that is not within, CheckpointError where it is not there, UnsupportedError for
-        a name on the hub.
+        Raises:
+            InputError: a subfolder that is not within the folder.
+            CheckpointError: a missing subfolder.
+            UnsupportedError: a name on the hub.
         """
         if not isinstance(self.subfolder, (str, os.PathLike)):
             raise InputError(f"subfolder is the name of a folder; got {type(self.subfolder).__name__}.")
@@ -97,7 +103,7 @@ class HubOptions:
             )
         try:
             there = (outer / part).is_dir()
-        except OSError:  # a name longer than any
+        except OSError:  # a name beyond the system's limit
             there = False
         if not there:
             raise CheckpointError(f"{outer} has no folder {str(part)!r:.200}, which subfolder names.")
@@ -105,7 +111,7 @@ class HubOptions:
 
 
 def ignore_remote_code(keywords: MutableMapping[str, Any]) -> None:
-    """Remove what asks for a checkpoint's own code, of which none is ever run, with a warning where it was asked for."""
+    """Remove the keywords for a checkpoint's own code, which never runs, with a warning if one was set."""
     asked = [name for name in ("trust_remote_code", "code_revision") if keywords.pop(name, None)]
     if asked:
         warnings.warn(

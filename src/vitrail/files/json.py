@@ -1,4 +1,4 @@
-"""Bounded reading of JSON files. Says nothing about what the keys mean."""
+"""Bounded reading of JSON files. The meaning of keys belongs to the callers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from vitrail.files.opening import open_regular
 JSON_LIMIT = 64 * 1024 * 1024
 SETTINGS_LIMIT = (
     4 * 1024 * 1024
-)  # published ones have 200 kB; what they hold is copied many times, and is twentyfold
+)  # published ones have 200 kB; in memory they take about twenty times that, and are copied often
 _DEPTH = 100  # lists and objects within each other; copying and writing recurse, and files of the family have about 10
 
 
 def read_json(path: str | os.PathLike[str], *, limit: int = SETTINGS_LIMIT) -> dict[str, Any]:
-    """The object in a JSON file of at most `limit` bytes.
+    """Read the object in a JSON file of at most `limit` bytes.
 
-    Raises CheckpointError, naming the file, when it is missing, too large, not UTF-8, not JSON, nested beyond
-    reason, or holds something else than an object.
+    Raises:
+        CheckpointError: naming the file, if it is missing, too large, not UTF-8, not JSON, nested too deeply or not an
+            object.
     """
     file = Path(path)
     try:
@@ -39,9 +40,9 @@ def read_json(path: str | os.PathLike[str], *, limit: int = SETTINGS_LIMIT) -> d
 
 
 def parse_json_object(data: bytes, name: str, *, unique_keys: bool = False) -> dict[str, Any]:
-    """The JSON object in `data`; `name` says in errors where it came from.
+    """Parse the JSON object in `data`; `name` is its source in errors.
 
-    With `unique_keys` an object that repeats a key is refused instead of keeping the last value.
+    With `unique_keys` a repeated key is an error; else its last value counts.
     """
     refuse_pointer(data, name)
     try:
@@ -52,7 +53,7 @@ def parse_json_object(data: bytes, name: str, *, unique_keys: bool = False) -> d
         ) from error
     except RecursionError as error:
         raise CheckpointError(f"{name} nests its values too deeply to be read.") from error
-    except ValueError as error:  # JSONDecodeError, a repeated key, or a number of too many digits
+    except ValueError as error:  # JSONDecodeError, a repeated key, or a number with too many digits
         raise CheckpointError(f"{name} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{name} must hold a JSON object, but holds {_kind(value)}.")
@@ -62,7 +63,7 @@ def parse_json_object(data: bytes, name: str, *, unique_keys: bool = False) -> d
 
 
 def is_shallow(value: Any, depth: int = _DEPTH) -> bool:
-    """Whether a JSON value has at most `depth` lists and objects within each other."""
+    """Return whether a JSON value nests at most `depth` lists and objects."""
     level = [value] if isinstance(value, (dict, list)) else []
     while level and depth:
         inner = (one.values() if isinstance(one, dict) else one for one in level)
@@ -72,7 +73,7 @@ def is_shallow(value: Any, depth: int = _DEPTH) -> bool:
 
 
 def json_text(values: Mapping[str, Any], owner: str) -> str:
-    """Indented JSON with sorted keys, and a line feed. Raises ConfigError for a value that JSON cannot hold."""
+    """Return indented JSON with sorted keys and a line feed. Raises ConfigError for a value that JSON cannot hold."""
     try:
         text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         text.encode()
@@ -82,11 +83,11 @@ def json_text(values: Mapping[str, Any], owner: str) -> str:
 
 
 def shown_json(values: Mapping[str, Any]) -> str:
-    """The same for people: a value that JSON cannot hold as Python writes it."""
+    """Return the same for display: a value that JSON cannot hold in Python's notation."""
     held = {str(name): value for name, value in values.items()}
     try:
         return json.dumps(held, indent=2, sort_keys=True, ensure_ascii=False, default=repr) + "\n"
-    except (TypeError, ValueError, RecursionError):  # keys of several kinds, or a list that holds itself
+    except (TypeError, ValueError, RecursionError):  # keys of several types, or a list within itself
         return f"{held!r}\n"
 
 

@@ -1,4 +1,4 @@
-"""Keywords of calls that nothing reads: refused by name, with the near one; and names of secrets, which nothing writes."""
+"""Unknown keywords of calls, refused with similar names; names of secrets, which are never written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SECRET = re.compile(
     r"(token|key|password|passwd|secret|credentials?|authorization)|proxies",
     re.ASCII,
 )
-# Keywords of transformers that mean nothing here, or something else: what to do instead.
+# Keywords of transformers without meaning here, or with another: what to do instead.
 _INSTEAD = {
     "adapter_kwargs": "use model.load_adapter",
     "add_prefix_space": "change tokenizer.json itself",
@@ -32,12 +32,12 @@ _INSTEAD = {
 
 
 def is_secret(name: object) -> bool:
-    """Whether a key of this name holds a secret: "token", "use_auth_token", "api_key" and the like, not "pad_token"."""
+    """Return whether a key is a secret's by its name: "token", "use_auth_token", "api_key", … but not "pad_token"."""
     return isinstance(name, str) and _SECRET.fullmatch(name.lower().replace("-", "_")) is not None
 
 
 def without_secrets(value: Any) -> Any:
-    """A JSON value without the keys, at any depth, that hold secrets."""
+    """Return a JSON value without the keys, at any depth, that hold secrets."""
     if isinstance(value, Mapping):
         return {key: without_secrets(one) for key, one in value.items() if not is_secret(key)}
     if type(value) in (list, tuple):
@@ -46,7 +46,7 @@ def without_secrets(value: Any) -> Any:
 
 
 def near(name: str, known: Iterable[str], cutoff: float = 0.7) -> list[str]:
-    """The names among `known` that `name` may be a slip of, at most three."""
+    """Return at most three names among `known` similar to `name`."""
     return difflib.get_close_matches(name, [word for word in known if not word.startswith("_")], 3, cutoff)
 
 
@@ -58,9 +58,10 @@ def refuse_unknown(
     error: type[VitrailError] = InputError,
     hints: Mapping[str, str] | None = None,
 ) -> None:
-    """Raise `error` that names every one of `given` that is not in `known`, and what to write instead; never a value.
+    """Raise `error` with every name of `given` that is not in `known`, and its replacement; never a value.
 
-    hints: what to do about single names, beside those that transformers has and Vitrail has not.
+    Args:
+        hints: advice for single names, beside that for transformers' own keywords.
     """
     unknown = sorted({str(name) for name in given if name not in known})
     if not unknown:

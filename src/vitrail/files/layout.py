@@ -1,4 +1,4 @@
-"""Which of the two formats a checkpoint is in, and which files belong to each, told by names. Reads no content."""
+"""The two formats of checkpoints by the names of their files, and the files of each. Reads no content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ADAPTER_CONFIG: Final = "adapter_config.json"
 NAMES: Final = {HF: "Hugging Face's format", MISTRAL: "Mistral's own format"}
 CONFIGS: Final = {HF: CONFIG_NAME, MISTRAL: PARAMS_NAME}
 STEMS: Final = {HF: "model", MISTRAL: "consolidated"}
-# What both formats share: whichever tokenizer and settings are there, for a tokenizer of Mistral's own comes first.
+# Shared by both formats: every tokenizer and its settings, since a tokenizer of Mistral's own comes first.
 _SHARED: Final = re.compile(
     r"(generation|preprocessor|processor|tokenizer)_config\.json"
     r"|tokenizer\.json|tekken\.json|special_tokens_map\.json|added_tokens\.json"
@@ -27,9 +27,11 @@ _SHARED: Final = re.compile(
 
 
 def choose_among(names: Iterable[str], wanted: str | None, where: str) -> str:
-    """The format of a checkpoint, by the names of its files, or `wanted`; `where` names it in errors.
+    """Return the format of a checkpoint by its file names, or `wanted`; `where` names it in errors.
 
-    Raises InputError for another word, CheckpointError where the files are not in the wanted format.
+    Raises:
+        InputError: an unknown format.
+        CheckpointError: the files are not in the wanted format.
     """
     if wanted is not None and wanted not in NAMES:
         raise InputError(f"format must be 'hf' or 'mistral', got {wanted!r}.")
@@ -46,19 +48,19 @@ def choose_among(names: Iterable[str], wanted: str | None, where: str) -> str:
 
 
 def formats_of(names: Iterable[str]) -> list[str]:
-    """The formats whose configuration is among `names`, Hugging Face's first."""
+    """Return the formats whose configuration is among `names`, Hugging Face's first."""
     present = set(names)
     return [name for name, file in CONFIGS.items() if file in present]
 
 
 def complete_formats(names: Iterable[str]) -> list[str]:
-    """The formats whose configuration and weights are both among `names`, Hugging Face's first."""
+    """Return the formats whose configuration and weights are both among `names`, Hugging Face's first."""
     present = set(names)
     return [name for name in formats_of(present) if _weights(present, name)]
 
 
 def small_files(names: Iterable[str], format: str) -> list[str]:
-    """Of `names` those that are read without a model: tokenizers, settings, and last the configuration of one format."""
+    """Return the files among `names` without weights: tokenizers, settings, last the configuration of one format."""
     present = sorted(names)
     config = CONFIGS[format]
     return [
@@ -68,9 +70,9 @@ def small_files(names: Iterable[str], format: str) -> list[str]:
 
 
 def weight_files(names: Iterable[str], format: str) -> list[str]:
-    """Of `names` the weights of one format: the single file, else the shards with their index; never pickles.
+    """Return the weights of one format among `names`: the single file, else the shards with their index; never pickles.
 
-    Other safetensors files count in Hugging Face's format where none has a usual name, as they do in a folder.
+    In Hugging Face's format other safetensors files count if none has a usual name, as in a folder.
     """
     stem = STEMS[format]
     found = sorted(_weights(names, format))

@@ -1,4 +1,4 @@
-"""Git LFS pointers: the small text that a clone made without Git LFS holds in place of a large file."""
+"""Git LFS pointers: the short text in place of a large file in a clone made without Git LFS."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PREFIX_SIZE: Final = len(_BEGINNING)
 
 
 def refuse_pointer(data: bytes, name: str, kind: type[VitrailError] = CheckpointError) -> None:
-    """Raise `kind`, naming the file, where `data` (a file, or its first PREFIX_SIZE bytes) is a Git LFS pointer."""
+    """Raise `kind`, naming the file, if `data` (a file, or its first PREFIX_SIZE bytes) is a Git LFS pointer."""
     if data.startswith(_BEGINNING):
         raise kind(
             f"{name}: a Git LFS pointer in place of the file; fetch the file with 'git lfs pull', or download it again."
@@ -21,6 +21,6 @@ def refuse_pointer(data: bytes, name: str, kind: type[VitrailError] = Checkpoint
 
 
 def refuse_pointer_file(file: Path, kind: type[VitrailError] = CheckpointError) -> None:
-    """The same for a file on the disk; one that cannot be read is not refused here."""
+    """Check a file on the disk likewise; an unreadable one is left to its reader."""
     with suppress(OSError), file.open("rb") as stream:
         refuse_pointer(stream.read(PREFIX_SIZE), str(file), kind)

@@ -1,4 +1,4 @@
-"""Which links of a checkpoint's folder are followed: those that stay in it, or in the hub cache's blobs beside it."""
+"""Links that are followed in a checkpoint's folder: those within it, or into the hub cache's blobs beside it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 
 from vitrail.errors import CheckpointError
 
-SWITCH: Final = "VITRAIL_FOLLOW_LINKS"  # "1" in the environment: every link is the user's own
+SWITCH: Final = "VITRAIL_FOLLOW_LINKS"  # "1" in the environment trusts every link
 
 
 def refuse_outside(file: Path, folder: Path) -> None:
-    """Raise CheckpointError where a file of the checkpoint in `folder` is, or lies below, a link that leads out of it.
+    """Raise CheckpointError where a file of the checkpoint in `folder` is, or lies below, a link out of it.
 
-    The folder itself may be a link, as may what is above it. Links of a snapshot in the hub's cache lead to its blobs.
+    The folder itself and its parents may be links. Links of a snapshot in the hub's cache lead to its blobs.
     """
     if os.environ.get(SWITCH, "").strip() == "1":
         return
@@ -27,5 +27,5 @@ def refuse_outside(file: Path, folder: Path) -> None:
 
 
 def _blobs(root: Path) -> list[Path]:
-    """Where the hub's client keeps the contents of the snapshot that `root` is, or is a part of; never a link itself."""
+    """Return the hub client's blobs folder for the snapshot (or part of one) `root`; never a link itself."""
     return [place.parent / "blobs" for place in root.parents if place.name == "snapshots"]

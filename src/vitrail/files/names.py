@@ -1,6 +1,7 @@
-"""Names of files that come out of a file or from a hub: which of them may be joined to a folder. Touches no disk.
+"""File names from a file or a hub: those that may be joined to a folder. No access to the disk.
 
-Read by files/repository.py (a hub's listing), weights/safetensors_checkpoint.py (an index) and prompts/template_files.py.
+Used by files/repository.py (a hub's listing), weights/safetensors_checkpoint.py (an index) and
+prompts/template_files.py.
 """
 
 from __future__ import annotations
@@ -9,16 +10,15 @@ import ntpath
 import os
 import re
 
-# Control characters, halves of surrogate pairs (no file system takes them), and the other system's separator.
+# Control characters, surrogates (invalid in every file system), and the other system's separator.
 _NEVER = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\]")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d) *(\..*)?", re.IGNORECASE | re.ASCII)
 
 
 def is_plain(name: object, *, windows: bool = os.name == "nt") -> bool:
-    """Whether `name` is a relative path with "/" between its parts that stays below the folder it is joined to.
+    """Return whether `name` is a relative path with "/" between its parts that stays below the folder it is joined to.
 
-    The rules of all systems hold on each; only the names of devices (aux.json), files elsewhere, are refused on Windows
-    alone.
+    The rules of all systems hold on each, except device names (aux.json), refused on Windows only.
     """
     if not isinstance(name, str) or _NEVER.search(name) or ntpath.splitdrive(name)[0]:
         return False

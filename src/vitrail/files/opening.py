@@ -1,4 +1,4 @@
-"""Paths that people and files name: ~ spelled out, and regular files opened, for no other may be waited for."""
+"""Opening of regular files only, since others can block a reader; ~ in paths."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import BinaryIO
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """A regular file, for reading; OSError for a pipe, a device or a socket, which could keep its reader for ever.
+    """Open a regular file for reading; OSError for a pipe, a device or a socket, which could block for ever.
 
-    What is judged is what was opened: whoever swaps the file in between gains nothing.
+    The check is on the open file, so that a concurrent swap has no effect.
     """
     number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     mode = os.fstat(number).st_mode
@@ -25,5 +25,5 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def home_path(name: str | os.PathLike[str]) -> Path:
-    """A path with ~ and ~user spelled out; as it is where there is no such user, for then it names nothing."""
+    """Return a path with ~ and ~user expanded; unchanged for an unknown user."""
     return Path(os.path.expanduser(name))

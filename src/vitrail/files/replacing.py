@@ -1,8 +1,8 @@
-"""Files that take the place of earlier ones in a folder together: all of them, or none. Knows no contents.
+"""Atomic replacement of several files in a folder: all of them, or none. Independent of their contents.
 
 New files are written into a hidden folder beside, and moved when all are complete. From the first move to the last a
-marker says that the folder holds a part of each: whoever is killed in between leaves a folder that does not load, and
-the next save finishes it. Hidden folders of processes that have ended are removed by the next save.
+marker records that the folder mixes old and new files: after a kill in between it does not load, and the next save
+completes it. The next save also removes hidden folders of ended processes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INCOMPLETE: Final = ".vitrail-incomplete"
 _PREFIX: Final = ".saving-"
 _LOCK: Final = ".vitrail-lock"
 _MARK_LIMIT = 1 << 22  # bytes of the marker
-_FRESH = 60.0  # seconds in which an empty hidden folder may still get its lock
+_FRESH = 60.0  # seconds that an empty hidden folder has to get its lock
 
 
 @contextlib.contextmanager
@@ -39,13 +39,15 @@ def replacing(
     stale: Callable[[str], bool] = lambda name: False,
     optional: Collection[str] = (),
 ) -> Iterator[Path]:
-    """A new folder to write into, whose files replace those of `target` when the block ends; CheckpointError for the disk's.
+    """Provide a new folder whose files replace those of `target` after the block; an error changes nothing.
 
-    last      the file without which no reader takes the folder for complete: gone first, and back last.
-    stale     whether a file of `target` that was not written again belongs to the earlier save, and goes.
-    optional  files that such a save may leave out: where it does, an earlier one stays.
+    Args:
+        last: the file that marks the folder complete to readers: removed first, put back last.
+        stale: whether a file of `target` that was not written again belongs to the earlier save, and is removed.
+        optional: files that a save may omit; earlier ones then stay.
 
-    After an error the folder is as it was.
+    Raises:
+        CheckpointError: an error of the disk.
     """
     with writing(target):
         made = not target.exists()
@@ -53,7 +55,7 @@ def replacing(
             target.mkdir(parents=True, exist_ok=True)
             with scratch_folder(target, _PREFIX) as place:
                 new = place / "new"
-                new.mkdir()  # with the usual permissions, which a temporary folder does not have
+                new.mkdir()  # with the usual permissions, unlike a temporary folder
                 yield new
                 with _alone(target):
                     _move(new, place / "old", target, last, stale, optional)
@@ -64,15 +66,13 @@ def replacing(
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A hidden folder in `parent` for what is not complete, removed at the end; those that nobody works in go first."""
+    """Provide a hidden folder in `parent` for unfinished files, removed at the end; remove abandoned ones first."""
     for name in glob.glob(f"{glob.escape(prefix)}*", root_dir=parent):
         _remove_abandoned(parent / name)
     place = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     try:
         with (place / _LOCK).open("w") as stream:
-            if not _lock(
-                stream, wait=False
-            ):  # a file system without locks: nobody could tell that it is ours
+            if not _lock(stream, wait=False):  # no locks on this file system: ownership would be unknown
                 (place / _LOCK).unlink()
             yield place
     finally:
@@ -80,7 +80,7 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def refuse_incomplete(folder: Path, names: Collection[str] | None = None) -> None:
-    """Raise CheckpointError where a save into `folder` was cut off; `names` are its files where they are known."""
+    """Raise CheckpointError after an interrupted save into `folder`; `names` are its files where known."""
     if names is not None and INCOMPLETE not in names:
         return
     if pending := _pending(folder):
@@ -98,7 +98,7 @@ def _move(
     stale: Callable[[str], bool],
     optional: Collection[str],
 ) -> None:
-    """Put the files of `new` into `target`, those they replace into `old`; all back after an error."""
+    """Move the files of `new` into `target`, those they replace into `old`; undo all after an error."""
     files = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
     files.sort(key=lambda name: (name == last, not name.endswith(".safetensors")))
     earlier = [name for name in files if os.path.lexists(target / name)]
@@ -126,7 +126,7 @@ def _move(
 
 
 def _pending(folder: Path) -> set[str]:
-    """The files of saves into `folder` that were cut off."""
+    """Return the files of interrupted saves into `folder`."""
     try:
         with open_regular(folder / INCOMPLETE) as stream:
             names = json.loads(stream.read(_MARK_LIMIT))
@@ -138,7 +138,7 @@ def _pending(folder: Path) -> set[str]:
 
 
 def _mark(folder: Path, pending: set[str]) -> None:
-    """Say which files of `folder` are not all in place."""
+    """Record the files of `folder` that are not all in place."""
     if pending:
         write_text(folder / INCOMPLETE, json.dumps(sorted(pending)))
     else:
@@ -151,21 +151,21 @@ def _rename(path: Path, new: Path) -> None:
 
 
 def _remove_abandoned(place: Path) -> None:
-    """Remove a hidden folder of ours that no process has locked; anything else stays."""
+    """Remove a hidden folder of Vitrail's that no process has locked; keep anything else."""
     if place.is_symlink() or not place.is_dir():
         return
     lock = place / _LOCK
-    with contextlib.suppress(OSError):  # another's, or gone meanwhile: it stays
+    with contextlib.suppress(OSError):  # foreign, or gone meanwhile
         if not lock.exists():
             if time.time() - place.stat().st_mtime > _FRESH:
-                place.rmdir()  # only if it is empty
+                place.rmdir()  # fails unless empty
         elif lock.is_file() and not lock.is_symlink() and _is_abandoned(lock):
             _remove(place)
 
 
 def _remove(place: Path) -> None:
-    """Remove a hidden folder, its lock last: what a kill leaves of it is still known to be ours."""
-    with contextlib.suppress(OSError):  # what cannot be removed now is removed by the next save
+    """Remove a hidden folder, its lock last, so that the remains after a kill stay recognisable."""
+    with contextlib.suppress(OSError):  # left to the next save
         for path in place.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -186,7 +186,7 @@ def _alone(folder: Path) -> Iterator[None]:
     number = None
     with contextlib.suppress(
         OSError
-    ):  # a system that does not open folders: two saves at once are the caller's to avoid
+    ):  # no open folders on this system: the caller must avoid concurrent saves
         number = os.open(folder, os.O_RDONLY)
     try:
         if number is not None:
@@ -198,10 +198,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _lock(stream: IO[Any] | int, *, wait: bool) -> bool:
-    """Lock a file for as long as it is open; False where another has it, or where there are no locks."""
+    """Lock a file while it is open; return False if it is locked, or without locks on this system."""
     try:
         import fcntl
-    except ImportError:  # not on this system
+    except ImportError:  # not available on this system
         return False
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

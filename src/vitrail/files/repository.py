@@ -1,4 +1,4 @@
-"""A repository of the hub at one commit: its files and their sizes. Fetches nothing."""
+"""Repository: a hub repository at one commit, its files and their sizes. Fetches nothing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vitrail.files.formatting import listed
 from vitrail.files.names import is_plain
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-_BLOB = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})?")  # git's name of a content, SHA-256, or not known
+_BLOB = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})?")  # git's hash, SHA-256, or unknown
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file: its bytes (None where the hub did not say), and the name under which the client keeps its content."""
+    """One file: its bytes (None if the hub gave none), and the client's name of its content."""
 
     size: int | None
     blob: str
@@ -25,10 +25,10 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository at one commit. files: name → RemoteFile, everything that lies in it.
+    """A repository at one commit. files: name → RemoteFile, all of them.
 
-    Names and blobs become paths in the cache, where files are written and removed: one that could lead out of its
-    folder refuses the whole listing (CheckpointError).
+    Names and blobs become paths in the cache, where files are written and removed: one that leads out of its folder
+    refuses the whole listing (CheckpointError).
     """
 
     name: str
@@ -53,7 +53,7 @@ class Repository:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Repository:
-        """What `as_json` gave. Raises ValueError, TypeError or KeyError for anything else."""
+        """Read the output of `as_json`. Raises ValueError, TypeError or KeyError for anything else."""
         files = {
             str(name): RemoteFile(None if size is None else int(size), str(blob))
             for name, (size, blob) in dict(data["files"]).items()
@@ -61,10 +61,10 @@ class Repository:
         return cls(str(data["name"]), str(data["commit"]), files)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, in a form that JSON can hold."""
+        """Return all fields as values that JSON can hold."""
         files = {name: [file.size, file.blob] for name, file in self.files.items()}
         return {"name": self.name, "commit": self.commit, "files": files}
 
     def size(self, names: Iterable[str]) -> int:
-        """Bytes of the named files."""
+        """Return the total bytes of the named files."""
         return sum(self.files[name].size or 0 for name in names)

@@ -1,4 +1,4 @@
-"""Reading and writing safetensors files, bounded and tensor by tensor. Knows no tensor names.
+"""SafetensorsFile: bounded reading and writing of safetensors files, tensor by tensor, independent of tensor names.
 
 Layout: 8 bytes little-endian length, so many bytes of JSON (name → dtype, shape, data_offsets), the data.
 """
@@ -27,12 +27,12 @@ from vitrail.files.lfs import PREFIX_SIZE, refuse_pointer
 from vitrail.files.opening import open_regular
 from vitrail.ops import memory
 
-_PIECE = 1 << 24  # bytes that are converted at once
-_MOST = 1 << 30  # bytes that a system reads in one call
+_PIECE = 1 << 24  # bytes converted at once
+_MOST = 1 << 30  # bytes of one system read
 _CUT = "{path} was cut while in use: {size:,} of its {whole:,} bytes are left; fetch or save it again, and load it anew."
 HEADER_LIMIT = 100_000_000  # the format's own limit
 _MOST_TENSORS = 500_000  # of a file; the largest published models have 100,000 in all
-# Linux's MAP_NORESERVE, whose name Python knows from 3.13 on.
+# Linux's MAP_NORESERVE; in Python's mmap from 3.13 on.
 _NORESERVE = (
     0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64") else 0
 )
@@ -58,13 +58,13 @@ _DTYPES: dict[str, torch.dtype] = {
     "U64": torch.uint64,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-PYTORCH = {"format": "pt"}  # what readers of other libraries look for in a header
+PYTORCH = {"format": "pt"}  # required by readers of other libraries
 _ORDER = {dtype: rank for rank, dtype in enumerate(_DTYPES.values())}
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Type and shape of a tensor in a file, and the byte of the file at which its data begins."""
+    """Type and shape of a tensor in a file, and the file offset of its data in bytes."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -77,15 +77,16 @@ class TensorSpec:
 
     @property
     def stop(self) -> int:
-        """The byte behind the data."""
+        """The offset after the data."""
         return self.start + self.nbytes
 
 
 class SafetensorsFile:
-    """An open safetensors file whose header has been checked completely; the data is mapped, not read.
+    """An open safetensors file with a completely checked header; the data is mapped, not read.
 
-    Every dtype, shape and offset must agree, lie inside the file, and cover it without gap or overlap; else
-    CheckpointError names the file and what is wrong: missing, truncated, foreign or corrupt.
+    Raises:
+        CheckpointError: naming the file, if it is missing, truncated, foreign or corrupt: every dtype, shape and offset
+            must agree, lie inside the file, and cover it without gap or overlap.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -99,7 +100,7 @@ class SafetensorsFile:
                 self.entries: Mapping[str, TensorSpec] = _check_entries(header, begin, size, self.path)
                 self._map = _map_privately(stream.fileno(), size)
                 self._descriptor = os.dup(stream.fileno())
-                finalize(self, os.close, self._descriptor)  # a stream left to the collector would warn
+                finalize(self, os.close, self._descriptor)  # a garbage-collected stream would warn
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}.") from error
 
@@ -107,10 +108,13 @@ class SafetensorsFile:
         return iter(self.entries)
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor `name` on the CPU, backed by the mapped file: copy it before changing or keeping it.
+        """Return the tensor `name` on the CPU, backed by the mapped file: copy it before changing or keeping it.
 
-        CheckpointError where the file has been cut since it was opened. Where that happens later, the system ends a
-        process that touches what is gone: `copied` does not, and `refuse_cut` asks again.
+        The system kills a process that reads mapped pages of a file truncated later; `copied` avoids this, and
+        `refuse_cut` checks again.
+
+        Raises:
+            CheckpointError: the file was truncated since it was opened.
         """
         self.refuse_cut()
         entry = self.entries[name]
@@ -123,7 +127,7 @@ class SafetensorsFile:
     def copied(
         self, name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> Tensor:
-        """A copy of the tensor `name`, read and not mapped: a file that is cut, or fails, is a CheckpointError."""
+        """Return a copy of the tensor `name`, read and not mapped; CheckpointError for a truncated or failing file."""
         entry = self.entries[name]
         made = memory.empty(entry.shape, dtype or entry.dtype, device)
         if not hasattr(os, "preadv"):
@@ -140,7 +144,7 @@ class SafetensorsFile:
         return made
 
     def refuse_cut(self) -> None:
-        """Raise CheckpointError where the file is shorter than when it was opened."""
+        """Raise CheckpointError if the file is shorter than when it was opened."""
         try:
             size = self._map.size()
         except OSError as error:
@@ -163,10 +167,10 @@ class SafetensorsFile:
 
 
 def _map_privately(number: int, size: int) -> mmap.mmap:
-    """A mapping whose pages come from the file, large ones if they can; writing to one never reaches it."""
+    """Map the file's pages privately, large pages if possible; writes never reach the file."""
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(number, size, access=mmap.ACCESS_COPY)
-    # Without a reservation a file may be larger than the machine's memory.
+    # Without reservation a file may exceed the machine's memory.
     flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", _NORESERVE)
     mapping = mmap.mmap(number, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     memory.ask_for_large(mapping)
@@ -174,7 +178,7 @@ def _map_privately(number: int, size: int) -> mmap.mmap:
 
 
 def _read_header(stream: BinaryIO, size: int, path: Path) -> tuple[int, dict[str, Any]]:
-    """The header and where the data begins."""
+    """Return the header and the offset of the data."""
     if size < 8:
         raise CheckpointError(
             f"{path} is not a safetensors file: it has {size} bytes, the length field needs 8."
@@ -191,7 +195,7 @@ def _read_header(stream: BinaryIO, size: int, path: Path) -> tuple[int, dict[str
     data = stream.read(length)
     if not data.startswith(b"{"):
         raise CheckpointError(f"{path} is not a safetensors file: its header does not begin with '{{'.")
-    objects, lists = data.count(b"{"), data.count(b"[")  # each tensor has one object, with two lists
+    objects, lists = data.count(b"{"), data.count(b"[")  # one object with two lists per tensor
     if objects > _MOST_TENSORS or lists > 8 * objects + _MOST_TENSORS:
         raise CheckpointError(
             f"{path} is corrupt: its header holds {objects:,} objects and {lists:,} lists; a file has at most "
@@ -228,7 +232,7 @@ def _check_entries(header: dict[str, Any], begin: int, size: int, path: Path) ->
 
 
 def _entry(name: str, value: Any, begin: int, path: Path) -> TensorSpec:
-    """One tensor's record, each field checked by itself and against the others."""
+    """Check one tensor's record, each field by itself and against the others."""
 
     def fault(text: str) -> CheckpointError:
         return CheckpointError(f"{path} is corrupt: tensor {name[:200]!r} {text}.")
@@ -263,14 +267,15 @@ def write_safetensors(
     align: int = 8,
     metadata: Mapping[str, str] | None = PYTORCH,
 ) -> None:
-    """Write `tensors` to a new file. The bytes depend on names, dtypes, shapes and values, and on `order` and `align` only.
+    """Write `tensors` to a new file, whose bytes depend on names, dtypes, shapes, values, `order` and `align` only.
 
-    order  the names in the order of their data. None: as the format's own library has them.
-    align  bytes of which the data section begins at a multiple.
-    metadata  texts in the header; None: none, as the format's own library writes where it is given none.
+    The caller removes the file after a failure (see `weights.save`). Tensors are written one after the other; only one
+    that is not contiguous on the CPU is copied first.
 
-    The caller sees to it that a failure leaves nothing behind (see `weights.save`). Tensors are written one
-    after the other; only one that is not contiguous on the CPU is copied first.
+    Args:
+        order: the names in the order of their data; None: the format's own library's order.
+        align: bytes; the data section begins at a multiple.
+        metadata: texts in the header; None: none, as in the format's own library.
     """
     names = library_order(tensors) if order is None else order
     specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
@@ -289,8 +294,11 @@ def copy_safetensors(
 ) -> None:
     """Write `source` again under other names: same order, types, shapes, offsets and metadata, tensor by tensor.
 
-    names   name in `source` → name in the new file, for each. tensor: the values for a name of `source`, of its type and
-            shape. One tensor is held at a time. The caller sees to it that a failure leaves nothing behind.
+    One tensor is held at a time. The caller removes the file after a failure.
+
+    Args:
+        names: name in `source` → name in the new file, for each.
+        tensor: returns the values for a name of `source`, of its type and shape.
     """
     begin = min((entry.start for entry in source.entries.values()), default=0)
     header: dict[str, Any] = {"__metadata__": dict(source.metadata)} if source.has_metadata else {}
@@ -307,7 +315,7 @@ def copy_safetensors(
 
 
 def library_order(tensors: Mapping[str, Tensor | tuple[torch.dtype, tuple[int, ...]]]) -> list[str]:
-    """The names in the order in which the format's own library writes them: wide types first, then by name."""
+    """Return the names in the order of the format's own library: wide types first, then by name."""
 
     def rank(name: str) -> tuple[int, str]:
         found = tensors[name]
@@ -319,7 +327,7 @@ def library_order(tensors: Mapping[str, Tensor | tuple[torch.dtype, tuple[int, .
 
 
 def dtype_name(name: str, dtype: torch.dtype) -> str:
-    """The format's word for a type; CheckpointError, naming the tensor, where it has none."""
+    """Return the format's name of a type; CheckpointError, naming the tensor, for a type without one."""
     if dtype not in _NAMES:
         raise CheckpointError(f"tensor {name!r} has the dtype {dtype}, which safetensors cannot hold here.")
     return _NAMES[dtype]
@@ -330,7 +338,7 @@ def new_header(
     order: Sequence[str],
     metadata: Mapping[str, str] | None = PYTORCH,
 ) -> dict[str, Any]:
-    """The header of a file with tensors of these types and shapes, one behind the other in this order."""
+    """Return the header of a file with tensors of these types and shapes, contiguous in this order."""
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     position = 0
     for name in order:
@@ -342,13 +350,13 @@ def new_header(
 
 
 def header_bytes(header: dict[str, Any], align: int = 8) -> bytes:
-    """The beginning of a file: the header's length and text, padded with spaces so that it ends at a multiple of `align`."""
+    """Return the start of a file: the header's length and text, padded with spaces to a multiple of `align`."""
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % align)
     return len(text).to_bytes(8, "little") + text
 
 
 def write_values(stream: BinaryIO, tensor: Tensor) -> None:
-    """A tensor's values as the file holds them."""
+    """Write a tensor's values as the file holds them."""
     plain = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
     stream.write(plain.numpy().data)

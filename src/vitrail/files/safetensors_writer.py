@@ -1,4 +1,4 @@
-"""Writing a safetensors file whose tensors become known one by one: first the header, then each at its place."""
+"""SafetensorsWriter: a safetensors file written out of order: first the header, then each tensor at its offset."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ Spec = tuple[torch.dtype, tuple[int, ...]]
 
 
 class SafetensorsWriter:
-    """A new file for the tensors `specs`, laid out in the order `order`; a context that leaves nothing after an error.
+    """A new file for the tensors `specs`; a context that removes the file after an error.
 
-    specs   name → type and shape.
-    order   the names in the order of their data; no gap is left between two.
-    align   bytes of which the data section begins at a multiple; the header is padded with spaces.
+    `write` accepts the tensors in any order. Leaving the context checks that every tensor was written, and flushes the
+    file to the disk.
 
-    `write` may be called in any order. Leaving the context checks that every tensor was written, and has the system put
-    the file on the disk. OSError is the disk's.
+    Args:
+        specs: name → type and shape.
+        order: the names in the order of their data, without gaps.
+        align: bytes; the data section begins at a multiple, the header padded with spaces.
+
+    Raises:
+        OSError: an error of the disk.
     """
 
     def __init__(
@@ -50,7 +54,7 @@ class SafetensorsWriter:
         return self
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Put a tensor's values at their place; each name once, with the type and shape that were announced."""
+        """Write a tensor's values at their offset; each name once, with the announced type and shape."""
         dtype, shape = self._specs[name]
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             raise CheckpointError(
@@ -68,7 +72,7 @@ class SafetensorsWriter:
         try:
             if self._places:
                 raise CheckpointError(f"{self.path} lacks values for {', '.join(self._places)[:400]}.")
-            self._stream.truncate(self._end)  # empty tensors at the end are written nowhere
+            self._stream.truncate(self._end)  # extends the file over empty tensors at the end
             self._stream.flush()
             os.fsync(self._stream.fileno())
             self._stream.close()
@@ -77,7 +81,7 @@ class SafetensorsWriter:
             raise
 
     def _give_up(self) -> None:
-        # Closing writes what is buffered, on a disk that may be full: the error that led here is the one to tell.
+        # Closing flushes the buffer, perhaps to a full disk: the first error is the one to report.
         with contextlib.suppress(OSError):
             self._stream.close()
         self.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Control ids and vocabulary size straight from a tokenizer's file, and which file of a folder counts. Encodes nothing.
+"""TokenIds: control ids and vocabulary size from a tokenizer's file, and the choice of that file. Encodes nothing.
 
 Three forms: tekken.json, sentencepiece's *.model (a protobuf whose field 1 repeats the pieces), tokenizer.json.
 """
@@ -21,7 +21,7 @@ TOKENIZER_JSON: Final = "tokenizer.json"
 MODES: Final = ("auto", "mistral", "hf")
 _VERSIONED = re.compile(r".*\.model\.v(\d{1,3})(?:m(\d{1,3}))?", re.ASCII)
 _MODEL_LIMIT = 64 * 1024 * 1024
-# What tekken files up to v7, which carry no list of their own, mean (mistral-common's defaults).
+# Control tokens of tekken files up to v7, which have no list of their own (mistral-common's defaults).
 _TEKKEN_CONTROLS: Final = (
     "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
     "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
@@ -31,7 +31,7 @@ _TEKKEN_CONTROLS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class TokenIds:
-    """What a tokenizer's file says: the number of ids (the highest and one), and the ids of control tokens."""
+    """The number of ids (the highest plus one) and the ids of control tokens, from a tokenizer's file."""
 
     file: Path
     size: int
@@ -39,10 +39,14 @@ class TokenIds:
 
 
 def choose_tokenizer_file(names: Iterable[str], mode: str = "auto") -> str | None:
-    """The tokenizer's file that counts among those of a folder; None where there is none of the wanted kind.
+    """Return the tokenizer's file to use among those of a folder; None without one of the wanted kind.
 
-    mode  "auto": tekken.json, else the latest *.model.v*, else tokenizer.json, else a *.model without a version;
-          "mistral": the same without tokenizer.json; "hf": tokenizer.json before the others. InputError for another word.
+    Args:
+        mode: "auto": tekken.json, else the latest *.model.v*, else tokenizer.json, else a *.model without a version;
+            "mistral": the same without tokenizer.json; "hf": tokenizer.json before the others.
+
+    Raises:
+        InputError: an unknown mode.
     """
     if mode not in MODES:
         raise InputError(f"tokenizer_mode must be one of {', '.join(MODES)}; got {mode!r}.")
@@ -55,13 +59,13 @@ def choose_tokenizer_file(names: Iterable[str], mode: str = "auto") -> str | Non
 
 
 def version_of(name: str) -> tuple[int, int]:
-    """Version and image version in the name of a *.model.v* file; (0, 0) where there is none."""
+    """Return version and image version in the name of a *.model.v* file; (0, 0) without one."""
     found = _VERSIONED.fullmatch(name)
     return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
 
 def read_token_ids(file: Path) -> TokenIds:
-    """Read a tokenizer's file, whichever of the three forms it has. CheckpointError for anything else."""
+    """Read a tokenizer's file in any of the three forms. CheckpointError for anything else."""
     if file.name == TEKKEN:
         return _tekken(file)
     if file.suffix == ".json":
@@ -137,7 +141,7 @@ def _sentencepiece(file: Path) -> TokenIds:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and content of each field of a protobuf message: a number, or bytes."""
+    """Yield number and content of each field of a protobuf message: a number, or bytes."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)

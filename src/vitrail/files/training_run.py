@@ -1,4 +1,4 @@
-"""The folder of a run of `vitrail train` that has no result yet, told by its files. Reads no content."""
+"""The folder of an unfinished `vitrail train` run, recognised by its files. Reads no content."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Final
 from vitrail.errors import CheckpointError
 from vitrail.files.layout import ADAPTER_CONFIG, CONFIG_NAME, PARAMS_NAME
 
-CHECKPOINTS: Final = "checkpoints"  # what a run goes on from
+CHECKPOINTS: Final = "checkpoints"  # the resume points of a run
 METRICS: Final = "metrics.jsonl"
 MERGED: Final = "merged"
 _RESULTS = (ADAPTER_CONFIG, CONFIG_NAME, PARAMS_NAME)
 
 
 def refuse_unfinished(folder: Path) -> None:
-    """Raise CheckpointError where `folder`, which holds no result, is a run's, or lies in one: what to do comes with it."""
+    """Raise CheckpointError, with what to do, if `folder` has no result and is, or lies in, a run's folder."""
     run = _run_of(folder)
     if run is None:
         return
@@ -35,7 +35,7 @@ def refuse_unfinished(folder: Path) -> None:
 
 
 def _run_of(folder: Path) -> Path | None:
-    """The folder of the run that `folder` belongs to, by the names that `vitrail train` gives."""
+    """Return the run's folder that `folder` belongs to, by the names that `vitrail train` gives."""
     places = [folder]
     if folder.name in (CHECKPOINTS, MERGED):
         places.append(folder.parent)

@@ -1,4 +1,4 @@
-"""WorkerPool: processes of one kind, each lent to one piece of work that takes several requests."""
+"""WorkerPool: processes of one kind, each reserved for one job of several requests."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _KEPT: Final = 4
 
 
 class WorkerPool:
-    """As many processes as are used at once; a few are kept for later. The arguments are those of `WorkerProcess`."""
+    """One process per concurrent job; a few idle ones are kept. The arguments are those of `WorkerProcess`."""
 
     def __init__(self, module: str, packages: Sequence[str], **options: Any) -> None:
         self._module, self._packages, self._options = module, packages, options
-        self._idle: deque[WorkerProcess] = deque()  # without a lock that a fork could leave closed
+        self._idle: deque[WorkerProcess] = deque()  # needs no lock that a fork could copy in the locked state
 
     @contextmanager
     def worker(self) -> Iterator[WorkerProcess]:
-        """A started process, for the requests of the body alone. Raises UnsupportedError."""
+        """Provide a started process for the body alone. Raises UnsupportedError."""
         try:
             worker = self._idle.pop()
         except IndexError:

@@ -1,9 +1,9 @@
-"""A second Python process for work that must be stoppable: start, limits, frames, end with its parent. No work of its own.
+"""WorkerProcess: a second Python process for work that must be stoppable: start, limits, frames, end with its parent.
 
-Requests and answers are bytes behind their length, one at a time. The parent kills the process when a request has used up
-its seconds. The process limits its own memory, ends when the parent has ended (its input is closed; SIGIO while it is busy,
-whatever thread of the parent started it) and, in any case, by SIGALRM and its limit of processor time: no signal waits for
-Python. Work that takes several requests has a process of a `WorkerPool` to itself.
+Requests and answers are bytes behind their length, one at a time. The parent kills the process at a request's time
+limit. The process limits its own memory, and ends with its parent (its input is closed; SIGIO while it is busy, in
+whatever thread of the parent it was started) and, in any case, by SIGALRM and its limit of processor time: no signal
+waits for Python. Work of several requests has a process of a `WorkerPool` to itself.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     import subprocess
 
 _START: Final = "import importlib, sys; sys.path += sys.argv[2:]; importlib.import_module(sys.argv[1]).main()"
-_START_SECONDS: Final = 60.0  # on a machine that does much else
-_GRACE: Final = 2.0  # seconds by which the process outlives a request that its parent should have stopped
+_START_SECONDS: Final = 60.0  # on a busy machine
+_GRACE: Final = 2.0  # seconds after the parent's deadline until the process ends itself
 _READY: Final = b"ready"
 _REQUEST: Final = struct.Struct(
     ">QdQ"
-)  # bytes that follow, seconds and memory (0: as the process has) for the work
-_ANSWER: Final = struct.Struct(">Q?")  # bytes that follow, whether it was the last answer
-_GROWTH: Final = 128 << 20  # bytes that a process may keep after an answer; one that has kept more ends
-_LONGEST: Final = 1e6  # seconds; every clock takes as many
-_MOST_MEMORY: Final = 1 << 60  # the same for limits
+)  # bytes that follow; seconds and bytes of memory (0: the process's) for the work
+_ANSWER: Final = struct.Struct(">Q?")  # bytes that follow; whether it is the last answer
+_GROWTH: Final = 128 << 20  # bytes that a process may keep after an answer; it ends above that
+_LONGEST: Final = 1e6  # seconds; within the range of every clock
+_MOST_MEMORY: Final = 1 << 60  # bytes; within the range of resource limits
 _ONE_THREAD: Final = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
-}  # of libraries that start them at import
-_KEPT: Final = ("SYSTEMROOT", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # nothing else of the environment
+}  # of libraries that start threads at import
+_KEPT: Final = ("SYSTEMROOT", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # of the parent's environment
 _all: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 
 
 class WorkerEndedError(Exception):
-    """The process ended before it answered. timed_out: stopped, since its seconds were over."""
+    """The process ended before its answer. timed_out: stopped at its time limit."""
 
     def __init__(self, timed_out: bool, status: int) -> None:
         super().__init__(f"ended with status {status}")
@@ -55,11 +55,13 @@ class WorkerEndedError(Exception):
 
 
 class WorkerProcess:
-    """A process that is started on first use, kept, and started again after it was stopped. Safe with threads and forks.
+    """A process started on first use, kept, and started again after a stop. Safe with threads and forks.
 
-    module: its `main()` calls `serve`. packages: what the module imports from outside the standard library.
-    answer_bytes: a longer answer ends the process. work, advice: for messages where no process can be started: what it
-    is for, and what to do.
+    Args:
+        module: its `main()` calls `serve`.
+        packages: imports of the module from outside the standard library.
+        answer_bytes: a longer answer ends the process.
+        work, advice: purpose and remedy, for the message where no process can be started.
     """
 
     def __init__(
@@ -74,10 +76,15 @@ class WorkerProcess:
     def ask(
         self, request: bytes, seconds: float, *, memory: int | None = None, answer_bytes: int | None = None
     ) -> bytes:
-        """The answer to one request. Raises WorkerEndedError; UnsupportedError where no process can be started.
+        """Return the answer to one request.
 
-        memory: bytes that the work may take beyond what the process has; None: as its `serve` says. answer_bytes: of this
-        answer, instead of the constructor's.
+        Args:
+            memory: bytes for the work beyond those of the process; None: the limit of its `serve`.
+            answer_bytes: the limit of this answer, instead of the constructor's.
+
+        Raises:
+            WorkerEndedError: the process ended, or was stopped at its time limit.
+            UnsupportedError: no process can be started.
         """
         most = self._answer_bytes if answer_bytes is None else answer_bytes
         seconds = seconds if seconds < _LONGEST else _LONGEST
@@ -87,15 +94,15 @@ class WorkerProcess:
             return self._exchange(self._started(), (head, request), seconds, most)
 
     def start(self) -> None:
-        """Start the process, unless it runs. Raises UnsupportedError."""
+        """Start the process unless it runs. Raises UnsupportedError."""
         with self._lock:
             self._started()
 
     def stop(self) -> None:
-        """End the process, if there is one, whatever it does."""
+        """End the process, if any, in any state."""
         process = self._process
         if process is not None:
-            process.kill()  # a thread that waits for its answer holds the lock until then
+            process.kill()  # a thread that waits for an answer holds the lock until then
         with self._lock:
             self._stop()
 
@@ -123,7 +130,7 @@ class WorkerProcess:
                 _write(process.stdin, part)
             answer, last = _read(process.stdout, most)
             timer.cancel()
-            timer.join()  # so that it does not kill the process later
+            timer.join()  # a later timer would kill the next request's process
         except (OSError, EOFError) as error:
             timer.cancel()
             status = self._stop(kill=False)
@@ -153,7 +160,7 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                bufsize=0,  # without buffers there are no locks that a fork could leave closed
+                bufsize=0,  # no buffers, so no locks that a fork could copy in the locked state
                 env=environment,
             )
         except (OSError, NotImplementedError, RuntimeError) as error:
@@ -174,7 +181,7 @@ class WorkerProcess:
         )
 
     def _stop(self, kill: bool = True) -> int:
-        """End the process; its status, 0 where there is none. kill: false for one that ends by itself, to learn why."""
+        """End the process and return its status, 0 without one. kill: False for one that ends by itself."""
         process, self._process = self._process, None
         if process is None:
             return 0
@@ -190,22 +197,23 @@ class WorkerProcess:
         return process.wait()
 
     def _forget(self) -> None:
-        """In a forked child: the process is its parent's, and must not wait for this one to close its pipes."""
+        """Drop the parent's process in a forked child, whose end must not depend on this one's pipes."""
         process, self._process, self._lock = self._process, None, threading.Lock()
         if process is not None:
-            process.returncode = 0  # so that nothing waits for it
+            process.returncode = 0  # no wait for it
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
                     stream.close()
 
 
 def serve(answer: Callable[[bytes], bytes], memory: int = 0) -> None:
-    """The process: answer requests until the input is closed.
+    """Answer requests in the worker process until the input is closed.
 
-    memory: bytes that it may have, where a limit can be set; 0: as each request says.
+    Args:
+        memory: bytes that it may have, where a limit can be set; 0: the limit of each request.
     """
     stream, out = os.fdopen(os.dup(0), "rb", buffering=0), os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what somebody prints is no frame
+    os.dup2(2, 1)  # printed text must not become a frame
     if hasattr(signal, "SIGINT"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     for what, most in (("AS", memory or None), ("CORE", 0), ("FSIZE", 0), ("NPROC", 0)):
@@ -232,10 +240,10 @@ def serve(answer: Callable[[bytes], bytes], memory: int = 0) -> None:
 
 
 class Watch:
-    """Ends this process, by a signal, when its seconds are over or its parent has ended.
+    """Ends this process, by a signal, at its time limit or with its parent.
 
-    pipe: the end by which answers go out. The system sends SIGIO when the parent has read from it, which is before the next
-    request, and when the parent has closed it. On the other pipe the signal for a request could come after the request.
+    pipe: the output end, for answers. The system sends SIGIO when the parent has read from it, which is before the next
+    request, and when the parent has closed it. On the input pipe the signal for a request could come after the request.
     """
 
     def __init__(self, pipe: int) -> None:
@@ -250,18 +258,18 @@ class Watch:
             fcntl.fcntl(pipe, fcntl.F_SETFL, flags | os.O_ASYNC)
             self._poll = select.poll()
             self._poll.register(pipe, 0)  # a closed pipe only
-        except (ImportError, AttributeError, OSError):  # not Linux, nor macOS
+        except (ImportError, AttributeError, OSError):  # neither Linux nor macOS
             return
 
     @contextmanager
     def over(self, seconds: float = 0) -> Iterator[None]:
-        """While the body runs. seconds: 0: as long as it likes. Raises EOFError where the parent has ended already."""
+        """Watch the body. seconds: 0: no limit. Raises EOFError if the parent has ended already."""
         if seconds and hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, seconds)
         if self._poll is not None:
             signal.signal(signal.SIGIO, signal.SIG_DFL)
-            if self._poll.poll(0):  # before the signal was awaited
+            if self._poll.poll(0):  # closed before the signal was set up
                 raise EOFError
         try:
             yield
@@ -283,12 +291,12 @@ def _limit(what: str, most: int | None, for_good: bool = False) -> None:
         return
     hard = resource.getrlimit(kind)[1]
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    with suppress(OSError, ValueError):  # macOS has RLIMIT_AS by name only
+    with suppress(OSError, ValueError):  # macOS defines RLIMIT_AS without support for it
         resource.setrlimit(kind, (most, most if for_good else hard))
 
 
 def _size() -> int:
-    """Bytes of address space that this process has, where the system says it."""
+    """Return this process's bytes of address space, where the system reports them."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -297,8 +305,8 @@ def _size() -> int:
 
 
 def _roots(packages: Sequence[str]) -> list[str]:
-    """Where this package and `packages` are imported from: the process has no other places than the standard library's."""
-    from pathlib import Path  # here, for the process that is started has no use for it
+    """Return the import roots of this package and `packages`: the process has only the standard library's otherwise."""
+    from pathlib import Path  # here: unused in the started process
 
     roots = [str(Path(__file__).parents[2])]
     for name in packages:
@@ -315,7 +323,7 @@ def _write(stream: IO[bytes] | None, data: bytes) -> None:
 
 
 def _read(stream: IO[bytes] | None, most: int) -> tuple[bytes, bool]:
-    """The next answer, and whether it is the last one."""
+    """Read the next answer, and whether it is the last."""
     length, last = _ANSWER.unpack(_bytes(stream, _ANSWER.size))
     if length > most:
         raise EOFError(f"{length} bytes; at most {most} are taken")

@@ -1,4 +1,4 @@
-"""Write small text files whole or not at all; prepare and check the folder that files go into."""
+"""Atomic writing of small text files; preparation and checks of the destination folder."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from typing import Any
 from vitrail.errors import CheckpointError, InputError
 
 _PARTIAL = re.compile(r"\.\d+(-\d+)?\.partial", re.ASCII)
-_OLD = 3600.0  # seconds after which nobody writes a small file any more: its process was killed
+_OLD = 3600.0  # seconds; an older unfinished file is from a killed process
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> Path:
-    """Write an object as transformers does: keys sorted, two spaces, a newline at the end."""
+    """Write an object in transformers' form: keys sorted, two spaces, a newline at the end."""
     return write_text(file, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def write_text(file: Path, text: str) -> Path:
-    """Write `text` whole or not at all; returns `file`. Raises CheckpointError if it cannot be written."""
+    """Write `text` atomically and return `file`. Raises CheckpointError if it cannot be written."""
     if not file.name:
         raise CheckpointError(f"{str(file)!r} names no file; give the file's own name too.")
     scratch = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.partial")
@@ -34,12 +34,12 @@ def write_text(file: Path, text: str) -> Path:
         for left in file.parent.glob(f".{glob.escape(file.name)}.*.partial"):
             if _PARTIAL.search(left.name) and time.time() - left.lstat().st_mtime > _OLD:
                 left.unlink()
-        scratch.unlink(missing_ok=True)  # and whatever lies there by now is not followed
+        scratch.unlink(missing_ok=True)  # a link placed there is not followed
         with scratch.open("x", encoding="utf-8") as stream:
             stream.write(text)
         scratch.replace(file)
     except (OSError, UnicodeError) as error:
-        with suppress(OSError):  # a name that is too long cannot be taken away either
+        with suppress(OSError):  # too long a name cannot be removed either
             scratch.unlink()
         raise CheckpointError(f"{file} cannot be written: {getattr(error, 'strerror', error)}") from error
     return file
@@ -47,7 +47,7 @@ def write_text(file: Path, text: str) -> Path:
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Inside, what the disk refuses is a CheckpointError that names `target`."""
+    """Convert the disk's errors in this block to CheckpointError that names `target`."""
     try:
         yield
     except OSError as error:
@@ -55,7 +55,7 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def refuse_blocked(folder: Path) -> None:
-    """Raise InputError where `folder` cannot be one: a file stands in its place or above, or no right to write."""
+    """Raise InputError if `folder` cannot be made: a file in its place or above, or no right to write."""
     place = next((part for part in (folder, *folder.parents) if os.path.lexists(part)), folder)
     if not place.is_dir():
         raise InputError(f"{folder} cannot be a folder: {place} is a file; choose another name.")
@@ -64,7 +64,7 @@ def refuse_blocked(folder: Path) -> None:
 
 
 def prepare_folder(save_directory: str | os.PathLike[str]) -> Path:
-    """The folder to save into, made if it is not there. Raises CheckpointError where a file stands in the way."""
+    """Return the folder to save into, made if missing. Raises CheckpointError for a file in its place."""
     folder = Path(save_directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def check_new(folder: Path) -> None:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Raise CheckpointError unless the disk of `folder` has room for weights of `size` bytes."""
+    """Raise CheckpointError unless the disk of `folder` has space for weights of `size` bytes."""
     free = shutil.disk_usage(folder).free
     if free < size:
         raise CheckpointError(

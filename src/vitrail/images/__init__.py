@@ -1,1 +1,1 @@
-"""Images: reading them from files, URLs, arrays and PDFs, their token grid, and the image processors. No text."""
+"""Images: loading from files, URLs, arrays and PDFs, their token grid, and the image processors."""

@@ -1,4 +1,4 @@
-"""Which IP addresses belong to the public internet. A table of its own: Python's changes from version to version."""
+"""Public IP addresses: a table of its own, since that of Python's ipaddress changes from version to version."""
 
 import ipaddress
 from typing import Final
@@ -27,7 +27,7 @@ _SPECIAL_IPV4: Final = tuple(
         "240.0.0.0/4",  # reserved, broadcast
     )
 )
-_GLOBAL_IPV6: Final = ipaddress.IPv6Network("2000::/3")  # all that is given out; mapped, local, … lie outside
+_GLOBAL_IPV6: Final = ipaddress.IPv6Network("2000::/3")  # allocated; mapped, local, … lie outside
 _SPECIAL_IPV6: Final = tuple(
     ipaddress.IPv6Network(block)
     for block in (
@@ -42,14 +42,14 @@ _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def is_global(address: str) -> bool:
-    """Whether an IP address, in its usual notation and without a zone, belongs to the public internet.
+    """Return whether an IP address, in its usual notation and without a zone, is public.
 
-    One behind the well-known prefix of NAT64, which is how a network without IPv4 reaches every public IPv4 address, is
-    judged by that address. Whatever else wraps another address is not public.
+    An address behind the well-known prefix of NAT64 counts as the IPv4 address that it holds: networks without IPv4
+    reach all of IPv4 that way. All other wrapped addresses are not public.
     """
     try:
         parsed = ipaddress.ip_address(address)
-    except ValueError:  # no address, or one in a notation that only some programs read
+    except ValueError:  # no address, or in a notation that few programs read
         return False
     if isinstance(parsed, ipaddress.IPv6Address):
         if "%" in address:

@@ -1,4 +1,4 @@
-"""Images that come as numpy arrays or tensors: where their channels lie and what their numbers mean."""
+"""Pixels: images given as numpy arrays or tensors; the place of their channels and the range of their numbers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ FIRST, LAST = "channels_first", "channels_last"
 
 
 def is_array(value: object) -> bool:
-    """Whether `value` is a numpy array or a tensor (without importing torch for the question)."""
+    """Return whether `value` is a numpy array or a tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return isinstance(value, np.ndarray) or (torch is not None and isinstance(value, torch.Tensor))
 
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """An array or tensor that is one image, with the place of its channels.
+    """One image as an array or tensor, with the place of its channels.
 
-    values: (H,W) for grey, (H,W,C) or (C,H,W); layout: FIRST, LAST, or None for (H,W).
+    Attributes:
+        values: (H,W) for grey, (H,W,C) or (C,H,W).
+        layout: FIRST, LAST, or None for (H,W).
     """
 
     values: Any
@@ -33,10 +35,13 @@ class Pixels:
 
     @classmethod
     def of(cls, values: Any, layout: Any = None) -> Pixels:
-        """Find the channels of `values`, or believe `layout` ("channels_first", "channels_last", "none").
+        """Find the channels of `values`, or take `layout` ("channels_first", "channels_last", "none").
 
-        Where both ends could be channels the first is taken, as transformers does.
-        Raises ImageError for other shapes, InputError for another layout.
+        Where both ends could be channels the first is taken, as in transformers.
+
+        Raises:
+            ImageError: another shape.
+            InputError: another layout.
         """
         layout = check_layout(layout)
         if getattr(values, "is_meta", False) or getattr(values, "is_sparse", False):
@@ -67,7 +72,7 @@ class Pixels:
         return int(self.values.shape[2 if self.layout == FIRST else 1])
 
     def channels_last(self) -> Array:
-        """The numbers as a numpy array (H,W,C); a tensor is copied to the host, bfloat16 becomes float32."""
+        """Return the numbers as a numpy array (H,W,C); a tensor is copied to the host, bfloat16 becomes float32."""
         values = self.values
         if not isinstance(values, np.ndarray):
             values = values.detach().cpu()
@@ -80,7 +85,7 @@ class Pixels:
 
 
 def check_layout(layout: Any) -> str | None:
-    """A place of channels by name or enumeration member, or None; InputError for another."""
+    """Return a place of channels, given by name or enumeration member, or None; raise InputError for another."""
     name = getattr(layout, "value", layout)
     if name in (None, FIRST, LAST, "none"):
         return None if name is None else str(name)
@@ -88,12 +93,20 @@ def check_layout(layout: Any) -> str | None:
 
 
 def to_levels(values: Array, *, fractions: bool = False) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], bool]:
-    """Whole numbers 0…255 of an array of any type, and whether it held fractions from 0 to 1.
+    """Convert an array of any type to whole numbers 0…255.
 
-    What the numbers mean is read off them as transformers reads it: whole numbers up to 255 are levels,
-    fractions up to 1 are multiplied by 255 and cut. Unsigned 16-bit numbers above 255 are scaled down.
-    fractions: floating numbers from 0 to 1 are fractions even if all of them are 0 or 1, and are rounded.
-    Raises ImageError for numbers that are neither.
+    The range follows from the values, as in transformers: whole numbers up to 255 are levels, fractions up to 1 are
+    multiplied by 255 and truncated. Unsigned 16-bit numbers above 255 are scaled down.
+
+    Args:
+        values: (H,W,C).
+        fractions: floating numbers from 0 to 1 are fractions even if all are 0 or 1, and are rounded.
+
+    Returns:
+        The levels as uint8, and whether the numbers were fractions from 0 to 1.
+
+    Raises:
+        ImageError: numbers of another range.
     """
     if values.dtype == np.uint8:
         return values, False

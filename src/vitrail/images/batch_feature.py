@@ -1,4 +1,4 @@
-"""BatchFeature: the dict of arrays and tensors that a processor returns; it moves, casts and converts them."""
+"""BatchFeature: the dict of arrays and tensors that a processor returns, with moves, casts and conversion."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 class BatchFeature(dict[str, Any]):
     """A dict whose keys are attributes too, with `to` for its tensors.
 
-    tensor_type: "pt" makes every value a tensor, "np" an array; None leaves lists as they are.
-    Raises InputError, naming the key, for lists of unequal lengths.
+    Args:
+        data: the content.
+        tensor_type: "pt" makes every value a tensor, "np" an array; None leaves lists as they are.
+
+    Raises:
+        InputError: lists of unequal lengths, with their key.
     """
 
     _grids: tuple[Grid, ...] = ()
@@ -40,17 +44,17 @@ class BatchFeature(dict[str, Any]):
 
     @property
     def grids(self) -> tuple[Grid, ...]:
-        """The grids of the images, in order, as the image processor computed them; () where there are none."""
+        """Grids of the images, in order, as computed by the image processor; () where there are none."""
         return self._grids
 
     def with_grids(self, grids: Sequence[Grid]) -> BatchFeature:
-        """This batch, carrying the grids of its images beside its keys; a copy as a plain dict loses them."""
+        """Attach the grids of the batch's images and return the batch; a copy as a plain dict loses them."""
         self._grids = tuple(grids)
         return self
 
     @property
     def data(self) -> BatchFeature:
-        """The dict itself, for code written for the reference's wrapper around one."""
+        """The dict itself, for code written for transformers' wrapper around one."""
         return self
 
     def convert_to_tensors(self, tensor_type: Any = None) -> BatchFeature:
@@ -70,10 +74,13 @@ class BatchFeature(dict[str, Any]):
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Move all tensors and cast the floating ones, in place; returns the same object.
+        """Move all tensors and cast the floating ones, in place; return the same object.
 
-        The forms are those of torch's `Tensor.to`: to(device), to(dtype), to(device, dtype), each also by
-        keyword, and `non_blocking=`. Ids and masks stay whole numbers. Lists of tensors are moved as well.
+        Args:
+            args: as for torch's `Tensor.to`: device, dtype or both.
+            kwargs: device, dtype, non_blocking.
+
+        Ids and masks stay whole numbers. Lists of tensors are moved as well.
         """
         device, dtype, non_blocking = _destination(args, kwargs)
 
@@ -89,16 +96,18 @@ class BatchFeature(dict[str, Any]):
 
         try:
             changed = {key: moved(value) for key, value in self.items()}
-        except AssertionError as error:  # how torch says that it was built without this kind of device
+        except AssertionError as error:  # torch's error for a build without this kind of device
             raise InputError(f"This torch cannot move tensors to {device}: {error}. Use 'cpu'.") from error
         self.update(changed)
         return self
 
 
 def check_tensor_type(tensor_type: Any) -> str | None:
-    """`return_tensors` as "pt", "np" or None; enumeration members count by their value.
+    """Return `return_tensors` as "pt", "np" or None; enumeration members count by their value.
 
-    Raises UnsupportedError for the frameworks that Vitrail does not serve, InputError for other names.
+    Raises:
+        UnsupportedError: a framework that Vitrail does not support.
+        InputError: another name.
     """
     kind = getattr(tensor_type, "value", tensor_type)
     if kind is None:
@@ -121,7 +130,7 @@ def _as_tensor(value: Any) -> torch.Tensor:
         return torch.stack(list(value))
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
-    # A list of arrays becomes one array first: torch would walk through it element by element.
+    # A list of arrays becomes one array first: torch would convert it element by element.
     first = value
     while isinstance(first, (list, tuple)) and first:
         first = first[0]
@@ -142,7 +151,7 @@ def _as_array(value: Any) -> np.ndarray[Any, Any]:
 def _destination(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[torch.device | None, torch.dtype | None, bool]:
-    """Device, dtype and non_blocking out of the arguments of `to`."""
+    """Return device, dtype and non_blocking of the arguments of `to`."""
     import torch
 
     named = dict(kwargs)

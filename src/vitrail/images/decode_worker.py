@@ -1,4 +1,4 @@
-"""The process that decodes images which strangers sent; isolated.py sends them and checks the answers."""
+"""Worker process that decodes untrusted images; isolated.py sends them and checks the answers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def main() -> None:
 
 
 class Decoder:
-    """An encoded image → its size; then nothing → its pixels."""
+    """Decode one image in two requests: an encoded image → its size; then an empty request → its pixels."""
 
     def __init__(self) -> None:
         self._opened: tuple[PilImage, str, ImageLimits] | None = None
 
     def answer(self, request: bytes) -> bytes:
-        """A head, and pixels or a fault behind it. MemoryError ends the process: what it has left is uncertain."""
+        """Return a head, with pixels or a fault behind it. A MemoryError ends the process, whose state it spoils."""
         try:
             return self._pixels() if not request else self._size(request)
         except ImageError as error:

@@ -1,7 +1,7 @@
-"""A URL turned into bytes, within limits of size, time, hops and address; it does not look at the bytes.
+"""FetchPolicy and fetch: the bytes of a URL, within limits of size, time, redirects and addresses.
 
-One parser decides: what urlsplit returns is checked and handed to the connection, the host's addresses are
-looked up once, and the socket goes to the very address that was checked.
+Only one parser: the result of urlsplit is checked and passed to the connection, the host's addresses are looked up
+once, and the socket connects to the very address that was checked.
 """
 
 import http.client
@@ -28,11 +28,15 @@ _LONGEST: Final = 8192  # characters of a URL
 @checked
 @dataclass(frozen=True, slots=True)
 class FetchPolicy:
-    """What may be opened by name. The default is for the person at this machine; `untrusted` is for what others send.
+    """Permitted sources of images. The default is for local users; `untrusted` is for requests of others.
 
-    timeout: seconds for the whole of it, redirects and look-ups included; max_bytes: of the answer's body;
-    allow_private: addresses that are not global (localhost, home networks); allow_files: local paths and
-    file: URLs; ports and hosts: the only ones allowed, or None for any.
+    Attributes:
+        timeout: seconds for all of it, redirects and look-ups included.
+        max_bytes: of the response's body.
+        allow_private: allow addresses that are not public (localhost, home networks).
+        allow_files: allow local paths and file: URLs.
+        ports: the only allowed ones; None for any.
+        hosts: the only allowed ones; None for any.
     """
 
     schemes: tuple[str, ...] = ("https", "http")
@@ -46,32 +50,33 @@ class FetchPolicy:
 
     @classmethod
     def strict(cls, hosts: tuple[str, ...] | None) -> "FetchPolicy":
-        """https on port 443 to global addresses only, and to `hosts` only unless that is None; no files."""
+        """Return a policy of https on port 443 to public addresses, of `hosts` unless that is None; no files."""
         return cls(schemes=("https",), allow_private=False, allow_files=False, ports=(443,), hosts=hosts)
 
     @classmethod
     def untrusted(cls, hosts: tuple[str, ...] = ()) -> "FetchPolicy":
-        """For messages of strangers: no files, and no URLs but, as `strict`, those of `hosts`."""
+        """Return a policy for untrusted messages: no files, and no URLs except, as `strict`, those of `hosts`."""
         return cls.strict(hosts) if hosts else replace(cls.strict(()), schemes=())
 
     def within(
         self, timeout: float | None, *, seconds: float = inf, max_bytes: int | None = None
     ) -> "FetchPolicy":
-        """The same with another timeout (None keeps this one), but not beyond `seconds` and `max_bytes`."""
+        """Return the policy with another timeout (None keeps this one), within `seconds` and `max_bytes`."""
         wait = self.timeout if timeout is None else timeout
         most = self.max_bytes if max_bytes is None else min(self.max_bytes, max_bytes)
         return replace(self, timeout=min(wait, seconds), max_bytes=most)
 
 
 def is_url(source: object) -> bool:
-    """Whether `source` is a web address, the only kind that is fetched; other schemes begin here and in `fetch`."""
+    """Return whether `source` is a web address, the only kind that is fetched; other schemes are errors of `fetch`."""
     return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
 
 
 def fetch(url: str, policy: FetchPolicy) -> bytes:
-    """The body that `url` answers with status 200. Proxies of the environment are not used.
+    """Fetch the body of a response with status 200. Proxies of the environment are not used.
 
-    Raises ImageError, without the URL's credentials and query, for whatever keeps it from that.
+    Raises:
+        ImageError: any failure, without the URL's credentials and query.
     """
     deadline = time.monotonic() + policy.timeout
     target = _parse(url, policy)
@@ -101,7 +106,7 @@ class _Redirect:
 
 
 def _parse(url: str, policy: FetchPolicy) -> SplitResult:
-    """The parts of a URL that the policy allows; else ImageError."""
+    """Return the parts of a URL that the policy allows; else raise ImageError."""
     if len(url) > _LONGEST:
         raise ImageError(f"A URL has at most {_LONGEST:,} characters; this one has {len(url):,}.")
     if any(character <= " " or character in "\\\x7f" for character in url):
@@ -129,7 +134,7 @@ def _parse(url: str, policy: FetchPolicy) -> SplitResult:
 
 
 def _shown(parts: SplitResult) -> str:
-    """A URL as an error may show it: no credentials, no query, not endless."""
+    """Return a URL for an error message: no credentials, no query, not too long."""
     host = parts.netloc.rpartition("@")[2]
     text = f"{parts.scheme}://{host}{parts.path}"
     return text if len(text) <= 120 else text[:117] + "…"
@@ -159,7 +164,7 @@ def _request(target: SplitResult, policy: FetchPolicy, deadline: float) -> "byte
 
 
 def _body(response: http.client.HTTPResponse, target: SplitResult, policy: FetchPolicy) -> bytes:
-    """The whole body, or ImageError as soon as it is known to be too large or not as announced."""
+    """Read the whole body; raise ImageError once it exceeds the limit or differs from its headers."""
     limit = policy.max_bytes
     announced = response.length
     too_large = f"{_shown(target)} is larger than {limit / (1 << 20):.3g} MiB, the most that is fetched."
@@ -178,7 +183,7 @@ def _body(response: http.client.HTTPResponse, target: SplitResult, policy: Fetch
 
 
 def _addresses(host: str, port: int, policy: FetchPolicy, deadline: float) -> list[tuple[Any, ...]]:
-    """What the name resolves to, all of it allowed. A thread, because a look-up cannot be interrupted."""
+    """Resolve a name to allowed addresses only. In a thread, since a look-up cannot be interrupted."""
     found: list[Any] = []
 
     def look_up() -> None:
@@ -202,7 +207,7 @@ def _addresses(host: str, port: int, policy: FetchPolicy, deadline: float) -> li
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection to the checked address, over TLS for https, whose every wait ends at the deadline."""
+    """Connection to the checked address, over TLS for https; every wait ends at the deadline."""
 
     def __init__(self, target: SplitResult, policy: FetchPolicy, deadline: float) -> None:
         secure = target.scheme == "https"
@@ -221,7 +226,7 @@ class _Connection(http.client.HTTPConnection):
             except BaseException:
                 plain.close()
                 raise
-        # HTTPConnection asks of its socket only what _DeadlineSocket has.
+        # HTTPConnection uses only those methods of its socket that _DeadlineSocket has.
         self.sock = _DeadlineSocket(plain, self._deadline)
 
     def _open(self) -> socket.socket:
@@ -248,7 +253,7 @@ def _left(deadline: float) -> float:
 
 
 class _DeadlineSocket:
-    """A socket as http.client uses it. Each wait is cut to what is left, so that drips cannot add up."""
+    """Socket for http.client. Each wait is limited to the remaining time, so that a slow trickle cannot exceed it."""
 
     def __init__(self, inner: socket.socket, deadline: float) -> None:
         self._inner, self._deadline = inner, deadline
@@ -265,7 +270,7 @@ class _DeadlineSocket:
 
 
 class _DeadlineReader(io.RawIOBase):
-    """The reading end of a _DeadlineSocket; it keeps the connection open until it is closed itself."""
+    """Reading end of a _DeadlineSocket; it keeps the connection open until its own close()."""
 
     def __init__(self, inner: socket.socket, deadline: float) -> None:
         # The socket counts this file, and so outlives the close() that http.client calls after the headers.

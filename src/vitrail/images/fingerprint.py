@@ -1,4 +1,4 @@
-"""The identity of a prepared image: a digest of its pixels, the key of what is cached for it."""
+"""Fingerprint of a prepared image: a digest of its pixels, the key of cached data for it."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def fingerprint(pixels: Tensor) -> bytes:
-    """Digest a prepared image (3, H, W): its shape, its dtype and every value."""
+    """Return the SHA-256 digest of a prepared image (3, H, W): its shape, its dtype and every value."""
     plain = pixels.detach().to("cpu").contiguous()
     name = hashlib.sha256(f"{tuple(plain.shape)} {plain.dtype} ".encode("ascii"))
     name.update(plain.view(torch.uint8).numpy().tobytes())

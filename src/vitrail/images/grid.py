@@ -1,7 +1,7 @@
-"""How large an image becomes and how many tokens it costs: arithmetic on sizes; no pixels, no files.
+"""Grid: size of a resized image and number of its tokens; arithmetic on sizes only.
 
 All sizes are (height, width) in pixels. A token covers a square of patch_size · merge pixels. The dialects
-differ in how a side is rounded after an image is shrunk to the longest edge:
+differ in the rounding of a side after an image is shrunk to the longest edge:
 
     hf        down          transformers since 4.50, and the default here
     hf-ceil   up            transformers up to 4.49
@@ -40,7 +40,7 @@ class Grid:
 
     @classmethod
     def of_size(cls, height: int, width: int, cell: int) -> "Grid":
-        """The grid of a size that is not resized: one token for each whole cell × cell square of it.
+        """Return the grid of a size without resizing: one token for each whole cell × cell square of it.
 
         Sizes in pixels have cells of patch_size · merge pixels, sizes in patches cells of `merge` patches.
         """
@@ -48,7 +48,7 @@ class Grid:
 
     @property
     def image_tokens(self) -> int:
-        """Number of [IMG] tokens: the features that the model puts in."""
+        """Number of [IMG] tokens, which is that of the image features."""
         return self.rows * self.cols
 
     @property
@@ -57,7 +57,7 @@ class Grid:
         return self.rows * (self.cols + 1)
 
     def expand(self, image: _Token, row_end: _Token, image_end: _Token) -> list[_Token]:
-        """The `tokens` names or ids of the image, in order: rows of image tokens, each with its end.
+        """Return the image's names or ids in order: rows of image tokens, each with its end.
 
         See docs/formats.md, "Tokens of an image".
         """
@@ -66,7 +66,7 @@ class Grid:
         return expanded
 
     def check_whole(self, cell: int) -> None:
-        """Raise InputError unless the image is made of whole squares of `cell` pixels, as resizing makes it."""
+        """Raise InputError unless the image consists of whole squares of `cell` pixels, as after resizing."""
         if (self.rows * cell, self.cols * cell) != (self.height, self.width):
             raise InputError(
                 f"an image of {self.width}×{self.height} pixels (width×height) is not made of whole squares of "
@@ -85,15 +85,21 @@ def image_grid(
     dialect: Dialect = "hf",
     max_image_tokens: int | None = None,
 ) -> Grid:
-    """The grid of an image of (height, width) pixels (docs/formats.md, "Resizing and normalising").
+    """Return the grid of an image of (height, width) pixels (docs/formats.md, "Resizing and normalising").
 
-    patch_size: side of a patch, or (height, width) of it; merge: patches per token along each side;
-    longest_edge: the box (n, n) or (height, width) that a larger image is shrunk into; it never grows,
-    except up to the next whole token. Each side keeps at least one token: where transformers would compute
-    zero rows, this gives one, as mistral-common does.
-    max_image_tokens: the most ids (`Grid.tokens`) the image may cost, else it is shrunk further.
+    Args:
+        height, width: size of the image in pixels.
+        patch_size: side of a patch, or its (height, width).
+        merge: patches per token along each side.
+        longest_edge: box (n, n) or (height, width) into which larger images are shrunk; images never grow, except up to
+            the next whole token. Each side keeps at least one token, as in mistral-common, where transformers would
+            compute zero rows.
+        dialect: rounding of a side.
+        max_image_tokens: the most ids (`Grid.tokens`) of the image; it is shrunk further to fit.
 
-    Raises ImageError for an image without pixels, InputError for a setting that cannot be used.
+    Raises:
+        ImageError: an image without pixels.
+        InputError: a setting that cannot be used.
     """
     if height < 1 or width < 1:
         raise ImageError(f"An image has at least 1×1 pixels; this one has {height}×{width} (height×width).")
@@ -107,7 +113,7 @@ def image_grid(
     grid = _grid_in_box(height, width, box, cell, checked)
     if max_image_tokens is None or grid.tokens <= check_budget(max_image_tokens):
         return grid
-    # The cost only grows with the edge, so the largest edge within the budget is found by halving.
+    # The number of tokens only grows with the edge: bisect for the largest edge within the budget.
     fits, exceeds = 0, max(box)
     while exceeds - fits > 1:
         middle = (fits + exceeds) // 2
@@ -131,7 +137,7 @@ def image_tokens(
     dialect: Dialect = "hf",
     max_image_tokens: int | None = None,
 ) -> int:
-    """What an image of (height, width) pixels costs in a prompt: its [IMG], [IMG_BREAK] and [IMG_END] ids.
+    """Return the number of ids of an image of (height, width) pixels: its [IMG], [IMG_BREAK] and [IMG_END].
 
     The defaults are those of Pixtral 12B and Pixtral Large; for Mistral Small 3.1 and its relatives give
     patch_size=14, merge=2, longest_edge=1540. Arguments and errors are those of `image_grid`.
@@ -151,14 +157,14 @@ def image_tokens(
 
 
 def check_dialect(dialect: str) -> Dialect:
-    """`dialect` itself if it is one of the three names; else InputError."""
+    """Return `dialect` if it is one of the three names; else raise InputError."""
     if dialect not in DIALECTS:
         raise InputError(f"dialect is one of {', '.join(DIALECTS)}; got {short(dialect)}.")
     return dialect
 
 
 def check_budget(max_image_tokens: int) -> int:
-    """`max_image_tokens` itself if an image can be that small; else InputError."""
+    """Return `max_image_tokens` if an image can be that small; else raise InputError."""
     if _positive(max_image_tokens, "max_image_tokens") < 2:
         raise InputError(f"max_image_tokens is at least 2 ([IMG] and [IMG_END]); got {max_image_tokens}.")
     return max_image_tokens

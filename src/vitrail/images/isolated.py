@@ -1,4 +1,4 @@
-"""Decoding in a process of its own: what goes to it, and what comes back, checked. The process: decode_worker.py."""
+"""Decoding of untrusted images in a worker process (decode_worker.py): requests, and checked answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitrail.images.limits import ImageLimits
 from vitrail.images.request import ImageRequest
 
 LENGTH: Final = struct.Struct(">I")  # of the JSON before an encoded image
-HEAD: Final = struct.Struct(">4sII")  # what it is, width, height
+HEAD: Final = struct.Struct(">4sII")  # kind, width, height
 SIZE, PIXELS, FAULT = b"SIZE", b"RGB8", b"FAIL"
 _LONGEST_FAULT: Final = 2000
 _decoders = WorkerPool(
@@ -28,10 +28,21 @@ _decoders = WorkerPool(
 
 
 def decode_apart(encoded: bytes, subject: str, request: ImageRequest) -> tuple[int, int, bytes]:
-    """(width, height, RGB bytes) of an encoded image, upright, as the process gives them.
+    """Decode an image in a worker process, upright and in RGB.
 
-    Two requests, so that the image is counted before a pixel is decoded. Raises ImageError for its faults, and where the
-    process ends, takes too long or answers what it may not; UnsupportedError where no process can be started.
+    Two requests, so that the image is counted before a pixel is decoded.
+
+    Args:
+        encoded: content of the image's file.
+        subject: beginning of error messages.
+        request: its limits hold, and count the image.
+
+    Returns:
+        Width, height and RGB bytes.
+
+    Raises:
+        ImageError: the image is damaged, or the process ends, takes too long or gives an invalid answer.
+        UnsupportedError: no process can be started.
     """
     limits = request.limits
     until = time.monotonic() + request.seconds_left()
@@ -67,7 +78,7 @@ def decode_apart(encoded: bytes, subject: str, request: ImageRequest) -> tuple[i
 
 
 def _read_head(answer: bytes, wanted: bytes, pixels: int, limits: ImageLimits) -> tuple[int, int]:
-    """(width, height) of an answer with so many bytes of pixels; ImageError for a fault, EOFError for what it may not be."""
+    """Return (width, height) of an answer with `pixels` bytes; raise ImageError for a fault, EOFError if invalid."""
     if len(answer) < HEAD.size:
         raise EOFError
     kind, width, height = HEAD.unpack_from(answer)

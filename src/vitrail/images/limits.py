@@ -1,4 +1,4 @@
-"""What images may cost, each and those of a request together (ImageLimits), and a PDF (PdfLimits). Checks nothing."""
+"""ImageLimits and PdfLimits: limits of an image, of a request's images together, and of a PDF."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from vitrail.arguments import checked
 @checked
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What an image may be, and what the images of one request may cost together.
+    """Limits of one image, and of all images of a request.
 
-    The defaults are for files of the person at this machine; `untrusted` is for what strangers send.
+    The defaults are for files of a local user; `untrusted` is for requests of others.
 
     Attributes:
         max_pixels: of one image, height · width; checked in the file's header, before a pixel is decoded.
         max_aspect: longer over shorter side.
         max_bytes: of one encoded file.
-        formats: Pillow's names of the file formats that are opened at all.
+        formats: Pillow's names of the permitted file formats.
         max_frames: of one file; the first frame is the image.
         max_images: of a request, the pages of PDFs included.
         max_total_bytes: encoded, of a request.
         max_total_pixels: decoded one image after the other, of a request.
         max_seconds: for opening and decoding all images of a request.
-        max_memory: bytes that the prepared batch of a request may take, and that the decoding process may use.
-        isolated: decode in a process of its own, whose time and memory are bounded by the system.
+        max_memory: bytes of a request's prepared batch, and of the decoding process.
+        isolated: decode in a worker process, whose time and memory are bounded by the system.
     """
 
     max_pixels: int = 100_000_000
@@ -43,7 +43,7 @@ class ImageLimits:
 
     @classmethod
     def untrusted(cls) -> ImageLimits:
-        """Limits for images that strangers send: small, few, in four formats, decoded in a process of its own."""
+        """Return limits for untrusted images: small, few, in four formats, decoded in a worker process."""
         return cls(
             max_pixels=40_000_000,
             max_aspect=200.0,
@@ -62,14 +62,14 @@ class ImageLimits:
 @checked
 @dataclass(frozen=True, slots=True)
 class PdfLimits:
-    """What a PDF may be, and how its pages are rendered.
+    """Limits of a PDF, and the resolution of its pages.
 
     Attributes:
-        max_pages: a longer file is refused.
+        max_pages: a longer file is an error.
         max_bytes: of the file.
-        max_pixels: of one page, height · width; a page that has more at `dpi` is rendered coarser.
+        max_pixels: of one page, height · width; a page that has more at `dpi` gets a lower resolution.
         max_seconds: for all pages together.
-        max_memory: bytes of the process that renders (not on Windows).
+        max_memory: bytes of the rendering process (not on Windows).
         dpi: pixels per inch.
         max_aspect: longer over shorter side of a page.
         max_total_pixels: of all pages; where they could have more, each gets an equal share.
@@ -86,7 +86,7 @@ class PdfLimits:
 
     @classmethod
     def untrusted(cls) -> PdfLimits:
-        """Limits for PDFs that strangers send."""
+        """Return limits for untrusted PDFs."""
         return cls(
             max_pages=20,
             max_bytes=16 << 20,
@@ -97,7 +97,7 @@ class PdfLimits:
         )
 
     def page_pixels(self, pages: int) -> int:
-        """The most pixels of one page of a file with so many."""
+        """Return the most pixels of one page in a file of `pages` pages."""
         return max(1, min(self.max_pixels, self.max_total_pixels // max(pages, 1)))
 
 

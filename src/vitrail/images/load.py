@@ -1,6 +1,6 @@
-"""From what names or holds an image to a PIL image in RGB: every image is decoded here, within its request's limits.
+"""load_image: any image source → a PIL image in RGB, within the limits of its request. Every image is decoded here.
 
-What it costs to open a file is checked in preflight.py; resizing and normalising are the image processor's.
+Costs beyond the pixels are checked in preflight.py; resizing and normalising are in the image processors.
 """
 
 import io
@@ -38,7 +38,7 @@ from vitrail.images.tiff_tags import exif_is_sound
 PilImage: TypeAlias = Image.Image
 
 _ORIENTATION_TAG: Final = 0x0112
-# EXIF orientation → what turns the image upright (Exif 2.32, table 6).
+# EXIF orientation → the transposition that turns the image upright (Exif 2.32, table 6).
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -49,7 +49,7 @@ _UPRIGHT: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 _WIDE_GREYS: Final = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
-_STRIP: Final = 1 << 22  # pixels that are converted at a time
+_STRIP: Final = 1 << 22  # pixels per conversion
 
 
 @checked
@@ -60,16 +60,21 @@ def load_image(
     limits: ImageLimits | None = None,
     policy: FetchPolicy | None = None,
 ) -> Image.Image:
-    """An image in RGB from a path, URL, data: URL, bytes, binary file, PIL image, numpy array or tensor.
+    """Load an image in RGB from a path, URL, data: URL, bytes, binary file, PIL image, numpy array or tensor.
 
-    Files, URLs and bytes are turned upright by their EXIF orientation; PIL images, arrays and tensors are
-    taken as they are. Transparency is laid on white, 16-bit greys are scaled to 8 bits, and of an animation
-    the first frame is taken. Arrays and tensors are (H,W), (H,W,C) or (C,H,W) with 1, 3 or 4 channels:
-    whole numbers from 0 to 255 (or 65535, in 16-bit unsigned numbers), or fractions from 0 to 1.
+    Files, URLs and bytes are turned upright by their EXIF orientation; PIL images, arrays and tensors are not.
+    Transparency is laid on white, 16-bit greys are scaled to 8 bits, and an animation gives its first frame. Arrays and
+    tensors are (H,W), (H,W,C) or (C,H,W) with 1, 3 or 4 channels: whole numbers from 0 to 255 (or 65535, in 16-bit
+    unsigned numbers), or fractions from 0 to 1.
 
-    timeout: seconds for a URL, instead of the policy's. limits, policy: instead of those of the `image_request`
-    around the call, or the defaults.
-    Raises ImageError, in one sentence, for whatever is no image within the limits.
+    Args:
+        source: the image.
+        timeout: seconds for a URL, in place of the policy's.
+        limits: in place of those of the surrounding `image_request`, or the defaults.
+        policy: likewise.
+
+    Raises:
+        ImageError: no image within the limits; one sentence.
     """
     with image_request(limits, policy) as request:
         if isinstance(source, Image.Image):
@@ -84,7 +89,7 @@ def load_image(
 
 
 def _open(source: Any, timeout: float | None, request: ImageRequest, left: float) -> Image.Image:
-    """Whatever has to be decoded. Of texts: URL, data: URL, file: URL, base64 (as in transformers), or path."""
+    """Open a source that has to be decoded. Texts: URL, data: URL, file: URL, base64 (as in transformers), or path."""
     limits, policy = request.limits, request.policy
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(bytes(source), "These bytes are", request)
@@ -110,10 +115,12 @@ def _open(source: Any, timeout: float | None, request: ImageRequest, left: float
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode as 8-bit RGB: transparency on white, 16-bit greys scaled; RGB comes back as the same object.
+    """Convert any PIL mode to 8-bit RGB: transparency on white, 16-bit greys scaled; RGB gives the same object.
 
-    As in transformers, an image that is not RGB goes over RGBA onto a white ground. Raises ImageError when
-    the file behind a lazily opened image is damaged.
+    As in transformers, an image that is not RGB is laid on white by way of RGBA.
+
+    Raises:
+        ImageError: the file behind a lazily opened image is damaged.
     """
     with _decoding("The image is"):
         image.load()
@@ -122,7 +129,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if image.mode in _WIDE_GREYS:
             return from_levels(_wide_grey(image))
         if image.mode in ("1", "L") and "transparency" not in image.info:
-            return image.convert("RGB")  # what the way over RGBA comes to
+            return image.convert("RGB")  # the same result as by way of RGBA
         rows = max(1, _STRIP // image.width)
         if image.height <= rows:
             return _on_white(image)
@@ -144,7 +151,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def from_levels(levels: "np.ndarray[Any, np.dtype[np.uint8]]") -> Image.Image:
-    """A PIL image in RGB from whole numbers (H,W,C) with 1, 3 or 4 channels; the fourth is opacity."""
+    """Make a PIL image in RGB from whole numbers (H,W,C) with 1, 3 or 4 channels; the fourth is opacity."""
     if levels.shape[2] == 1:
         levels = np.repeat(levels, 3, axis=2)
     return to_rgb(Image.fromarray(np.ascontiguousarray(levels)))
@@ -161,7 +168,7 @@ def _decode(encoded: bytes, subject: str, request: ImageRequest) -> Image.Image:
 
 
 def _decode_file(file: IO[bytes], subject: str, request: ImageRequest) -> Image.Image:
-    """An encoded image, counted, here or in the decoding process. The caller closes the file."""
+    """Count and decode an encoded image, here or in the decoding process. The caller closes the file."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     request.count_bytes(size)
@@ -175,7 +182,7 @@ def _decode_file(file: IO[bytes], subject: str, request: ImageRequest) -> Image.
 
 
 def read_header(file: IO[bytes], subject: str, limits: ImageLimits) -> Image.Image:
-    """An image within the limits of which no pixel is decoded yet. subject: how errors begin."""
+    """Open an image within the limits without decoding a pixel. subject: beginning of error messages."""
     begin = file.read(PREFIX_SIZE)
     refuse_pointer(begin, subject.rpartition(" ")[0], ImageError)
     if begin.startswith(b"%PDF-"):
@@ -193,7 +200,7 @@ def read_header(file: IO[bytes], subject: str, limits: ImageLimits) -> Image.Ima
 
 
 def decode(image: Image.Image, subject: str, limits: ImageLimits) -> Image.Image:
-    """Pixels of the first frame of what `read_header` gave, upright and in RGB; in this process, whatever the limits say."""
+    """Decode the first frame of the result of `read_header`, upright and in RGB, in this process."""
     with _decoding(subject, limits):
         image.load()
         turn = _UPRIGHT.get(_orientation(image))
@@ -204,7 +211,7 @@ def decode(image: Image.Image, subject: str, limits: ImageLimits) -> Image.Image
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation 1…8. A block that cannot be read says nothing: viewers show such images too."""
+    """Return the EXIF orientation 1…8. Unreadable blocks are ignored, as viewers do."""
     try:
         block = image.info.get("exif")
         if block is None and "Raw profile type exif" in image.info:
@@ -212,13 +219,13 @@ def _orientation(image: Image.Image) -> int:
         if block and not exif_is_sound(block):
             return 1
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # as many kinds as there are ways to damage it
+    except Exception:  # of many kinds
         return 1
     return value if isinstance(value, int) else 1
 
 
 def _wide_grey(image: Image.Image) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """Levels (H,W,1) of a grey image with more than 8 bits."""
+    """Return the levels (H,W,1) of a grey image with more than 8 bits."""
     grey = np.asarray(image)
     if image.mode == "F":
         return to_levels(grey[..., None], fractions=True)[0]
@@ -236,10 +243,10 @@ def _wide_grey(image: Image.Image) -> "np.ndarray[Any, np.dtype[np.uint8]]":
 
 @contextmanager
 def _decoding(subject: str, limits: ImageLimits = LIMITS) -> Iterator[None]:
-    """Turn whatever Pillow raises into one ImageError. Its own texts are not shown: they can hold addresses."""
+    """Turn any error of Pillow into one ImageError, without Pillow's text, which can hold addresses."""
     try:
         with warnings.catch_warnings():
-            # Pillow remarks on sizes before our own check can, and on oddities that change no pixel.
+            # Pillow warns of sizes before our own check, and of oddities that change no pixel.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
     except (ImageError, MemoryError):
@@ -258,17 +265,17 @@ def _decoding(subject: str, limits: ImageLimits = LIMITS) -> Iterator[None]:
 
 
 def flatten_images(images: Any) -> list[Any]:
-    """As `flatten_sources`, with paths, URLs and bytes opened: PIL images, arrays and tensors."""
+    """Open the paths, URLs and bytes of `flatten_sources`: PIL images, arrays and tensors."""
     return [opened(source) for source in flatten_sources(images)]
 
 
 def opened(source: Any) -> Any:
-    """A PIL image, array or tensor as it is; `load_image` of anything else."""
+    """Return a PIL image, array or tensor as it is; `load_image` of anything else."""
     return source if isinstance(source, Image.Image) or is_array(source) else load_image(source)
 
 
 def flatten_sources(images: Any) -> list[Any]:
-    """One image, a list, or a list of lists, as one flat list; nothing is opened.
+    """Return one image, a list, or a list of lists as one flat list, without opening any.
 
     A four-dimensional array or tensor is a batch of images. Raises ImageError for an empty list.
     """

@@ -1,6 +1,6 @@
-"""A PDF → its pages as images, within limits of pages, pixels, time and memory. Rendered by PDFium in pdf_worker.py.
+"""load_pages: a PDF → its pages as images, within limits of pages, pixels, time and memory. Rendering: pdf_worker.py.
 
-A PDF counts as its pages, in order, wherever an image may be named in a message. Images of other files: load.py.
+In messages a PDF counts as its pages, in order, like images. Images of other files: load.py.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _renderers = WorkerPool(
 
 
 def names_pdf(source: Any) -> bool:
-    """Whether an image's source is a PDF by its name: a path or URL that ends in .pdf, a data: URL; or by its bytes."""
+    """Return whether a source is a PDF by name (a path or URL that ends in .pdf, a data: URL) or by its bytes."""
     if isinstance(source, (bytes, bytearray)):
         return holds_pdf(source)
     if isinstance(source, os.PathLike):
@@ -60,16 +60,16 @@ def names_pdf(source: Any) -> bool:
 
 
 def holds_pdf(data: bytes | bytearray) -> bool:
-    """Whether a file's bytes begin as a PDF does; white space and a byte order mark may stand before."""
+    """Return whether a file begins as a PDF does; white space and a byte order mark may precede."""
     return bytes(data[:1024]).lstrip(b"\xef\xbb\xbf\0\t\n\f\r ").startswith(_SIGN)
 
 
 def file_holds_pdf(path: Path) -> bool:
-    """Whether a local file is a PDF by its first bytes; by its name where it cannot be read, or may not be."""
+    """Return whether a local file is a PDF by its first bytes; by name where it cannot or may not be read."""
     with image_request() as request:
         if request.policy.allow_files:
             try:
-                if path.is_file():  # reading from a pipe would wait
+                if path.is_file():  # reading a pipe would block
                     with path.open("rb") as file:
                         return holds_pdf(file.read(1024))
             except (OSError, ValueError):  # opening it as an image raises it, with the name
@@ -86,13 +86,19 @@ def load_pages(
     policy: FetchPolicy | None = None,
     progress: Progress | None = None,
 ) -> list[PilImage]:
-    """The images of a file, in RGB: all pages of a PDF in order, else the one image that `load_image` opens.
+    """Load the images of a file, in RGB: all pages of a PDF in order, else the one image of `load_image`.
 
-    source: a path, URL, data: URL, bytes or binary file; what it holds decides, not its name. timeout: seconds for a
-    URL. limits, policy: instead of those of the `image_request` around the call, or the defaults. progress: called with
-    (pages rendered, pages in all).
-    Raises ImageError, naming the file and the limit, for a PDF that is encrypted, damaged, empty, too long or too large,
-    and MissingPackageError without the extra `pdf`; otherwise as `load_image`.
+    Args:
+        source: a path, URL, data: URL, bytes or binary file; its content decides, not its name.
+        timeout: seconds for a URL.
+        limits: in place of those of the surrounding `image_request`, or the defaults.
+        policy: likewise.
+        progress: called with (pages rendered, pages in all).
+
+    Raises:
+        ImageError: a PDF that is encrypted, damaged, empty, too long or too large, with its name and the limit; else as
+            `load_image`.
+        MissingPackageError: the extra `pdf` is not installed.
     """
     from vitrail.images.load import load_image
     from vitrail.images.sources import read_source
@@ -164,13 +170,13 @@ def _render(
                     f"at page {len(pages) + 1}."
                 ) from error
             except BaseException:
-                worker.stop()  # it has the file still
+                worker.stop()  # it still holds the file
                 raise
     return pages
 
 
 def _pages(frame: bytes, name: str, limits: PdfLimits) -> int:
-    """How many pages come; ImageError for a fault."""
+    """Return the number of pages; raise ImageError for a fault."""
     kind, count, width, height = _head(frame)
     if kind == LOCKED:
         raise ImageError(f"{name} is encrypted and opens with a password only; save a copy without one.")
@@ -191,7 +197,7 @@ def _pages(frame: bytes, name: str, limits: PdfLimits) -> int:
 
 
 def _page(answer: bytes, number: int, name: str, most: int, request: ImageRequest) -> PilImage:
-    """A page of at most `most` pixels."""
+    """Return a page of at most `most` pixels."""
     import numpy as np
 
     from vitrail.images.load import from_levels

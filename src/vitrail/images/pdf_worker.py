@@ -1,10 +1,10 @@
-"""The process that reads one PDF: bytes come in, pages as pixels go out. Limits are handed to it; it decides nothing.
+"""Worker process that renders one PDF: bytes in, pages as pixels out, within the limits of the request. See pdf.py.
 
-A process of its own, because a page of a few hundred bytes can keep PDFium busy for hours inside a single call: it is
-killed when its time is over, its memory is bounded, and if PDFium crashes, only this process ends. See pdf.py.
+A page of a few hundred bytes can keep PDFium busy for hours inside a single call. In a process of its own it is killed
+at the deadline, its memory is bounded, and a crash of PDFium ends this process only.
 
-A request is the limits as JSON and the file: the answer is the number of pages. Then one for each page, in any order: its
-size and its pixels, w·h·3 bytes of RGB. Or a fault.
+The first request holds the limits as JSON and the file; its answer is the number of pages. Each further request holds
+the number of a page, in any order; its answer is the page's size and pixels, w·h·3 bytes of RGB, or a fault.
 """
 
 import json
@@ -17,7 +17,7 @@ from vitrail.images.limits import PdfLimits
 
 LENGTH: Final = struct.Struct(">Q")  # of the JSON before a file
 NUMBER: Final = struct.Struct(">I")  # the whole request for a page; a file's is longer
-HEAD: Final = struct.Struct(">4sIdd")  # what it is; a number of pages or of a page; width and height
+HEAD: Final = struct.Struct(">4sIdd")  # kind; number of pages or of a page; width and height
 COUNT, PAGE = b"DOCU", b"PAGE"
 LOCKED, BROKEN, MANY, SHAPE, FAILED = b"LOCK", b"BROK", b"MANY", b"SHAP", b"FAIL"
 _PASSWORD: Final = 4  # FPDF_ERR_PASSWORD
@@ -31,14 +31,14 @@ def main() -> None:
 
 
 class Renderer:
-    """A file → the number of its pages; then a page's number → the page."""
+    """Render one file: the file → the number of its pages; then the number of a page → the page."""
 
     def __init__(self) -> None:
         self._document: Any = None
         self._limits, self._most = PdfLimits(), 0
 
     def answer(self, request: bytes) -> bytes:
-        """A head, and a page's pixels behind it."""
+        """Return a head, with the pixels of a page behind it."""
         return self._page(*NUMBER.unpack(request)) if len(request) == NUMBER.size else self._open(request)
 
     def _open(self, request: bytes) -> bytes:
@@ -49,7 +49,7 @@ class Renderer:
         limits = PdfLimits(**json.loads(request[LENGTH.size : begin]))
         try:
             document = pypdfium2.PdfDocument(request[begin:])
-            document.init_forms()  # what was typed into a form is shown only with this
+            document.init_forms()  # renders the content of form fields
             pages = len(document)
         except pypdfium2.PdfiumError as error:
             locked = getattr(error, "err_code", None) == _PASSWORD or "password" in str(error).lower()
@@ -87,7 +87,7 @@ class Renderer:
 
 
 def _render(page: Any, limits: PdfLimits, most: int) -> Any:
-    """A page of at most that many pixels; None for one whose size, now that it is read, makes no image."""
+    """Render a page to at most `most` pixels; return None if its size, known only now, makes no image."""
     import pypdfium2
 
     size = page.get_size()
@@ -100,7 +100,7 @@ def _render(page: Any, limits: PdfLimits, most: int) -> Any:
 
 
 def _shows(size: tuple[float, float], limits: PdfLimits) -> bool:
-    """Whether a page of that (width, height) in points makes an image."""
+    """Return whether a page of (width, height) in points makes an image."""
     width, height = size
     if not (math.isfinite(width) and math.isfinite(height) and width > 0 and height > 0):
         return False
@@ -108,7 +108,7 @@ def _shows(size: tuple[float, float], limits: PdfLimits) -> bool:
 
 
 def _scale(size: tuple[float, float], limits: PdfLimits, most: int) -> float:
-    """Pixels per point: the wanted resolution, or the one at which the page has `most` pixels."""
+    """Return pixels per point: the wanted resolution, or the one at which the page has `most` pixels."""
     width, height = size
     # PDFium rounds both sides up, so the root of (width·s + 1)·(height·s + 1) = most is on the safe side.
     half = width + height

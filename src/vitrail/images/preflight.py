@@ -1,7 +1,7 @@
-"""What opening a file would cost beyond its pixels, counted in its structure before a decoder sees it.
+"""Checks of a file's structure for costs beyond its pixels, before a decoder opens it.
 
-A decoder's time and memory follow from the pixels, which `load` checks, but for what a few bytes repeat: scans of a JPEG
-that walk all pixels again, tiles far larger than the image, blocks and tags without end, frames.
+A decoder's time and memory follow from the pixels, which load.py checks, except for content that a few bytes repeat:
+scans of a JPEG that walk all pixels again, tiles far larger than the image, blocks and tags without end, frames.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vitrail.errors import ImageError
 from vitrail.images.limits import LIMITS, ImageLimits
 from vitrail.images.tiff_tags import check_tiff, exif_is_sound
 
-_MARKER: Final = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # of a JPEG, but stuffed bytes and restarts
+_MARKER: Final = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # of a JPEG, except stuffed bytes and restarts
 _START_OF_SCAN, _END_OF_IMAGE, _EXIF_SEGMENT = 0xDA, 0xD9, 0xE1
 _STANDALONE: Final = frozenset({0x01, 0xD8})
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame, with the size
@@ -25,8 +25,8 @@ _MOST_SCANS: Final = 100
 _SCANNED_PIXELS: Final = 2_500_000_000
 _MOST_BLOCKS: Final = 200_000  # chunks, segments, extensions: a few microseconds each
 _HEADER_BYTES: Final = 32 << 20  # of a JPEG before its first scan
-_SKIPPED_BYTES: Final = 1 << 20  # there, which belong to no segment: Pillow steps through them one by one
-_MOST_PROFILES: Final = 10  # of a PNG, which may have one; Pillow unpacks each, up to 1 MiB
+_SKIPPED_BYTES: Final = 1 << 20  # there, outside of segments: Pillow steps through them one by one
+_MOST_PROFILES: Final = 10  # of a PNG; one is legal, but Pillow unpacks each, up to 1 MiB
 _MOST_EXTENSIONS: Final = 20_000  # of a GIF before its first image
 _MOST_SUBBLOCKS: Final = 2_000_000  # of a GIF, up to 255 bytes each
 _EXIF_BYTES: Final = 4 << 20
@@ -34,7 +34,7 @@ _RUN_LENGTH_BYTES: Final = 4 << 20  # of a BMP with run-length coding, which Pil
 
 
 def check_size(height: int, width: int, limits: ImageLimits = LIMITS) -> None:
-    """Raise ImageError for a size in pixels that the limits exclude."""
+    """Raise ImageError for a size in pixels outside the limits."""
     if height < 1 or width < 1:
         raise ImageError(f"The image has no pixels: its size is {width}×{height} (width×height).")
     if height * width > limits.max_pixels:
@@ -50,7 +50,7 @@ def check_size(height: int, width: int, limits: ImageLimits = LIMITS) -> None:
 
 
 def check_file(file: IO[bytes], limits: ImageLimits) -> None:
-    """Raise ImageError for a file that costs more than its pixels say; what is damaged is left to the decoder."""
+    """Raise ImageError for a file that costs more than its pixels suggest; damage is left to the decoder."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     begin = file.read(32)
@@ -138,7 +138,7 @@ def _check_png(file: IO[bytes], limits: ImageLimits) -> None:
 
 
 def _check_gif(file: IO[bytes], limits: ImageLimits) -> None:
-    """Extensions before the first image, then the number of images."""
+    """Count the extensions before the first image, then the images."""
     head = file.read(13)
     file.seek(3 << ((head[10] & 7) + 1) if head[10] & 0x80 else 0, os.SEEK_CUR)
     frames = extensions = blocks = 0
@@ -162,7 +162,7 @@ def _check_gif(file: IO[bytes], limits: ImageLimits) -> None:
 
 
 def _check_webp(file: IO[bytes], limits: ImageLimits) -> None:
-    """The canvas, for which the decoder makes room as it is opened; then frames and chunks."""
+    """Check the canvas, which the decoder allocates on opening; then count frames and chunks."""
     begin = file.read(30)
     kind = begin[12:16]
     width = height = 1

@@ -37,16 +37,25 @@ __all__ = ["PixtralImageProcessor", "PixtralImageProcessorFast"]
 
 @checked_except("__init__", "preprocess", "from_dict")
 class PixtralImageProcessor(BaseImageProcessor):
-    """Images → pixel_values (N,3,H,W) float32 and image_sizes (N,2), with PIL's resizing.
+    """Prepare images as pixel_values (N,3,H,W) float32 and image_sizes (N,2), with PIL's resizing.
 
-    do_resize: fit into `size` and stretch each side up to whole patches; size: {"longest_edge": n} or
-    {"height": h, "width": w} in pixels, or a number; patch_size: {"height": p, "width": p} or a number. For a
-    model that merges patches give patch_size · spatial_merge_size, as PixtralProcessor does.
-    resample: PIL's filter; do_rescale, rescale_factor: the factor on 0…255; do_normalize, image_mean,
-    image_std: per channel, after rescaling; do_convert_rgb: any mode to RGB, transparency on white.
-    dialect: "hf" (today's transformers), "hf-ceil" (up to 4.49) or "mistral" (mistral-common's rounding and
-    resizing); max_image_tokens: the most tokens that an image may cost with this patch size.
-    Any other keyword raises UnsupportedError. The arithmetic is in docs/formats.md, "Resizing and normalising".
+    Args:
+        do_resize: fit into `size` and stretch each side up to whole patches.
+        size: {"longest_edge": n} or {"height": h, "width": w} in pixels, or a number.
+        patch_size: {"height": p, "width": p} or a number. For a model that merges patches, patch_size ·
+            spatial_merge_size, as from PixtralProcessor.
+        resample: PIL's filter.
+        do_rescale, rescale_factor: the factor on 0…255.
+        do_normalize, image_mean, image_std: per channel, after rescaling.
+        do_convert_rgb: any mode to RGB, transparency on white.
+        dialect: "hf" (today's transformers), "hf-ceil" (up to 4.49) or "mistral" (mistral-common's rounding and
+            resizing).
+        max_image_tokens: the most tokens of an image at this patch size.
+
+    Raises:
+        UnsupportedError: another keyword.
+
+    The arithmetic is in docs/formats.md, "Resizing and normalising".
     """
 
     option_names = (
@@ -92,7 +101,7 @@ class PixtralImageProcessor(BaseImageProcessor):
         self.do_convert_rgb = do_convert_rgb
         self.dialect = dialect
         self.max_image_tokens = max_image_tokens
-        self.settings({})  # what cannot be used is said now, not at the first image
+        self.settings({})  # raises for unusable options now, not at the first image
 
     def preprocess(
         self,
@@ -115,14 +124,21 @@ class PixtralImageProcessor(BaseImageProcessor):
         max_image_tokens: int | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """One image, a list, or a list of lists → pixel_values and image_sizes, one row per image.
+        """Prepare one image, a list, or a list of lists; options that are None come from the object.
 
-        Images: PIL, arrays and tensors, taken as they are; paths, URLs, data URLs and bytes, turned upright
-        by EXIF. Options that are None come from the object. pixel_values are padded with zeros at the right
-        and below to the largest height and width, after normalising; image_sizes are the (height, width)
-        before padding. return_tensors: "pt", "np", or None for lists. data_format: "channels_first",
-        "channels_last", or None for that of the images.
-        Raises ImageError for what is no usable image, InputError for options that cannot be used.
+        Args:
+            images: PIL images, arrays and tensors, as they are; paths, URLs, data: URLs and bytes, turned upright by
+                EXIF.
+            return_tensors: "pt", "np", or None for lists.
+            data_format: "channels_first", "channels_last", or None for that of the images.
+
+        Returns:
+            pixel_values, padded with zeros at the right and below to the largest height and width, after normalising;
+            image_sizes, the (height, width) before padding. One row per image.
+
+        Raises:
+            ImageError: no usable image.
+            InputError: options that cannot be used.
         """
         given = {
             "do_resize": do_resize,
@@ -144,7 +160,7 @@ class PixtralImageProcessor(BaseImageProcessor):
             {**given, **kwargs, "data_format": FIRST if data_format is None else data_format}
         )
         with image_request() as request:
-            # One after the other: of an image that was opened here, only what the model reads is kept.
+            # One after the other: only the prepared form of an image opened here is kept.
             prepared: list[_Prepared] = []
             height = width = 0
             for source in flatten_sources(images):
@@ -167,8 +183,11 @@ class PixtralImageProcessor(BaseImageProcessor):
 class _Prepared:
     """One image of a call at its final size.
 
-    levels: (h,w,3); fractions: whether its numbers 0…255 stand for fractions from 0 to 1; whole: whether it came in
-    whole numbers; layout: where its channels were.
+    Attributes:
+        levels: (h,w,3).
+        fractions: whether its numbers 0…255 stand for fractions from 0 to 1.
+        whole: whether the source had whole numbers.
+        layout: the place of the source's channels.
     """
 
     levels: Array
@@ -203,7 +222,7 @@ class _Source:
         check_size(self.height, self.width, request.limits)
 
     def levels(self, grid: Grid) -> tuple[Array, bool]:
-        """The resized image (h,w,3), and whether its numbers 0…255 stand for fractions from 0 to 1."""
+        """Return the resized image (h,w,3), and whether its numbers 0…255 stand for fractions from 0 to 1."""
         settings = self._settings
         image, fractions = self._rgb()
         if isinstance(image, np.ndarray):
@@ -215,7 +234,7 @@ class _Source:
         return np.asarray(image), fractions
 
     def _rgb(self) -> tuple[Image.Image | Array, bool]:
-        """The image in RGB; real numbers that are not to be resized stay an array (H,W,3)."""
+        """Return the image in RGB; real numbers without resizing stay an array (H,W,3)."""
         converts = self._settings.do_convert_rgb
         if self._image is not None:
             if not converts and self._image.mode != "RGB":
@@ -241,13 +260,13 @@ class _Source:
 
 
 def _batch(images: list[_Prepared], settings: ImageSettings) -> Array:
-    """(N,3,H,W), each image at the top left, zeros elsewhere."""
+    """Return the batch (N,3,H,W), each image at the top left, zeros elsewhere."""
     height, width = max(image.grid.height for image in images), max(image.grid.width for image in images)
     untouched = settings.itemsize == 1
     dtype = np.uint8 if untouched and all(image.whole for image in images) else np.float32
     try:
         batch = np.zeros((len(images), 3, height, width), dtype)
-    except (MemoryError, ValueError) as error:  # numpy's for more than can be addressed
+    except (MemoryError, ValueError) as error:  # ValueError: numpy's for more than the address space
         raise OutOfMemory(
             f"{len(images)} images of {height}×{width} pixels need more memory than there is; make them smaller."
         ) from error

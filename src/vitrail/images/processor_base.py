@@ -1,4 +1,4 @@
-"""What both image processors share: options as attributes, files and dicts. No image is touched here."""
+"""BaseImageProcessor: options as attributes, files and dicts, common to both image processors."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _Self = TypeVar("_Self", bound="BaseImageProcessor")
 
 CONFIG_NAME: Final = "preprocessor_config.json"
 PROCESSOR_NAME: Final = "processor_config.json"
-# Keys of the files that name classes and are no options.
+# Keys of class names in the files; no options.
 _SERVICE: Final = frozenset({"image_processor_type", "feature_extractor_type", "_valid_processor_keys"})
-# Both classes may meet these in a file that the other one wrote.
+# Keys of either class in files of the other.
 _SHARED: Final[dict[str, tuple[Any, ...]]] = {
     **INERT,
     "data_format": (FIRST,),
@@ -38,8 +38,8 @@ _SHARED: Final[dict[str, tuple[Any, ...]]] = {
 class BaseImageProcessor:
     """Options, saving and loading of an image processor.
 
-    Subclasses name their options in `option_names` and set each as an attribute; `extra_options` holds keys
-    of a file that this class does not know, which are kept and written back.
+    Subclasses name their options in `option_names` and set each as an attribute; `extra_options` holds unknown keys
+    of a file, which are kept and written back.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values", "image_sizes"]
@@ -66,15 +66,15 @@ class BaseImageProcessor:
         return False
 
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
-        """The same as `preprocess`."""
+        """Call `preprocess`."""
         return self.preprocess(images, **kwargs)
 
     def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
-        """What the subclasses do."""
+        """Prepare images; defined by the subclasses."""
         raise UnsupportedError("Use PixtralImageProcessor or PixtralImageProcessorFast.")
 
     def settings(self, given: Mapping[str, Any]) -> ImageSettings:
-        """The options of one call: what is given and not None, else this object's attributes."""
+        """Return the options of one call: the given ones that are not None, else this object's attributes."""
         unknown = sorted(given.keys() - {*self.option_names, *self.own_options, *_SHARED})
         if unknown:
             raise UnsupportedError(f"{type(self).__name__}.preprocess has no option {', '.join(unknown)}.")
@@ -84,7 +84,7 @@ class BaseImageProcessor:
         return ImageSettings.of(options)
 
     def grid_options(self, patch_size: int, merge: int) -> dict[str, Any]:
-        """The keywords of `grid.image_grid` for a model with these patches, of which it merges merge × merge."""
+        """Return the keywords of `grid.image_grid` for a model with these patches, merged merge × merge."""
         settings = self.settings({})
         return {
             "patch_size": patch_size,
@@ -107,10 +107,14 @@ class BaseImageProcessor:
     ) -> Any:
         """Read preprocessor_config.json, or the image_processor part of processor_config.json.
 
-        pretrained_model_name_or_path: a folder, one of the files itself, or a name on the hub; `subfolder=`
-        a folder within it; `format=` "hf" or "mistral" chooses where a repository has both. Further keywords
-        override options. Raises CheckpointError for missing files and
-        for one of another kind of image processor; UnsupportedError for unknown keywords.
+        Args:
+            pretrained_model_name_or_path: a folder, one of the files itself, or a name on the hub.
+            kwargs: `subfolder`, a folder within it; `format`, "hf" or "mistral" for a repository with both; others
+                override options.
+
+        Raises:
+            CheckpointError: a file is missing, or is that of another kind of image processor.
+            UnsupportedError: unknown keywords.
         """
         from vitrail.files.checkpoint_folder import CheckpointFolder
         from vitrail.files.hub_options import HubOptions
@@ -132,10 +136,16 @@ class BaseImageProcessor:
 
     @classmethod
     def from_dict(cls: type[_Self], image_processor_dict: Mapping[str, Any], **kwargs: Any) -> Any:
-        """Make one from the content of a file; keywords override options.
+        """Make an image processor from the content of a file; keywords override options.
 
-        Unknown keys are kept, with a warning if they hold something. With return_unused_kwargs=True the
-        result is (processor, unknown keywords); without, unknown keywords raise UnsupportedError.
+        Unknown keys are kept, with a warning if their value matters.
+
+        Args:
+            image_processor_dict: content of the file.
+            kwargs: options; with return_unused_kwargs=True the result is (processor, unknown keywords).
+
+        Raises:
+            UnsupportedError: unknown keywords without return_unused_kwargs.
         """
         if not isinstance(image_processor_dict, Mapping):
             raise InputError(f"{cls.__name__} is made of a dict, got {type(image_processor_dict).__name__}.")
@@ -154,11 +164,11 @@ class BaseImageProcessor:
 
     @classmethod
     def from_json_file(cls: type[_Self], json_file: str | Path) -> Any:
-        """Make one from a JSON file."""
+        """Make an image processor from a JSON file."""
         return cls.from_dict(read_image_processor_dict(Path(json_file)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Every option by its name, and the class's own name as `image_processor_type`."""
+        """Return every option by its name, and the class's own name as `image_processor_type`."""
         found = {name: _plain(getattr(self, name)) for name in self.option_names}
         for name, default in self.own_options.items():
             if getattr(self, name) != default:
@@ -166,7 +176,7 @@ class BaseImageProcessor:
         return {**copy.deepcopy(self.extra_options), **found, "image_processor_type": type(self).__name__}
 
     def to_json_string(self) -> str:
-        """The text of preprocessor_config.json."""
+        """Return the text of preprocessor_config.json."""
         data = self.to_dict()
         if self._processor_class is not None:
             data["processor_class"] = self._processor_class
@@ -179,7 +189,7 @@ class BaseImageProcessor:
     def save_pretrained(
         self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Write preprocessor_config.json into a folder (made if missing), and return its path in a list."""
+        """Write preprocessor_config.json into a folder (created if missing); return its path in a list."""
         if push_to_hub or kwargs:
             names = ", ".join(sorted({*kwargs, *(["push_to_hub"] if push_to_hub else [])}))
             raise UnsupportedError(f"save_pretrained does not do {names}; it writes to a local folder.")
@@ -188,7 +198,7 @@ class BaseImageProcessor:
         return [str(folder / CONFIG_NAME)]
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
-        """Not supported: Vitrail only reads from the hub."""
+        """Raise UnsupportedError: Vitrail only reads from the hub."""
         raise UnsupportedError("push_to_hub is not supported; use save_pretrained and the hub's own client.")
 
     def __eq__(self, other: object) -> bool:
@@ -200,11 +210,11 @@ class BaseImageProcessor:
         return f"{type(self).__name__} {self.to_json_string()}"
 
     def _set_processor_class(self, processor_class: str) -> None:
-        """Remember the class of the whole processor, for the file (the reference's name for this)."""
+        """Set the class of the whole processor for the file (transformers' name for this method)."""
         self._processor_class = processor_class
 
     def _keep(self, extra: Mapping[str, Any]) -> None:
-        """Keep what is no option of this class as attributes that are written back."""
+        """Keep unknown keys as attributes that are written back."""
         refuse_inert(extra)
         for name, value in without_secrets(extra).items():
             if value is not None and value not in _SHARED.get(name, ()):
@@ -217,7 +227,7 @@ class BaseImageProcessor:
 
 
 def is_pixtral(image_processor_type: object) -> bool:
-    """Whether a file's image_processor_type is one of Pixtral's: transformers 4's two names, or 5's."""
+    """Return whether a file's image_processor_type is one of Pixtral's: transformers 4's two names, or 5's."""
     return image_processor_type in (
         "PixtralImageProcessor",
         "PixtralImageProcessorFast",
@@ -226,7 +236,7 @@ def is_pixtral(image_processor_type: object) -> bool:
 
 
 def read_image_processor_dict(place: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings in a folder or file, without the wrapper that transformers 5 puts around them."""
+    """Read the settings in a folder or file, without the wrapper of transformers 5 around them."""
     from vitrail.files.checkpoint_folder import CheckpointFolder
     from vitrail.files.json import read_json
 
@@ -254,7 +264,7 @@ def read_image_processor_dict(place: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """An option as JSON writes it: enumeration members by value, devices by name, tuples as lists."""
+    """Return an option in JSON's types: enumeration members by value, devices by name, tuples as lists."""
     value = getattr(value, "value", value)
     if isinstance(value, dict):
         return dict(value)

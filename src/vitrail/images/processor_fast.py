@@ -1,4 +1,4 @@
-"""PixtralImageProcessorFast: images resized, normalised and padded as tensors, on any device, without PIL's resizing."""
+"""PixtralImageProcessorFast: images resized, normalised and padded as tensors, on any device."""
 
 from __future__ import annotations
 
@@ -54,12 +54,15 @@ _DEFAULTS: dict[str, Any] = {
 
 @checked_except("__init__", "preprocess", "from_dict")
 class PixtralImageProcessorFast(BaseImageProcessor):
-    """Images → pixel_values (N,3,H,W) float32 and image_sizes (N,2), resized as tensors.
+    """Prepare images as pixel_values (N,3,H,W) float32 and image_sizes (N,2), resized as tensors.
 
-    The options of PixtralImageProcessor, by keyword, and `device`: where the work is done and the result lies.
-    Its numbers are those of transformers' class of this name on a CPU, on every device: antialiased resizing of
-    8-bit tensors, then (x − 255·mean) / (255·std) in float32. They differ from PIL's by a level or two in
-    ordinary images, by more in pure noise. torchvision is not needed. Resampling: nearest, bilinear, bicubic.
+    Args:
+        kwargs: the options of PixtralImageProcessor, and `device`, that of the computation and the result. Resampling
+            is nearest, bilinear or bicubic.
+
+    The result is that of transformers' class of this name on a CPU, on every device: antialiased resizing of 8-bit
+    tensors, then (x − 255·mean) / (255·std) in float32. It differs from PIL's by a level or two in ordinary images, by
+    more in pure noise. torchvision is not needed.
     """
 
     option_names = tuple(_DEFAULTS)
@@ -87,7 +90,7 @@ class PixtralImageProcessorFast(BaseImageProcessor):
         self.patch_size = as_patch_size(self.patch_size)
         self.dialect = own["dialect"]
         self.max_image_tokens = own["max_image_tokens"]
-        self.settings({})  # what cannot be used is said now, not at the first image
+        self.settings({})  # raises for unusable options now, not at the first image
 
     @property
     def is_fast(self) -> bool:
@@ -95,11 +98,19 @@ class PixtralImageProcessorFast(BaseImageProcessor):
         return True
 
     def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
-        """One image, a list, or a list of lists → pixel_values and image_sizes, one row per image.
+        """Prepare one image, a list, or a list of lists.
 
-        As PixtralImageProcessor.preprocess, with `device=` besides. pixel_values is one tensor whatever
-        return_tensors is ("np": an array); image_sizes a list of (height, width) for None.
-        Raises ImageError for what is no usable image, UnsupportedError for unknown options.
+        Args:
+            images: as PixtralImageProcessor.preprocess.
+            kwargs: as there, and `device`.
+
+        Returns:
+            pixel_values, always one tensor ("np": an array), and image_sizes, a list of (height, width) if
+            return_tensors is None. One row per image.
+
+        Raises:
+            ImageError: no usable image.
+            UnsupportedError: unknown options.
         """
         import torch
 
@@ -113,9 +124,7 @@ class PixtralImageProcessorFast(BaseImageProcessor):
         grids, rows = [], []
         height = width = 0
         with image_request() as request:
-            for (
-                source
-            ) in flat:  # one after the other: of an image that was opened here, its row alone is kept
+            for source in flat:  # one after the other: only the row of an image opened here is kept
                 row, grid = _row(opened(source), settings, device, request)
                 rows.append(row)
                 grids.append(grid)
@@ -132,21 +141,21 @@ class PixtralImageProcessorFast(BaseImageProcessor):
 def _row(
     image: Any, settings: ImageSettings, device: torch.device, request: ImageRequest
 ) -> tuple[torch.Tensor, Grid]:
-    """An image (3,h,w) as the model reads it, and its grid."""
+    """Return an image (3,h,w) as input of the model, and its grid."""
     grid = settings.grid(*_measure(image, settings, request))
     values = _resized(_tensor(image, settings).to(device), grid, settings)
     return _normalized(values, settings), grid
 
 
 def _measure(image: Any, settings: ImageSettings, request: ImageRequest) -> tuple[int, int]:
-    """(height, width), checked."""
+    """Return (height, width) after a check of the limits."""
     found = Pixels.of(image, settings.input_data_format) if is_array(image) else image
     check_size(found.height, found.width, request.limits)
     return found.height, found.width
 
 
 def _device(wanted: Any, images: list[Any]) -> torch.device:
-    """The device that is asked for, else that of the first tensor, else the CPU."""
+    """Return the wanted device, else that of the first tensor, else the CPU."""
     import torch
 
     if wanted is None:
@@ -160,7 +169,7 @@ def _device(wanted: Any, images: list[Any]) -> torch.device:
 
 
 def _tensor(image: Any, settings: ImageSettings) -> torch.Tensor:
-    """The image as (3,H,W): whole numbers as they are, real ones in float32."""
+    """Return the image as (3,H,W): whole numbers unchanged, real ones in float32."""
     import torch
 
     if not is_array(image):
@@ -196,7 +205,7 @@ def _resized(values: torch.Tensor, grid: Grid, settings: ImageSettings) -> torch
 
 
 def _normalized(values: torch.Tensor, settings: ImageSettings) -> torch.Tensor:
-    """Rescale and normalise in one step, as the reference fuses them."""
+    """Rescale and normalise in one step, fused as in transformers."""
     import torch
 
     if not settings.do_normalize:

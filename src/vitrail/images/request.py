@@ -1,4 +1,4 @@
-"""ImageRequest: what the images of one request cost together, and what they may be opened from. Opens nothing itself."""
+"""ImageRequest: limits and use of the images of one request, and their permitted sources."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLICY = FetchPolicy()
 
 @dataclass
 class _Used:
-    """What was used of a request's limits."""
+    """Amounts used of a request's limits."""
 
     images: int = 0
     bytes: int = 0
@@ -31,7 +31,7 @@ class _Used:
 
 
 class ImageRequest:
-    """The images of one request: their limits, and what was used of them."""
+    """The images of one request: their limits, and the amounts used."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class ImageRequest:
         self._used = _Used() if used is None else used
 
     def count_image(self, height: int, width: int) -> None:
-        """Count an image that is about to be decoded; ImageError where the request has no room for it."""
+        """Count an image before it is decoded; raise ImageError beyond the request's limits."""
         limits = self.limits
         with self._used.lock:
             self._used.images += 1
@@ -60,22 +60,22 @@ class ImageRequest:
                 )
 
     def count_page(self, height: int, width: int) -> None:
-        """Count a page of a PDF, which is kept at this size; ImageError where the request has no room for it."""
+        """Count a page of a PDF, which is kept at this size; raise ImageError beyond the request's limits."""
         self.count_image(height, width)
         self.count_kept(height, width, "pages of this request's PDFs")
 
     def count_kept(self, height: int, width: int, what: str) -> None:
-        """Count the memory of an image that is kept at this size; `what`: the images in ImageError's sentence."""
+        """Count the memory of an image that is kept at this size; `what`: the images in the error message."""
         most = self.limits.max_memory // 4
         with self._used.lock:
-            self._used.kept_bytes += 4 * height * width  # as PIL keeps them
+            self._used.kept_bytes += 4 * height * width  # as in PIL
             if self._used.kept_bytes > most:
                 raise ImageError(
                     f"The {what} take more than {most / (1 << 30):.3g} GiB, the limit; give fewer at a time."
                 )
 
     def check_batch(self, images: int, height: int, width: int, itemsize: int) -> None:
-        """Raise ImageError for a batch of prepared images, all padded to (height, width), that takes too much memory."""
+        """Raise ImageError for a batch of images, all padded to (height, width), that takes too much memory."""
         size = images * 3 * height * width * itemsize
         if size > self.limits.max_memory:
             raise ImageError(
@@ -84,7 +84,7 @@ class ImageRequest:
             )
 
     def count_bytes(self, size: int) -> None:
-        """Count an encoded file; ImageError where the request has no room for it."""
+        """Count an encoded file; raise ImageError beyond the request's limits."""
         with self._used.lock:
             self._used.bytes += size
             if self._used.bytes > self.limits.max_total_bytes:
@@ -94,7 +94,7 @@ class ImageRequest:
                 )
 
     def seconds_left(self) -> float:
-        """For opening and decoding; ImageError when the time is used up."""
+        """Return the time left for opening and decoding; raise ImageError if there is none."""
         left = self.limits.max_seconds - self._used.seconds
         if left <= 0:
             raise ImageError(
@@ -105,7 +105,7 @@ class ImageRequest:
 
     @contextmanager
     def timed(self) -> Iterator[float]:
-        """Count the time of one opening; gives the seconds that are left for it."""
+        """Count the time of one opening; yield the seconds left for it."""
         left = self.seconds_left()
         began = time.monotonic()
         try:
@@ -123,14 +123,14 @@ _defaults: tuple[ImageLimits, FetchPolicy, PdfLimits] = (LIMITS, POLICY, PDF_LIM
 def set_image_defaults(
     limits: ImageLimits = LIMITS, policy: FetchPolicy = POLICY, pdf_limits: PdfLimits = PDF_LIMITS
 ) -> None:
-    """What holds in this process, in every thread, wherever no `image_request` says otherwise."""
+    """Set the defaults of this process, in every thread, for code outside of any `image_request`."""
     global _defaults
     _defaults = (limits, policy, pdf_limits)
 
 
 @contextmanager
 def own_image_request() -> Iterator[ImageRequest]:
-    """A block with the limits and policy of that around it which counts for itself: one conversation of many."""
+    """Open a block with the limits and policy of the surrounding one but its own count: one conversation of many."""
     with image_request() as around, image_request(around.limits) as request:
         yield request
 
@@ -142,14 +142,14 @@ def image_request(
     policy: FetchPolicy | None = None,
     pdf_limits: PdfLimits | None = None,
 ) -> Iterator[ImageRequest]:
-    """A `with` block whose images are opened under one policy and count together, however they are named.
+    """Open a block whose images share one policy and one count, from whatever source.
 
-    Inside another block it has that one's limits, policy and count, but for what it is given; with limits of its own it
-    counts for itself. A thread that is started inside belongs to the block only with a copy of its context (contextvars).
+    Inside another block, arguments that are None come from that one, and the count is shared unless `limits` is given.
+    A thread started inside belongs to the block only with a copy of its context (contextvars).
 
     Args:
         limits: of the images together.
-        policy: what may be opened by name.
+        policy: permitted sources.
         pdf_limits: of each PDF.
     """
     around = _current.get()

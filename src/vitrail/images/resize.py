@@ -21,9 +21,10 @@ _SHARPNESS: Final = -0.75  # cv2.INTER_CUBIC's `a`
 
 
 def check_filter(resample: Any) -> int:
-    """The number of a resampling filter, given as PIL's number or enumeration, or by its name.
+    """Return the number of a resampling filter, given as PIL's number or enumeration, or by its name.
 
-    Raises InputError for what is none.
+    Raises:
+        InputError: no such filter.
     """
     named = getattr(resample, "value", resample)
     if isinstance(named, str) and named.lower() in _FILTER_NAMES:
@@ -36,11 +37,13 @@ def check_filter(resample: Any) -> int:
 
 
 def resize_tensor(image: torch.Tensor, size: tuple[int, int], resample: int) -> torch.Tensor:
-    """An image (C,H,W) at size (height, width), antialiased, in its own type, as torchvision does it.
+    """Resize an image (C,H,W) to size (height, width), antialiased, in its own type, as torchvision does.
 
-    uint8 goes through torch's own 8-bit kernel, which gives torchvision's very numbers on a CPU. It exists
-    there only, so such images take the way over the host: the numbers do not depend on the device.
-    Raises UnsupportedError for a filter that exists for PIL images only.
+    uint8 uses torch's 8-bit kernel, with torchvision's exact values on a CPU. There is none on other devices, so such
+    images go through the host and the result does not depend on the device.
+
+    Raises:
+        UnsupportedError: a filter for PIL images only.
     """
     import torch
     from torch.nn.functional import interpolate
@@ -63,17 +66,16 @@ def resize_tensor(image: torch.Tensor, size: tuple[int, int], resample: int) -> 
 
 
 def resize_cubic(image: Array, size: tuple[int, int]) -> Float32Array:
-    """An image (H,W,C) at size (height, width) in float32, as cv2.resize(…, INTER_CUBIC) makes it.
+    """Resize an image (H,W,C) to size (height, width) in float32, as cv2.resize(…, INTER_CUBIC) does.
 
     Four taps with a = -0.75 around each point, whatever the scale (no antialiasing), edges repeated, and
-    overshoot below 0 and above 255 kept: what mistral-common gives its models
-    (docs/formats.md, "Resizing and normalising").
+    overshoot below 0 and above 255 kept, as in mistral-common (docs/formats.md, "Resizing and normalising").
     """
     if image.shape[:2] == size:
         return image.astype(np.float32)
     rows, row_weights = _taps(image.shape[0], size[0])
     cols, col_weights = _taps(image.shape[1], size[1])
-    # Rows first: only those that are read are ever made float32.
+    # Rows first: only the rows in use are converted to float32.
     tall = row_weights[0][:, None, None] * image[rows[0]]
     for tap in range(1, 4):
         tall += row_weights[tap][:, None, None] * image[rows[tap]]
@@ -84,7 +86,7 @@ def resize_cubic(image: Array, size: tuple[int, int]) -> Float32Array:
 
 
 def _taps(length: int, wanted: int) -> tuple[np.ndarray[Any, np.dtype[np.int64]], Float32Array]:
-    """Along one axis of `length`: the four neighbours (4, wanted) of each new point and their weights."""
+    """Return the four neighbours (4, wanted) of each new point along an axis of `length`, and their weights."""
     centre = (np.arange(wanted) + 0.5) * (length / wanted) - 0.5  # float64, or the weights lose digits
     left = np.floor(centre)
     t = centre - left

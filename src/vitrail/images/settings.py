@@ -1,4 +1,4 @@
-"""What one call of an image processor shall do, checked: sizes, numbers and names; no pixels are touched."""
+"""ImageSettings: the checked options of one call of an image processor: sizes, numbers and names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONGEST_EDGE: Final = 1024
 PATCH_SIZE: Final = 16
 
 # Options of transformers' shared base that Pixtral's classes inherit: name → the values that change nothing.
-# Grouping only batches the reference's resizing; padding is always done.
+# Grouping only batches transformers' resizing; padding is always done.
 INERT: Final[dict[str, tuple[Any, ...]]] = {
     "crop_size": (),
     "default_to_square": (True,),
@@ -56,7 +56,7 @@ class ImageSettings:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> ImageSettings:
-        """Check every option by its name; raises InputError or UnsupportedError that names it."""
+        """Check every option. Raises InputError or UnsupportedError with the option's name."""
         refuse_inert(options)
         size = as_size(options["size"])
         budget = options["max_image_tokens"]
@@ -90,10 +90,11 @@ class ImageSettings:
         )
 
     def grid(self, height: int, width: int) -> Grid:
-        """What an image of (height, width) becomes; without resizing, itself.
+        """Return the grid of an image of (height, width); without resizing, of that size.
 
-        Raises ImageError for one so narrow that nothing is left of its shorter side. (The reference makes a
-        image of no rows of it and fails; `image_grid` alone would stretch it to one token.)
+        Raises:
+            ImageError: nothing would be left of the shorter side. (transformers makes an image of no rows and fails;
+                `image_grid` alone would stretch it to one token.)
         """
         if not self.do_resize:
             rows, cols = -(-height // self.patch[0]), -(-width // self.patch[1])
@@ -120,14 +121,14 @@ class ImageSettings:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a value that comes of whole numbers."""
+        """Bytes of a value that was a whole number."""
         return 4 if self.changes_values or self.dialect == "mistral" else 1
 
     def table(self, fractions: bool) -> np.ndarray[Any, np.dtype[Any]]:
-        """(3, 256): what each level 0…255 becomes in each channel; uint8 if nothing changes, else float32.
+        """Return the values (3, 256) of the levels 0…255 in each channel; uint8 if nothing changes, else float32.
 
-        An image has at most 256 levels, so the reference's arithmetic is done once for each, step by step
-        in its own types, and its results are looked up. fractions: the levels stand for n/255.
+        An image has at most 256 levels, so transformers' arithmetic is done once for each, step by step in its own
+        types, and the results are looked up. fractions: the levels stand for n/255.
         """
         values: np.ndarray[Any, np.dtype[Any]] = np.arange(256, dtype=np.uint8)
         if fractions:
@@ -154,7 +155,7 @@ class ImageSettings:
 
 
 def refuse_inert(options: Mapping[str, Any]) -> None:
-    """Raise UnsupportedError for an inherited option that is set to something that would change the result."""
+    """Raise UnsupportedError for an inherited option with a value that would change the result."""
     for name, harmless in INERT.items():
         value = options.get(name)
         if value is not None and value not in harmless:
@@ -164,7 +165,7 @@ def refuse_inert(options: Mapping[str, Any]) -> None:
 
 
 def as_size(size: Any) -> dict[str, int]:
-    """`size` as {"longest_edge": n} or {"height": h, "width": w}; a number is a longest edge."""
+    """Return `size` as {"longest_edge": n} or {"height": h, "width": w}; a number is a longest edge."""
     given = _as_dict(size, "size", lambda n: {"longest_edge": n})
     if set(given) not in ({"longest_edge"}, {"height", "width"}):
         raise InputError(
@@ -174,7 +175,7 @@ def as_size(size: Any) -> dict[str, int]:
 
 
 def as_patch_size(patch_size: Any) -> dict[str, int]:
-    """`patch_size` as {"height": h, "width": w}; a number is both."""
+    """Return `patch_size` as {"height": h, "width": w}; a number is both."""
     given = _as_dict(patch_size, "patch_size", lambda n: {"height": n, "width": n})
     if set(given) != {"height", "width"}:
         raise InputError(
@@ -190,7 +191,7 @@ def _as_dict(value: Any, name: str, from_number: Any) -> dict[str, int]:
         value = {"height": value[0], "width": value[1]}
     if not isinstance(value, Mapping):
         raise InputError(f"{name} is a number of pixels or a dict of them; got {short(value)}.")
-    # Reference code keeps unused names of a size in the same object, as None.
+    # transformers keeps unused names of a size in the same object, as None.
     given = {str(key): side for key, side in value.items() if side is not None}
     for key, side in given.items():
         # A small image is padded to whole patches, and never enlarged to a size.
@@ -214,7 +215,7 @@ def _flag(options: Mapping[str, Any], name: str) -> bool:
 def _numbers(
     options: Mapping[str, Any], name: str, *, one: bool = False, nonzero: bool = False
 ) -> tuple[float, ...]:
-    """One number, or three of them (one is meant for each channel)."""
+    """Return one number, or three of them (a single number counts for each channel)."""
     value = options[name]
     count = 1 if one else 3
     values = [value] * count if isinstance(value, (int, float)) else value
@@ -229,7 +230,7 @@ def _numbers(
     ) as error:  # RuntimeError: a sparse tensor
         wanted = "a number" if one else "a number or three"
         raise InputError(f"{name} is {wanted}; got {short(value)}.") from error
-    if not all(-NUMBER_LIMIT <= number <= NUMBER_LIMIT for number in numbers):  # which NaN is not, either
+    if not all(-NUMBER_LIMIT <= number <= NUMBER_LIMIT for number in numbers):  # false for NaN too
         raise InputError(f"{name} is finite and at most {NUMBER_LIMIT:g}; got {short(value)}.")
     if len(numbers) != count or (nonzero and 0.0 in numbers):
         raise InputError(

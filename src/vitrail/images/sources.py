@@ -1,4 +1,4 @@
-"""What names an image or a PDF → its bytes: paths, file: and data: URLs, base64, binary files. Looks at no pixel."""
+"""Sources of images and PDFs → their bytes: paths, file: and data: URLs, base64, binary files."""
 
 import base64
 import binascii
@@ -29,9 +29,18 @@ _HEX: Final = np.array([int(chr(c), 16) if chr(c) in hexdigits else -1 for c in 
 
 
 def read_source(source: Any, *, max_bytes: int, policy: FetchPolicy) -> tuple[bytes, str]:
-    """The bytes of a file of at most `max_bytes` in any form that `load_image` takes, and how errors call it.
+    """Read the file of any source that `load_image` takes.
 
-    Raises ImageError where there is no such file, it is empty or too large, or the policy excludes it.
+    Args:
+        source: path, URL, data: URL, base64, bytes or binary file.
+        max_bytes: the largest size.
+        policy: permitted sources.
+
+    Returns:
+        The bytes, and the file's name for error messages.
+
+    Raises:
+        ImageError: no such file, it is empty or too large, or the policy excludes it.
     """
     limits = replace(LIMITS, max_bytes=max_bytes)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -54,12 +63,12 @@ def read_source(source: Any, *, max_bytes: int, policy: FetchPolicy) -> tuple[by
 
 
 def shown_path(path: Path) -> str:
-    """A path as errors show it: in quotes, and not endless."""
+    """Return a path for an error message: in quotes, and not too long."""
     return repr(str(path) if len(str(path)) <= 160 else f"{str(path)[:157]}…")
 
 
 def read_binary(file: Any, limits: ImageLimits) -> bytes:
-    """All of a binary file object, up to one byte more than the limit."""
+    """Read all of a binary file object, up to one byte more than the limit."""
     try:
         content = file.read(limits.max_bytes + 1)
     except (OSError, ValueError) as error:  # closed, or not open for reading
@@ -70,7 +79,7 @@ def read_binary(file: Any, limits: ImageLimits) -> bytes:
 
 
 def local_path(text: str) -> Path:
-    """A path, also as a file: URL."""
+    """Return a path, also of a file: URL."""
     if text[:5].lower() != "file:":
         return Path(text)
     parts = urlsplit(text)
@@ -81,7 +90,7 @@ def local_path(text: str) -> Path:
 
 @contextmanager
 def opened_file(path: Path, limits: ImageLimits, policy: FetchPolicy) -> Iterator[IO[bytes]]:
-    """A regular file, within the limit of bytes; ImageError for whatever keeps it from being read."""
+    """Open a regular file within the limit of bytes; raise ImageError if it cannot be read."""
     shown = shown_path(path)
     if not policy.allow_files:
         raise ImageError("Local files are not opened here; send the image as a data URL.")
@@ -91,7 +100,7 @@ def opened_file(path: Path, limits: ImageLimits, policy: FetchPolicy) -> Iterato
             kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
             raise ImageError(f"{shown} is {kind}; an image file was expected.")
         check_bytes(found.st_size, limits, shown)
-        with open_regular(path) as file:  # whatever lies there by now
+        with open_regular(path) as file:  # the file may have changed since
             yield file
     except FileNotFoundError as error:
         raise ImageError(f"There is no file {shown}.") from error
@@ -113,7 +122,7 @@ def check_bytes(size: int, limits: ImageLimits, name: str = "The image") -> None
 
 
 def data_url(text: str, limits: ImageLimits, kinds: tuple[str, ...] = ("image/",)) -> bytes:
-    """The bytes of data:[type][;base64],… (RFC 2397); `kinds`: what the type may begin with."""
+    """Return the bytes of data:[type][;base64],… (RFC 2397); `kinds`: permitted beginnings of the type."""
     comma = text.find(",", 5, _LONGEST_HEAD)
     if comma < 0:
         raise ImageError("A data URL looks like data:image/png;base64,…; this one has no comma.")
@@ -128,14 +137,14 @@ def data_url(text: str, limits: ImageLimits, kinds: tuple[str, ...] = ("image/",
 
 
 def _unescaped(text: str, limits: ImageLimits | None) -> bytes:
-    """The bytes of a text with %-escapes, in pieces; a % that begins no escape stays."""
+    """Decode a text with %-escapes piece by piece; a % that begins no escape stays."""
     out = bytearray()
     start = 0
     while start < len(text):
         end = start + _PIECE
         cut = text.rfind("%", end - 2, end)
         if cut > 0 and end < len(text):
-            end = cut  # not through the middle of an escape
+            end = cut  # not within an escape
         out += _unescaped_piece(text[start:end].encode("utf-8", "replace"))
         if limits is not None:
             check_bytes(len(out) or 1, limits)
@@ -144,7 +153,7 @@ def _unescaped(text: str, limits: ImageLimits | None) -> bytes:
 
 
 def _unescaped_piece(data: bytes) -> bytes:
-    """As urllib's unquote_to_bytes, which takes half a microsecond for every %."""
+    """Decode as urllib's unquote_to_bytes, without its half microsecond for every %."""
     given = np.frombuffer(data + b"..", np.uint8)
     high, low = _HEX[given[1:-1]], _HEX[given[2:]]
     values = given[:-2].copy()
@@ -157,7 +166,7 @@ def _unescaped_piece(data: bytes) -> bytes:
 
 
 def decode_base64(text: str, subject: str, limits: ImageLimits) -> bytes:
-    """The bytes of base64 with or without spaces, padding and %-escapes; `subject`: how errors begin."""
+    """Decode base64 with or without spaces, padding and %-escapes; `subject`: beginning of error messages."""
     check_bytes(len(text) * 3 // 4, limits)
     try:
         plain = (_unescaped(text, None) if "%" in text else text.encode("ascii")).translate(None, _SPACES)
@@ -167,7 +176,7 @@ def decode_base64(text: str, subject: str, limits: ImageLimits) -> bytes:
 
 
 def is_base64(text: str, *, files: bool) -> bool:
-    """Whether a text is the base64 of an image's file, and no path (as in transformers). files: look for such a file."""
+    """Return whether a text is an image in base64, by transformers' rule. files: existing paths are none."""
     if not text.startswith(_BASE64_STARTS) or len(text) <= 64:
         return False
     if not files or len(text) > _LONGEST_PATH:

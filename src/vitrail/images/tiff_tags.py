@@ -1,6 +1,6 @@
-"""The tags of TIFF files and EXIF blocks: what reading them, and decoding what they describe, would cost. Decodes nothing.
+"""TiffDirectory: tags of TIFF files and EXIF blocks, and checks of the cost to read and decode them.
 
-Tags are read as Pillow and libtiff read them; where the two could differ, the file is refused.
+Tags are read as Pillow and libtiff read them; a file that the two could read differently is an error.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ STRIPS, STRIP_BYTES, TILES, TILE_BYTES = (
     279,
     324,
     325,
-)  # where strips and tiles lie, and how long they are
+)  # offsets and lengths of strips and tiles
 _SIZES: Final = frozenset({WIDTH, HEIGHT, COMPRESSION, TILE_WIDTH, TILE_HEIGHT})
 _ONCE: Final = _SIZES | {STRIPS, STRIP_BYTES, TILES, TILE_BYTES}
 _JPEG: Final = (6, 7)  # kinds of compression
 _MOST_PIECES: Final = 500_000  # strips or tiles
-_LARGE_TILE: Final = 1 << 22  # pixels of a tile that an image of any size may have
+_LARGE_TILE: Final = 1 << 22  # pixels of a tile, whatever the image's size
 _MOST_TAGS: Final = 4_096
-_TAG_BYTES: Final = 32 << 20  # values that tags may take beyond the size of the file
+_TAG_BYTES: Final = 32 << 20  # bytes of values beyond the size of the file
 _WHOLE: Final = {1: "B", 3: "H", 4: "I", 16: "Q"}  # types of one number without sign
 # Bytes of a value, by its type.
 _UNITS: Final = dict(
@@ -34,11 +34,11 @@ _UNITS: Final = dict(
 
 
 class TiffDirectory:
-    """The first directory of tags in a file that begins as TIFF does.
+    """First directory of tags in a file that begins as TIFF does.
 
     Attributes:
-        tags: tag → (type, how many values, their bytes or the offset of them).
-        data: bytes that all values take which lie elsewhere in the file.
+        tags: tag → (type, number of values, their bytes or their offset).
+        data: bytes of all values stored elsewhere in the file.
     """
 
     def __init__(self, file: IO[bytes], size: int) -> None:
@@ -70,7 +70,7 @@ class TiffDirectory:
             self.tags.setdefault(tag, (kind, number, value))
 
     def number(self, tag: int) -> int:
-        """The value of a tag that is one whole number, 0 where there is none; ImageError where it is something else."""
+        """Return the value of a tag that is one whole number, 0 if missing; raise ImageError for anything else."""
         if tag not in self.tags:
             return 0
         kind, count, value = self.tags[tag]
@@ -79,11 +79,11 @@ class TiffDirectory:
         return int(struct.unpack_from(self._order + _WHOLE[kind], value)[0])
 
     def count(self, tag: int) -> int:
-        """How many values a tag has."""
+        """Return the number of values of a tag."""
         return self.tags[tag][1] if tag in self.tags else 0
 
     def total(self, tag: int) -> int:
-        """The sum of a tag's whole numbers, as far as the file has them."""
+        """Return the sum of a tag's whole numbers, as far as the file has them."""
         kind, count, value = self.tags[tag]
         if kind not in _WHOLE:
             raise ImageError(
@@ -96,7 +96,7 @@ class TiffDirectory:
         return sum(struct.unpack_from(f"{self._order}{min(whole, count)}{_WHOLE[kind]}", value))
 
     def directories(self, most: int) -> int:
-        """How many directories there are, counted up to one more than `most`."""
+        """Return the number of directories, counted up to one more than `most`."""
         seen = {self._first}
         try:
             following = self._following(self._first)
@@ -120,9 +120,9 @@ class TiffDirectory:
 
 
 def check_tiff(file: IO[bytes], size: int, max_scanned: int) -> TiffDirectory:
-    """The tags of a TIFF file's first image; ImageError where it costs more than its pixels say.
+    """Return the tags of a TIFF file's first image; raise ImageError if it costs more than its pixels suggest.
 
-    max_scanned: pixels that the scans of JPEGs inside may walk together.
+    max_scanned: the most pixels of all scans of the JPEGs inside.
     """
     if file.read(4) == b"MM\0+":
         raise ImageError(
@@ -139,7 +139,7 @@ def check_tiff(file: IO[bytes], size: int, max_scanned: int) -> TiffDirectory:
     if TILE_WIDTH in directory.tags or TILE_HEIGHT in directory.tags:
         tile_width, tile_height = directory.number(TILE_WIDTH), directory.number(TILE_HEIGHT)
         piece = tile_width * tile_height
-        # Tiles are multiples of 16, and stand over at the right and below.
+        # Tiles are multiples of 16 and extend beyond the image at the right and below.
         most = max(_LARGE_TILE, 2 * width * height)
         if piece > most:
             raise ImageError(
@@ -154,7 +154,7 @@ def check_tiff(file: IO[bytes], size: int, max_scanned: int) -> TiffDirectory:
 
 
 def _check_jpegs(file: IO[bytes], size: int, directory: TiffDirectory, piece: int, max_scanned: int) -> None:
-    """JPEGs in strips or tiles: that they do not overlap, and what all their scans walk."""
+    """Check that JPEGs in strips or tiles do not overlap, and the pixels of all their scans."""
     lengths = TILE_BYTES if TILES in directory.tags else STRIP_BYTES
     known = lengths in directory.tags and directory.total(lengths) <= 2 * size
     file.seek(0)
@@ -164,7 +164,7 @@ def _check_jpegs(file: IO[bytes], size: int, directory: TiffDirectory, piece: in
 
 
 def exif_is_sound(block: bytes) -> bool:
-    """Whether the tags of an EXIF block take no more bytes than it has; reading others can take any memory."""
+    """Return whether the tags of an EXIF block take no more bytes than it has; others can take any memory to read."""
     while block.startswith(b"Exif\0\0"):
         block = block[6:]
     try:

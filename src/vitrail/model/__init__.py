@@ -1,1 +1,1 @@
-"""The models: vision tower, projector, decoder, and how they are joined."""
+"""Models: vision tower, projector, decoder, and the classes that join them."""

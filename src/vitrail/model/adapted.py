@@ -1,4 +1,4 @@
-"""What every model can do with adapters, as methods under the names of transformers and PEFT. The work: vitrail.adapters."""
+"""AdapterMethods: loading, selecting, saving and merging adapters, under the names of transformers and PEFT."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ Self = TypeVar("Self", bound="AdapterMethods")
 
 @checked
 class AdapterMethods:
-    """Low-rank adapters (PEFT's LoRA and DoRA) on a model. Several may be loaded; those that are set are added up."""
+    """Low-rank adapters (PEFT's LoRA and DoRA) of a model: several may be loaded; the active ones are summed."""
 
     def load_adapter(
         self, peft_model_id: str | os.PathLike[str], adapter_name: str | None = None, **kwargs: Any
     ) -> None:
-        """Load an adapter that PEFT or Vitrail saved, and set it.
+        """Load an adapter saved by PEFT or Vitrail and activate it.
 
-        peft_model_id: a folder, or a name on the hub; revision, token, cache_dir, local_files_only as in
-        from_pretrained. adapter_name: how to call it here, "default" unless given.
-        Raises CheckpointError for files that are damaged or belong to another model, UnsupportedError for kinds of
-        adapters that Vitrail does not have.
+        Args:
+            peft_model_id: a folder or a hub name.
+            adapter_name: the adapter's name in this model; default "default".
+            kwargs: revision, token, cache_dir, local_files_only, as in from_pretrained.
+
+        Raises:
+            CheckpointError: files that are damaged or belong to another model.
+            UnsupportedError: a kind of adapter without support.
         """
         from vitrail.adapters.files import load_adapter
         from vitrail.adapters.model import DEFAULT
@@ -45,9 +49,11 @@ class AdapterMethods:
             load_adapter(self._module, folder, adapter_name or DEFAULT)
 
     def add_adapter(self, adapter_config: LoraConfig, adapter_name: str | None = None) -> list[str]:
-        """Put a fresh adapter on the model, freeze everything else, and give the names of the adapted modules.
+        """Add a fresh adapter, freeze everything else, and return the names of the adapted modules.
 
-        adapter_config: a LoraConfig, PEFT's too, or its dict.
+        Args:
+            adapter_config: a LoraConfig of Vitrail or PEFT, or its dict.
+            adapter_name: default "default".
         """
         from vitrail.adapters.config import as_lora_config
         from vitrail.adapters.model import DEFAULT, add_adapter
@@ -56,41 +62,41 @@ class AdapterMethods:
             return add_adapter(self._module, as_lora_config(adapter_config), adapter_name or DEFAULT)
 
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
-        """Choose which adapters count, and switch them on. InputError for a name that is not loaded."""
+        """Activate these adapters and no others. Raises InputError for a name that is not loaded."""
         from vitrail.adapters.model import set_adapter
 
         with changing(self, "adapters cannot be switched"):
             set_adapter(self._module, adapter_name)
 
     def active_adapters(self) -> list[str]:
-        """The names of the adapters that are set."""
+        """Return the names of the active adapters."""
         from vitrail.adapters.model import active
 
         return active(self._module)
 
     def disable_adapters(self) -> None:
-        """Answer without adapters until `enable_adapters` or `set_adapter`."""
+        """Compute without adapters until `enable_adapters` or `set_adapter`."""
         from vitrail.adapters.model import switch
 
         with changing(self, "adapters cannot be switched"):
             switch(self._module, False)
 
     def enable_adapters(self) -> None:
-        """Answer with the adapters that are set."""
+        """Compute with the active adapters."""
         from vitrail.adapters.model import switch
 
         with changing(self, "adapters cannot be switched"):
             switch(self._module, True)
 
     def delete_adapter(self, adapter_names: str | Sequence[str]) -> None:
-        """Take adapters away from the model."""
+        """Remove adapters from the model."""
         from vitrail.adapters.model import delete_adapter
 
         with changing(self, "an adapter cannot be deleted"):
             delete_adapter(self._module, adapter_names)
 
     def get_adapter_state_dict(self, adapter_name: str | None = None) -> dict[str, Tensor]:
-        """PEFT's key → tensor, of the adapter of that name or the only one."""
+        """Return the tensors by PEFT's keys, of the adapter of that name or the only one."""
         from vitrail.adapters.files import adapter_state, which
 
         return adapter_state(self._module, which(self._module, adapter_name))
@@ -102,9 +108,9 @@ class AdapterMethods:
         save_adapter(self._module, save_directory, adapter_name)
 
     def merge_and_unload(self: Self, adapter_names: Sequence[str] | None = None) -> Self:
-        """Work adapters (default: those that are set) into the weights, take all away, and give the model.
+        """Merge adapters (default: the active ones) into the weights, remove all, and return the model.
 
-        Quantised layers that an adapter is on become plain ones: quantising again would round the adapter away.
+        Adapted quantised layers become plain ones: quantising again would round the adapter away.
         """
         from vitrail.adapters.model import merge
         from vitrail.model.layers import Linear

@@ -1,4 +1,4 @@
-"""The architecture of a model as a tree of parts with their parameters. Read off its modules; prints nothing."""
+"""Part: the architecture of a model as a tree of modules with their parameter counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A module: its name, what it is, its parameters (a tied head has none of its own), and what it is made of."""
+    """A module: name, description, parameters (0 for a tied head) and children."""
 
     name: str
     detail: str
@@ -18,7 +18,7 @@ class Part:
     children: list[Part] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON's objects, all the way down."""
+        """Return the tree as JSON objects."""
         return {
             "name": self.name,
             "detail": self.detail,
@@ -28,12 +28,12 @@ class Part:
 
 
 def architecture(model: nn.Module) -> Part:
-    """The tree of a model; equal blocks of a list are one part, "26 × layers"."""
+    """Return the tree of a model; equal blocks of a list are one part, "26 × layers"."""
     return _part(type(model).__name__, model, set())
 
 
 def _part(name: str, module: nn.Module, seen: set[int]) -> Part:
-    """`seen` holds the parameters that have been counted, for a tied head counts once."""
+    """Return the part of a module; `seen` holds ids of counted parameters, so that a tied head counts once."""
     if isinstance(module, nn.ModuleList):
         return _blocks(name, module, seen)
     children = [_part(child_name, child, seen) for child_name, child in module.named_children()]
@@ -47,7 +47,7 @@ def _part(name: str, module: nn.Module, seen: set[int]) -> Part:
 
 
 def _blocks(name: str, blocks: nn.ModuleList, seen: set[int]) -> Part:
-    """A list of blocks of one kind: all their parameters, and the children of the first."""
+    """Return one part for a list of equal blocks: parameters of all, children of the first."""
     parts = [_part(name, block, seen) for block in blocks]
     if not parts:
         return Part(name, "none", 0)
@@ -60,7 +60,7 @@ def _blocks(name: str, blocks: nn.ModuleList, seen: set[int]) -> Part:
 
 
 def _detail(module: nn.Module) -> str:
-    """What a module is, in a few words."""
+    """Describe a module in a few words."""
     if isinstance(module, nn.Linear):
         bias = "" if module.bias is None else ", with bias"
         return f"{module.in_features} → {module.out_features}{bias}"
@@ -76,7 +76,7 @@ def _detail(module: nn.Module) -> str:
 
 
 def _heads(module: nn.Module) -> str:
-    """What is said of attention, "" for other modules."""
+    """Describe the heads of an attention module; "" for other modules."""
     width = getattr(module, "head_dim", None)
     query, key = getattr(module, "q_proj", None), getattr(module, "k_proj", None)
     if not (isinstance(width, int) and isinstance(query, nn.Linear) and isinstance(key, nn.Linear)):

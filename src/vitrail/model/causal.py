@@ -33,13 +33,13 @@ from vitrail.ops.inputs import as_tensor, as_tensors, check_flags, replace_rows
 
 
 class CausalModel(PaddedModel):
-    """What every model with a head does: embed, step, and forward()'s way from (B, T) to packed rows and back."""
+    """Base of models with a head: embed, step, and forward() from (B, T) to packed rows and back."""
 
     lm_head: nn.Module
     _tied_weights_keys: ClassVar[tuple[str, ...]] = ("lm_head.weight",)
 
     compute_transition_scores = compute_transition_scores
-    generate = draw  # the algorithm knows a protocol, not this class; here it becomes a method
+    generate = draw  # written against the model protocol; here it becomes a method
 
     @property
     def decoder(self) -> MistralModel:
@@ -53,17 +53,17 @@ class CausalModel(PaddedModel):
 
     @property
     def kv_geometry(self) -> KVGeometry:
-        """The streams that a cache holds for this model."""
+        """The key/value streams of a cache for this model."""
         return KVGeometry.of(self.text_config)
 
     @property
     def vocab_size(self) -> int:
-        """V: ids are below it."""
+        """V, the number of ids."""
         return self.text_config.vocab_size
 
     @property
     def max_model_len(self) -> int:
-        """The most positions of a sequence."""
+        """Largest number of positions of a sequence."""
         return self.text_config.max_position_embeddings
 
     @property
@@ -72,7 +72,7 @@ class CausalModel(PaddedModel):
         return None
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table of token embeddings."""
+        """Return the table of token embeddings."""
         return self.decoder.get_input_embeddings()
 
     @checked
@@ -81,7 +81,7 @@ class CausalModel(PaddedModel):
         self.decoder.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head: text width → vocabulary."""
+        """Return the head: text width → vocabulary."""
         return self.lm_head
 
     @checked
@@ -90,7 +90,7 @@ class CausalModel(PaddedModel):
         self.lm_head = new_embeddings
 
     def get_decoder(self) -> MistralModel:
-        """The language model without its head."""
+        """Return the language model without its head."""
         return self.decoder
 
     # --- packed rows --------------------------------------------------------------------------------------
@@ -98,16 +98,16 @@ class CausalModel(PaddedModel):
     def encode_images(
         self, pixel_values: Tensor, image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None
     ) -> list[Tensor]:
-        """A text-only model has no images: always raises InputError."""
+        """Raise InputError: a text-only model takes no images."""
         raise InputError(
             f"{type(self).__name__} is a text-only model and cannot read images; load a vision checkpoint."
         )
 
     def embed(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
-        """Ids (L,) → (L, D); rows of image tokens are replaced by `features` (n, D), in order.
+        """Embed ids (L,) → (L, D), with `features` (n, D) in the rows of image tokens, in order.
 
         Raises:
-            InputError: the numbers of image tokens and of features differ.
+            InputError: different numbers of image tokens and features.
         """
         rows: Tensor = self.get_input_embeddings()(ids)
         if features is None:
@@ -117,13 +117,13 @@ class CausalModel(PaddedModel):
         return replace_rows(rows, ids == self.image_token_id, features)
 
     def first_values(self, rows: Tensor) -> Tensor:
-        """Values (L, G, K) of the first block for embeddings (L, D), by which a cache shows what it was made of."""
+        """Return the first block's values (L, G, K) of embeddings (L, D), to check which embeddings a cache holds."""
         return self.decoder.first_values(rows)
 
     def step(
         self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, capture: Record | None = None
     ) -> Tensor:
-        """Embeddings (L, D) → logits (n, V) of batch.logits_indices; new keys go into the cache."""
+        """Run embeddings (L, D) → logits (n, V) of batch.logits_indices; write new keys and values to the cache."""
         last = self.decoder.run(hidden, batch, cache, Record() if capture is None else capture)
         wanted = batch.logits_indices
         rows = last if wanted is None else last[wanted]
@@ -149,7 +149,7 @@ class CausalModel(PaddedModel):
         logits_to_keep: "int | Tensor",
         num_items_in_batch: "int | Tensor | None",
     ) -> dict[str, Any]:
-        """Embeddings (B, T, D) → the fields of an output."""
+        """Run embeddings (B, T, D) and return the fields of an output."""
         labels = as_tensor("labels", labels, hidden.device)
         if not isinstance(logits_to_keep, int):
             logits_to_keep = as_tensor("logits_to_keep", logits_to_keep)
@@ -185,7 +185,7 @@ class CausalModel(PaddedModel):
 
 
 class MistralForCausalLM(CausalModel):
-    """The Mistral decoder with its head, for text alone."""
+    """Mistral decoder with its head; text only."""
 
     config_class: ClassVar[type[MistralConfig]] = MistralConfig
     base_model_prefix: ClassVar[str] = "model"
@@ -222,7 +222,7 @@ class MistralForCausalLM(CausalModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> "CausalLMOutputWithPast | tuple[Any, ...]":
-        """Logits of every position, as transformers' forward of the same name; arguments as in vlm.py."""
+        """Return logits of every position, as transformers' method; arguments as in vlm.py."""
         past_key_values = take_cache(kwargs, past_key_values)
         items = kwargs.pop("num_items_in_batch", None)
         take_repeated(kwargs, position_ids)

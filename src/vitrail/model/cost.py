@@ -1,4 +1,4 @@
-"""What a piece of work must do at least: bytes to read, operations, cache. Counted from the model; nothing is run.
+"""Cost model: least bytes read, operations and cache bytes of a forward pass, counted from the model.
 
 Letters: H query heads · G key/value heads · D head width.
 """
@@ -16,21 +16,25 @@ from vitrail.kv.geometry import KVGeometry
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """bytes: each read once; flop: multiplications and additions."""
+    """Bytes, each read once, and flop: multiplications and additions."""
 
     bytes: int
     flop: int
 
 
 def kv_bytes(config: MistralConfig, dtype: torch.dtype) -> int:
-    """Bytes of one cached position: keys and values of all layers."""
+    """Return the bytes of one cached position: keys and values of all layers."""
     return KVGeometry.of(config).position_bytes(dtype)
 
 
 def decoder_flop(model: Any, rows: int, pairs: float, logits: int = 1) -> int:
-    """Operations of the decoder for `rows` positions, of which `logits` get logits.
+    """Return the operations of the decoder.
 
-    pairs: (query, key) positions that see each other.
+    Args:
+        model: a model with a head.
+        rows: new positions.
+        pairs: (query, key) pairs of attention.
+        logits: positions with logits.
     """
     text = model.text_config
     width = text.num_attention_heads * text.head_dim * text.num_hidden_layers
@@ -39,25 +43,25 @@ def decoder_flop(model: Any, rows: int, pairs: float, logits: int = 1) -> int:
 
 
 def decode_cost(model: Any, rows: int, context: int) -> Cost:
-    """One step of `rows` sequences with `context` cached positions each, in the model's dtype."""
+    """Return the cost of a decode step of `rows` sequences with `context` cached positions each."""
     cached = rows * context * kv_bytes(model.text_config, model.dtype)
     return Cost(_decoder_bytes(model) + cached, decoder_flop(model, rows, rows * (context + 1), rows))
 
 
 def prefill_cost(model: Any, rows: int) -> Cost:
-    """One prompt of `rows` positions; logits of the last one only."""
+    """Return the cost of a prompt of `rows` positions; logits of the last one only."""
     return Cost(_decoder_bytes(model), decoder_flop(model, rows, rows * (rows + 1) // 2))
 
 
 def vision_cost(model: Any, grids: list[tuple[int, int]]) -> Cost:
-    """Tower and projector for images of (rows, columns) patches."""
+    """Return the cost of tower and projector for images of (rows, columns) patches."""
     tower, projector = tower_cost(model, grids), model.multi_modal_projector
     tokens = sum(projector.tokens(grid) for grid in grids)
     return Cost(tower.bytes + matrix_bytes(projector), tower.flop + 2 * tokens * matrix_size(projector))
 
 
 def tower_cost(model: Any, grids: list[tuple[int, int]]) -> Cost:
-    """The tower alone; every patch sees its whole image."""
+    """Return the cost of the tower alone; every patch attends to its whole image."""
     vision, tower = model.config.vision_config, model.vision_tower
     patches = [height * width for height, width in grids]
     width = vision.num_attention_heads * vision.head_dim * vision.num_hidden_layers
@@ -66,17 +70,17 @@ def tower_cost(model: Any, grids: list[tuple[int, int]]) -> Cost:
 
 
 def matrix_bytes(module: nn.Module) -> int:
-    """Bytes of all weights of two dimensions and more under `module`, as they are stored."""
+    """Return the stored bytes of all weights under `module` with two dimensions or more."""
     return sum(_stored(weight) for weight in matrices(module))
 
 
 def matrix_size(module: nn.Module) -> int:
-    """Numbers in the same weights."""
+    """Return the number of elements of the same weights."""
     return sum(prod(map(int, weight.shape)) for weight in matrices(module))
 
 
 def matrices(module: nn.Module) -> list[Any]:
-    """Weights of Linear and Conv2d layers, plain or packed, each once; an adapted layer has its base's alone."""
+    """Return the weights of Linear and Conv2d layers, plain or packed, each once; of an adapted layer its base's."""
     weights = (getattr(part, "weight", None) for part in module.modules())
     found = {id(weight): weight for weight in weights if weight is not None and len(weight.shape) >= 2}
     return list(found.values())

@@ -1,4 +1,4 @@
-"""MistralModel: embeddings, decoder blocks, final norm, on packed rows ((B, T) is packed in padded.py). No logits.
+"""MistralModel: embeddings, decoder blocks, final norm, on packed rows; padded.py packs (B, T).
 
 Letters: L packed rows · D width · A query heads · G key/value heads · K head width.
 """
@@ -25,7 +25,7 @@ from vitrail.ops.rows import rotate_pair
 
 
 class MistralAttention(nn.Module):
-    """Grouped-query attention (arXiv 2305.13245) with rotary positions and a block cache."""
+    """Grouped-query attention (arXiv 2305.13245) with rotary positions and a paged cache."""
 
     def __init__(self, config: MistralConfig, index: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ _FORWARDS: dict[type[nn.Module], Any] = {
 
 
 class MistralModel(PaddedModel):
-    """The Mistral decoder without its head; also Ministral 3's (YaRN, query temperature)."""
+    """Mistral decoder without its head; also Ministral 3's (YaRN, query temperature)."""
 
     config_class: ClassVar[type[MistralConfig]] = MistralConfig
     base_model_prefix: ClassVar[str] = "model"
@@ -88,7 +88,7 @@ class MistralModel(PaddedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table of token embeddings."""
+        """Return the table of token embeddings."""
         return self.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -109,7 +109,7 @@ class MistralModel(PaddedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> "BaseModelOutputWithPast | tuple[Any, ...]":
-        """Hidden states of every position, as transformers' forward of the same name; arguments as in vlm.py."""
+        """Return hidden states of every position, as transformers' method; arguments as in vlm.py."""
         past_key_values = take_cache(kwargs, past_key_values)
         take_repeated(kwargs, position_ids)
         refuse_unknown("MistralModel.forward", kwargs)
@@ -132,14 +132,14 @@ class MistralModel(PaddedModel):
         return output if as_dict else output.to_tuple()
 
     def first_values(self, rows: Tensor) -> Tensor:
-        """What the first block's cache holds as values of embeddings (L, D): (L, G, K), whatever their positions."""
+        """Return the first block's values (L, G, K) of embeddings (L, D); they depend on no position."""
         block: Any = self.layers[0]
         rows = rows.to(block.input_layernorm.weight.device)
         values: Tensor = block.self_attn.v_proj(block.input_layernorm(rows))
         return values.view(len(values), -1, block.self_attn.head_dim)
 
     def run(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache | None, record: Record) -> Tensor:
-        """(L, D) embeddings → (L, D) after the last block and the final norm."""
+        """Run embeddings (L, D) through all blocks and the final norm → (L, D)."""
         if batch.adapter_indices is not None:
             raise UnsupportedError(
                 "an adapter per row is not supported; leave out adapter_indices and choose adapters for all rows with "

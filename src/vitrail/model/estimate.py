@@ -1,7 +1,7 @@
-"""How long an answer will take: the cost model's operations, and the time of a few products with the model's weights.
+"""Estimate: seconds of an answer, from the cost model's operations and timed products with the model's weights.
 
-As on a machine that has nothing else to do: of several short probes the quickest counts, by the processor's time where that
-is less than the clock's.
+The figure is that of an idle machine: the quickest of several short probes counts, in processor time where that is less
+than wall time.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch import nn
 from vitrail.model.cost import decoder_flop, vision_cost
 from vitrail.ops import threads
 
-BUDGET = 0.25  # seconds that measuring may take, about
-QUICK = 5e9  # multiplications that any machine does in a few seconds: not worth measuring
-NOTICEABLE = 5.0  # seconds from which on it is worth a notice
-TYPICAL = 64  # ids of an answer, in deciding that
+BUDGET = 0.25  # seconds of measuring, about
+QUICK = 5e9  # multiplications that any machine does in a few seconds: below it nothing is measured
+NOTICEABLE = 5.0  # seconds from which a notice is shown
+TYPICAL = 64  # ids of an answer, for NOTICEABLE
 _ROWS = (16, 512)  # fewest and most rows of a measured product
 _PROBES, _MOST_PROBES = 4, 256  # of one rate
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds until the first id of the answer, and for every id after it."""
+    """Seconds to the first id of an answer, and per id after it."""
 
     first_token: float
     per_token: float
@@ -40,26 +40,32 @@ class Estimate:
         return self.first_token + TYPICAL * self.per_token > NOTICEABLE
 
     def as_json(self) -> dict[str, float]:
-        """For `--json`."""
+        """Return the record for `--json`."""
         return {"first_token": round(self.first_token, 2), "per_token": round(self.per_token, 4)}
 
     def in_words(self) -> str:
-        """ "the answer begins in about 40 s, then about 0.5 s a token"."""
+        """Return such as "the answer begins in about 40 s, then about 0.5 s a token"."""
         return f"the answer begins in about {_about(self.first_token)}, then about {_about(self.per_token)} a token"
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Multiplications: to read the prompt with its images, and for one more id."""
+    """Multiplications: of prefill with its images, and of one decode step."""
 
     prompt: int
     token: int
 
 
 def estimate(model: Any, prompt: int, sizes: Sequence[Sequence[int]] = ()) -> Estimate | None:
-    """How long `prompt` ids with images of `sizes` (height, width in pixels) take; None where that is quick anyway.
+    """Estimate the seconds of an answer by timing a few of the decoder's layers for about BUDGET seconds.
 
-    A few of the decoder's layers are multiplied with rows of zeros, several times, for a quarter of a second.
+    Args:
+        model: a model with a head.
+        prompt: number of ids of the prompt.
+        sizes: (height, width) of each image in pixels.
+
+    Returns:
+        The estimate, or None below QUICK multiplications.
     """
     work = work_of(model, prompt, sizes)
     if work.prompt + TYPICAL * work.token < QUICK:
@@ -69,17 +75,17 @@ def estimate(model: Any, prompt: int, sizes: Sequence[Sequence[int]] = ()) -> Es
 
 
 def work_of(model: Any, prompt: int, sizes: Sequence[Sequence[int]] = ()) -> Work:
-    """The products of every part, and those of attention, which grow with the square of what is attended to."""
+    """Return the multiplications of all parts, with attention's, which grow with the square of its length."""
     seen = 0
     if sizes:
         side = model.config.vision_config.patch_size
         seen = vision_cost(model, [(height // side, width // side) for height, width in sizes]).flop
-    read = decoder_flop(model, prompt, prompt * prompt / 2)  # a position sees half of the prompt
+    read = decoder_flop(model, prompt, prompt * prompt / 2)  # on average half of the prompt is attended to
     return Work((seen + read) // 2, decoder_flop(model, 1, prompt) // 2)
 
 
 def _matrices(module: nn.Module) -> Iterable[Any]:
-    """Linear layers, plain and quantised."""
+    """Yield the linear layers, plain and quantised."""
     return (m for m in module.modules() if hasattr(m, "in_features") and hasattr(m, "out_features"))
 
 
@@ -89,21 +95,21 @@ def _size(layer: Any) -> int:
 
 @torch.inference_mode()
 def measure(model: Any, prompt: int) -> tuple[float, float]:
-    """Seconds per multiplication, for the rows of a prompt together and for one row alone."""
+    """Return seconds per multiplication: for the rows of a prompt together, and for one row."""
     blocks = [list(_matrices(block)) for block in model.decoder.layers]
     smallest = min(blocks[0], key=_size)
-    _seconds(smallest, 1, model.dtype)  # the first product starts threads and plans
+    _seconds(smallest, 1, model.dtype)  # warm-up: the first product starts threads
     fewest = min(_ROWS[0], prompt)
     quickest = min(_seconds(smallest, fewest, model.dtype) for _ in range(_PROBES))
     rate = max(quickest, 1e-9) / (_size(smallest) * fewest)
     largest = [max(block, key=_size) for block in blocks]
-    fit = BUDGET / 2 / _PROBES / (rate * _size(largest[0]))  # so many fit into the budget of `_rate`
+    fit = BUDGET / 2 / _PROBES / (rate * _size(largest[0]))  # rows that fit into the budget of `_rate`
     rows = int(min(max(fewest, fit), prompt, _ROWS[1]))
     return (_rate(largest, rows, BUDGET / 2, model.dtype), _rate(largest, 1, BUDGET / 4, model.dtype))
 
 
 def _rate(layers: Sequence[Any], rows: int, budget: float, dtype: torch.dtype) -> float:
-    """Seconds per multiplication of the quickest product; every layer's weight comes from memory, as it does in earnest."""
+    """Return seconds per multiplication of the quickest product; weights come from memory, as in a real step."""
     best, least, began = math.inf, min(len(layers), 2), time.perf_counter()
     for number, layer in enumerate(cycle(layers)):
         if (time.perf_counter() - began > budget and number >= least) or number >= _MOST_PROBES:
@@ -120,7 +126,7 @@ def _seconds(layer: Any, rows: int, dtype: torch.dtype) -> float:
         layer(x)
     _wait(x.device)
     took, worked = time.perf_counter() - began, time.process_time() - busy
-    # Where others have the processor, what this process got of it is nearer to the product's own time.
+    # Beside busy processes, processor time is nearer to the product's own time.
     return worked if x.device.type == "cpu" and 0 < worked < took else took
 
 

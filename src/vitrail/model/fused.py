@@ -1,9 +1,7 @@
-"""Decoder blocks as one call of a backend: which blocks can be.
+"""FusedBlocks: all decoder blocks in one call of a backend. Batches: ops/cpu/backend.py. Weights: ops/cpu/decoder.py.
 
-Which batches: ops/cpu/backend.py. Which weights: ops/cpu/decoder.py.
-
-Blocks must be what they were built as: nothing hooked, replaced, adapted or recorded. Everything else goes module by
-module, to the same bits.
+Blocks must be as built: no hooks, replaced functions, adapters or recording. Others run module by module, to the
+same bits.
 """
 
 from __future__ import annotations
@@ -27,23 +25,23 @@ from vitrail.quant.replace import QuantLinear
 _PARTS = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
-# As these classes are written: somebody may put another function in a class's place.
+# The forwards as written, to detect a class whose forward was replaced later.
 _FORWARDS: dict[type[nn.Module], Any] = {
     module: module.forward for module in (GatedMLP, RMSNorm, Linear, QuantLinear)
 }
 
 
 class FusedBlocks:
-    """What a decoder remembers of its blocks so that they can be one call. Copies of a decoder begin with nothing.
+    """The fused program of a decoder's blocks, rebuilt when a weight changes. Copies and pickles begin empty.
 
     Args:
-        forwards: the block's, its attention's class and the `forward` of each, whose arithmetic the kernels do.
+        forwards: block and attention class → the `forward` that the kernels implement.
     """
 
     def __init__(self, forwards: Mapping[type[nn.Module], Any]) -> None:
         self._forwards = {**forwards, **_FORWARDS}
         self._classes = [*forwards, GatedMLP, RMSNorm, RMSNorm]
-        # What was seen and its program: one tuple, replaced whole, for threads that share a model.
+        # Key and program in one tuple, replaced whole, for threads that share a model.
         self._held: tuple[list[Any], DecoderBlocks | None] | None = None
 
     def __reduce__(self) -> tuple[type[FusedBlocks], tuple[Mapping[type[nn.Module], Any]]]:
@@ -57,8 +55,8 @@ class FusedBlocks:
         batch: ForwardBatch,
         cache: KVCache | None,
     ) -> Tensor | None:
-        """hidden (L, D) through all blocks, or None where they must be called one by one; then nothing was done."""
-        if torch.compiler.is_compiling():  # first: compilers take nothing of what follows
+        """Run hidden (L, D) through all blocks; return None, with nothing done, where they must run one by one."""
+        if torch.compiler.is_compiling():  # first: torch.compile cannot trace what follows
             return None
         backend = backend_for(hidden.device)
         if cache is None or not backend.takes_decoder_blocks(hidden, batch.attention):
@@ -80,7 +78,7 @@ class FusedBlocks:
     def _current_program(
         self, layers: nn.ModuleList, hidden: Tensor, backend: AttentionBackend
     ) -> DecoderBlocks | None:
-        """The program of these very weights, made anew when one of them was replaced or moved."""
+        """Return the program of the present weights, rebuilt when one was replaced or moved."""
         first: Any = layers[0] if layers else None
         if [type(first), type(getattr(first, "self_attn", None))] != self._classes[:2]:
             return None
@@ -98,9 +96,9 @@ class FusedBlocks:
         return held[1]
 
     def _look(self, layer: nn.Module, dtype: torch.dtype, seen: list[Any]) -> bool:
-        """Append what a program depends on, weights by where they lie; False where a block is not what it was built as.
+        """Append the key of a block (weights by address) to `seen`; return False where a block is not as built.
 
-        Past nn.Module's own look-ups: for all layers they would take longer than a block's products.
+        Bypasses nn.Module's attribute look-ups, which for all layers take longer than a block's products.
         """
         if type(layer) is not self._classes[0]:
             return False
@@ -126,14 +124,14 @@ class FusedBlocks:
             weight = linear.packed if packed else linear._parameters["weight"]
             if linear._parameters["bias"] is not None or not (packed or _is_ordinary(weight)):
                 return False
-            # As layers.is_plain: one that computes in another type casts its rows.
+            # As layers.is_plain: a layer with another compute type casts its rows.
             if packed and dtype != torch.float32 and linear.compute_dtype not in (None, dtype):
                 return False
             seen.append(_place(weight))
         return True
 
     def _are_as_written(self) -> bool:
-        """Whether calling a module of these classes is their own forward and nothing else."""
+        """Return whether calling a module of these classes runs the expected forward alone."""
         watched = _has_any_global_hook()  # type: ignore[no-untyped-call]
         return not watched and all(module.forward is forward for module, forward in self._forwards.items())
 
@@ -162,12 +160,12 @@ def _a_plain_weight(layers: nn.ModuleList) -> Tensor:
 
 
 def _is_ordinary(weight: Tensor) -> bool:
-    """Whether a tensor is its memory: subclasses may keep their numbers elsewhere."""
+    """Return whether a tensor's values are its own storage; subclasses may keep them elsewhere."""
     return type(weight) in (Tensor, nn.Parameter)
 
 
 def _place(weight: Weight) -> tuple[Any, ...]:
-    """Where a weight lies and how. While a module holds a weight with the same answer, that memory is the weight's."""
+    """Return a weight's address and layout: equal as long as the module holds the same memory."""
     if isinstance(weight, Tensor):
         return weight.data_ptr(), weight.shape, weight.stride(), weight.dtype
     parts = [part for tensor in weight.tensors.values() for part in (tensor.data_ptr(), tensor.numel())]

@@ -1,4 +1,4 @@
-"""Layers that tower and decoder share: linear, embedding, norm, gated MLP. No attention, no model family.
+"""Layers of tower and decoder: linear, embedding, norm, gated MLP.
 
 Letters: L packed rows · D width · F MLP width.
 """
@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The function of a configuration's hidden_act; "gelu" is the exact (erf) form."""
+    """Return the function of a configuration's hidden_act; "gelu" is the exact (erf) form."""
     if name not in ACTIVATIONS:
         raise ConfigError(
             f"activation {name!r} is not supported; one of {', '.join(ACTIVATIONS)} was expected."
@@ -28,20 +28,20 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 
 class Linear(nn.Linear):
-    """nn.Linear through the one matmul of ops/linear.py; initialised by its model, not here."""
+    """nn.Linear over ops/linear.py; initialised by its model."""
 
     def reset_parameters(self) -> None:
-        """Leave the values to PreTrainedModel.initialize(): building a model must not draw them twice."""
+        """Leave the values to PreTrainedModel.post_init(), so that they are drawn once."""
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
-    """nn.Embedding through ops/linear.py; initialised by its model, not here."""
+    """nn.Embedding over ops/linear.py; initialised by its model."""
 
     def reset_parameters(self) -> None:
-        """Leave the values to PreTrainedModel.initialize()."""
+        """Leave the values to PreTrainedModel.post_init()."""
 
     def forward(self, input: Tensor) -> Tensor:
         return embedding(input, self.weight)
@@ -80,9 +80,9 @@ class GatedMLP(nn.Module):
 
 
 def project(x: Tensor, *modules: nn.Module) -> list[Tensor]:
-    """The same rows through several projections: grouped when all are plain, else one by one.
+    """Apply several projections to the same rows (L, D): grouped when all are plain, else module by module.
 
-    A module with a hook, an adapter or another type is called, so that nothing attached to it is passed over.
+    A module with a hook, an adapter or another type is called, so that nothing attached to it is skipped.
     """
     if all(is_plain(module, x.dtype) for module in modules):
         return linear_group(x, [module.weight for module in modules])  # type: ignore[misc]
@@ -90,16 +90,16 @@ def project(x: Tensor, *modules: nn.Module) -> list[Tensor]:
 
 
 def is_plain(module: nn.Module | None, dtype: torch.dtype) -> bool:
-    """Whether calling a module on rows of `dtype` is the product with its weight and nothing else."""
+    """Return whether calling a module on rows of `dtype` is the product with its weight alone."""
     if type(module) is QuantLinear:
-        # One that computes in another type than the rows' casts them itself, but for float32.
+        # A layer with another compute type than the rows' casts them itself, except float32.
         computed = dtype == torch.float32 or module.compute_dtype in (None, dtype)
         return computed and module.bias is None and is_untouched(module)
     return type(module) is Linear and module.bias is None and is_untouched(module)
 
 
 def is_untouched(module: nn.Module) -> bool:
-    """Whether calling a module is its class's forward: no hooks, its own or all modules', and no function in its place."""
+    """Return whether calling a module runs its class's forward: no hooks, own or global, and no replaced forward."""
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
     watched = _has_any_global_hook()  # type: ignore[no-untyped-call]
     return not hooked and not watched and "forward" not in module.__dict__

@@ -1,4 +1,4 @@
-"""from_pretrained and save_pretrained of models: what ties configuration, files and model together."""
+"""load_pretrained and save_pretrained: from_pretrained and save_pretrained of models."""
 
 import os
 from collections.abc import Mapping
@@ -27,13 +27,13 @@ from vitrail.weights.save import save
 
 Model = TypeVar("Model", bound=Pretrained)
 
-# What the models' from_pretrained reads beside the keys of the configuration, to name what may have been meant.
+# Keywords of from_pretrained beside the configuration's keys, for suggestions in errors.
 _KEYWORDS = (
     "attn_implementation", "cache_dir", "config", "device_map", "dtype", "force_download", "format", "local_files_only",
     "quantization_config", "revision", "subfolder", "token", "torch_dtype", "vision",
 )  # fmt: skip
 
-# Other keywords of transformers' from_pretrained: taken where they ask for nothing, refused where they do.
+# Other keywords of transformers' from_pretrained: accepted at values without effect, else refused.
 NOT_DONE = [
     "adapter_kwargs",
     "adapter_name",
@@ -71,9 +71,9 @@ def load_pretrained(
     hub: HubOptions,
     options: dict[str, Any],
 ) -> Model:
-    """Build `cls` on the meta device and fill it from a checkpoint; see PreTrainedModel.from_pretrained.
+    """Build `cls` on the meta device and load a checkpoint into it; see PreTrainedModel.from_pretrained.
 
-    A folder that holds an adapter stands for the model that it belongs to, with the adapter on it.
+    A folder with an adapter loads the adapter's base model with the adapter on it.
     """
     name_or_path, hub = hub.entered(name_or_path)
     base = base_of(name_or_path)
@@ -92,7 +92,7 @@ def load_pretrained(
     _check_bits(options)
     for name in ("load_in_4bit", "load_in_8bit"):
         options.pop(name, None)
-    options.pop("low_cpu_mem_usage", None)  # always so here: tensors are streamed one by one
+    options.pop("low_cpu_mem_usage", None)  # no effect: tensors are always streamed one by one
     given = options.pop("generation_config", None)
     generation = None if given is None else as_generation_config(given)
     for name in NOT_DONE:
@@ -102,7 +102,7 @@ def load_pretrained(
     folder = CheckpointFolder.open(name_or_path, hub, format=format)
     chosen = _overridden(_config_for(cls, folder, config), options)
     check_tokenizer(folder, chosen)
-    folder.fetch_weights()  # after what is cheap was found to be right
+    folder.fetch_weights()  # after the cheap checks
     chosen.name_or_path = folder.name
     with torch.device("meta"):
         model = cls(chosen)
@@ -134,12 +134,12 @@ def save_pretrained(
             "its tower, or load and save the language model as MistralForCausalLM."
         )
     module = cast(nn.Module, model)
-    if configs(module):  # as in transformers: the base is where it was
+    if configs(module):  # as in transformers: the adapter alone, the base is saved already
         save_adapter(module, folder, state=state_dict)
         return
     model.config.architectures = [type(model).__name__]
     _set_dtype(model.config, model.dtype)
-    # As in transformers: what generates says how, so that end ids and sampling settings are not lost.
+    # As in transformers: a generating model writes its generation config, which keeps end ids and sampling settings.
     options = model.generation_config if hasattr(module, "generate") else None
     save(
         module,
@@ -151,7 +151,7 @@ def save_pretrained(
 
 
 def named_dtype(dtype: Any, torch_dtype: Any, config: PretrainedConfig) -> torch.dtype | None:
-    """The torch.dtype that is given as one or by name, under either keyword; else the configuration's."""
+    """Return the torch.dtype given as object or name under either keyword, else the configuration's."""
     given = torch_dtype if dtype is None else dtype
     if given is None or given == "auto":
         return config.dtype
@@ -160,7 +160,7 @@ def named_dtype(dtype: Any, torch_dtype: Any, config: PretrainedConfig) -> torch
 
 
 def _check_bits(options: Mapping[str, Any]) -> None:
-    """Refuse the older keywords of packing, with what takes their place."""
+    """Refuse the older keywords of packing and name their replacement."""
     for name in ("load_in_4bit", "load_in_8bit"):
         if options.get(name):
             raise UnsupportedError(
@@ -169,14 +169,14 @@ def _check_bits(options: Mapping[str, Any]) -> None:
 
 
 def _set_dtype(config: PretrainedConfig, dtype: torch.dtype) -> None:
-    """Note the type of the weights in the configuration and its parts, as transformers does."""
+    """Set the dtype of the configuration and its parts, as transformers does."""
     config.dtype = dtype
     for name in config.sub_configs:
         getattr(config, name).dtype = dtype
 
 
 def _overridden(config: PretrainedConfig, options: dict[str, Any]) -> PretrainedConfig:
-    """The configuration with the keywords that are its keys over it; UnsupportedError for any other."""
+    """Return the configuration with keywords set over its keys. Raises UnsupportedError for other keywords."""
     names = [name for name in (*vars(config), *options) if not name.startswith("_")]
     keys = [name for name in names if hasattr(config, name)]
     refuse_unknown("from_pretrained", options, [*keys, *_KEYWORDS], error=UnsupportedError)
@@ -186,7 +186,7 @@ def _overridden(config: PretrainedConfig, options: dict[str, Any]) -> Pretrained
 def _config_for(
     cls: type[Model], folder: CheckpointFolder, config: "PretrainedConfig | str | Path | None"
 ) -> PretrainedConfig:
-    """The configuration given, or the folder's; of a vision-language folder the part that `cls` is built from."""
+    """Return the given configuration or the folder's; of a vision-language one, the part of `cls`."""
     if config is None or isinstance(config, (str, os.PathLike, CheckpointFolder)):
         chosen = read_config(folder if config is None else config)
     else:
@@ -204,7 +204,7 @@ def _config_for(
 
 
 def _check_part_dtypes(options: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """Raise UnsupportedError where a call gives a part of the model another dtype than the weights have."""
+    """Raise UnsupportedError for a part of the model with another dtype than the weights'."""
     for name, given in options.items():
         asked = {
             key: given[key]

@@ -1,4 +1,4 @@
-"""ModuleMethods: small methods of transformers that code around a model calls. Nothing here computes."""
+"""ModuleMethods: small methods of transformers' models for tools and trainers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitrail.errors import InputError, UnsupportedError
 
 
 class ModuleMethods:
-    """What tools read off a model beside calling it."""
+    """Methods of transformers' models beside forward()."""
 
     base_model_prefix: ClassVar[str] = ""
     framework: ClassVar[str] = "pt"
@@ -20,24 +20,24 @@ class ModuleMethods:
 
     @property
     def base_model(self) -> nn.Module:
-        """The model without its head; a model that has none is its own."""
+        """The model without its head; the model itself if it has none."""
         return cast(
             nn.Module, getattr(self, self.base_model_prefix, self) if self.base_model_prefix else self
         )
 
     @checked
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of all weights, packed ones too, and of the buffers."""
+        """Return the bytes of all weights, packed ones included, and of the buffers."""
         module = cast(nn.Module, self)
         tensors: list[Tensor] = [*module.parameters(), *(module.buffers() if return_buffers else ())]
         packed = {
             id(m.packed): m.packed for m in module.modules() if hasattr(m, "packed")
-        }  # a tied one counts once
+        }  # a tied weight counts once
         tensors += [part for weight in packed.values() for part in cast(Any, weight).tensors.values()]
         return sum(tensor.nelement() * tensor.element_size() for tensor in tensors)
 
     def enable_input_require_grads(self) -> None:
-        """Let the embeddings' output require gradients, so that they reach adapters over frozen weights."""
+        """Make the embeddings' output require gradients, for adapters over frozen weights."""
         if self._input_grads is None:
             table = cast(nn.Module, cast(Any, self).get_input_embeddings())
             self._input_grads = table.register_forward_hook(
@@ -45,21 +45,21 @@ class ModuleMethods:
             )
 
     def disable_input_require_grads(self) -> None:
-        """Take back enable_input_require_grads()."""
+        """Undo enable_input_require_grads()."""
         if self._input_grads is not None:
             self._input_grads.remove()
             self._input_grads = None
 
     def get_position_embeddings(self) -> nn.Module:
-        """Not supported: positions are rotary and have no table."""
+        """Raise UnsupportedError: positions are rotary and have no table."""
         raise UnsupportedError(f"{type(self).__name__} has no table of positions; they are rotary.")
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
-        """Not supported: positions are rotary and have no table."""
+        """Raise UnsupportedError: positions are rotary and have no table."""
         self.get_position_embeddings()
 
     def get_parameter_or_buffer(self, target: str) -> Any:
-        """The parameter or buffer of that name."""
+        """Return the parameter or buffer of that name."""
         check("get_parameter_or_buffer", "target", target, str)
         module = cast(nn.Module, self)
         found = dict(module.named_buffers()) | dict(module.named_parameters(remove_duplicate=False))
@@ -68,7 +68,7 @@ class ModuleMethods:
         return found[target]
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, str]) -> None:
-        """Accept every name of exact attention; there is one here."""
+        """Accept every name of an exact attention: all are the same implementation here."""
         from vitrail.configs.attention import check_attention
 
         check_attention(attn_implementation)

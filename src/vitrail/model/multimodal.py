@@ -1,4 +1,4 @@
-"""LlavaModel and Mistral3Model: vision tower, projector and decoder joined, without a head. Each part has a file of its own.
+"""LlavaModel and Mistral3Model: vision tower, projector and decoder joined, without a head.
 
 Letters: B conversations · T new positions · N images · D text width.
 """
@@ -24,7 +24,7 @@ from vitrail.ops.inputs import as_pixels, as_tensors, check_flags, chosen_layers
 
 
 class VisionLanguageParts(PaddedModel):
-    """Tower, projector and decoder under the names that checkpoints use; no head."""
+    """Tower, projector and decoder under the names of checkpoints; no head."""
 
     output_class: ClassVar[type[LlavaModelOutputWithPast]] = LlavaModelOutputWithPast
 
@@ -45,7 +45,7 @@ class VisionLanguageParts(PaddedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table of token embeddings."""
+        """Return the table of token embeddings."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -53,7 +53,7 @@ class VisionLanguageParts(PaddedModel):
         self.language_model.set_input_embeddings(value)
 
     def get_decoder(self) -> MistralModel:
-        """The language model."""
+        """Return the language model."""
         return self.language_model
 
     def set_decoder(self, decoder: MistralModel) -> None:
@@ -68,7 +68,7 @@ class VisionLanguageParts(PaddedModel):
         return getattr(self, "vision_tower", None) is not None
 
     def remove_vision(self) -> None:
-        """Take out tower and projector: texts are answered as before, images are refused."""
+        """Remove tower and projector; text works as before, images raise InputError."""
         self.vision_tower = None  # type: ignore[assignment]
         self.multi_modal_projector = None  # type: ignore[assignment]
 
@@ -78,7 +78,7 @@ class VisionLanguageParts(PaddedModel):
         image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None,
         vision_feature_layer: "int | Sequence[int] | None" = None,
     ) -> list[Tensor]:
-        """Per image the rows that replace its image tokens, (tokens, D).
+        """Return for each image the rows of its image tokens, (tokens, D).
 
         Args:
             pixel_values: (N, 3, H, W), padded at the right and the bottom.
@@ -121,18 +121,18 @@ class VisionLanguageParts(PaddedModel):
         vision_feature_layer: "int | Sequence[int] | None",
         kwargs: dict[str, Any],
     ) -> ImageFeatures:
-        """get_image_features() of every class: `encode_images`, with the arguments that change nothing taken out."""
-        kwargs.pop("return_dict", None)  # what is returned is a tuple and has transformers 5's pooler_output
+        """Implement get_image_features(): `encode_images`, after removing arguments without effect."""
+        kwargs.pop("return_dict", None)  # the result is a tuple with transformers 5's pooler_output
         check_strategy(kwargs.pop("vision_feature_select_strategy", None))
         refuse_unknown("get_image_features", kwargs)
         return ImageFeatures(self.encode_images(pixel_values, image_sizes, vision_feature_layer))
 
     def place_images(self, rows: Tensor, input_ids: Tensor | None, features: Tensor | None) -> Tensor:
-        """Embeddings (B, T, D) with the rows of image tokens replaced by features (n, D)."""
+        """Return embeddings (B, T, D) with features (n, D) in the rows of image tokens."""
         return rows if features is None else replace_rows(rows, self._image_places(input_ids, rows), features)
 
     def check_no_images(self, input_ids: Tensor) -> None:
-        """Raise InputError for image tokens that come without images."""
+        """Raise InputError for image tokens without images."""
         wanted = 0 if input_ids.is_meta else int((input_ids == self.config.image_token_index).sum())
         if wanted:
             raise InputError(
@@ -140,7 +140,7 @@ class VisionLanguageParts(PaddedModel):
             )
 
     def _image_places(self, input_ids: Tensor | None, rows: Tensor) -> Tensor:
-        """bool (B, T): where images go."""
+        """Return the mask of image tokens, bool (B, T)."""
         image = torch.tensor([self.config.image_token_index], device=rows.device)
         if input_ids is not None:
             return torch.eq(input_ids, image)
@@ -159,7 +159,7 @@ class VisionLanguageParts(PaddedModel):
         past_key_values: Any,
         **given: Any,
     ) -> "LlavaModelOutputWithPast | tuple[Any, ...]":
-        """From ids and images to hidden states; arguments as in vlm.py."""
+        """Return hidden states of every position; arguments as in vlm.py."""
         check_flags(return_dict=return_dict)
         input_ids, inputs_embeds = as_tensors(self.device, input_ids=input_ids, inputs_embeds=inputs_embeds)
         past_key_values = take_cache(kwargs, past_key_values)
@@ -178,7 +178,7 @@ class VisionLanguageParts(PaddedModel):
 
 
 class LlavaModel(VisionLanguageParts):
-    """The parts of Pixtral 12B and Pixtral Large in Hugging Face's format."""
+    """Pixtral 12B and Pixtral Large in Hugging Face's format, without the head."""
 
     config_class: ClassVar[type[LlavaConfig]] = LlavaConfig
 
@@ -193,7 +193,7 @@ class LlavaModel(VisionLanguageParts):
         image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None,
         **kwargs: Any,
     ) -> ImageFeatures:
-        """The projected features of each image, (tokens, D); arguments as in forward()."""
+        """Return the projected features of each image, (tokens, D); arguments as in forward()."""
         check_strategy(vision_feature_select_strategy)
         return self.image_features(pixel_values, image_sizes, vision_feature_layer, kwargs)
 
@@ -215,7 +215,7 @@ class LlavaModel(VisionLanguageParts):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> "LlavaModelOutputWithPast | tuple[Any, ...]":
-        """From ids and images to hidden states; arguments as in vlm.py."""
+        """Return hidden states of every position; arguments as in vlm.py."""
         check_strategy(vision_feature_select_strategy)
         return self._forward(
             input_ids, inputs_embeds,
@@ -227,7 +227,7 @@ class LlavaModel(VisionLanguageParts):
 
 
 class Mistral3Model(VisionLanguageParts):
-    """The parts of Mistral Small 3.1 and all later members."""
+    """Mistral Small 3.1 and all later members, without the head."""
 
     config_class: ClassVar[type[Mistral3Config]] = Mistral3Config
     output_class: ClassVar[type[LlavaModelOutputWithPast]] = Mistral3ModelOutputWithPast
@@ -242,7 +242,7 @@ class Mistral3Model(VisionLanguageParts):
         vision_feature_layer: "int | Sequence[int] | None" = None,
         **kwargs: Any,
     ) -> ImageFeatures:
-        """The projected features of each image, (tokens, D); arguments as in forward()."""
+        """Return the projected features of each image, (tokens, D); arguments as in forward()."""
         return self.image_features(pixel_values, image_sizes, vision_feature_layer, kwargs)
 
     def forward(
@@ -262,7 +262,7 @@ class Mistral3Model(VisionLanguageParts):
         image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None,
         **kwargs: Any,
     ) -> "LlavaModelOutputWithPast | tuple[Any, ...]":
-        """From ids and images to hidden states; arguments as in vlm.py."""
+        """Return hidden states of every position; arguments as in vlm.py."""
         return self._forward(
             input_ids, inputs_embeds,
             {"pixel_values": pixel_values, "image_sizes": image_sizes, "vision_feature_layer": vision_feature_layer},
@@ -280,9 +280,9 @@ def take_features(
     image_sizes: Any,
     vision_feature_layer: Any,
 ) -> Tensor | None:
-    """The features of a call's images (n, D): of `pixel_values`, or ready ones as `mm_encoder_outputs` out of `kwargs`.
+    """Return the features of a call's images (n, D): of `pixel_values`, or `mm_encoder_outputs` taken out of `kwargs`.
 
-    transformers 5 hands over what get_image_features() returned as mm_encoder_outputs={"image": …}.
+    transformers 5 passes results of get_image_features() as mm_encoder_outputs={"image": …}.
     """
     ready = kwargs.pop("mm_encoder_outputs", None)
     if ready is None:
@@ -308,7 +308,7 @@ def take_features(
 
 
 def check_strategy(strategy: str | None) -> None:
-    """Raise InputError for a strategy that transformers has not; both are one, since the tower has no class token."""
+    """Raise InputError for an unknown strategy; both of transformers' are one, since the tower has no class token."""
     if strategy is not None and (not isinstance(strategy, str) or strategy not in ("default", "full")):
         raise InputError(
             f"vision_feature_select_strategy must be 'default' or 'full', got {short(strategy)}."

@@ -1,4 +1,4 @@
-"""What forward() returns: objects with attribute, key and index access. No computation.
+"""Outputs of forward(), with attribute, key and index access.
 
 Letters: B conversations · T new positions · S cached + new · L patches of all images, packed · D text width ·
 Dv vision width · A heads · V vocabulary.
@@ -59,7 +59,7 @@ class Mistral3ModelOutputWithPast(LlavaModelOutputWithPast):
 
 
 class ImageFeatures(tuple[Tensor, ...]):
-    """What get_image_features() returns: the projected features of each image, (tokens, D).
+    """Result of get_image_features(): the projected features of each image, (tokens, D).
 
     transformers 4.57 returns such a tuple, transformers 5 an object that holds it as `pooler_output`; this is both.
     """
@@ -75,7 +75,7 @@ class CausalLMOutputWithPast(ModelOutput):
     """A language model's output.
 
     Attributes:
-        loss: () float32, where labels were given.
+        loss: () float32, with labels only.
         logits: (B, T or kept positions, V); zero where the attention mask is.
         past_key_values: the cache; indexable as (key, value) per layer, each (B, G, S, K).
         hidden_states: one (B, T, D) per layer and one before the first; the last is after the final norm.

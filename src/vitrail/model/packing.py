@@ -1,6 +1,6 @@
-"""Packed: the one place where (B, T) becomes packed rows and packed rows become (B, T) again. No model.
+"""Packed: conversion between (B, T) and packed rows.
 
-Padding is dropped, not masked: a row of a padded batch is computed exactly as the row alone.
+Padding is dropped, not masked: a row of a padded batch has exactly the values of the row alone.
 Letters: B conversations · T new positions · S cached + new · L packed rows · V vocabulary.
 """
 
@@ -21,19 +21,19 @@ from vitrail.model.training import per_item
 from vitrail.ops.batch import ForwardBatch, build_batch
 from vitrail.ops.segments import Segments
 
-IGNORED = -100  # a label that does not count, as in the documents
+IGNORED = -100  # label without loss, transformers' value
 
 
 @dataclass(frozen=True)
 class Packed:
-    """How one forward() call is packed.
+    """The packing of one forward() call.
 
     Attributes:
         batch, new: B and T.
-        kept: bool (B, T), the new positions that are rows; all_kept: bool (B, S), with the cached ones.
+        kept: bool (B, T), the new positions without padding; all_kept: bool (B, S), with the cached ones.
         index: int64 (L,), place of each row in the flattened (B·T).
-        lengths: new rows of each sequence, of which a conversation is one, or several where position_ids begin anew;
-        positions: int64 (L,). cache: None where nothing is cached.
+        lengths: new rows of each sequence; a conversation is one, or several where position_ids restart;
+        positions: int64 (L,). cache: None without a cache.
     """
 
     batch: int
@@ -46,7 +46,7 @@ class Packed:
     cache: KVCache | None
 
     def forward_batch(self, logits_indices: Tensor | None) -> ForwardBatch:
-        """The batch of these rows; allocates their places in the cache."""
+        """Return the batch of these rows and allocate their cache slots."""
         return build_batch(
             self.lengths,
             cache=self.cache,
@@ -57,7 +57,7 @@ class Packed:
         )
 
     def record_ids(self, ids: Tensor) -> None:
-        """Let the cache remember the ids (B, T) of these rows, once it holds them."""
+        """Record the ids (B, T) of these rows in the cache, once it holds them."""
         if self.cache is None or ids.is_meta:
             return
         for sequence, row, kept in zip(self.cache.sequences, ids.cpu(), self.kept.cpu(), strict=True):
@@ -65,24 +65,24 @@ class Packed:
             self.cache.record_ids(sequence, new, self.cache.length(sequence) - len(new))
 
     def keep_ids(self, ids: Tensor | None, past: Any) -> None:
-        """Once the cache holds these rows: let it remember their ids, and append to a cache of transformers (`past`)."""
+        """Record the ids of the rows now in the cache, and append them to a cache of transformers (`past`)."""
         if ids is not None:
             self.record_ids(ids)
         if self.cache is not None and is_foreign(past):
             update_foreign(past, self.cache)
 
     def scatter(self, rows: Tensor) -> Tensor:
-        """(L, …) → (B, T, …), zero where there is padding."""
+        """Scatter rows (L, …) → (B, T, …), zero at padding."""
         if len(rows) == self.batch * self.new:
             return rows.view(self.batch, self.new, *rows.shape[1:])
         out = rows.new_zeros(self.batch * self.new, *rows.shape[1:])
         return out.index_copy(0, self.index, rows).view(self.batch, self.new, *rows.shape[1:])
 
     def scatter_weights(self, per_segment: Sequence[Tensor]) -> Tensor:
-        """Attention weights, per segment (A, T', S') → (B, A, T, S), zero where there is padding."""
+        """Scatter attention weights, per segment (A, T', S') → (B, A, T, S), zero at padding."""
         first = per_segment[0]
         out = first.new_zeros(self.batch, first.shape[0], self.new, self.all_kept.shape[1])
-        if len(per_segment) > self.batch:  # several sequences in a conversation, without a cache
+        if len(per_segment) > self.batch:  # several sequences in a row, without a cache
             for places, weights in zip(torch.split(self.index, self.lengths), per_segment, strict=True):
                 columns = places % self.new
                 out[int(places[0]) // self.new, :, columns[:, None], columns[None, :]] = weights
@@ -94,16 +94,16 @@ class Packed:
         return out
 
     def gather(self, laid_out: Tensor) -> Tensor:
-        """(B, T, …) → (L, …): the rows that are no padding."""
+        """Gather (B, T, …) → rows (L, …) without padding."""
         rows = laid_out.flatten(0, 1)
         return rows if len(self.index) == len(rows) else rows[self.index]
 
     def gather_weights(self, laid_out: Tensor) -> list[Tensor]:
-        """Attention weights (B, A, T, S) → per segment (A, T', S')."""
+        """Gather attention weights (B, A, T, S) → per segment (A, T', S')."""
         return [laid_out[row][:, self.kept[row]][:, :, self.all_kept[row]] for row in range(self.batch)]
 
     def select(self, logits_to_keep: "int | Tensor") -> tuple[Tensor | None, Tensor | None]:
-        """Rows whose logits are wanted, and their places in (B, kept positions); None, None keeps everything.
+        """Return the rows with logits and their places in (B, kept positions); None, None for all.
 
         `logits_to_keep` is a number of last positions (0: all) or a 1-D tensor of positions.
         """
@@ -120,7 +120,7 @@ class Packed:
         return rows[rows >= 0], rows
 
     def place(self, logits: Tensor, places: Tensor | None) -> Tensor:
-        """Logits of the selected rows → (B, kept positions, V), zero where there is padding."""
+        """Scatter logits of the selected rows → (B, kept positions, V), zero at padding."""
         if places is None:
             return logits.view(self.batch, self.new, -1)
         if logits.shape[0] == places.numel():
@@ -145,11 +145,11 @@ def pack(
 ) -> Packed:
     """Check the arguments of forward() against each other and pack them.
 
-    Without a mask and a cache, position_ids that begin anew within a row mean another sequence (padding-free training),
-    which sees nothing of the one before; such a call makes no cache.
+    Without a mask and a cache, position_ids that restart within a row begin another sequence (padding-free training),
+    which does not attend to the one before; such a call creates no cache.
 
     Raises:
-        InputError: a mask, positions or cache that do not fit. ContextError: more positions than the model has.
+        InputError: a mask, positions or cache that do not fit. ContextError: too many positions for the model.
     """
     cache = _open_cache(past, config, attention_mask, batch)
     seen = torch.zeros(batch, 0, dtype=torch.bool) if cache is None else cache.kept().cpu()
@@ -217,7 +217,7 @@ def _refuse_trained_cache(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 
 def _new_mask(mask: Tensor | None, seen: Tensor, batch: int, new: int) -> Tensor:
-    """bool (B, T) of the new positions; the cached part of the mask must be what was cached."""
+    """Return the mask of the new positions, bool (B, T); its cached part must equal the cached mask."""
     if mask is None:
         return torch.ones(batch, new, dtype=torch.bool)
     if mask.dim() != 2:
@@ -249,7 +249,7 @@ def _check_cache_position(cache_position: Tensor | None, past: int, new: int) ->
 
 
 def joined(position_ids: Tensor | None, batch: int, new: int) -> list[int]:
-    """The lengths of the sequences that lie one after another in the rows; [] where each row is one."""
+    """Return the lengths of sequences packed one after another in the rows; [] where each row is one."""
     if not isinstance(position_ids, Tensor) or position_ids.is_meta:
         return []
     position_ids = position_ids[None] if position_ids.dim() == 1 else position_ids
@@ -268,7 +268,7 @@ def joined(position_ids: Tensor | None, batch: int, new: int) -> list[int]:
 def _positions(
     position_ids: Tensor | None, kept: Tensor, past: Sequence[int], index: Tensor, batch: int, new: int
 ) -> Tensor:
-    """int64 (L,): as given, or counted over the rows that are no padding."""
+    """Return int64 (L,): the given positions, or counted without padding."""
     if position_ids is not None:
         if position_ids.dim() == 1:
             position_ids = position_ids[None]
@@ -282,7 +282,7 @@ def _positions(
 
 
 def _make_room(cache: KVCache, totals: Sequence[int]) -> None:
-    """Blocks for sequences of these lengths; the cache of a forward() loop grows by halves, so that it is seldom moved."""
+    """Allocate blocks for sequences of these lengths; the cache grows by halves, so that it is seldom moved."""
     needed = sum(-(-length // cache.block) for length in totals)
     have = sum(-(-cache.length(s) // cache.block) for s in cache.sequences)
     if needed - have > cache.free_blocks:
@@ -290,7 +290,7 @@ def _make_room(cache: KVCache, totals: Sequence[int]) -> None:
 
 
 def check_keep(logits_to_keep: "int | Tensor", new: int) -> None:
-    """Raise InputError unless `logits_to_keep` is a number or names positions of T new ones."""
+    """Raise InputError unless `logits_to_keep` is a number or a tensor of positions below T."""
     if not isinstance(logits_to_keep, Tensor):
         return
     if logits_to_keep.dim() != 1 or logits_to_keep.is_floating_point():
@@ -323,11 +323,11 @@ def check_labels(labels: Tensor, shape: tuple[int, int], vocabulary: int) -> Non
 def next_token_loss(
     logits: Tensor, labels: Tensor, kept: Tensor, items: "int | Tensor | None" = None
 ) -> Tensor:
-    """Mean cross-entropy of each label given the position before it, in float32.
+    """Return the mean cross-entropy of each label given the position before it, in float32.
 
     Args:
-        logits: (B, T, V). labels: (B, T), −100 where nothing is asked. kept: bool (B, T), no padding.
-        items: what the sum is divided by, in place of the number of labels (a trainer's num_items_in_batch).
+        logits: (B, T, V). labels: (B, T), −100 without loss. kept: bool (B, T), False at padding.
+        items: divisor of the sum, in place of the number of labels (a trainer's num_items_in_batch).
     """
     targets = labels[:, 1:].to(logits.device, torch.long).masked_fill(~kept[:, :-1], IGNORED)
     how = "mean" if items is None else "sum"

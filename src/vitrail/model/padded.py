@@ -1,4 +1,4 @@
-"""PaddedModel: what every decoder shares that is called with (B, T): inputs are checked, packed and recorded. No head.
+"""PaddedModel: checks, packing and recording of forward() calls with (B, T).
 
 Letters: B conversations · T new positions · D width.
 """
@@ -21,7 +21,7 @@ _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "se
 
 
 class PaddedModel(PreTrainedModel):
-    """A decoder, with or without a head and a tower, as forward() of transformers sees it."""
+    """Base of decoders with transformers' forward(), with or without head and tower."""
 
     @property
     def text_config(self) -> MistralConfig:
@@ -41,7 +41,7 @@ class PaddedModel(PreTrainedModel):
         output_hidden_states: bool | None,
         cache_position: Tensor | None,
     ) -> tuple[Packed, Record]:
-        """How the embeddings (B, T, D) of one call are packed, and what is recorded of it."""
+        """Return the packing of the embeddings (B, T, D) of one call, and its record."""
         check_flags(use_cache=use_cache, output_attentions=output_attentions)
         check_flags(output_hidden_states=output_hidden_states)
         attention_mask, position_ids, cache_position = as_tensors(
@@ -78,7 +78,7 @@ class PaddedModel(PreTrainedModel):
     def _last_hidden(
         self, run: Callable[..., Tensor], hidden: Tensor, input_ids: Tensor | None, **given: Any
     ) -> dict[str, Any]:
-        """Embeddings (B, T, D) through a decoder's `run` → the fields of an output without logits."""
+        """Run embeddings (B, T, D) through a decoder's `run`; return the fields of an output without logits."""
         self._check_embeddings(hidden)
         packed, record = self._pack(hidden, **given)
         last = run(packed.gather(hidden), packed.forward_batch(None), packed.cache, record)
@@ -101,11 +101,11 @@ class PaddedModel(PreTrainedModel):
 
     def _wants_cache(self, use_cache: bool | None) -> bool:
         if self.training and self.is_gradient_checkpointing:
-            return False  # blocks are computed twice; a cache would be written twice
+            return False  # blocks are computed twice and would write a cache twice
         return self.text_config.use_cache if use_cache is None else use_cache
 
     def _embeddings(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        """(B, T, D) of ids (B, T), or as given; exactly one of the two."""
+        """Return embeddings (B, T, D) of ids (B, T), or the given ones; exactly one of the two."""
         if input_ids is not None and inputs_embeds is None:
             self._check_ids(input_ids)
             wide = input_ids if input_ids.dtype in (torch.int64, torch.int32) else input_ids.long()
@@ -134,7 +134,7 @@ class PaddedModel(PreTrainedModel):
 
 
 def recorded(record: Record) -> dict[str, Any]:
-    """The fields of an output that hold what was recorded."""
+    """Return the fields of an output from a record."""
     return {
         "hidden_states": tuple(record.hidden_states) if record.hidden else None,
         "attentions": tuple(record.attentions) if record.weights else None,
@@ -142,13 +142,13 @@ def recorded(record: Record) -> dict[str, Any]:
 
 
 def refuse_unknown(name: str, kwargs: dict[str, Any]) -> None:
-    """Raise UnsupportedError for arguments that nobody reads; None says nothing, and PEFT passes it for some tasks."""
+    """Raise UnsupportedError for unknown arguments; None is ignored, as PEFT passes it for some tasks."""
     if unknown := [key for key, value in kwargs.items() if value is not None]:
         raise UnsupportedError(f"{name} does not know the argument {', '.join(sorted(unknown))}.")
 
 
 def take_repeated(kwargs: dict[str, Any], position_ids: Tensor | None) -> None:
-    """Take out of `kwargs` what trainers say twice: token types that are all 0, and where packed sequences begin.
+    """Remove redundant arguments of trainers from `kwargs`: token types of 0, and starts of packed sequences.
 
     Raises:
         InputError: cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k or seq_idx that differ from position_ids.
@@ -181,7 +181,7 @@ def take_repeated(kwargs: dict[str, Any], position_ids: Tensor | None) -> None:
 
 
 def take_cache(kwargs: dict[str, Any], past_key_values: Any) -> Any:
-    """The cache of a call: `past_key_values`, or `cache` out of `kwargs`, which is its name in transformers 5."""
+    """Return the cache of a call: `past_key_values`, or transformers 5's `cache` out of `kwargs`."""
     cache = kwargs.pop("cache", None)
     if cache is None:
         return past_key_values

@@ -1,4 +1,4 @@
-"""PreTrainedModel: what every model can do beside computing (load, save, resize, count, initialise, generate)."""
+"""PreTrainedModel: loading, saving, resizing, initialisation and sizes of every model."""
 
 import os
 from collections.abc import Callable
@@ -39,26 +39,26 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
             raise InputError(
                 f"{type(self).__name__} is built from a {self.config_class.__name__}, got {type(config).__name__}."
             )
-        config.check()  # values may have been set since it was made
+        config.check()  # values may have been set since its creation
         refuse_if_too_large(config)
         self.config = config
         self.name_or_path = config.name_or_path
         self.is_gradient_checkpointing = False
         self._checkpoint_options: dict[str, Any] = {}
-        self.warnings_issued: dict[str, bool] = {}  # where trainers note which of their warnings were given
+        self.warnings_issued: dict[str, bool] = {}  # trainers record their issued warnings here
         self._generation_config: GenerationConfig | None = None
 
     # --- initialisation -----------------------------------------------------------------------------------
 
     def post_init(self) -> None:
-        """Draw the weights that this model itself made, and tie the head where the configuration says so."""
+        """Draw the weights created by this model, and tie the head if the configuration ties it."""
         std = float(getattr(self.config.get_text_config(), "initializer_range", 0.02))
         for module in self.modules():
             if getattr(module, "_vitrail_initialized", False):
                 continue
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
                 bias = getattr(module, "bias", None)
-                # On the meta device nothing is drawn: trying would import torch's whole compiler (a second).
+                # Drawing on the meta device would import torch's whole compiler (a second).
                 if not module.weight.is_meta:
                     nn.init.normal_(module.weight, mean=0.0, std=std)
                 if bias is not None and not bias.is_meta:
@@ -67,7 +67,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Let the head and the embeddings be one tensor where the text configuration says so."""
+        """Share one tensor between head and embeddings if the text configuration ties them."""
         head = self.get_output_embeddings()
         if head is None or not self.config.get_text_config().tie_word_embeddings:
             return
@@ -77,7 +77,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
 
     @classmethod
     def _from_config(cls: type[Self], config: Any, **kwargs: Any) -> Self:
-        """A model with random weights of `dtype` (or `torch_dtype`), else of the configuration's type."""
+        """Return a model with random weights of `dtype` (or `torch_dtype`), default the configuration's."""
         from vitrail.configs.attention import check_attention
         from vitrail.model.loading import named_dtype
 
@@ -107,20 +107,23 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
         weights_only: bool = True,
         **kwargs: Any,
     ) -> Self:
-        """Load a checkpoint from a folder or a hub name, tensor by tensor, and set it to eval().
+        """Load a checkpoint from a folder or a hub name, tensor by tensor, in eval() mode.
 
-        Keywords: `dtype` (or `torch_dtype`): a torch.dtype, its name, or "auto" (the configuration's, else the
-        files'); default float32, as in transformers. `device_map`: "auto", a device, or a dict of module prefixes.
-        `quantization_config`: a BitsAndBytesConfig or a QuantizeConfig. `attn_implementation`: "sdpa" or "eager",
-        which are one here. `format`: "hf" or "mistral" where a folder holds both; Hugging Face's comes first.
-        `vision=False`: a vision-language model without its tower and projector, which answers texts and refuses images.
-        Keys of the configuration (`text_config={…}` too) override those of the file.
+        Args:
+            pretrained_model_name_or_path: a folder or a hub name.
+            config: a configuration, file or folder in place of the checkpoint's.
+            kwargs: `dtype` (or `torch_dtype`): a torch.dtype, its name, or "auto" (the configuration's, else the
+                files'); default float32, as in transformers. `device_map`: "auto", a device, or a dict of module
+                prefixes. `quantization_config`: a BitsAndBytesConfig or a QuantizeConfig. `attn_implementation`: "sdpa"
+                or "eager", the same here. `format`: "hf" (default) or "mistral" for a folder with both.
+                `vision=False`: leave out vision tower and projector; images raise InputError. Keys of the
+                configuration (`text_config={…}` too) override the file's.
 
         Raises:
-            CheckpointError: files that are missing, damaged or do not fit (one report names every tensor).
-            OutOfMemory: weights that need more memory than is free, told before any is allocated; VITRAIL_MEMORY_CHECK=off
-                in the environment loads them all the same.
-            UnsupportedError: an argument that Vitrail does not have.
+            CheckpointError: files that are missing, damaged or do not fit; one report lists every tensor.
+            OutOfMemory: weights larger than the free memory, before any allocation; VITRAIL_MEMORY_CHECK=off in the
+                environment turns the check off.
+            UnsupportedError: an argument without support.
         """
         from vitrail.files.hub_options import HubOptions
         from vitrail.model.loading import load_pretrained
@@ -161,11 +164,15 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
     ) -> None:
         """Write config.json, generation_config.json and safetensors that Vitrail and transformers load.
 
-        state_dict: tensors to write in place of the model's own. is_main_process: False writes nothing. save_function
-        is taken and not called, as in transformers: it writes pickles, and these are safetensors.
+        Args:
+            save_directory: the folder to write.
+            is_main_process: False writes nothing.
+            state_dict: tensors to write in place of the model's own.
+            save_function: unused, as in transformers: it writes pickles, and these files are safetensors.
+            max_shard_size: bytes of the largest file, or such as "5GB".
 
         Raises:
-            UnsupportedError: an argument that Vitrail does not have.
+            UnsupportedError: an argument without support.
         """
         from vitrail.model.loading import save_pretrained
 
@@ -188,7 +195,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
             save_pretrained(self, Path(save_directory), max_shard_size=max_shard_size, state_dict=state_dict)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
-        """Not supported: nothing here uploads."""
+        """Raise UnsupportedError: uploads are not supported."""
         raise UnsupportedError(
             "push_to_hub is not supported; use save_pretrained and upload the folder with huggingface_hub."
         )
@@ -196,7 +203,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
     # --- embeddings ---------------------------------------------------------------------------------------
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table of input embeddings."""
+        """Return the table of input embeddings."""
         raise NotImplementedError
 
     @checked
@@ -205,7 +212,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
         raise UnsupportedError(f"{type(self).__name__} has no input embeddings that could be replaced.")
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The head, or None."""
+        """Return the head, or None."""
         return None
 
     @checked
@@ -215,7 +222,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> nn.Module:
-        """Give embeddings and head another number of rows; old rows keep their values.
+        """Change the number of rows of embeddings and head; old rows keep their values.
 
         New rows are the mean of the old ones, or normal draws for mean_resizing=False. (transformers draws around
         the mean with the old rows' covariance.)
@@ -226,32 +233,32 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
             return resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
 
     def prune_heads(self, heads_to_prune: Any) -> None:
-        """Not supported."""
+        """Raise UnsupportedError: pruning is not supported."""
         raise UnsupportedError(
             "prune_heads is not supported; grouped-query heads cannot be pruned one by one."
         )
 
     @property
     def vision(self) -> bool:
-        """False for a vision-language model that was loaded without its tower."""
+        """False for a vision-language model without its tower."""
         return True
 
     def remove_vision(self) -> None:
-        """Take out tower and projector (`vision=False`). UnsupportedError for a model that has none."""
+        """Remove tower and projector (`vision=False`). Raises UnsupportedError for a model without them."""
         raise UnsupportedError(f"{type(self).__name__} has no separate vision tower; leave vision=False out.")
 
     # --- numbers and places -------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
-        """Device of the first parameter: where inputs are expected."""
+        """Device of the first parameter, and of inputs."""
         for parameter in self.parameters():
             return parameter.device
         return torch.device("cpu")
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the first floating-point parameter."""
+        """Dtype of the first floating-point parameter."""
         for parameter in self.parameters():
             if parameter.is_floating_point():
                 return parameter.dtype
@@ -259,7 +266,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
 
     @checked
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Number of parameters; a tied head counts once."""
+        """Return the number of parameters; a tied head counts once."""
         left_out = set()
         if exclude_embeddings:
             left_out = {id(p) for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
@@ -276,14 +283,14 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: "dict[str, Any] | None" = None
     ) -> None:
-        """Compute blocks again in the backward pass instead of keeping their activations.
+        """Recompute blocks in the backward pass instead of storing their activations.
 
         gradient_checkpointing_kwargs: use_reentrant=False, preserve_rng_state and context_fn of torch.utils.checkpoint.
         """
         self._set_checkpointing(True, checkpoint_options(gradient_checkpointing_kwargs))
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keep activations again."""
+        """Store activations again."""
         self._set_checkpointing(False)
 
     def _set_checkpointing(self, value: bool, options: "dict[str, Any] | None" = None) -> None:
@@ -293,7 +300,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
                 module._checkpoint_options = options or {}
 
     def run_layer(self, layer: nn.Module, *args: Any) -> Tensor:
-        """Call a block, under gradient checkpointing where that is on."""
+        """Call a block, under gradient checkpointing if enabled."""
         if self.is_gradient_checkpointing and self.training and torch.is_grad_enabled():
             out: Tensor = checkpoint(layer, *args, use_reentrant=False, **self._checkpoint_options)
             return out
@@ -304,7 +311,7 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
 
     @property
     def generation_config(self) -> "GenerationConfig":
-        """How generate() runs by default: generation_config.json's values, else the configuration's."""
+        """Defaults of generate(): generation_config.json's values, else the configuration's."""
         if self._generation_config is None:
             from vitrail.configs.generation import GenerationConfig
 
@@ -313,12 +320,12 @@ class PreTrainedModel(AdapterMethods, ModuleMethods, TrainerMethods, nn.Module):
 
     @generation_config.setter
     def generation_config(self, value: Any) -> None:
-        """A GenerationConfig, transformers' own or a dict of options; None: what the configuration says."""
+        """Set a GenerationConfig, transformers' own or a dict of options; None: the configuration's values."""
         from vitrail.configs.generation import as_generation_config
 
         self._generation_config = None if value is None else as_generation_config(value)
 
     @classmethod
     def can_generate(cls) -> bool:
-        """Whether there is a head, and with it generate()."""
+        """Return whether the class has a head, and so generate()."""
         return hasattr(cls, "generate")

@@ -1,4 +1,4 @@
-"""The multi-modal projectors: features of the vision tower → rows that the decoder reads. No tower, no text.
+"""The multi-modal projectors: features of the vision tower → rows of the decoder.
 
 Letters: L patches, packed · Dv vision width · D text width · m merge side · h w patch rows, columns.
 """
@@ -27,17 +27,17 @@ class LlavaMultiModalProjector(nn.Module):
         self.act = activation(config.projector_hidden_act)
 
     def forward(self, layers: Sequence[Tensor], grids: Grids) -> Tensor:
-        """Features of one or several layers, each (L, Dv), joined side by side → (L, D)."""
+        """Project features of one or several layers, each (L, Dv), concatenated → (L, D)."""
         out: Tensor = self.linear_2(self.act(self.linear_1(torch.cat(list(layers), dim=-1))))
         return out
 
     def tokens(self, grid: tuple[int, int]) -> int:
-        """How many rows an image of (rows, columns) patches becomes."""
+        """Return the number of rows of an image of (rows, columns) patches."""
         return Grid.of_size(*grid, cell=1).image_tokens
 
 
 class Mistral3PatchMerger(nn.Module):
-    """m × m neighbouring patches become one: channel-major columns through a linear layer."""
+    """Merge of m × m neighbouring patches into one: channel-major columns through a linear layer."""
 
     def __init__(self, width: int, side: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Mistral3PatchMerger(nn.Module):
         self.merging_layer = Linear(width * side * side, width, bias=False)
 
     def forward(self, features: Tensor, grids: Grids) -> Tensor:
-        """(L, Dv) → (Σ (h//m)·(w//m), Dv); rows and columns that fill no square are left out."""
+        """Merge (L, Dv) → (Σ (h//m)·(w//m), Dv); rows and columns beyond whole squares are dropped."""
         m = self.side
         squares = []
         for image, (rows, cols) in zip(torch.split(features, [h * w for h, w in grids]), grids, strict=True):
@@ -61,7 +61,7 @@ class Mistral3MultiModalProjector(nn.Module):
     """norm → m × m merge → linear_1 → act → linear_2: Mistral Small 3.1 and all later members.
 
     With several feature layers, norm and merger (each one layer wide) are applied to every layer's features, which
-    are then joined for linear_1, the only part declared for all of them.
+    are then concatenated for linear_1, the only part of the joint width.
     """
 
     def __init__(self, config: Mistral3Config) -> None:
@@ -75,11 +75,11 @@ class Mistral3MultiModalProjector(nn.Module):
         self.act = activation(config.projector_hidden_act)
 
     def forward(self, layers: Sequence[Tensor], grids: Grids) -> Tensor:
-        """Features of one or several layers, each (L, Dv) → (merged tokens of all images, D)."""
+        """Project features of one or several layers, each (L, Dv) → (merged tokens of all images, D)."""
         merged = [self.patch_merger(self.norm(features), grids) for features in layers]
         out: Tensor = self.linear_2(self.act(self.linear_1(torch.cat(merged, dim=-1))))
         return out
 
     def tokens(self, grid: tuple[int, int]) -> int:
-        """How many rows an image of (rows, columns) patches becomes."""
+        """Return the number of rows of an image of (rows, columns) patches."""
         return Grid.of_size(*grid, cell=self.patch_merger.side).image_tokens

@@ -1,4 +1,4 @@
-"""The interface of a PreTrainedModel as loading, saving and resizing see it."""
+"""Pretrained: the interface of a PreTrainedModel for loading, saving and resizing."""
 
 from typing import Any, ClassVar, Protocol
 
@@ -19,20 +19,20 @@ class Pretrained(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of its floating-point weights."""
+        """Dtype of the floating-point weights."""
 
     @property
     def vision(self) -> bool:
-        """Whether it takes images."""
+        """Whether the model takes images."""
 
     def remove_vision(self) -> None:
-        """Take the vision tower and the projector out."""
+        """Remove vision tower and projector."""
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding of ids."""
+        """Return the token embeddings."""
 
     def get_output_embeddings(self) -> Any:
-        """The head, or None."""
+        """Return the head, or None."""
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embedding of ids."""
+        """Replace the token embeddings."""

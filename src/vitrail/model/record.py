@@ -1,4 +1,4 @@
-"""Record: what output_hidden_states and output_attentions collect on the way, in the caller's layout if there is one."""
+"""Record: hidden states and attention weights for output_hidden_states and output_attentions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,27 +11,27 @@ from vitrail.ops.attention import AttentionPlan, with_gradient_of
 
 
 class Layout(Protocol):
-    """Packed rows as the caller gets them, such as (B, T, …), and back."""
+    """Conversion of packed rows to the caller's layout, such as (B, T, …), and back."""
 
     def scatter(self, rows: Tensor) -> Tensor:
-        """(L, D) → the caller's layout."""
+        """Scatter rows (L, D) → the caller's layout."""
 
     def gather(self, laid_out: Tensor) -> Tensor:
-        """The caller's layout → (L, D)."""
+        """Gather the caller's layout → rows (L, D)."""
 
     def scatter_weights(self, per_segment: Sequence[Tensor]) -> Tensor:
-        """Attention weights, per segment (A, T, S) → the caller's layout."""
+        """Scatter attention weights, per segment (A, T, S) → the caller's layout."""
 
     def gather_weights(self, laid_out: Tensor) -> list[Tensor]:
-        """The caller's layout → per segment (A, T, S)."""
+        """Gather attention weights of the caller's layout → per segment (A, T, S)."""
 
 
 @dataclass
 class Record:
     """Hidden states and attention weights of each layer.
 
-    With a layout and gradients, what is recorded is what the layers go on with, so that gradients flow through it
-    (`retain_grad`) as in transformers; the numbers are the same.
+    With a layout and gradients, the layers continue from the recorded tensors, so that gradients flow through them
+    (`retain_grad`) as in transformers; the values are the same.
 
     Attributes:
         hidden: collect hidden states; weights: collect attention weights.
@@ -53,11 +53,11 @@ class Record:
 
     @property
     def in_graph(self) -> bool:
-        """Whether the layers go on with what is recorded."""
+        """Whether the layers continue from the recorded tensors."""
         return self.wanted and self.layout is not None and torch.is_grad_enabled()
 
     def see(self, hidden: Tensor) -> Tensor:
-        """Keep one layer's rows, where they are wanted; the rows to go on with."""
+        """Record one layer's rows if wanted; return the rows to continue with."""
         if not self.hidden:
             return hidden
         if self.layout is None:
@@ -78,7 +78,7 @@ class Record:
         layer: int,
         window: int | None,
     ) -> Tensor:
-        """Attention of one layer (L, A, K), with its weights kept where they are wanted; see AttentionPlan.attend."""
+        """Return the attention of one layer (L, A, K) and record its weights if wanted; see AttentionPlan.attend."""
         mixed = plan.attend(q, k, v, scale=scale, layer=layer, window=window)
         if not self.weights:
             return mixed
@@ -93,7 +93,7 @@ class Record:
         return with_gradient_of(mixed, plan.mix(self.layout.gather_weights(laid_out), v, layer=layer))
 
     def join(self, groups: "Sequence[Record]") -> None:
-        """Append what groups of rows have recorded, packed, on their ways through the same layers."""
+        """Append the packed records of groups of rows that went through the same layers."""
         for rows in zip(*(g.hidden_states for g in groups), strict=True):
             self.see(torch.cat(rows))
         for layer in zip(*(g.attentions for g in groups), strict=True):

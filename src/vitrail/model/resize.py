@@ -1,4 +1,4 @@
-"""resize_token_embeddings: another number of rows in embeddings and head. Nothing else of a model changes."""
+"""resize_token_embeddings: change the number of rows of embeddings and head."""
 
 from typing import Any, cast
 
@@ -10,13 +10,13 @@ from vitrail.model.layers import Embedding, Linear
 from vitrail.model.protocol import Pretrained
 from vitrail.quant.replace import Quantized
 
-MOST_ROWS = 2**24  # ids of the largest vocabulary of the field, many times
+MOST_ROWS = 2**24  # many times the largest vocabulary of any model
 
 
 def resize_token_embeddings(
     model: Pretrained, new_num_tokens: int | None, pad_to_multiple_of: int | None, mean_resizing: bool
 ) -> nn.Module:
-    """Give embeddings and head `new_num_tokens` rows, rounded up to a multiple; see PreTrainedModel."""
+    """Resize embeddings and head to `new_num_tokens` rows, rounded up to a multiple; see PreTrainedModel."""
     table = cast(nn.Embedding, model.get_input_embeddings())
     if not isinstance(table, (nn.Embedding, Quantized)):
         raise UnsupportedError(f"{type(model).__name__} has no table of token embeddings to resize.")

@@ -1,4 +1,4 @@
-"""Whether a model with random weights fits into memory, counted from its configuration before anything is allocated."""
+"""Memory check of a model with random weights, from its configuration, before allocation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vitrail.files.formatting import in_words
 from vitrail.weights.free_memory import free_memory
 from vitrail.weights.memory import SWITCH
 
-_NOTICEABLE = 1 << 30  # bytes; less is not asked for
+_NOTICEABLE = 1 << 30  # bytes; smaller models are not checked
 
 
 def refuse_if_too_large(config: Any) -> None:
-    """Raise OutOfMemory where the parameters of `config`, in the default type, are more than the device has free."""
+    """Raise OutOfMemory if the parameters of `config`, in the default dtype, exceed the device's free memory."""
     probe = torch.empty(0)
     need = parameters(config) * probe.element_size()
     if probe.device.type == "meta" or need < _NOTICEABLE:
@@ -33,7 +33,7 @@ def refuse_if_too_large(config: Any) -> None:
 
 
 def parameters(config: PretrainedConfig) -> int:
-    """The weights of all large matrices and tables; norms, biases and the projector are left out."""
+    """Return the number of weights of all large matrices and tables; norms, biases and projector are not counted."""
     if isinstance(config, MistralConfig):
         heads = 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
         block = config.hidden_size * (heads + 3 * config.intermediate_size)

@@ -1,4 +1,4 @@
-"""Rotation: cos, sin and temperature of a step's positions, for all of a decoder's layers. The arithmetic is ops/rope.py's.
+"""Rotation: cos, sin and temperature of a step's positions, shared by all layers. Arithmetic: ops/rope.py.
 
 Letters: L packed rows · K head width.
 """
@@ -11,13 +11,13 @@ from torch import Tensor
 from vitrail.configs import MistralConfig
 from vitrail.ops import rope
 
-# A table of so many positions takes 64 MB in bfloat16; what lies beyond is computed.
+# A table of this many positions takes 64 MB in bfloat16; positions beyond it are computed.
 _MOST = 1 << 17
 _FEWEST = 1 << 10
 
 
 class Rotation(NamedTuple):
-    """What every layer of one step shares: cos, sin (L, K) and the query's temperature (L,) or None."""
+    """The rotation of one step, shared by its layers: cos, sin (L, K) and the query's temperature (L,) or None."""
 
     cos: Tensor
     sin: Tensor
@@ -25,7 +25,7 @@ class Rotation(NamedTuple):
 
 
 def rotation_of(config: MistralConfig, positions: Tensor, dtype: torch.dtype) -> Rotation:
-    """The rotation at int64 positions (L,), in `dtype`; the temperature in float32."""
+    """Return the rotation at int64 positions (L,), in `dtype`; the temperature in float32."""
     inv_freq, factor = _frequencies(config, positions.device)
     cos, sin = rope.cos_sin(rope.angles(positions, inv_freq), dtype, factor)
     scaling = config.rope_scaling
@@ -37,10 +37,10 @@ def rotation_of(config: MistralConfig, positions: Tensor, dtype: torch.dtype) ->
 
 
 class Rotations:
-    """Rotations of one decoder. On a CPU they are looked up in a table, computed once for all positions so far.
+    """Rotations of one decoder; on a CPU looked up in a table of all positions so far. Copies begin without a table.
 
-    Computing them takes a dozen small operations a step, two of which PyTorch divides among threads: beside a busy process
-    those wait longer than a layer takes. Copies begin without a table.
+    Computing them takes a dozen small operations a step, two of them divided among threads by PyTorch: beside a busy
+    process those wait longer than a layer takes.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Rotations:
         return Rotations, ()
 
     def at(self, config: MistralConfig, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        """As `rotation_of`, bit for bit."""
+        """Return the same as `rotation_of`, bit for bit."""
         if torch.compiler.is_compiling() or type(positions) is not Tensor or positions.device.type != "cpu":
             return rotation_of(config, positions, dtype)
         first, last = (int(x) for x in torch.aminmax(positions)) if len(positions) else (0, 0)
@@ -62,7 +62,7 @@ class Rotations:
         return Rotation(cos.index_select(0, positions), sin.index_select(0, positions), picked)
 
     def _rows(self, config: MistralConfig, count: int, dtype: torch.dtype) -> Rotation:
-        """The table, of at least `count` positions."""
+        """Return the table, of at least `count` positions."""
         scaling = None if config.rope_scaling is None else tuple(config.rope_scaling.items())
         key = (dtype, config.head_dim, config.rope_theta, config.max_position_embeddings, scaling)
         held = self._held
@@ -74,7 +74,7 @@ class Rotations:
 
 
 def _frequencies(config: MistralConfig, device: torch.device) -> tuple[Tensor, float]:
-    """float32 (K/2,) of each pair, and the factor of cos and sin."""
+    """Return the frequency of each pair, float32 (K/2,), and the factor of cos and sin."""
     scaling, width = config.rope_scaling, config.head_dim
     if scaling is None:
         return rope.frequencies(width, config.rope_theta, device), 1.0

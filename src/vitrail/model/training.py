@@ -1,4 +1,4 @@
-"""What the trainers of other libraries (transformers, TRL, accelerate, PEFT) call on a model, as methods. Trains nothing."""
+"""TrainerMethods: methods called by the trainers of transformers, TRL, accelerate and PEFT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHECKPOINT_OPTIONS = ("preserve_rng_state", "context_fn")
 
 
 class TrainerMethods:
-    """Names that trainers look for. `accepts_loss_kwargs`: forward() takes num_items_in_batch and divides the loss by it."""
+    """Methods and attributes for trainers. `accepts_loss_kwargs`: forward() divides the loss by num_items_in_batch."""
 
     accepts_loss_kwargs: ClassVar[bool] = True
     _no_split_modules: ClassVar[tuple[str, ...]] = ("MistralDecoderLayer", "PixtralAttentionLayer")
@@ -22,7 +22,7 @@ class TrainerMethods:
     model_tags: list[str] | None = None
 
     def add_model_tags(self, tags: str | Sequence[str]) -> None:
-        """Add to `model_tags`, the words for a model card."""
+        """Add to `model_tags`, the tags of a model card."""
         given = [tags] if isinstance(tags, str) else tags
         if not isinstance(given, Sequence) or not all(isinstance(tag, str) for tag in given):
             raise InputError(f"tags must be a text or a list of texts, got {short(tags)}.")
@@ -31,14 +31,14 @@ class TrainerMethods:
                 self.model_tags = [*(self.model_tags or ()), tag]
 
     def estimate_tokens(self, input_dict: Mapping[str, Any]) -> int:
-        """The number of positions of a batch. InputError unless that is a mapping of names to tensors."""
+        """Return the number of positions of a batch. Raises InputError unless it maps names to tensors."""
         if not isinstance(input_dict, Mapping):
             raise InputError(f"a batch is a mapping of names to tensors, got {type(input_dict).__name__}.")
         given = input_dict.get(self.main_input_name)  # type: ignore[attr-defined]
         return int(given.numel()) if isinstance(given, Tensor) else 0
 
     def floating_point_ops(self, input_dict: Mapping[str, Any], exclude_embeddings: bool = True) -> int:
-        """Operations of a forward and a backward pass, about: six per position and parameter (arXiv 2001.08361)."""
+        """Estimate the operations of a forward and backward pass: six per position and parameter (arXiv 2001.08361)."""
         parameters: int = self.num_parameters(exclude_embeddings=exclude_embeddings)  # type: ignore[attr-defined]
         return 6 * self.estimate_tokens(input_dict) * parameters
 
@@ -51,10 +51,10 @@ class TrainerMethods:
         cache_position: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The arguments of forward() for the next step of a loop of one's own; generate() does not call this.
+        """Return the arguments of forward() for the next step of a custom decoding loop; generate() does not call this.
 
-        input_ids are all ids so far: of them, and of the positions, those that the cache lacks are given on. Images
-        (pixel_values) and inputs_embeds are given with the first step alone.
+        `input_ids` are all ids so far; ids and positions already in the cache are left out. Images (pixel_values) and
+        inputs_embeds are passed at the first step only.
         """
         _check_step(input_ids, past_key_values, attention_mask, inputs_embeds, cache_position)
         cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
@@ -68,7 +68,7 @@ class TrainerMethods:
         if attention_mask is not None and kwargs.get("position_ids") is None:
             counted = attention_mask.long().cumsum(-1) - 1
             kwargs["position_ids"] = counted.masked_fill(attention_mask == 0, 1)
-        # Beside inputs_embeds the ids are those drawn since.
+        # With inputs_embeds, input_ids holds only the ids generated since.
         ids = input_ids[:, -1:] if inputs_embeds is not None and cached else input_ids[:, cached:]
         new = inputs_embeds.shape[1] if inputs_embeds is not None and first else ids.shape[1]
         if kwargs.get("position_ids") is not None:
@@ -87,7 +87,7 @@ class TrainerMethods:
 
 
 def _check_step(ids: Any, past: Any, *tensors: Any) -> None:
-    """Raise InputError for arguments of prepare_inputs_for_generation that are of another kind."""
+    """Raise InputError for arguments of prepare_inputs_for_generation of the wrong type."""
     if not isinstance(ids, Tensor) or ids.dim() != 2:
         raise InputError("input_ids must be a tensor of the shape (batch, positions).")
     if past is not None and not callable(getattr(past, "get_seq_length", None)):
@@ -101,7 +101,7 @@ def _check_step(ids: Any, past: Any, *tensors: Any) -> None:
 
 
 def checkpoint_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """gradient_checkpointing_kwargs → the options of torch.utils.checkpoint. UnsupportedError for what is not supported."""
+    """Convert gradient_checkpointing_kwargs to options of torch.utils.checkpoint. Raises UnsupportedError."""
     if given is not None and not isinstance(given, Mapping):
         raise InputError(f"gradient_checkpointing_kwargs must be a dict, got {type(given).__name__}.")
     options = dict(given or {})
@@ -119,7 +119,7 @@ def checkpoint_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def per_item(total: Tensor, items: int | Tensor) -> Tensor:
-    """A loss summed over labels, divided by num_items_in_batch. InputError unless that is a number above 0."""
+    """Return a summed loss divided by num_items_in_batch. Raises InputError unless that is above 0."""
     single = not isinstance(items, Tensor) or items.numel() == 1
     if isinstance(items, bool) or not isinstance(items, (int, float, Tensor)) or not single or not items > 0:
         raise InputError(f"num_items_in_batch must be a number above 0, got {items!r:.100}.")

@@ -1,7 +1,7 @@
-"""PixtralVisionModel: patches of any number of images of any sizes → features. No projector, no language.
+"""PixtralVisionModel: patches of any number of images of any size → features.
 
-Images are packed: L patches of all images in one (L, Dv) tensor, and one segment per image, so that they never
-see each other and no mask over all of them exists. Letters: N images · P patch side · h w patch rows, columns.
+Images are packed: L patches of all images in one (L, Dv) tensor, with one segment per image, so that attention stays
+within an image without a mask. Letters: N images · P patch side · h w patch rows, columns.
 Source: Pixtral 12B (arXiv 2410.07073) §2.
 """
 
@@ -29,8 +29,8 @@ from vitrail.ops.segments import Segments
 
 NORM_EPS = 1e-5  # of every norm of the tower; not in any configuration
 
-# Patches that go through the blocks together, by kind of device (measured: benchmarks/RESULTS.md). More of them made
-# a CPU a third slower per image; other devices want large products.
+# Patches per pass through the blocks, by device type (measured: benchmarks/RESULTS.md). More of them make a CPU a
+# third slower per image; other devices want large products.
 ROWS = {"cpu": 1024}
 OTHER_ROWS = 32768
 
@@ -83,9 +83,9 @@ class PixtralTransformer(nn.Module):
 
 
 class PixtralVisionModel(PreTrainedModel):
-    """The Pixtral vision tower.
+    """Pixtral vision tower.
 
-    Every image keeps its own size and aspect ratio; a patch sees the patches of its own image only.
+    Every image keeps its own size and aspect ratio; a patch attends to its own image only.
     """
 
     config_class: ClassVar[type[PixtralVisionConfig]] = PixtralVisionConfig
@@ -103,7 +103,7 @@ class PixtralVisionModel(PreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The convolution that embeds patches."""
+        """Return the convolution that embeds patches."""
         return self.patch_conv
 
     def forward(
@@ -116,7 +116,7 @@ class PixtralVisionModel(PreTrainedModel):
         *args: Any,
         **kwargs: Any,
     ) -> "BaseModelOutput | tuple[Any, ...]":
-        """Features of all patches of all images.
+        """Return the features of all patches of all images.
 
         Args:
             pixel_values: (N, 3, H, W) float; smaller images are padded at the right and the bottom.
@@ -153,7 +153,7 @@ class PixtralVisionModel(PreTrainedModel):
     def grids(
         self, pixel_values: Tensor, image_sizes: "Tensor | Sequence[Sequence[int]] | None"
     ) -> list[tuple[int, int]]:
-        """(rows, columns) of patches of each image; checks that the sizes fit the pixels."""
+        """Return (rows, columns) of patches of each image. Raises InputError for sizes that do not fit the pixels."""
         if pixel_values.dim() != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise InputError(
                 f"pixel_values must have the shape (images, {self.config.num_channels}, height, width), "
@@ -184,10 +184,10 @@ class PixtralVisionModel(PreTrainedModel):
         record: Record | None = None,
         depth: int | None = None,
     ) -> Tensor:
-        """Packed features (L, Dv) after `depth` blocks (default all) of images with the given grids.
+        """Return packed features (L, Dv) after `depth` blocks (default all) of images with the given grids.
 
-        Images go through the blocks in groups: a group's activations stay in the cache of a CPU, and memory does
-        not grow with the number of images. All are one group where gradients flow through what is recorded of all.
+        Images run in groups: a group's activations stay in the CPU's cache, and memory does not grow with the number
+        of images. Recording in the graph of gradients makes all images one group.
         """
         record = Record() if record is None else record
         if record.in_graph:
@@ -221,7 +221,7 @@ class PixtralVisionModel(PreTrainedModel):
         return x
 
     def _rotation(self, grids: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
-        """cos, sin (L, K); each image's positions begin at (0, 0)."""
+        """Return cos, sin (L, K); each image's positions begin at (0, 0)."""
         places = [torch.cartesian_prod(torch.arange(rows), torch.arange(cols)) for rows, cols in grids]
         place = torch.cat(places).to(like.device)
         inv_freq = rope.frequencies(self.config.head_dim, self.config.rope_theta, like.device)
@@ -229,7 +229,7 @@ class PixtralVisionModel(PreTrainedModel):
 
 
 def _groups(grids: Sequence[tuple[int, int]], rows: int) -> list[slice]:
-    """Neighbouring images of at most `rows` patches together; a larger image is a group of its own."""
+    """Group neighbouring images up to `rows` patches in all; a larger image is a group of its own."""
     groups: list[slice] = []
     room = 0
     for number, (h, w) in enumerate(grids):
@@ -251,7 +251,7 @@ def _host(sizes: "Tensor | Sequence[Sequence[int]]") -> "Sequence[Sequence[int]]
 
 
 def _patches(pixels: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """(C, H, W) → (h·w, C·P·P): the convolution's own receptive fields, padding cut off."""
+    """Cut (C, H, W) → (h·w, C·P·P): the convolution's receptive fields, without padding."""
     rows, cols = grid
     cut = pixels[:, : rows * side, : cols * side]
     fields = cut.reshape(pixels.shape[0], rows, side, cols, side).permute(1, 3, 0, 2, 4)  # (h, w, C, P, P)
@@ -259,25 +259,25 @@ def _patches(pixels: Tensor, grid: tuple[int, int], side: int) -> Tensor:
 
 
 class _Images:
-    """The layout of the tower's output: all images' patches as one conversation, (1, L, …).
+    """Layout of the tower's output: the patches of all images in one row, (1, L, …).
 
     Args:
-        patches: of each image.
+        patches: number of patches of each image.
     """
 
     def __init__(self, patches: Sequence[int]) -> None:
         self._patches = patches
 
     def scatter(self, rows: Tensor) -> Tensor:
-        """(L, …) → (1, L, …)."""
+        """Scatter rows (L, …) → (1, L, …)."""
         return rows[None]
 
     def gather(self, laid_out: Tensor) -> Tensor:
-        """(1, L, …) → (L, …)."""
+        """Gather (1, L, …) → rows (L, …)."""
         return laid_out[0]
 
     def scatter_weights(self, per_segment: Sequence[Tensor]) -> Tensor:
-        """Attention of each image (A, l, l) → one (1, A, L, L), zero between images."""
+        """Scatter attention weights of each image (A, l, l) → (1, A, L, L), zero between images."""
         total = sum(self._patches)
         out = per_segment[0].new_zeros(1, per_segment[0].shape[0], total, total)
         for place, weights in zip(self._places(), per_segment, strict=True):
@@ -285,7 +285,7 @@ class _Images:
         return out
 
     def gather_weights(self, laid_out: Tensor) -> list[Tensor]:
-        """(1, A, L, L) → of each image (A, l, l)."""
+        """Gather attention weights (1, A, L, L) → of each image (A, l, l)."""
         return [laid_out[0, :, place, place] for place in self._places()]
 
     def _places(self) -> list[slice]:

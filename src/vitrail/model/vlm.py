@@ -32,7 +32,7 @@ from vitrail.ops.inputs import as_tensors, check_flags
 
 
 class VisionLanguageModel(CausalModel):
-    """What LlavaForConditionalGeneration and Mistral3ForConditionalGeneration share: everything but the parts."""
+    """Base of LlavaForConditionalGeneration and Mistral3ForConditionalGeneration."""
 
     base_model_prefix: ClassVar[str] = "model"
     output_class: ClassVar[type[LlavaCausalLMOutputWithPast]] = LlavaCausalLMOutputWithPast
@@ -82,7 +82,7 @@ class VisionLanguageModel(CausalModel):
         return self.model.vision
 
     def remove_vision(self) -> None:
-        """Take out tower and projector: texts are answered as before, images are refused."""
+        """Remove tower and projector; text works as before, images raise InputError."""
         self.model.remove_vision()
 
     def encode_images(
@@ -91,7 +91,7 @@ class VisionLanguageModel(CausalModel):
         image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None,
         vision_feature_layer: "int | Sequence[int] | None" = None,
     ) -> list[Tensor]:
-        """Per image the rows that replace its image tokens, (tokens, D); see VisionLanguageParts."""
+        """Return for each image the rows of its image tokens, (tokens, D); see VisionLanguageParts."""
         return self.model.encode_images(pixel_values, image_sizes, vision_feature_layer)
 
     # --- forward ------------------------------------------------------------------------------------------
@@ -116,27 +116,26 @@ class VisionLanguageModel(CausalModel):
         image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None,
         **kwargs: Any,
     ) -> "LlavaCausalLMOutputWithPast | tuple[Any, ...]":
-        """From ids and images to logits.
+        """Return logits of ids and images.
 
-        1. Ids become embeddings; 2. images become features; 3. rows of image tokens are replaced by features;
-        4. the decoder reads the rows that are no padding.
+        1. Embed the ids; 2. encode the images; 3. replace the rows of image tokens by features; 4. run the decoder on
+        the rows without padding.
 
         Args:
             input_ids: (B, T). pixel_values: (N, 3, H, W). image_sizes: (N, 2) height, width without padding.
-            attention_mask: (B, S) of 0 and 1; positions with 0 are left out. position_ids: (B, T), default counted
-                over the positions that are not left out.
-            past_key_values: the cache an earlier call returned, or (key, value) per layer, each (B, G, S, K).
+            attention_mask: (B, S) of 0 and 1; 0 is padding. position_ids: (B, T), default counted without padding.
+            past_key_values: the cache of an earlier call, or (key, value) per layer, each (B, G, S, K).
             inputs_embeds: (B, T, D) instead of ids; images replace the rows equal to the image token's embedding.
             vision_feature_layer, vision_feature_select_strategy: which features of the tower; "default" equals
                 "full", since the tower has no class token.
-            labels: (B, T), −100 where nothing is asked; shifted inside.
+            labels: (B, T), −100 without loss; shifted inside.
             logits_to_keep: 0 for all, n for the last n positions, or a 1-D tensor of positions.
-            kwargs: num_items_in_batch, what the sum of the loss over the labels is divided by (a trainer counts it over
-                all batches of a step); None: the number of labels here.
+            kwargs: num_items_in_batch, divisor of the summed loss (a trainer counts labels over all batches of a step);
+                None: the number of labels here.
 
         Returns:
-            loss, logits (B, T, V), past_key_values, hidden_states, attentions, image_hidden_states; a tuple of
-            those that are there for return_dict=False.
+            loss, logits (B, T, V), past_key_values, hidden_states, attentions, image_hidden_states; for
+            return_dict=False a tuple of those that are not None.
 
         Raises:
             InputError: arguments that do not fit each other. ContextError: too many positions, an unknown id.
@@ -194,7 +193,7 @@ class LlavaForConditionalGeneration(VisionLanguageModel):
         image_sizes: "Tensor | Sequence[Sequence[int]] | None" = None,
         **kwargs: Any,
     ) -> ImageFeatures:
-        """The projected features of each image, (tokens, D); arguments as in forward()."""
+        """Return the projected features of each image, (tokens, D); arguments as in forward()."""
         check_strategy(vision_feature_select_strategy)
         return self.model.image_features(pixel_values, image_sizes, vision_feature_layer, kwargs)
 
@@ -216,5 +215,5 @@ class Mistral3ForConditionalGeneration(VisionLanguageModel):
         vision_feature_layer: "int | Sequence[int] | None" = None,
         **kwargs: Any,
     ) -> ImageFeatures:
-        """The projected features of each image, (tokens, D); arguments as in forward()."""
+        """Return the projected features of each image, (tokens, D); arguments as in forward()."""
         return self.model.image_features(pixel_values, image_sizes, vision_feature_layer, kwargs)

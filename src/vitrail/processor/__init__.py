@@ -1,1 +1,1 @@
-"""The processor: messages, text and images to the tensors that a model takes."""
+"""The processor: messages, text and images to the tensors of a model's input."""

@@ -1,4 +1,4 @@
-"""A processor's parts out of a folder, in the layouts of transformers 4.x and 5.x. Builds the parts, not the whole."""
+"""Loading of a processor's parts from a folder, in the layouts of transformers 4.x and 5.x."""
 
 from __future__ import annotations
 
@@ -30,7 +30,16 @@ _SETTINGS_HINT = "give it to AutoImageProcessor.from_pretrained, or in the call"
 
 
 def read_processor(folder: str | os.PathLike[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `PixtralProcessor` for a folder. Raises CheckpointError, and InputError for unknown overrides."""
+    """Return the arguments of `PixtralProcessor` for a folder.
+
+    Args:
+        folder: folder of a checkpoint.
+        overrides: replacements of the processor's arguments and of the tokenizer's configuration.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or of another class.
+        InputError: unknown overrides.
+    """
     known = (*_OWN, *_TOKENIZER_OPTIONS, "use_fast", "format", "tokenizer_mode")
     if not overrides.keys() <= set(known):
         from vitrail.images.processor import PixtralImageProcessor
@@ -57,7 +66,7 @@ def read_processor(folder: str | os.PathLike[str], overrides: Mapping[str, Any])
     if merge is None and not config:
         merge = native.get("spatial_merge_size")
     arguments["spatial_merge_size"] = _merge(merge, config)
-    if isinstance(tokenizer, FastTokenizer):  # the others make prompts in the format of their own file
+    if isinstance(tokenizer, FastTokenizer):  # the others have the prompt format of their own file
         template = tokenizer.chat_template
         arguments["chat_template"] = stored.get("chat_template") if template is None else template
     return {
@@ -69,7 +78,7 @@ def read_processor(folder: str | os.PathLike[str], overrides: Mapping[str, Any])
 
 
 def image_settings(folder: str | os.PathLike[str], format: str | None = None) -> dict[str, Any]:
-    """How images are prepared in a folder, as keywords of `grid.image_grid`; no tokenizer is opened."""
+    """Return the image settings of a folder, as keywords of `grid.image_grid`, without opening a tokenizer."""
     folder = CheckpointFolder.at(folder, format=format)
     config = config_dict_of(folder)
     image_processor = image_processor_of(folder, config, None)
@@ -85,7 +94,7 @@ def image_settings(folder: str | os.PathLike[str], format: str | None = None) ->
 
 @checked
 def processor_parts(tokenizer: MistralCommonTokenizer) -> dict[str, Any]:
-    """The arguments of `PixtralProcessor` for a tokenizer of mistral-common alone. Raises CheckpointError."""
+    """Return the arguments of `PixtralProcessor` for a tokenizer of mistral-common alone. Raises CheckpointError."""
     from vitrail.images.processor import PixtralImageProcessor
 
     native = tokenizer.image_settings()
@@ -107,10 +116,14 @@ def image_processor_of(
     use_fast: bool | None,
     native: Mapping[str, Any] | None = None,
 ) -> PixtralImageProcessor | PixtralImageProcessorFast:
-    """As the folder says; where it says nothing, with the vision tower's patch and image size.
+    """Make the image processor of the folder's settings, else of the vision tower's patch and image size.
 
-    native: what the tokenizer's file says of images. The dialect of a folder in Mistral's own format is "mistral" unless
-    its files name another.
+    Args:
+        native: image settings of the tokenizer's file. A folder in Mistral's own format has the dialect "mistral"
+            unless its files name another.
+
+    Raises:
+        CheckpointError: the folder has no image settings.
     """
     from vitrail.images.processor import PixtralImageProcessor, PixtralImageProcessorFast
 
@@ -126,7 +139,7 @@ def image_processor_of(
             )
         side, edge = vision["patch_size"], vision.get("image_size", 1024)
         settings = {"patch_size": {"height": side, "width": side}, "size": {"longest_edge": edge}}
-    if own_format:  # whose own reader prepares images in this way
+    if own_format:  # as Mistral's own reader does
         settings = {"dialect": "mistral", **settings}
     named_fast = settings.get("image_processor_type") == "PixtralImageProcessorFast"
     fast = named_fast if use_fast is None else use_fast
@@ -145,7 +158,7 @@ def _image_settings(folder: CheckpointFolder) -> dict[str, Any] | None:
 
 
 def _side(stored: Any, config: Mapping[str, Any], image_processor: Any) -> int:
-    """The patch's side: of processor_config.json, else of the model, else of the image processor."""
+    """Return the patch's side: of processor_config.json, else of the model, else of the image processor."""
     vision = config.get("vision_config")
     if stored is None and isinstance(vision, Mapping):
         stored = vision.get("patch_size")
@@ -156,7 +169,7 @@ def _side(stored: Any, config: Mapping[str, Any], image_processor: Any) -> int:
 
 
 def _merge(stored: Any, config: Mapping[str, Any]) -> int:
-    """The merge: of processor_config.json, which some re-uploads lack; then of the model; else 1."""
+    """Return the merge: of processor_config.json, which some re-uploads lack, else of the model, else 1."""
     if stored is None:
         stored = config.get("spatial_merge_size", 2 if config.get("model_type") == "mistral3" else 1)
     return _positive(stored, "spatial_merge_size")

@@ -1,6 +1,6 @@
-"""A conversation's ids from the grids of its prepared images, so that an image is prepared once in a conversation.
+"""PreparedImage: an image prepared once per conversation, and the conversation's ids from the images' grids.
 
-`PixtralProcessor.apply_chat_template(tokenize=True)` gives the same ids, and prepares every image each time.
+`PixtralProcessor.apply_chat_template(tokenize=True)` returns the same ids, but prepares every image on each call.
 """
 
 from __future__ import annotations
@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 
 
 class PreparedImage:
-    """An image as the image processor makes it.
+    """Output of the image processor for one image.
 
-    size: (height, width) in pixels; grid: its rows and columns of image tokens; tokens: what it costs in ids,
-    image_tokens of which are the image token; key: the fingerprint of its pixels. The pixels are kept where they take no
-    more memory than the image that they are made of, else until they are first asked for, and made anew after that.
+    The pixels are kept where they take no more memory than the source image; else until their first use, and are
+    recomputed after that.
+
+    Attributes:
+        size: (height, width) in pixels.
+        grid: rows and columns of image tokens.
+        tokens: number of ids in the prompt.
+        image_tokens: how many of them are the image token.
+        key: fingerprint of the pixels.
     """
 
     def __init__(self, processor: PixtralProcessor, source: Any, options: Mapping[str, Any]) -> None:
@@ -38,12 +44,12 @@ class PreparedImage:
         self.tokens, self.image_tokens = self.grid.tokens, self.grid.image_tokens
         pixels: Tensor = made["pixel_values"][0]
         self._pixels: Tensor | None = pixels
-        # PIL keeps four bytes of a pixel.
+        # PIL takes four bytes per pixel.
         self._image = None if pixels.nbytes <= 4 * image.width * image.height else image
         self.key = fingerprint(pixels)
 
     def pixels(self) -> Tensor:
-        """(3, H, W)."""
+        """Return the pixels (3, H, W)."""
         if self._pixels is None:
             made: Tensor = self._prepare(self._image)["pixel_values"][0]
             return made
@@ -59,11 +65,15 @@ class PreparedImage:
 def lay_out(
     processor: Any, messages: Sequence[Message], **options: Any
 ) -> tuple[list[int], list[PreparedImage]]:
-    """One conversation → its ids, and its images in their order.
+    """Return the ids of one conversation, and its images in order.
 
-    processor: a PixtralProcessor, or the tokenizer of a checkpoint that reads text only. messages: normalised ones whose
-    images have a PreparedImage as their source. options: those of apply_chat_template that shape the prompt.
-    Raises PromptError as that does.
+    Args:
+        processor: a PixtralProcessor, or the tokenizer of a text-only checkpoint.
+        messages: normalised messages whose images have a PreparedImage as their source.
+        options: those of apply_chat_template that shape the prompt.
+
+    Raises:
+        PromptError: as apply_chat_template, and for images in a text-only checkpoint.
     """
     options.setdefault("add_generation_prompt", True)
     if not isinstance(processor, PixtralProcessor):

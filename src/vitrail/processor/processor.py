@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vitrail.tokenizer.fast import FastTokenizer
     from vitrail.tokenizer.mistral import MistralCommonTokenizer
 
-# What only the processor decides; the rest of an image processor's and a tokenizer's options may be given to a call.
+# Set by the processor only; a call takes the other options of the image processor and the tokenizer.
 _DECIDED = frozenset(
     {"self", "text", "text_pair", "images", "patch_size", "kwargs", "return_tensors", "verbose"}
 )
@@ -42,11 +42,17 @@ _GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
 
 @checked
 class PixtralProcessor:
-    """A tokenizer and an image processor as one, for Pixtral and Mistral 3 checkpoints.
+    """A tokenizer and an image processor in one, for Pixtral and Mistral 3 checkpoints.
 
-    image_processor, tokenizer: both needed. patch_size: side of the tower's patches in pixels; spatial_merge_size: patches
-    per token along each side. chat_template: the tokenizer's own where None. image_token stands for an image in a text;
-    image_break_token and image_end_token end its rows and its last row. Their ids are looked up in the tokenizer.
+    Args:
+        image_processor: required.
+        tokenizer: required.
+        patch_size: side of the vision tower's patches in pixels.
+        spatial_merge_size: patches per token along each side.
+        chat_template: None for the tokenizer's own.
+        image_token: stands for an image in a text; its id, like the next two, is that of the tokenizer.
+        image_break_token: ends each row of an image but the last.
+        image_end_token: ends the last row.
     """
 
     attributes = ("image_processor", "tokenizer")
@@ -100,13 +106,19 @@ class PixtralProcessor:
         revision: str = "main",
         **kwargs: Any,
     ) -> PixtralProcessor:
-        """The processor of a folder or of a model on the hub, in the layout of transformers 4.x or 5.x.
+        """Load the processor of a folder or of a hub model, in the layout of transformers 4.x or 5.x.
 
-        use_fast=True takes the image processor for tensors, False the one for PIL; without it the folder decides.
-        tekken.json and *.model.v* come before tokenizer.json; tokenizer_mode="hf" turns that round. A folder in Mistral's
-        own format (format="mistral" where it holds both) prepares images in the "mistral" dialect unless its
-        preprocessor_config.json names another. Other keywords override the processor's arguments and the tokenizer's
-        configuration. Raises CheckpointError for what is missing or does not belong, InputError for unknown keywords.
+        tekken.json and *.model.v* come before tokenizer.json. A folder in Mistral's own format prepares images in the
+        "mistral" dialect unless its preprocessor_config.json names another.
+
+        Args:
+            kwargs: use_fast=True for the image processor on tensors, False for the one on PIL images, else as the
+                folder; tokenizer_mode="hf" for tokenizer.json first; format="mistral" for Mistral's own format in a
+                folder with both; others override the processor's arguments and the tokenizer's configuration.
+
+        Raises:
+            CheckpointError: a file is missing or does not belong to the others.
+            InputError: unknown keywords.
         """
         from vitrail.processor.load import read_processor
 
@@ -130,13 +142,20 @@ class PixtralProcessor:
         videos: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Texts and their images → input_ids, attention_mask (B, T), pixel_values (N, 3, H, W), image_sizes (N, 2).
+        """Encode texts and their images.
 
-        text: one or a list; each `image_token` in it stands for the next image. images: one, a list, or a list of lists
-        (one for each text) of whatever `load_image` opens. Keywords are those of the tokenizer's and the image processor's
-        calls, flat or as text_kwargs, images_kwargs and common_kwargs; return_tensors is "pt" unless given.
-        max_image_tokens: the most ids one image may cost; larger ones are shrunk.
-        Raises InputError where the numbers of images and of image tokens differ, and for unknown keywords.
+        Args:
+            images: one, a list, or a list of lists (one per text) of anything that `load_image` opens.
+            text: one or a list; each `image_token` in it stands for the next image.
+            kwargs: keywords of the tokenizer's and the image processor's calls, flat or as text_kwargs, images_kwargs
+                and common_kwargs. return_tensors is "pt" by default. max_image_tokens: the most ids per image; larger
+                images are shrunk.
+
+        Returns:
+            input_ids and attention_mask (B, T), pixel_values (N, 3, H, W), image_sizes (N, 2).
+
+        Raises:
+            InputError: the numbers of images and image tokens differ, or unknown keywords.
         """
         if audio is not None or videos is not None:
             raise UnsupportedError("PixtralProcessor reads text and images; it does not do audio or videos")
@@ -152,15 +171,20 @@ class PixtralProcessor:
 
     @image_request()
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """One conversation or a list of them → the prompt (default), or ids with the images (`tokenize=True`).
+        """Render one conversation or a list of them to the prompt, or encode it with its images (`tokenize=True`).
 
-        Keywords: add_generation_prompt, continue_final_message, tools, documents, tokenize, return_dict (False gives the
-        ids alone), return_assistant_tokens_mask (`assistant_masks` besides: 1 for the ids of what the template marks with
-        `{% generation %}`, or of an assistant's messages in a built-in format), what `__call__` takes, and what the template
-        reads. Images are opened from where the messages say.
-        format: one of Mistral's own prompt formats instead of the template, by name or "auto" (docs/prompts.md); it is
-        the default where there is no template and the tokenizer is mistral-common's.
-        Control tokens that stand in a message stay text. Raises PromptError with the place of a fault.
+        Images are opened from their sources in the messages. Control tokens in the text of a message stay text.
+
+        Args:
+            chat_template: a template in place of the processor's own.
+            kwargs: add_generation_prompt, continue_final_message, tools, documents, tokenize; return_dict (False: the
+                ids alone); return_assistant_tokens_mask (adds `assistant_masks`: 1 for ids in the template's
+                `{% generation %}` blocks, or for those of an assistant's messages in a built-in format); the keywords
+                of `__call__` and the variables of the template; format, a Mistral prompt format by name or "auto" in
+                place of the template (docs/prompts.md), the default for a tokenizer of mistral-common without a template.
+
+        Raises:
+            PromptError: a fault in a conversation, with its place.
         """
         kwargs = newer_chat_options(kwargs)
         tokenize, return_dict = kwargs.pop("tokenize", False), kwargs.pop("return_dict", False)
@@ -182,66 +206,66 @@ class PixtralProcessor:
         return out if return_dict else out["input_ids"]
 
     def decode(self, *args: Any, **kwargs: Any) -> str:
-        """The text of one sequence of ids; arguments as the tokenizer's `decode`."""
+        """Return the text of one sequence of ids; arguments as the tokenizer's `decode`."""
         return self.tokenizer.decode(*args, **kwargs)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
-        """The texts of several sequences of ids; arguments as the tokenizer's `batch_decode`."""
+        """Return the texts of several sequences of ids; arguments as the tokenizer's `batch_decode`."""
         return self.tokenizer.batch_decode(*args, **kwargs)
 
     def parse_response(self, ids: Any, **options: Any) -> Response:
-        """The new ids that `generate` gave → text, reasoning and tool calls; options as `ResponseParser` (docs/tools.md)."""
+        """Parse the new ids of `generate` into text, reasoning and tool calls; options as `ResponseParser`."""
         return self.tokenizer.parse_response(ids, **options)
 
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
     ) -> list[str]:
-        """The texts of what `generate` returned."""
+        """Return the texts of the output of `generate`."""
         return self.tokenizer.batch_decode(
             generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs
         )
 
     @property
     def model_input_names(self) -> list[str]:
-        """The names of what a call returns for the model."""
+        """The names of the model's inputs in the result of a call."""
         names = (*self.tokenizer.model_input_names, *self.image_processor.model_input_names, "image_sizes")
         return list(dict.fromkeys(names))
 
     def num_image_tokens(self, height: int, width: int, max_image_tokens: int | None = None) -> int:
-        """What an image of (height, width) pixels costs in a prompt: its image, break and end ids."""
+        """Return the number of ids of an image of (height, width) pixels: image, break and end tokens."""
         return self.image_grid(height, width, max_image_tokens).tokens
 
     def image_grid(self, height: int, width: int, max_image_tokens: int | None = None) -> Grid:
-        """The grid of an image of (height, width) pixels: the size it is read at, its rows and columns of tokens."""
+        """Return the grid of an image of (height, width) pixels: its resized size, its rows and columns of tokens."""
         options = self.image_processor.grid_options(self.patch_size, self.spatial_merge_size)
         if max_image_tokens:
             options["max_image_tokens"] = max_image_tokens
         return image_grid(height, width, **options)
 
     def image_token_counts(self, batch: Mapping[str, Any]) -> list[int]:
-        """What each image of a batch that this processor made costs: its image, break and end ids."""
+        """Return the number of ids of each image in a batch of this processor: image, break and end tokens."""
         grids: Sequence[Grid] = getattr(batch, "grids", ())
-        if not grids and "image_sizes" in batch:  # a plain dict, or a batch that was put together
+        if not grids and "image_sizes" in batch:  # a plain dict, or a merged batch
             cell = self.patch_size * self.spatial_merge_size
             grids = [Grid.of_size(height, width, cell) for height, width in to_list(batch["image_sizes"])]
         return [grid.tokens for grid in grids]
 
     def prepare_images(self, images: Any, **options: Any) -> BatchFeature:
-        """Images → pixel_values and image_sizes as tensors, with the grid of each; options are the image processor's."""
+        """Return pixel_values and image_sizes as tensors, with the images' grids; options as the image processor's."""
         made = self._encoder.prepare(images, options)
         for grid in made.grids:
             grid.check_whole(self.patch_size * self.spatial_merge_size)
         return made
 
     def encode_prompts(self, prompts: Sequence[RenderedPrompt], grids: Sequence[Grid]) -> BatchFeature:
-        """Prompts of `render_chat` whose images are already prepared, as grids → input_ids and attention_mask."""
+        """Encode prompts of `render_chat` with prepared images, given as grids, to input_ids and attention_mask."""
         encoder = self._encoder
         read = [self.tokenizer.read_prompt(prompt, self.image_token) for prompt in prompts]
         options = {"add_special_tokens": False} if self._begins(prompts[0]) else {}
         return encoder.encode(encoder.place(read, grids), options)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of a processor_config.json in the layout of transformers 4.x."""
+        """Return the content of a processor_config.json in the layout of transformers 4.x."""
         return {
             "processor_class": type(self).__name__,
             "patch_size": self.patch_size,
@@ -252,7 +276,7 @@ class PixtralProcessor:
         }
 
     def to_json_string(self) -> str:
-        """The settings of `to_dict` as indented JSON with sorted keys."""
+        """Return `to_dict` as indented JSON with sorted keys."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
@@ -285,17 +309,17 @@ class PixtralProcessor:
         return list(dict.fromkeys(str(folder / Path(file).relative_to(new)) for file in written))
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
-        """Not supported: Vitrail only reads from the hub."""
+        """Raise UnsupportedError: Vitrail only reads from the hub."""
         raise UnsupportedError("push_to_hub is not supported; use save_pretrained and the hub's own client")
 
     def render_chat(self, conversation: Any, chat_template: str | None = None, **options: Any) -> Chat:
-        """The prompts of one conversation or a list of them, with their images; options as `apply_chat_template`'s."""
+        """Render one conversation or a list of them, with their images; options of `apply_chat_template`."""
         return self.tokenizer.render_chat(
             conversation, self.chat_template, chat_template, self._image_tokens(), **options
         )
 
     def _begins(self, prompt: RenderedPrompt) -> bool:
-        """Whether a prompt writes its own begin token, so that the tokenizer adds none."""
+        """Return whether a prompt has its own begin token, so that the tokenizer adds none."""
         bos = self.tokenizer.bos_token
         return bos is not None and prompt.text.startswith(bos)
 
@@ -307,7 +331,7 @@ class PixtralProcessor:
         )
 
     def _sort_options(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
-        """Keywords of a call → the tokenizer's, the image processor's, and return_tensors."""
+        """Split the keywords of a call into the tokenizer's, the image processor's, and return_tensors."""
         flat = {name: value for name, value in given.items() if name not in _GROUPS}
         for group in _GROUPS:
             check("PixtralProcessor", group, given.get(group), Mapping[str, Any] | None)
@@ -345,7 +369,7 @@ class PixtralProcessor:
 
 
 def load_processor(folder: str | os.PathLike[str], **overrides: Any) -> PixtralProcessor:
-    """The processor of a folder; `overrides` and errors as `PixtralProcessor.from_pretrained`."""
+    """Load the processor of a folder; `overrides` and errors as `PixtralProcessor.from_pretrained`."""
     return PixtralProcessor.from_pretrained(folder, **overrides)
 
 

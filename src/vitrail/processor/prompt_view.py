@@ -1,4 +1,4 @@
-"""Conversations → ids, text and image grids, to look at them: any tokenizer, any format, images by size alone."""
+"""PromptView and PromptMaker: conversations → ids, text and image grids for display; images by size alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FORMAT_NAMES = (AUTO, TEMPLATE, *FORMATS)
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighbouring ids that are shown together: a control token, a text, or an image (`grid`: rows, columns)."""
+    """Neighbouring ids in one piece: a control token, a text, or an image (`grid`: rows, columns)."""
 
     kind: Literal["control", "text", "image"]
     text: str
@@ -41,7 +41,7 @@ class Run:
 
 @dataclass(frozen=True)
 class PromptView:
-    """A prompt: its ids, the text that they decode to, [rows, columns] of [IMG] of each image, and the format's name."""
+    """A prompt: its ids, their decoded text, each image's [rows, columns] of [IMG], and the format's name."""
 
     ids: list[int]
     text: str
@@ -50,7 +50,7 @@ class PromptView:
     tokenizer: Any
 
     def as_json(self) -> dict[str, Any]:
-        """What `vitrail prompt --json` prints."""
+        """Return the output of `vitrail prompt --json`."""
         return {"ids": self.ids, "text": self.text, "grids": self.grids}
 
     @cached_property
@@ -61,7 +61,7 @@ class PromptView:
 
     @property
     def typed(self) -> dict[str, int]:
-        """Control tokens that stand in the prompt as text, because somebody typed them, and how often."""
+        """Control tokens that a user typed, which stand in the prompt as text, and their counts."""
         pattern = control_pattern(tuple(sorted(set(control_names(self.tokenizer).values()))))
         found: dict[str, int] = {}
         for run in self.runs:
@@ -73,18 +73,22 @@ class PromptView:
 
 @dataclass(frozen=True)
 class PromptMaker:
-    """A tokenizer, what it says of images (None: nothing), and the checkpoint's chat template (None: there is none)."""
+    """A tokenizer, its image settings (None: no images), and the checkpoint's chat template (None: there is none)."""
 
     tokenizer: FastTokenizer | MistralCommonTokenizer
     images: Mapping[str, Any] | None = None
     template: Any = None
 
     def make(self, conversation: Conversation, format: str | None = None) -> PromptView:
-        """The prompt of a conversation.
+        """Make the prompt of a conversation.
 
-        format: a built-in format's name; "auto" for the tokenizer's own; "template" for the checkpoint's chat template;
-        None for the template if there is one, else "auto". Images are only measured, and `size:WxH` is enough.
-        Raises PromptError that says where in the conversation the fault is.
+        Args:
+            conversation: its images are only measured; `size:WxH` is enough.
+            format: a built-in format's name; "auto" for the tokenizer's own; "template" for the checkpoint's chat
+                template; None for the template if there is one, else "auto".
+
+        Raises:
+            PromptError: a fault in the conversation, with its place.
         """
         name = format or (AUTO if self.template is None else TEMPLATE)
         try:
@@ -102,7 +106,7 @@ class PromptMaker:
     def build(
         self, conversation: Conversation, name: str = AUTO, *, mode: str = "test"
     ) -> tuple[BuiltPrompt, list[Grid]]:
-        """The prompt of a conversation in a built-in format, with its pieces, and its grids; `mode` as `build_prompt`."""
+        """Build a conversation's prompt in a built-in format, as pieces, with its grids; `mode` as `build_prompt`."""
         form = choose_format(name, self.tokenizer.prompt_format)
         prompt = build_prompt(
             conversation.messages,
@@ -154,9 +158,10 @@ class PromptMaker:
 
 
 def open_maker(name: str | Path) -> PromptMaker:
-    """The maker for a tokenizer's file (tokenizer.json, tekken.json, *.model.v*), a checkpoint's folder or a hub name.
+    """Open the maker of a tokenizer's file (tokenizer.json, tekken.json, *.model.v*), a folder or a hub name.
 
-    Raises CheckpointError for what is missing or damaged.
+    Raises:
+        CheckpointError: a file is missing or damaged.
     """
     path = Path(name)
     if path.is_file() and path.name != "tokenizer.json":
@@ -174,7 +179,7 @@ def open_maker(name: str | Path) -> PromptMaker:
 
 
 def maker_of(processor: PixtralProcessor) -> PromptMaker:
-    """The maker of a processor: its tokenizer, its images' grids, its chat template."""
+    """Make the maker of a processor: its tokenizer, its image settings, its chat template."""
     return _of_parts(vars(processor))
 
 
@@ -188,7 +193,7 @@ def _of_file(path: Path) -> PromptMaker:
         from vitrail.tokenizer.mistral_regex import repair_regex
 
         backend = read_backend(path)
-        token_ids_of(backend, path)  # refuses ids and tokens that cannot be
+        token_ids_of(backend, path)  # raises for impossible ids and tokens
         repair_regex(backend, str(path), asked=None)
         return PromptMaker(FastTokenizer(backend))
     return _of_tokenizer(MistralCommonTokenizer(path))
@@ -203,7 +208,7 @@ def _of_tokenizer(tokenizer: FastTokenizer | MistralCommonTokenizer) -> PromptMa
 
 
 def _of_parts(parts: Mapping[str, Any]) -> PromptMaker:
-    """From the arguments of a PixtralProcessor."""
+    """Make it of the arguments of a PixtralProcessor."""
     tokenizer = parts["tokenizer"]
     images = parts["image_processor"].grid_options(parts["patch_size"], parts["spatial_merge_size"])
     template = parts.get("chat_template")
@@ -213,7 +218,7 @@ def _of_parts(parts: Mapping[str, Any]) -> PromptMaker:
 
 
 def _runs(ids: list[int], names: Mapping[int, str], tokenizer: Any) -> Iterator[Run]:
-    """Text up to the next control token, control tokens one by one, and each image as one run."""
+    """Yield text up to the next control token, control tokens one by one, and each image as one run."""
     start = 0
     while start < len(ids):
         stop = start + 1
@@ -231,7 +236,7 @@ def _runs(ids: list[int], names: Mapping[int, str], tokenizer: Any) -> Iterator[
 
 
 def _grid_at(ids: list[int], start: int, names: Mapping[int, str]) -> tuple[int, int, int] | None:
-    """(rows, columns, end) of the image whose tokens begin at `start`; None where they are not a whole grid."""
+    """Return (rows, columns, end) of the image whose tokens begin at `start`; None where they are no whole grid."""
     rows = 0
     cols: int | None = None
     width = 0

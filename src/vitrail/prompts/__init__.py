@@ -1,1 +1,1 @@
-"""Messages and prompts: one form of message, chat templates in a sandbox, Mistral's built-in prompt formats. No ids."""
+"""Messages and prompts: one message form, sandboxed chat templates, Mistral's built-in prompt formats."""

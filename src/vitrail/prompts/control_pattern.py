@@ -1,4 +1,4 @@
-"""A regular expression that finds control tokens in a text, as tokenizers cut added tokens out of it."""
+"""control_pattern: a regular expression for control tokens in a text, with the matching rule for added tokens."""
 
 import re
 from functools import lru_cache
@@ -9,15 +9,22 @@ from vitrail.errors import PromptError
 _LONGEST, _MOST = (
     200,
     1 << 21,
-)  # characters of one control token, and of all; tokenizers have some ten thousand
+)  # characters of one control token, of all together (tokenizers have about 10,000)
 _Tree: TypeAlias = dict[str, "_Tree"]
 
 
 @lru_cache(maxsize=16)
 def control_pattern(controls: tuple[str, ...], any_case: bool = False) -> re.Pattern[str]:
-    """A pattern for the leftmost, then longest of `controls`.
+    """Compile a pattern for the leftmost, then longest of `controls`.
 
-    It branches letter by letter: a tokenizer has a thousand control tokens, and most begin with the same sign.
+    The pattern is a prefix tree: a tokenizer has about a thousand control tokens, most with the same first character.
+
+    Args:
+        controls: Control tokens as texts.
+        any_case: Match without regard to case.
+
+    Raises:
+        PromptError: A control token, or all of them together, is too long.
     """
     if any(len(token) > _LONGEST for token in controls) or sum(map(len, controls)) > _MOST:
         raise PromptError(

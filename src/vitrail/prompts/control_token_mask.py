@@ -1,9 +1,9 @@
-"""ControlTokenMask: user text apart from control tokens while a template is rendered; for ids see tokenizer/escaping.py.
+"""ControlTokenMask: user text kept apart from control tokens during rendering; for ids see tokenizer/escaping.py.
 
-A template only sees strings, so a user who types "[INST]" would be tokenised as if the template had written it.
-Before a template is rendered, every character of user text that could be part of a control token is therefore
-replaced, one to one, by a private-use stand-in (it is *masked*). Lengths, white space and JSON escaping stay as they
-were; after rendering, a control token that is still readable can only come from the template.
+Template output is one string, in which a typed "[INST]" would be tokenised like the template's own. Before rendering,
+every character of user text that occurs in a control token is therefore replaced, one to one, by a private-use
+stand-in (*masked*). Lengths, white space and JSON escaping do not change; a control token that is readable after
+rendering comes from the template.
 """
 
 import re
@@ -15,23 +15,34 @@ from vitrail.errors import PromptError
 from vitrail.prompts.control_pattern import control_pattern
 from vitrail.prompts.rendered_prompt import RenderedPrompt, Span
 
-_FIRST_STAND_IN, _LAST_STAND_IN = 0xF0000, 0x10FFFD  # planes 15 and 16 are for private use
-_FOLD = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}  # to lower case, lengths kept
-_NEVER_MASKED = set("\"'\\&")  # JSON and HTML escape these: a stand-in would come out differently
+_FIRST_STAND_IN, _LAST_STAND_IN = 0xF0000, 0x10FFFD  # Unicode planes 15 and 16, for private use
+_FOLD = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}  # ASCII lower case, equal lengths
+_NEVER_MASKED = set("\"'\\&")  # escaped by JSON and HTML: a stand-in would be written differently
 
 
 @dataclass(frozen=True)
 class ControlTokenMask:
-    """A one-to-one exchange of the characters that control tokens are made of, and the way back."""
+    """One-to-one mapping of the characters of control tokens to stand-ins, and its inverse.
+
+    Attributes:
+        stand_ins: Code point of a character → code point of its stand-in.
+        originals: The inverse of `stand_ins`.
+        controls: Control tokens, longest first.
+        base: Code point of the first stand-in.
+    """
 
     stand_ins: dict[int, int]
     originals: dict[int, int]
     controls: tuple[str, ...]
-    base: int  # the first stand-in
+    base: int
 
     @classmethod
     def over(cls, controls: Iterable[str], *texts: str) -> "ControlTokenMask":
-        """A mask for the tokens `controls`, whose stand-ins occur in none of `texts`."""
+        """Build a mask for the tokens `controls` with stand-ins that occur in none of `texts`.
+
+        Raises:
+            PromptError: `texts` leave no free range of private-use characters.
+        """
         tokens, alphabet = _alphabet(tuple(controls))
         taken = {ord(c) for text in texts for c in set(text) if ord(c) >= _FIRST_STAND_IN}
         base = _FIRST_STAND_IN
@@ -43,12 +54,12 @@ class ControlTokenMask:
 
     @classmethod
     def at(cls, base: int, controls: Iterable[str]) -> "ControlTokenMask":
-        """The mask for `controls` whose first stand-in is `base`."""
+        """Build the mask for `controls` with `base` as its first stand-in."""
         return cls._from(base, *_alphabet(tuple(controls)))
 
     @staticmethod
     def may_start_at(base: int) -> bool:
-        """Whether a mask's first stand-in can be `base`."""
+        """Return whether `base` is a valid first stand-in."""
         return _FIRST_STAND_IN <= base <= _LAST_STAND_IN
 
     @classmethod
@@ -57,11 +68,11 @@ class ControlTokenMask:
         return cls(stand_ins, {stand_in: c for c, stand_in in stand_ins.items()}, tokens, base)
 
     def mask_all(self, text: str) -> str:
-        """`text` with every character masked that occurs in any control token."""
+        """Return `text` with every character of any control token masked."""
         return text.translate(self.stand_ins)
 
     def widened(self, characters: set[str]) -> "ControlTokenMask":
-        """A mask for the visible ones of `characters` too; its `mask_all` alone is meant to be used."""
+        """Return a mask that also covers the visible ones of `characters`; for `mask_all` and `narrowed` only."""
         more = sorted(c for c in characters - _NEVER_MASKED if c.isprintable() and not c.isspace())
         start = self.base + len(self.stand_ins)
         taken = {ord(c) for c in more if ord(c) >= _FIRST_STAND_IN}
@@ -76,17 +87,17 @@ class ControlTokenMask:
         )
 
     def narrowed(self, text: str, mask: "ControlTokenMask") -> str:
-        """`text`, masked by this mask, as `mask`, of which this is a wider one, masks it."""
+        """Convert `text` from this mask to the narrower `mask` that it was widened from."""
         return text.translate({s: c for s, c in self.originals.items() if s not in mask.originals})
 
     def mask_tokens(self, text: str) -> str:
-        """`text` with only whole control tokens masked, in any case: a template may change it."""
+        """Return `text` with whole control tokens masked, in any case: templates may change the case."""
         return control_pattern(self.controls, any_case=True).sub(
             lambda match: self.mask_all(match.group()), text
         )
 
     def mask_user(self, text: str) -> str:
-        """`text` with whole control tokens masked, and ends that could make one with their neighbours."""
+        """Return `text` with whole control tokens masked, and ends that could form one with adjacent text."""
         edges = _edges(self.controls)
         folded = text.translate(_FOLD)
         starts, ends = folded.lstrip(), folded.rstrip()
@@ -103,23 +114,23 @@ class ControlTokenMask:
         return self.mask_all(text[:head]) + middle + self.mask_all(text[len(text) - tail :])
 
     def keep(self, text: str) -> str:
-        """`text` as it is, a plain `str`."""
+        """Return `text` unchanged, as a plain `str`."""
         return str.__str__(text)
 
     def swap(self, text: str) -> str:
-        """`text` with what is masked unmasked, and what could be and is not masked."""
+        """Invert the mask of `text`: unmask masked characters and mask the other characters of control tokens."""
         return text.translate({**self.stand_ins, **self.originals})
 
     def unmask(self, text: str) -> str:
-        """The text as it was before any of its characters were masked."""
+        """Return the original of a masked text."""
         return text.translate(self.originals)
 
     def found(self, masked: str) -> list[tuple[int, str]]:
-        """Where control tokens stand in a masked text, and which."""
+        """Find the readable control tokens of a masked text, as (position, token)."""
         return [(match.start(), match.group()) for match in control_pattern(self.controls).finditer(masked)]
 
     def rendered(self, masked: str) -> RenderedPrompt:
-        """The prompt that a template made of masked texts: masked characters are users', the rest is its own."""
+        """Build the prompt of a rendering: masked characters are user text, all others the template's own."""
         found = control_pattern(self.controls).finditer(masked)
         spans = [Span(*match.span(), "control", 1) for match in found]
         if self.originals:
@@ -130,7 +141,7 @@ class ControlTokenMask:
 
 
 def map_strings(value: object, text: Callable[[str], str], key: Callable[[str], str]) -> object:
-    """A JSON-like value with `text` applied to every string in it and `key` to every key."""
+    """Apply `text` to every string in a JSON-like value, and `key` to every key."""
     if isinstance(value, str):
         return text(value)
     if isinstance(value, dict):
@@ -142,7 +153,7 @@ def map_strings(value: object, text: Callable[[str], str], key: Callable[[str], 
 
 @lru_cache(maxsize=16)
 def _alphabet(controls: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """Control tokens, longest first, and the characters of them that can be masked."""
+    """Return control tokens, longest first, and their maskable characters."""
     tokens = tuple(sorted(set(controls), key=lambda token: (-len(token), token)))
     used = set("".join(tokens)) - _NEVER_MASKED
     return tokens, "".join(sorted(c for c in used if c.isprintable() and not c.isspace()))
@@ -150,7 +161,7 @@ def _alphabet(controls: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
 
 @dataclass(frozen=True, slots=True)
 class _Edges:
-    """Control tokens in lower case, and what they begin and end with."""
+    """Control tokens in lower case, with their proper prefixes and suffixes and the greatest length."""
 
     tokens: tuple[str, ...]
     prefixes: frozenset[str]

@@ -1,4 +1,4 @@
-"""Files of conversations: one as JSON, or many as JSON Lines; and files of tools. Reads them; checks no roles."""
+"""Conversation: files of conversations (one as JSON, many as JSON Lines) and of tools. Roles are checked elsewhere."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from vitrail.files.json import JSON_LIMIT
 from vitrail.files.lfs import refuse_pointer
 
 _KEYS = ("messages", "tools", "continue_final_message", "reasoning_effort")
-_RECORDED = ("ids", "text", "grids", "images")  # what recordings of prompts hold beside the conversation
+_RECORDED = ("ids", "text", "grids", "pictures")  # further keys of recorded prompts
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a prompt is made of. `place`: where it stands in its file, for errors ("" if it is the only one)."""
+    """The arguments of one prompt.
+
+    Attributes:
+        place: Place in its file, for error messages; "" for the only conversation.
+    """
 
     messages: list[Any]
     tools: list[Any] | None = None
@@ -28,10 +32,15 @@ class Conversation:
 
 
 def read_conversations(data: bytes, name: str) -> list[Conversation]:
-    """The conversations of a file.
+    """Read the conversations of a file.
 
-    data: a JSON list of messages, a JSON object {"messages", "tools", "continue_final_message", "reasoning_effort"},
-    or such an object (or list) on every line. name: how errors call the file. Raises PromptError with the line.
+    Args:
+        data: A JSON list of messages, a JSON object with "messages" and optionally "tools", "continue_final_message"
+            and "reasoning_effort", or one such list or object a line.
+        name: File name for error messages.
+
+    Raises:
+        PromptError: The file is too large, not UTF-8, not JSON or no conversation; with the line.
     """
     text = _text(data, name)
     try:
@@ -54,7 +63,11 @@ def read_conversations(data: bytes, name: str) -> list[Conversation]:
 
 
 def read_tools_file(data: bytes, name: str) -> list[Any]:
-    """The tools of a file: a JSON list of them, or an object that has it under "tools". Raises PromptError."""
+    """Read the tools of a file: a JSON list, or an object with the list under "tools".
+
+    Raises:
+        PromptError: The file is too large, not UTF-8, not JSON or no list of tools.
+    """
     try:
         value = _parse(_text(data, name))
     except PromptError:
@@ -91,7 +104,7 @@ def _parse(text: str) -> Any:
 
 
 def _opens_and_closes(line: str) -> bool:
-    """Whether a line could be a whole JSON value: JSON Lines, not a damaged JSON file."""
+    """Return whether a line looks like a whole JSON value, as in JSON Lines but not in a damaged JSON file."""
     line = line.strip()
     return (line[:1], line[-1:]) in (("{", "}"), ("[", "]"))
 

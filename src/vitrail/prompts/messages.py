@@ -1,4 +1,4 @@
-"""What a conversation says: one `Message` form for all spellings. No templates; opens no image but PDFs."""
+"""Message: one form for all spellings of a conversation. Opens PDFs, but no images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,9 +28,11 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """An image inside a message. `source`: what `load_image` opens; None where it is handed over beside.
+    """An image inside a message.
 
-    is_file: given as a file, whatever its name says: a PDF, which stands for all its pages, or an image.
+    Attributes:
+        source: Argument of `load_image`; None for an image that is passed separately.
+        is_file: Given as a file: an image, or a PDF, which stands for all its pages, whatever its name.
     """
 
     source: Any = None
@@ -40,7 +42,7 @@ class ImagePart:
 
 @dataclass(frozen=True, slots=True)
 class ThinkPart:
-    """A model's reasoning inside a message: a text, or a list of text parts as some templates want it."""
+    """A model's reasoning inside a message: a text, or a list of text parts for templates that need one."""
 
     thinking: Any
     closed: bool = True
@@ -52,7 +54,7 @@ Part: TypeAlias = TextPart | ImagePart | ThinkPart
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `extra` keeps keys that only some templates read, such as `reasoning_content`."""
+    """One turn. `extra`: keys that only some templates read, such as `reasoning_content`."""
 
     role: str
     content: str | tuple[Part, ...] | None
@@ -69,12 +71,16 @@ class Message:
 
 
 def normalize(conversation: Any, pages: Callable[[Any], list[Any]] | None = None) -> list[Message]:
-    """One conversation in any spelling → messages.
+    """Convert one conversation in any spelling to messages, with each PDF replaced by one image a page.
 
-    Takes a list of messages, one message, a plain string (a user's question) or an object with `.messages`.
-    Messages and parts are mappings in Hugging Face's or OpenAI's spelling, or mistral-common's objects.
-    A PDF becomes its pages, one part for each, as `pages` opens it: `load_pages` with its own limits if that is None.
-    Raises PromptError, which says where the fault is, and ImageError for a PDF that cannot be opened.
+    Args:
+        conversation: A list of messages, one message, a string (one user message) or an object with `.messages`.
+            Messages and parts are mappings in Hugging Face's or OpenAI's spelling, or mistral-common's objects.
+        pages: Opens the source of a PDF as a list of pages; None: `load_pages` with its default limits.
+
+    Raises:
+        PromptError: The conversation is malformed; with the place of the fault.
+        ImageError: A PDF cannot be opened.
     """
     if hasattr(conversation, "messages"):
         conversation = conversation.messages
@@ -95,7 +101,7 @@ def normalize(conversation: Any, pages: Callable[[Any], list[Any]] | None = None
 
 
 def _open_files(message: Message, pages: Callable[[Any], list[Any]] | None) -> Message:
-    """The message with each PDF replaced by its pages."""
+    """Return the message with each PDF replaced by its pages."""
     from vitrail.images.pdf import load_pages, names_pdf
 
     if not any(part.is_file or names_pdf(part.source) for part in message.images):
@@ -110,7 +116,11 @@ def _open_files(message: Message, pages: Callable[[Any], list[Any]] | None) -> M
 
 
 def normalize_batch(conversations: Any) -> tuple[list[list[Message]], bool]:
-    """One conversation or a list of them → the list, and whether it was one. Errors as `normalize`."""
+    """Convert one conversation or a list of them to lists of messages, as `normalize` does.
+
+    Returns:
+        The conversations, and whether a list of them was given.
+    """
     batched = (
         isinstance(conversations, (list, tuple))
         and len(conversations) > 0
@@ -128,7 +138,7 @@ def normalize_batch(conversations: Any) -> tuple[list[list[Message]], bool]:
 
 
 def images(messages: Sequence[Message]) -> list[ImagePart]:
-    """Every image of a conversation, in the order in which a reader meets them."""
+    """Return every image of a conversation, in reading order."""
     return [part for message in messages for part in message.images]
 
 
@@ -222,7 +232,7 @@ def _image_part(raw: Any, kind: str, place: str) -> ImagePart:
 
 
 def _file_part(raw: Any, place: str) -> ImagePart:
-    """A file in OpenAI's spellings ({"file": {"file_data": …}}, {"file_url": …}), Mistral's, or with a path or url."""
+    """Read a file in OpenAI's spellings ({"file": {"file_data": …}}, {"file_url": …}), Mistral's, or by path or URL."""
     inner = _read(raw, "file")
     fields = raw if inner is None else inner
     given = {key: _read(fields, key) for key in _FILE_KEYS if _read(fields, key) is not None}
@@ -279,7 +289,7 @@ def _read(raw: Any, key: str) -> Any:
 
 
 def _fields(raw: Any) -> Mapping[str, Any]:
-    """The fields of a mapping or of a record-like object (mistral-common's are pydantic models)."""
+    """Return the fields of a mapping or of a pydantic model (mistral-common's objects)."""
     if isinstance(raw, Mapping):
         return raw
     dump = getattr(raw, "model_dump", None)

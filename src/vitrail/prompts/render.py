@@ -1,4 +1,4 @@
-"""Conversations → prompts, with the template that a tokenizer or processor has. Shared by both; makes no ids."""
+"""render_chat: conversations to prompts with a chat template, for tokenizers and processors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitrail.prompts.messages import ImagePart, images, normalize_batch
 from vitrail.prompts.rendered_prompt import PromptText, RenderedPrompt
 from vitrail.prompts.template_files import ChatTemplate
 
-# For folders without a template whose tokenizer has [INST]: Mistral's turns, in their simplest form.
+# For folders without a template whose tokenizer has [INST]: Mistral's turns in their simplest form.
 DEFAULT_TEMPLATE = """\
 {{- bos_token }}
 {%- macro show(content) %}
@@ -36,7 +36,13 @@ _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """Rendered conversations: a prompt and the images of each, and whether a list of conversations was given."""
+    """Rendered conversations.
+
+    Attributes:
+        prompts: One prompt for each conversation.
+        images: The images of each conversation.
+        batched: Whether a list of conversations was given.
+    """
 
     prompts: Sequence[RenderedPrompt]
     images: list[list[ImagePart]]
@@ -44,12 +50,12 @@ class Chat:
 
     @property
     def given(self) -> RenderedPrompt | list[RenderedPrompt]:
-        """The prompt, or the list of them, as conversations were given."""
+        """The prompt of one conversation, or the list of prompts of a list of conversations."""
         return list(self.prompts) if self.batched else self.prompts[0]
 
     @property
     def text(self) -> str | list[str]:
-        """As `given`, as the strings that `apply_chat_template(tokenize=False)` returns."""
+        """`given` as the strings of `apply_chat_template(tokenize=False)`."""
         texts = [PromptText(prompt) for prompt in self.prompts]
         return list(texts) if self.batched else texts[0]
 
@@ -67,11 +73,11 @@ def render_chat(
     return_assistant_tokens_mask: bool = False,
     variables: Mapping[str, Any] | None = None,
 ) -> Chat:
-    """Render one conversation or a list of them. Errors: PromptError, with the place."""
+    """Render one conversation or a list of them with `template`; arguments and errors as `template.render`."""
     from vitrail.prompts.template import render
 
     if hasattr(conversation, "messages") and tools is None:
-        tools = getattr(conversation, "tools", None)  # a request of mistral-common carries its tools
+        tools = getattr(conversation, "tools", None)  # a mistral-common request has its own tools
     conversations, batched = normalize_batch(conversation)
     for name, value in (("tools", tools), ("documents", documents)):
         if value is not None and not isinstance(value, (list, tuple)):
@@ -101,7 +107,11 @@ def render_chat(
 
 
 def choose_template(own: ChatTemplate | None, asked: str | None, tools: Any, controls: Sequence[str]) -> str:
-    """The template to render with: `asked` (a name or a source), else the own one, else the built-in one."""
+    """Choose the template to render with: `asked` (a name or a source), else `own`, else the built-in one.
+
+    Raises:
+        PromptError: There is no template, or there are several and none is the default.
+    """
     if isinstance(own, dict):
         if asked is not None:
             return own.get(asked, asked)
@@ -123,7 +133,7 @@ def choose_template(own: ChatTemplate | None, asked: str | None, tools: Any, con
 
 
 def check_answer_mask(asked: bool, tokenize: bool, return_dict: bool, continued: bool) -> None:
-    """Raise InputError where `return_assistant_tokens_mask` is asked for beside what it does not go with."""
+    """Raise InputError for options that exclude `return_assistant_tokens_mask` (`asked`)."""
     if asked and not (tokenize and return_dict):
         raise InputError(
             "return_assistant_tokens_mask=True needs tokenize=True and return_dict=True: the mask is `assistant_masks`"
@@ -135,7 +145,12 @@ def check_answer_mask(asked: bool, tokenize: bool, return_dict: bool, continued:
 
 
 def newer_chat_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of apply_chat_template, transformers 5's too: `processor_kwargs` are what a processor's call takes."""
+    """Convert keywords of transformers 5's apply_chat_template: `processor_kwargs` join the other options.
+
+    Raises:
+        UnsupportedError: An option has a value without an equivalent.
+        InputError: An option is given twice.
+    """
     options = dict(given)
     for name, only in (("sanitize_control_tokens", True), ("load_audio_from_video", False)):
         if options.pop(name, only) not in (only, None):

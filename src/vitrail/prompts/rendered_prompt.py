@@ -1,10 +1,10 @@
-"""RenderedPrompt: a prompt's text and who wrote which part of it; PromptText, the `str` that users get of it. No ids.
+"""RenderedPrompt: a prompt's text with the origin of each part; PromptText: its public `str` form.
 
-Inside the package a prompt is a RenderedPrompt, which is no `str`: it cannot be sliced or joined, so nothing drops its
-spans unseen. transformers promises a `str` from `apply_chat_template(tokenize=False)`, and people strip it, print it and
-write it as JSON; there, and only there, it is handed out as a PromptText, an ordinary `str` with the prompt beside it in
-`.rendered`. The calls of tokenizers and processors take that up again. Whatever is made of a PromptText (a slice, a
-sum, a stripped copy) is a plain `str`, and is read as a prompt of one author, in which every control token counts.
+Inside the package a prompt is a RenderedPrompt, which is no `str`: without slices and sums its spans cannot get lost
+silently. `apply_chat_template(tokenize=False)` returns a `str` in transformers, for stripping, printing and JSON;
+there, and only there, the prompt becomes a PromptText, an ordinary `str` with the RenderedPrompt in `.rendered`, which
+the calls of tokenizers and processors use. A slice, a sum or a stripped copy of a PromptText is a plain `str`: a prompt
+of one author, in which every control token counts.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ from vitrail.prompts.control_pattern import control_pattern
 if TYPE_CHECKING:
     from vitrail.images.grid import Grid
 
-_BLANK = "\uffff"  # a noncharacter, of which no control token is made
+_BLANK = "\uffff"  # a noncharacter, part of no control token
 
 
 class Span(NamedTuple):
-    """A part of a prompt's text, and what stands there.
+    """A part of a prompt's text and its origin.
 
-    control: a control token that the template or the format wrote. image: the tokens of an image. user: characters of
-    somebody's text that are never read as a part of a control token. trusted: text of the prompt's only author, in which
-    control tokens are recognised. tokens: how many control tokens of the prompt's own it holds.
+    Attributes:
+        start: First character.
+        stop: Character after the last one.
+        kind: "control": a control token of the template or the format; "image": the tokens of an image; "user":
+            characters that are never part of a control token; "trusted": text of the prompt's only author, in which
+            control tokens are recognised.
+        tokens: Number of the prompt's own control tokens in it.
     """
 
     start: int
@@ -44,11 +48,12 @@ Place: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RenderedPrompt:
-    """A prompt: its text, and spans in order; what lies in none was written by the template.
+    """A prompt. Equal to the `str` of its text, and to another prompt with the same text and spans.
 
-    answers: where the assistant's words stand; None: that was not asked for.
-
-    It equals the `str` of its text, and another prompt of the same text and spans.
+    Attributes:
+        text: The whole text.
+        spans: Spans in order; text outside of them is the template's own.
+        answers: Places of the assistant's text; None without `return_assistant_tokens_mask`.
     """
 
     text: str
@@ -57,7 +62,7 @@ class RenderedPrompt:
 
     @classmethod
     def trusted(cls, text: str) -> RenderedPrompt:
-        """A text that one author wrote as a whole prompt: its control tokens are recognised."""
+        """Build the prompt of a text by one author, in which control tokens are recognised."""
         return cls(text, (Span(0, len(text), "trusted"),))
 
     def __str__(self) -> str:
@@ -78,32 +83,32 @@ class RenderedPrompt:
 
     @property
     def is_trusted(self) -> bool:
-        """Whether it is a text of one author."""
+        """Whether the prompt is a text of one author."""
         return bool(self.spans) and self.spans[0].kind == "trusted"
 
     @property
     def marks_answers(self) -> bool:
-        """Whether its ids come with a mask of the assistant's words."""
+        """Whether the ids come with a mask of the assistant's text."""
         return self.answers is not None
 
     @property
     def from_messages(self) -> bool:
-        """Whether it is made of turns that can be left out where it is too long."""
+        """Whether the prompt consists of turns, which truncation can leave out."""
         return False
 
     @property
     def sources(self) -> list[Any]:
-        """Where the images that it was made with come from, in order; [] where that is not kept."""
+        """Sources of the prompt's images, in order; [] if they are not recorded."""
         return []
 
     @property
     def scanned_text(self) -> str:
-        """What a tokenizer encodes as one text; "" for a prompt that is encoded piece by piece."""
+        """The text that a tokenizer encodes at once; "" for a prompt that is encoded piece by piece."""
         return self.text
 
     @cached_property
     def readable(self) -> str:
-        """The text with users' characters blanked out: control tokens that are found in it are none of theirs."""
+        """The text with user characters blanked out: its control tokens are the prompt's own."""
         parts: list[str] = []
         end = 0
         for span in self.spans:
@@ -114,39 +119,41 @@ class RenderedPrompt:
 
     @property
     def own_controls(self) -> int:
-        """How many control tokens the template or the format wrote, those of images included."""
+        """Number of the prompt's own control tokens, including those of images."""
         return sum(span.tokens for span in self.spans)
 
     def controls(self) -> list[str]:
-        """The control tokens that the template or the format wrote, in order, without those of images."""
+        """Return the prompt's own control tokens in order, without those of images."""
         return [self.text[span.start : span.stop] for span in self.spans if span.kind == "control"]
 
     def holds_typed_controls(self, names: tuple[str, ...]) -> bool:
-        """Whether the bare text spells control tokens of these names that the template did not write."""
+        """Return whether the bare text contains control tokens of these names that are not the prompt's own."""
         if self.readable == self.text:
             return False
         found = control_pattern(names).finditer(self.text)
         return any(not self.readable.startswith(match.group(), match.start()) for match in found)
 
     def count_images(self, image_token: str) -> int:
-        """How many images it shows, each of them one token before `with_grids`."""
+        """Return the number of images, each of them one token before `with_grids`."""
         return self.readable.count(image_token)
 
     def count_image_tokens(self, image_token: str) -> int:
-        """How many image tokens it has, once its images are written out."""
+        """Return the number of image tokens; complete after `with_grids`."""
         return self.readable.count(image_token)
 
     def with_grids(self, grids: Iterator[Grid], tokens: tuple[str, str, str]) -> RenderedPrompt:
-        """The prompt with the tokens of the next of `grids` in place of each image token that no user typed.
+        """Return the prompt with each of its own image tokens expanded to the tokens of the next grid.
 
-        tokens: the names of the image, break and end tokens.
+        Args:
+            grids: Grids of patches, one for each image in order.
+            tokens: Names of the image, break and end tokens.
         """
         marks = [match.start() for match in re.finditer(re.escape(tokens[0]), self.readable)]
         if not marks:
             return self
         sized = {mark: next(grids) for mark in marks}
         parts: list[str] = []
-        growth = [0]  # of the text before each mark, and of the whole
+        growth = [0]  # in characters, of the text before each mark and of the whole
         end = 0
         for mark, grid in sized.items():
             written = "".join(grid.expand(*tokens))
@@ -167,15 +174,15 @@ class RenderedPrompt:
         return RenderedPrompt("".join((*parts, self.text[end:])), tuple(map(moved, self.spans)), answers)
 
     def with_aliases(self, aliases: Mapping[str, str]) -> str:
-        """The bare text with the template's control tokens, and only those, replaced by `aliases`."""
+        """Return the bare text with the prompt's own control tokens, and only those, replaced by `aliases`."""
         return self.aliased(aliases)[0]
 
     def aliased(self, aliases: Mapping[str, str]) -> tuple[str, Callable[[int], int]]:
-        """`with_aliases`, and what turns a place in that text into the place in `text`."""
+        """Return `with_aliases`, and a function from positions in it to positions in `text`."""
         pattern = control_pattern(tuple(aliases))
         parts: list[str] = []
-        stops: list[int] = []  # of aliases
-        growth = [0]  # of the text before each of them, and of the whole
+        stops: list[int] = []  # ends of aliases
+        growth = [0]  # in characters, of the text before each alias and of the whole
         end = 0
         for span in self.spans:
             for match in pattern.finditer(self.text, span.start, span.stop) if span.tokens else ():
@@ -187,9 +194,13 @@ class RenderedPrompt:
         return "".join((*parts, self.text[end:])), lambda place: place - growth[bisect_right(stops, place)]
 
     def answer_mask(self, offsets: Sequence[Place]) -> list[int]:
-        """1 for the ids of the assistant's words, 0 for others. offsets: where each id's text stands; (0, 0) if nowhere.
+        """Return 1 for each id of the assistant's text, 0 for every other.
 
-        Of every answer, all from the first to the last id that has a character of it.
+        Args:
+            offsets: Start and stop of each id's text, in characters; (0, 0) for an id without text.
+
+        Returns:
+            The mask: in each answer, 1 from the first to the last id with a character of it.
         """
         mask = [0] * len(offsets)
         for start, stop in self.answers or ():
@@ -200,7 +211,7 @@ class RenderedPrompt:
 
 
 class PromptText(str):
-    """The `str` of a prompt, with the prompt beside it in `rendered`; see this file's first lines."""
+    """The `str` of a prompt, with the RenderedPrompt in `rendered` (see the module docstring)."""
 
     rendered: RenderedPrompt
 
@@ -214,11 +225,11 @@ class PromptText(str):
 
 
 def opened(text: Any) -> Any:
-    """The prompt in a PromptText; anything else as it is."""
+    """Return the prompt of a PromptText; any other value unchanged."""
     return text.rendered if isinstance(text, PromptText) else text
 
 
 def as_prompt(text: str | RenderedPrompt) -> RenderedPrompt:
-    """A prompt, or the text of one: a PromptText gives its prompt, another `str` one of one author."""
+    """Return the prompt of a PromptText; any other `str` as a prompt of one author."""
     found = opened(text)
     return found if isinstance(found, RenderedPrompt) else RenderedPrompt.trusted(found)

@@ -1,6 +1,6 @@
-"""Messages → prompt through a checkpoint's Jinja template, in a process that can be stopped. No files, no ids.
+"""render: messages to a prompt with a checkpoint's Jinja template, in a separate process with limits.
 
-template_engine.py renders; template_worker.py is the process that it runs in. Vitrail's own templates run in this one.
+template_engine.py renders, in the process of template_worker.py; Vitrail's own templates run in the current process.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from vitrail.prompts.rendered_prompt import Place, RenderedPrompt
 from vitrail.prompts.template_request import TemplateRequest
 
 MAX_TEMPLATE = 1 << 20  # characters of a template's source; published ones have less than 20,000
-MAX_SECONDS = 15.0  # of one rendering, on the clock
-_BYTES_A_SECOND = 1e6  # of a long conversation, which may take longer by that
-MAX_ANSWER = 1 << 28  # bytes that come back; template_worker.py bounds the characters before
-# SHA-256 of Vitrail's own templates: they are no stranger's, and need no process.
+MAX_SECONDS = 15.0  # wall-clock time of one rendering
+_BYTES_A_SECOND = 1e6  # the time limit grows by a second for this many bytes of conversation
+MAX_ANSWER = 1 << 28  # bytes of a result; template_worker.py limits its characters first
+# SHA-256 of Vitrail's own templates: trusted, so rendered without a separate process.
 _OWN_TEMPLATES = {
     "b59e1e6be8c8b6c37cc207a05f0c3e23a93539c8154704d885e914ea41c83791": "DEFAULT_TEMPLATE of render.py",
     "fca5596d09d7c89641e3a4051f9c1198607ac1305e989a29403d6ea46452fbee": "the embedded reader's chat_template.jinja",
@@ -52,14 +52,23 @@ def render(
     variables: Mapping[str, Any] | None = None,
     find_answers: bool = False,
 ) -> RenderedPrompt:
-    """Render one conversation. The result keeps which control tokens the template wrote.
+    """Render one conversation; the spans of the result mark the template's own control tokens.
 
-    template: Jinja source, with the names and filters that transformers gives it.
-    controls: the tokenizer's control tokens; typed by a user they stay text (control_token_mask.py).
-    special_tokens: what the template may name (bos_token, …); variables: what else the caller hands to it.
-    find_answers: keep where the template says, by `{% generation %}`, that the assistant's words stand.
-    Raises PromptError if the template fails, refuses the conversation, does not read a given variable or
-    works too long; UnsupportedError where no process can be started for it.
+    Args:
+        template: Jinja source; its names and filters are those of transformers' templates.
+        messages: The conversation.
+        add_generation_prompt: Open the assistant's turn at the end.
+        continue_final_message: Leave the last message open.
+        tools: JSON schemas of tools.
+        documents: Documents with "title" and "text".
+        controls: The tokenizer's control tokens; typed by a user they stay text (control_token_mask.py).
+        special_tokens: Special tokens by variable name (`bos_token`, …).
+        variables: Further variables of the template.
+        find_answers: Record the places of `{% generation %}` blocks in `answers`.
+
+    Raises:
+        PromptError: The template fails, refuses the conversation, does not use a given variable or exceeds a limit.
+        UnsupportedError: The separate process cannot be started.
     """
     if continue_final_message and add_generation_prompt:
         raise PromptError(
@@ -95,7 +104,7 @@ def _run_here(request: TemplateRequest) -> tuple[str, int, list[Place]]:
 
 
 def _run_apart(request: TemplateRequest) -> tuple[str, int, list[Place]]:
-    """As template_engine's `run`, in the process for strangers' templates."""
+    """Call `template_engine.run` in the process for untrusted templates."""
     asked = request.to_bytes()
     seconds = MAX_SECONDS + len(asked) / _BYTES_A_SECOND
     try:
@@ -118,7 +127,7 @@ def _run_apart(request: TemplateRequest) -> tuple[str, int, list[Place]]:
     fault = answer.get("fault")
     if isinstance(fault, str):
         if answer.get("memory"):
-            _worker.stop()  # what it has left is uncertain
+            _worker.stop()  # out of memory: its state is undefined
         raise PromptError(fault)
     masked, base = answer.get("masked"), answer.get("base")
     if not isinstance(masked, str) or type(base) is not int or not ControlTokenMask.may_start_at(base):

@@ -1,4 +1,4 @@
-"""How much a checkpoint's template may do: steps, characters and seconds of one rendering. No Jinja here."""
+"""Budget: limits of steps, characters and seconds for one rendering of a checkpoint's template."""
 
 import re
 import time
@@ -7,16 +7,22 @@ from typing import Any
 
 from vitrail.errors import PromptError
 
-MAX_STEPS = 2_000_000  # loop turns, calls and list entries; a conversation of 10,000 turns needs some 100,000
-MAX_CHARS = 1 << 28  # characters made in one rendering, intermediate texts included
+MAX_STEPS = 2_000_000  # loop iterations, calls and list entries; 10,000 turns of a conversation need 100,000
+MAX_CHARS = 1 << 28  # characters of all texts of one rendering, intermediate ones included
 MAX_SECONDS = 20.0
-_MAX_WIDTH = 10_000  # of a padded or indented field
+_MAX_WIDTH = 10_000  # characters of a padded or indented field
 _WIDE_FORMAT = re.compile(r"\d{5}|\*|:[^{}]*\{")  # widths of five digits, from an argument, or nested
 _PADDING = ("center", "ljust", "rjust", "zfill", "expandtabs")
 
 
 class Budget:
-    """What is left of one rendering's allowance. Every method raises PromptError when it is used up."""
+    """Remaining allowance of one rendering. Every method raises PromptError once it is used up.
+
+    Attributes:
+        steps: Remaining steps.
+        chars: Remaining characters.
+        deadline: End of the rendering in `time.monotonic()` seconds.
+    """
 
     def __init__(self, steps: int = MAX_STEPS, chars: int = MAX_CHARS, seconds: float = MAX_SECONDS) -> None:
         self.steps = steps
@@ -24,7 +30,7 @@ class Budget:
         self.deadline = time.monotonic() + seconds
 
     def spend(self, steps: int = 1) -> None:
-        """Take `steps` from the allowance."""
+        """Subtract `steps` from the allowance, and check the deadline every 256 steps."""
         self.steps -= steps
         if self.steps < 0:
             raise PromptError("the chat template was stopped: it takes too many steps")
@@ -32,13 +38,13 @@ class Budget:
             raise PromptError("the chat template was stopped: it takes too long")
 
     def reserve(self, chars: int) -> None:
-        """Take room for a text of `chars` characters that is about to be made."""
+        """Subtract the size of a text of `chars` characters before it is built."""
         self.chars -= chars
         if self.chars < 0:
             raise PromptError("the chat template was stopped: it makes too much text")
 
     def weigh(self, value: Any) -> Any:
-        """`value`, after taking its size from the allowance."""
+        """Subtract the size of `value` from the allowance and return it."""
         if isinstance(value, (str, bytes)):
             self.reserve(len(value))
         elif isinstance(value, (list, tuple, dict, set)):
@@ -48,31 +54,31 @@ class Budget:
         return value
 
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:
-        """`items`, one step each."""
+        """Yield `items`, one step each."""
         for item in items:
             self.spend()
             yield item
 
     def range(self, *bounds: int) -> range:
-        """Python's range, one step for each number in it."""
+        """Return Python's `range(*bounds)`, one step for each number."""
         numbers = range(*bounds)
         self.spend(len(numbers))
         return numbers
 
     def joined(self, parts: Iterable[Any], separator: str = "") -> str:
-        """The texts of `parts`, joined."""
+        """Return `separator.join(parts)`, one step for each part."""
         texts = [str(part) for part in self.counted(parts)]
         self.reserve(sum(map(len, texts)) + len(separator) * max(0, len(texts) - 1))
         return separator.join(texts)
 
     def replaced(self, text: str, old: str, new: str, count: int = -1) -> str:
-        """`text.replace(old, new, count)`."""
+        """Return `text.replace(old, new, count)`."""
         hits = text.count(old) if count < 0 else min(count, text.count(old))
         self.reserve(len(text) + hits * max(0, len(new) - len(old)))
         return text.replace(old, new, count)
 
     def operate(self, operator: str, left: Any, right: Any, compute: Callable[[], Any]) -> Any:
-        """`left operator right` for one of + * % **, if its result is of a sane size."""
+        """Return `left operator right` (`compute()`) for one of + * % ** after a check of the result's size."""
         if operator == "**" and (abs(left) > 1 << 64 or not -64 <= right <= 64):
             raise PromptError("the chat template was stopped: it computes with numbers that are too large")
         if operator == "*":
@@ -86,7 +92,7 @@ class Budget:
         return self.weigh(compute())
 
     def call(self, method: Any, args: Sequence[Any]) -> None:
-        """Take what calling `method` may cost; refuse methods that could make anything of any size."""
+        """Subtract the cost of a call of `method`; refuse methods with results of unlimited size."""
         self.spend()
         method = getattr(method, "__wrapped__", method)  # the sandbox wraps str.format
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
@@ -115,13 +121,13 @@ class Budget:
 
 
 def check_format(pattern: str) -> None:
-    """Raise PromptError for a format text that could pad to any width."""
+    """Raise PromptError for a format text with a large or computed width."""
     if _WIDE_FORMAT.search(pattern):
         raise PromptError("the chat template was stopped: it formats with a large or computed width")
 
 
 def indent_width(width: Any) -> Any:
-    """The width of the filters `indent` and `center`, if it is sane."""
+    """Return the width of the filters `indent` and `center`; PromptError above the limit."""
     length = width if isinstance(width, int) else len(str(width))
     if length > _MAX_WIDTH:
         raise PromptError(

@@ -1,6 +1,6 @@
-"""A chat template in Jinja's sandbox, within a budget: TemplateRequest → text with masked characters. No files, no ids.
+"""run: render a TemplateRequest in Jinja's sandbox within a budget, with user text masked.
 
-Imported by the process of template_worker.py, and elsewhere for Vitrail's own templates only (template.py).
+Imported by the process of template_worker.py; elsewhere for Vitrail's own templates only (template.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vitrail.prompts.template_view import CONTINUE_HERE, View
 
 _FILTERS = frozenset(filters.FILTERS) - {
     "random"
-}  # a prompt is always the same; `_own_filters` replaces others
+}  # without "random", so that prompts are deterministic; `_own_filters` replaces others
 _TEMPLATE_FAULTS = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -41,22 +41,26 @@ _TEMPLATE_FAULTS = (
     RecursionError,
     TypeError,
     ValueError,
-)  # what mistakes in templates raise; a stranger's can raise more
+)  # usual errors of faulty templates; untrusted ones can raise any other
 
 
 def run(request: TemplateRequest) -> tuple[str, int, list[Place]]:
-    """The prompt's text with every character masked that a user wrote and a control token could hold, and the mask's start.
+    """Render a request with the user's characters of control tokens masked.
 
-    Last, where the assistant's words stand in it, if that is asked for.
+    The unmasked text always equals that of plain Jinja: if a rendering of masked texts differs, because the template
+    compares, converts or changes them, a weaker mask is tried, then a mask of the template's own texts.
 
-    The text is always the one that plain Jinja makes: where a rendering of masked texts gives another one, for the
-    template compares, converts or changes them, a weaker mask is tried, then one of the template's own texts.
-    Raises PromptError for whatever goes wrong in the template.
+    Returns:
+        The masked text, the first stand-in of its mask, and the places of the assistant's text ([] without
+        `find_answers`).
+
+    Raises:
+        PromptError: Any failure of the template.
     """
     compiled = _compile(request.source)
     _check_variables(compiled, request)
     typed: set[str] = set()  # the characters of users' texts
-    keys: set[str] = set()  # what a template may look for, so that only whole control tokens of it are masked
+    keys: set[str] = set()  # keys and variables, often compared: only whole control tokens are masked
 
     def seen(text: str) -> str:
         typed.update(text)
@@ -83,17 +87,17 @@ def run(request: TemplateRequest) -> tuple[str, int, list[Place]]:
 def _masked_texts(
     compiled: _Compiled, request: TemplateRequest, mask: ControlTokenMask, typed: set[str], keys: set[str]
 ) -> Iterator[str]:
-    """Renderings in which what users wrote is masked, or all but what the template wrote; the strictest first.
+    """Yield renderings with user text masked, or with all but the template's own text masked; the strictest first.
 
-    Every visible character of the users is masked at first: from others than those of control tokens a template can
-    make such ("img"|upper, "٣"|int).
+    The first one masks every visible user character: a template can turn other characters into those of control
+    tokens ("img"|upper, "٣"|int).
     """
 
     def own(early: bool) -> str:
         return mask.swap(_once(compiled.marked(early), request, mask.keep, mask.keep, mask))
 
     every = mask.widened(typed)
-    with suppress(PromptError):  # the template looks at the text itself, and refuses to go on without it
+    with suppress(PromptError):  # raised by templates that check the text
         masked = every.narrowed(_once(compiled, request, every.mask_all, mask.mask_tokens), mask)
         found = mask.found(masked)
         tokens = {token.casefold() for _, token in found}
@@ -117,7 +121,7 @@ def _once(
     key: Callable[[str], str],
     own: ControlTokenMask | None = None,
 ) -> str:
-    """One rendering. text, key: what becomes of users' texts and keys; own: masks the template's (compiled to mark them)."""
+    """Render once. text, key: applied to user texts and keys; own: mask of the template's texts, compiled as marked."""
     view = View(request.source, text, key, request.continue_final_message)
     shown = view.messages(request.messages)
     if own is not None:
@@ -141,9 +145,15 @@ def _once(
 
 
 def find_answers(compiled: _Compiled, request: TemplateRequest, plain: str) -> list[Place]:
-    """Where the bodies of `{% generation %}` stand in the prompt: found by a rendering with a mark at both ends of each.
+    """Find the places of `{% generation %}` bodies in the prompt, by a rendering with a mark at both ends of each.
 
-    Raises PromptError where the template changes the marked text, so that the marks are lost or change the prompt.
+    Args:
+        compiled: The compiled template.
+        request: The request.
+        plain: Its rendering without marks.
+
+    Raises:
+        PromptError: The template changes the marked text, so that marks are lost or the prompt differs.
     """
     free = (chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in plain + request.source)
     marks = "".join(islice(free, 2))
@@ -172,7 +182,7 @@ def find_answers(compiled: _Compiled, request: TemplateRequest, plain: str) -> l
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, in which every loop turn, call and text takes from the rendering's budget."""
+    """Jinja's sandbox with loop iterations, calls and texts charged to the rendering's budget."""
 
     intercepted_binops = frozenset(("+", "*", "%", "**"))
 
@@ -222,7 +232,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         def tojson(_: Any, value: Any, **options: Any) -> Any:
             return self.budget.get().weigh(_to_json(value, **options))
 
-        @jinja2.pass_context  # so that Jinja does not call it once for all
+        @jinja2.pass_context  # prevents constant folding by Jinja
         def marked(_: Any, value: Any, way: str) -> Any:
             own = self.own.get()
             if own is None or way == TAG:
@@ -244,10 +254,10 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _weighed(self, plain: Callable[..., Any]) -> Callable[..., Any]:
         def weighed(*args: Any, **kwargs: Any) -> Any:
-            budget = self.budget.get(None)  # None while Jinja folds a constant of the template itself
+            budget = self.budget.get(None)  # None while Jinja folds constants of the template
             return plain(*args, **kwargs) if budget is None else budget.weigh(plain(*args, **kwargs))
 
-        # Jinja marks filters that want its context or environment by an attribute.
+        # An attribute marks filters that take Jinja's context or environment.
         weighed.__dict__.update(getattr(plain, "__dict__", {}))
         return weighed
 
@@ -256,13 +266,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         return tree
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """As the sandbox, within the budget. The odd names are Jinja's: keywords belong to the template."""
+        """Call as the sandbox does, within the budget; Jinja's parameter names leave all keywords to the template."""
         budget = __self.budget.get()
         budget.call(__obj, args)
         return budget.weigh(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """One of the intercepted operators, within the budget."""
+        """Compute an intercepted operator within the budget."""
         compute = super().call_binop
         return self.budget.get().operate(
             operator, left, right, lambda: compute(context, operator, left, right)
@@ -270,7 +280,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _Bounding(NodeTransformer):
-    """Rewrites a parsed template so that loops and the operator ~ go through the budget."""
+    """Rewrites a parsed template so that loops and the operator ~ are charged to the budget."""
 
     def __init__(self, environment: jinja2.Environment) -> None:
         self.environment = environment
@@ -291,26 +301,26 @@ class _Bounding(NodeTransformer):
 
 
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}`: some templates mark the assistant's words so; it changes no text.
+    """`{% generation %}…{% endgeneration %}`, the mark of assistant text in some templates; the text does not change.
 
-    As in transformers, names that are set between the tags end there.
+    As in transformers, the tags are a scope for names that are set between them.
     """
 
     tags = {"generation"}  # noqa: RUF012 - Jinja's own form
 
     def parse(self, parser: Any) -> list[nodes.Node]:
-        """The statements between the tags, and before and behind them the marks of the rendering."""
+        """Parse the statements between the tags, and put the rendering's marks around them."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         ends = [nodes.Output([self.call_method(name)]).set_lineno(line) for name in ("opening", "closing")]
         return [nodes.Scope([ends[0], *body, ends[1]]).set_lineno(line)]
 
     def opening(self) -> str:
-        """The mark before an answer; "" where none is asked for."""
+        """Return the mark before an answer; "" in a rendering without marks."""
         return self._marks()[:1]
 
     def closing(self) -> str:
-        """The mark behind an answer; "" where none is asked for."""
+        """Return the mark behind an answer; "" in a rendering without marks."""
         return self._marks()[1:]
 
     def _marks(self) -> str:
@@ -320,7 +330,7 @@ class _Generation(Extension):
 
 
 class _Compiled:
-    """A template that is ready to run, and the names it reads. mark: what is done to its tree before that."""
+    """A compiled template, and the names that it reads. mark: changes its syntax tree before compilation."""
 
     def __init__(
         self, source: str, mark: Callable[[jinja2.Environment, nodes.Template], None] | None = None
@@ -340,7 +350,7 @@ class _Compiled:
         self._marked: dict[bool, _Compiled] = {}
 
     def marked(self, early: bool) -> _Compiled:
-        """The template again, with its own texts marked (template_marking.py)."""
+        """Return the template compiled with its own texts marked (template_marking.py)."""
         if early not in self._marked:
             self._marked[early] = _Compiled(self.source, lambda *parsed: mark_own_texts(*parsed, early=early))
         return self._marked[early]
@@ -348,7 +358,7 @@ class _Compiled:
     def render(
         self, context: Mapping[str, Any], moment: datetime, own: ControlTokenMask | None = None
     ) -> str:
-        """The template's text. Raises PromptError for whatever goes wrong in it."""
+        """Render the template. Raises PromptError for any failure."""
         budget = Budget()
         environment = self.environment
         tokens = (environment.budget.set(budget), environment.moment.set(moment), environment.own.set(own))
@@ -365,13 +375,13 @@ class _Compiled:
 
 
 def _words(error: Exception) -> str:
-    """What an error of a template says; its name too where it is no error of Jinja's."""
+    """Return the first line of a template's error, with the class name for unusual errors."""
     said = first_line(error)
     return said if isinstance(error, _TEMPLATE_FAULTS) else f"{type(error).__name__}: {said}"
 
 
 def _cut_at_mark(rendered: str) -> str:
-    """The prompt up to the end of the last message's text, trimmed if the template trims texts."""
+    """Return the prompt up to the end of the last message's text, trimmed if the template trims texts."""
     before, mark, after = rendered.rpartition(CONTINUE_HERE)
     if not mark:
         raise PromptError("continue_final_message: the chat template does not show the last message's text")
@@ -395,7 +405,7 @@ def _to_json(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON without HTML escapes. Private-use characters always stay, for they may stand for user text."""
+    """Write JSON without HTML escapes; private-use characters stay unescaped, as possible stand-ins of user text."""
     text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
     if not ensure_ascii:
         return text

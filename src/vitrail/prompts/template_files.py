@@ -1,4 +1,4 @@
-"""Chat templates as files: find those of a folder, write them back. template.py renders, template_budget.py limits."""
+"""find_chat_template, save_chat_template: read the chat templates of a folder and write them back."""
 
 from __future__ import annotations
 
@@ -17,15 +17,25 @@ from vitrail.files.writing import write_text
 
 ChatTemplate: TypeAlias = str | dict[str, str]
 TEMPLATE_FILE = "chat_template.jinja"
-_TEMPLATE_LIMIT = 4 << 20  # bytes of a template file; template.py bounds the characters
-_MOST_TEMPLATES = 64  # of additional_chat_templates/
+_TEMPLATE_LIMIT = 4 << 20  # bytes of a template file; template.py limits the characters
+_MOST_TEMPLATES = 64  # files of additional_chat_templates/
 
 
 def find_chat_template(folder: CheckpointFolder, config: Mapping[str, Any]) -> ChatTemplate | None:
-    """A folder's chat template, or name → template where it has several; None where it has none.
+    """Read a folder's chat template.
 
-    In this order: chat_template.jinja (and additional_chat_templates/), chat_template.json, and `chat_template`
-    in `config`, the folder's tokenizer_config.json. Raises CheckpointError for a file that holds none.
+    Sources in this order: chat_template.jinja (and additional_chat_templates/), chat_template.json, `chat_template`
+    in tokenizer_config.json.
+
+    Args:
+        folder: The checkpoint folder.
+        config: Its tokenizer_config.json.
+
+    Returns:
+        The template, name → template for several, or None.
+
+    Raises:
+        CheckpointError: A source is unreadable or holds no template.
     """
     others = folder.path / "additional_chat_templates"
     more = {}
@@ -39,7 +49,7 @@ def find_chat_template(folder: CheckpointFolder, config: Mapping[str, Any]) -> C
         return more
     legacy = "chat_template.json"
     found = (folder.json(legacy) if legacy in folder.files else config).get("chat_template")
-    if isinstance(found, list):  # the 4.x form of several templates
+    if isinstance(found, list):  # several templates in transformers 4.x
         found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
     named = isinstance(found, dict) and all(isinstance(text, str) for item in found.items() for text in item)
     if found is None or isinstance(found, str) or named:
@@ -50,7 +60,11 @@ def find_chat_template(folder: CheckpointFolder, config: Mapping[str, Any]) -> C
 
 
 def save_chat_template(folder: Path, template: ChatTemplate | None) -> list[Path]:
-    """Write the template as .jinja files; returns them. CheckpointError for a name that cannot be a file's."""
+    """Write the template as .jinja files and return their paths.
+
+    Raises:
+        CheckpointError: A template's name is no valid file name.
+    """
     named = {"default": template} if isinstance(template, str) else (template or {})
     written = []
     for name, text in named.items():
@@ -66,7 +80,7 @@ def save_chat_template(folder: Path, template: ChatTemplate | None) -> list[Path
 
 
 def _template_files(folder: Path) -> list[Path]:
-    """The folder's templates in order; none if there is no such folder."""
+    """List the folder's templates in order; [] without such a folder."""
     if not folder.is_dir():
         return []
     found = list(islice((file for file in folder.glob("*.jinja") if file.is_file()), _MOST_TEMPLATES + 1))

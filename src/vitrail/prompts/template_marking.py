@@ -1,4 +1,4 @@
-"""Which texts of a parsed template are its own: literals and roles that it writes, not those that it compares with."""
+"""mark_own_texts: mark a parsed template's own texts (literals and roles in its output, not those in comparisons)."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from jinja2 import nodes
 
 OWN_TEXT = "_own_text"
 """The filter that such an expression is put through, with one of the ways below as its argument."""
-MASK = "mask"  # the text is the template's: mask it
-MASK_TOKENS = "mask tokens"  # as before, but a format's pattern: its fields stay
-TAG = "tag"  # the text is the template's, and may be compared yet: an OwnText
+MASK = "mask"  # own text: mask it
+MASK_TOKENS = "mask tokens"  # own format pattern: mask whole control tokens, so that its fields stay
+TAG = "tag"  # own text that may still be compared: make it an OwnText
 UNTAG = "untag"  # any value: mask it if it is an OwnText
 _NO_MACROS = frozenset({"raise_exception", "strftime_now", "range"})
-# Arguments of filters and methods that come out again: all of them, or those after the first.
+# Filters and methods with arguments that reach the output → index of the first such argument.
 _WRITTEN = {"default": 0, "d": 0, "join": 0, "format": 0, "replace": 1, "get": 1}
 _Change = Callable[[Any], Any]
 
 
 class OwnText(str):
-    """A text of the template's own that has not been written yet."""
+    """A text of the template's own before it is output."""
 
 
 def mark_own_texts(environment: jinja2.Environment, tree: nodes.Template, *, early: bool) -> None:
-    """Put what `tree` writes of its own through the filter OWN_TEXT, in place.
+    """Wrap the own texts of `tree` in the filter OWN_TEXT, in place.
 
-    early: literals are masked where they are stored in variables, containers and arguments, so that what is joined to them
-    keeps the mask; else they are tagged there and masked where they are written, so that they can be compared.
+    Args:
+        environment: The environment of the filters.
+        tree: The parsed template.
+        early: Mask literals where they are stored in variables, containers and arguments, so that concatenations keep
+            the mask; otherwise tag them there and mask them in the output, so that comparisons still work.
     """
     _Marking(environment, early).statement(tree)
 
@@ -39,7 +42,7 @@ class _Marking:
         self.stored: _Change = self.written if early else self.tagged
 
     def statement(self, node: nodes.Node) -> None:
-        """Mark what a statement writes and stores, and the statements in it."""
+        """Mark the output and the stored values of a statement, and the statements inside it."""
         if isinstance(node, nodes.Output):
             node.nodes = [self.written(part) for part in node.nodes]
             return
@@ -58,14 +61,14 @@ class _Marking:
                 self.statement(child)
 
     def tagged(self, node: Any) -> Any:
-        """The expression whose value is stored, with its literals tagged."""
+        """Return a stored expression with its literals tagged."""
         if isinstance(node, nodes.Const) and isinstance(node.value, str):
             return self._filter(node, TAG)
         self._inside(node, self.tagged)
         return node
 
     def written(self, node: Any, way: str = MASK) -> Any:
-        """The expression whose value is written, with its literals masked."""
+        """Return an output expression with its literals masked."""
         if isinstance(node, nodes.TemplateData):
             return self._filter(nodes.Const(node.data, lineno=node.lineno), way)
         if isinstance(node, nodes.Const):
@@ -84,7 +87,7 @@ class _Marking:
         return node
 
     def _inside(self, node: Any, change: _Change) -> None:
-        """Change the parts of an expression that may be its value, or in it."""
+        """Apply `change` to the parts of an expression that can be its value or part of it."""
         if isinstance(node, nodes.CondExpr):
             node.expr1, node.expr2 = change(node.expr1), change(node.expr2)
         elif isinstance(node, (nodes.List, nodes.Tuple)):

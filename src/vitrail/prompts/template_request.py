@@ -1,4 +1,4 @@
-"""TemplateRequest: all that one rendering of a chat template depends on, and its form in bytes. No Jinja, no files."""
+"""TemplateRequest: all inputs of one rendering of a chat template, and their serialisation."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ from typing import Any, NoReturn
 from vitrail.errors import PromptError
 from vitrail.prompts.messages import ImagePart, Message, Part, TextPart, ThinkPart
 
-MAX_REQUEST = 1 << 26  # bytes of a conversation, with its tools and documents; images are not among them
-_TAG = "\0"  # the only key of a mapping that stands for something that JSON lacks
+MAX_REQUEST = 1 << 26  # bytes of a conversation with its tools and documents, without its images
+_TAG = "\0"  # the only key of a mapping that represents a value without a JSON type
 _TOO_DEEP = "the messages, tools or documents are nested too deeply"
 
 
 @dataclass(frozen=True, slots=True)
 class TemplateRequest:
-    """One rendering. The fields are the arguments of `vitrail.prompts.template.render`; moment: what strftime_now shows.
-
-    find_answers: also say where the bodies of `{% generation %}` stand.
-    """
+    """Arguments of one rendering: those of `vitrail.prompts.template.render`, and `moment`, the time of strftime_now."""
 
     source: str
     messages: tuple[Message, ...]
@@ -36,14 +33,18 @@ class TemplateRequest:
     find_answers: bool = False
 
     def to_bytes(self) -> bytes:
-        """JSON. PromptError where it is too large or nested too deeply."""
+        """Serialise the request as JSON.
+
+        Raises:
+            PromptError: The request is too large, nested too deeply or has an integer of too many digits.
+        """
         try:
             fields = {name: _plain(getattr(self, name)) for name in self.__slots__ if name != "messages"}
             fields["messages"] = [_plain_message(message) for message in self.messages]
             written = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
         except RecursionError as error:
             raise PromptError(_TOO_DEEP) from error
-        except ValueError as error:  # Python writes no number of 5,000 digits
+        except ValueError as error:  # an integer with more digits than Python converts to text
             raise PromptError(
                 f"the messages, tools or variables cannot be shown to a chat template: {error}"
             ) from error
@@ -55,7 +56,11 @@ class TemplateRequest:
 
     @classmethod
     def from_bytes(cls, written: bytes) -> TemplateRequest:
-        """The request that was written so."""
+        """Read the bytes of `to_bytes`.
+
+        Raises:
+            PromptError: The request is nested too deeply.
+        """
         try:
             fields = json.loads(written.decode("utf-8", "surrogatepass"), object_hook=_revived)
         except RecursionError as error:
@@ -66,7 +71,7 @@ class TemplateRequest:
 
 
 class _Unsent:
-    """A value of a type that no template reads (an image, a tensor): it may be passed by, not looked at."""
+    """Placeholder for a value that is not serialised (an image, a tensor); any use by the template raises PromptError."""
 
     def __init__(self, kind: str) -> None:
         self.__dict__["kind"] = kind
@@ -86,7 +91,7 @@ class _Unsent:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it."""
+    """Convert a value to JSON types; tagged mappings represent dates, other keys and other types."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -104,7 +109,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (date, datetime)):
         return {_TAG: ["datetime" if isinstance(value, datetime) else "date", value.isoformat()]}
     if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
-        return _plain(value.item())  # a number of numpy's or PyTorch's
+        return _plain(value.item())  # a NumPy or PyTorch scalar
     dump = getattr(value, "model_dump", None)
     if callable(dump) and not isinstance(value, type):
         return _plain(dump())
@@ -141,7 +146,7 @@ def _plain_message(message: Message) -> dict[str, Any]:
 def _plain_part(part: Part) -> list[Any]:
     if isinstance(part, TextPart):
         return ["text", _plain(part.text), _plain(part.extra)]
-    if isinstance(part, ImagePart):  # its source stays here
+    if isinstance(part, ImagePart):  # without its source, which templates do not use
         return ["image", _plain(part.extra)]
     return ["thinking", _plain(part.thinking), part.closed, _plain(part.extra)]
 

@@ -1,4 +1,4 @@
-"""How messages look to a chat template: mappings in the spellings that it reads. No Jinja, no prompt yet."""
+"""View: messages as the mappings that a chat template reads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vitrail.errors import PromptError
 from vitrail.prompts.control_token_mask import map_strings
 from vitrail.prompts.messages import ImagePart, Message, Part, TextPart, ThinkPart
 
-CONTINUE_HERE = "\U0010fffe"  # a noncharacter: it marks where the last message's text ends
+CONTINUE_HERE = "\U0010fffe"  # a noncharacter: marks the end of the last message's text
 Exchange: TypeAlias = Callable[[str], str]
 
 
 class _Part(dict[str, Any]):
-    """A text part: its text is found under `text` and, by templates that look there, under `content`."""
+    """A text part with its text under `text` and, for templates that read it there, under `content`."""
 
     def __missing__(self, key: str) -> Any:
         if key != "content":
@@ -23,7 +23,7 @@ class _Part(dict[str, Any]):
         return self["text"]
 
     def get(self, key: str, default: Any = None) -> Any:
-        """As `dict.get`, with the same second name."""
+        """Return `dict.get` with the same alias."""
         try:
             return self[key]
         except KeyError:
@@ -31,7 +31,15 @@ class _Part(dict[str, Any]):
 
 
 class View:
-    """How messages look to a template: mappings, in the spellings that its source mentions."""
+    """Converts messages to mappings in the spellings that a template's source contains.
+
+    Attributes:
+        text: Applied to user texts.
+        key: Applied to keys of mappings.
+        mark_end: Put CONTINUE_HERE behind the last text.
+        image_type: Type of image parts: "image" or "image_url".
+        developer: Role of developer messages: "developer" or "system".
+    """
 
     def __init__(self, source: str, text: Exchange, key: Exchange, mark_end: bool) -> None:
         self.text, self.key, self.mark_end = text, key, mark_end
@@ -40,7 +48,7 @@ class View:
         self.developer = "developer" if "developer" in known else "system"
 
     def messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """Every message as a mapping; with `mark_end` the last text carries the mark."""
+        """Return every message as a mapping; with `mark_end` the last text ends in CONTINUE_HERE."""
         shown = [self._message(message) for message in messages]
         if self.mark_end:
             _mark(shown[-1])
@@ -85,7 +93,7 @@ class View:
 
 
 def _mark(message: dict[str, Any]) -> None:
-    """Put the mark behind the message's last text, where the prompt is to end."""
+    """Put CONTINUE_HERE behind the message's last text, the end of the prompt."""
     content = message["content"]
     if isinstance(content, str):
         message["content"] = content + CONTINUE_HERE + " "

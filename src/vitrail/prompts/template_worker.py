@@ -1,4 +1,4 @@
-"""The process that strangers' chat templates run in (files/worker_process.py starts and limits it). Answers in JSON."""
+"""The separate process for untrusted chat templates, with JSON results; files/worker_process.py starts and limits it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vitrail.prompts.template_engine import run
 from vitrail.prompts.template_request import TemplateRequest
 
 MEMORY = 2 << 30  # bytes of address space
-MAX_CHARS = 1 << 22  # of a prompt, beside the characters of its conversation
-_MAX_FAULT = 10_000  # characters of a message
+MAX_CHARS = 1 << 22  # characters of a prompt, in addition to the bytes of its request
+_MAX_FAULT = 10_000  # characters of an error message
 
 
 def main() -> None:
-    """Answer requests until the parent closes the pipe."""
+    """Serve requests until the parent closes the pipe."""
     serve(_answer, MEMORY)
 
 
@@ -31,7 +31,7 @@ def _answer(written: bytes) -> bytes:
         return _bytes({"fault": str(error)[:_MAX_FAULT]})
     except MemoryError:
         return _bytes({"fault": "the chat template was stopped: it takes too much memory", "memory": True})
-    except Exception as error:  # whatever else a template makes of Python
+    except Exception as error:  # a template can raise any error of Python
         return _bytes(
             {"fault": f"the chat template failed: {type(error).__name__}: {first_line(error)[:_MAX_FAULT]}"}
         )

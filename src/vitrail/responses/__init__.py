@@ -1,1 +1,1 @@
-"""Responses: new ids to text, reasoning and tool calls, whole or as they stream. No model."""
+"""Responses: generated ids to text, reasoning and tool calls, at once or streaming."""

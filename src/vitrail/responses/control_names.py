@@ -1,4 +1,4 @@
-"""The control tokens of any of Vitrail's tokenizers, by id. Looks them up; knows no meaning."""
+"""control_names: the control tokens of a tokenizer by id."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import Any
 
 
 def control_names(tokenizer: Any, also: Iterable[str] = ()) -> dict[int, str]:
-    """Id → name of every control token, and of those of `also` that are one token though not marked as special."""
+    """Map ids to names of control tokens.
+
+    Args:
+        tokenizer: Any of Vitrail's tokenizers.
+        also: Further names, included if they are one token, even one not marked as special.
+    """
     if not hasattr(tokenizer, "added_tokens_decoder"):
         return dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     marked = {i: str(token.content) for i, token in tokenizer.added_tokens_decoder.items() if token.special}

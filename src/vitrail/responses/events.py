@@ -1,4 +1,4 @@
-"""What a model answered: pieces while it streams, and the whole. Plain values; ids are read in parser.py."""
+"""Response: a model's answer, and the pieces that it streams as; parser.py creates them from ids."""
 
 from __future__ import annotations
 
@@ -11,57 +11,67 @@ from typing import Any, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """More of the answer's text."""
+    """A further piece of the answer's text."""
 
     text: str
 
     def delta(self) -> dict[str, Any]:
-        """The `delta` of an OpenAI stream."""
+        """Return the `delta` of an OpenAI stream."""
         return {"content": self.text}
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """More of the reasoning. `opens` begins a new chunk, `closes` is the end of one that the model ended itself."""
+    """A further piece of the reasoning.
+
+    Attributes:
+        opens: Whether it begins a new chunk.
+        closes: Whether it ends a chunk with the model's own end token.
+    """
 
     text: str
     opens: bool = False
     closes: bool = False
 
     def delta(self) -> dict[str, Any]:
-        """The `delta` of an OpenAI stream."""
+        """Return the `delta` of an OpenAI stream."""
         return {"reasoning": self.text}
 
 
 @dataclass(frozen=True, slots=True)
 class CallBegin:
-    """A tool call whose function is known. `id`: None where the model writes it after the arguments."""
+    """The begin of a tool call: its function's name. `id`: None if the model writes it after the arguments."""
 
     index: int
     name: str
     id: str | None
 
     def delta(self) -> dict[str, Any]:
-        """The `delta` of an OpenAI stream."""
+        """Return the `delta` of an OpenAI stream."""
         call = {"index": self.index, "type": "function", "function": {"name": self.name, "arguments": ""}}
         return {"tool_calls": [call if self.id is None else {**call, "id": self.id}]}
 
 
 @dataclass(frozen=True, slots=True)
 class ArgumentsDelta:
-    """More of the arguments of call `index`, as the model writes them."""
+    """A further piece of the arguments of call `index`, in the model's spelling."""
 
     index: int
     text: str
 
     def delta(self) -> dict[str, Any]:
-        """The `delta` of an OpenAI stream."""
+        """Return the `delta` of an OpenAI stream."""
         return {"tool_calls": [{"index": self.index, "function": {"arguments": self.text}}]}
 
 
 @dataclass(frozen=True, slots=True)
 class CallEnd:
-    """Call `index` is complete. `is_json`: whether its arguments are; `new_id`: whether `id` was unknown so far."""
+    """The end of call `index`.
+
+    Attributes:
+        is_json: Whether its arguments are valid JSON.
+        new_id: Whether CallBegin had no id.
+    """
 
     index: int
     id: str
@@ -69,18 +79,18 @@ class CallEnd:
     new_id: bool = False
 
     def delta(self) -> dict[str, Any]:
-        """The `delta` of an OpenAI stream: the id, if it comes only now."""
+        """Return the `delta` of an OpenAI stream: the id if CallBegin had none."""
         return {"tool_calls": [{"index": self.index, "id": self.id}]} if self.new_id else {}
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something in the answer that was not as the format has it; where its characters went is said in `message`."""
+    """A violation of the format in the answer. `message`: the violation, and what became of its characters."""
 
     message: str
 
     def delta(self) -> dict[str, Any]:
-        """The `delta` of an OpenAI stream: there is none for this."""
+        """Return an empty `delta`: OpenAI streams have none for faults."""
         return {}
 
 
@@ -89,7 +99,12 @@ Piece: TypeAlias = TextDelta | ReasoningDelta | CallBegin | ArgumentsDelta | Cal
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call: `arguments` is the model's own text. It is JSON where `is_json`; nothing says that it fits a schema."""
+    """One tool call.
+
+    Attributes:
+        arguments: The model's own text, not validated by a schema.
+        is_json: Whether `arguments` is valid JSON.
+    """
 
     id: str
     name: str
@@ -98,25 +113,25 @@ class ToolCall:
 
     @property
     def value(self) -> Any:
-        """The arguments as a Python value; the text itself where they are not JSON."""
+        """The arguments as a Python value; the text itself if they are not JSON."""
         return json.loads(self.arguments) if self.is_json else self.arguments
 
     def as_openai(self) -> dict[str, Any]:
-        """The call as an OpenAI message spells it."""
+        """Return the call in the form of an OpenAI message."""
         function = {"name": self.name, "arguments": self.arguments}
         return {"id": self.id, "type": "function", "function": function}
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A run of text, or of reasoning (`closed`: whether the model ended it itself)."""
+    """A run of text or of reasoning. `closed`: whether the model ended it with its end token."""
 
     text: str
     reasoning: bool = False
     closed: bool = True
 
     def as_part(self) -> dict[str, Any]:
-        """The part of a message's content."""
+        """Return the chunk as a part of a message's content."""
         if not self.reasoning:
             return {"type": "text", "text": self.text}
         part = {"type": "thinking", "thinking": self.text}
@@ -127,9 +142,12 @@ class Chunk:
 class Response:
     """A whole answer.
 
-    chunks: text and reasoning in the order written. tool_calls: the calls. faults: what was not as the format has
-    it, in words. ended_by: the control token that ended the turn, None where the ids just stopped (a length limit).
-    rest: the ids from there on that belong to no answer (a turn that the model went on to invent), without padding.
+    Attributes:
+        chunks: Text and reasoning in their order.
+        tool_calls: Tool calls in their order.
+        faults: Descriptions of the violations of the format.
+        ended_by: The control token that ended the turn; None if generation stopped without one (length limit).
+        rest: Ids after the end of the turn (for example another turn by the model), without padding.
     """
 
     chunks: tuple[Chunk, ...] = ()
@@ -140,25 +158,25 @@ class Response:
 
     @cached_property
     def text(self) -> str:
-        """The answer without reasoning and calls."""
+        """The answer without reasoning and tool calls."""
         return "".join(chunk.text for chunk in self.chunks if not chunk.reasoning)
 
     @cached_property
     def reasoning(self) -> str:
-        """All reasoning, chunk after chunk."""
+        """All reasoning, joined."""
         return "".join(chunk.text for chunk in self.chunks if chunk.reasoning)
 
     def as_openai(self) -> dict[str, Any]:
-        """The message as OpenAI's API spells it, with `reasoning` beside `content`."""
+        """Return the message in the form of OpenAI's API, with `reasoning` next to `content`."""
         message: dict[str, Any] = {"role": "assistant", "content": self.text or None}
         if self.reasoning:
             message["reasoning"] = self.reasoning
         return self._with_calls(message)
 
     def as_message(self) -> dict[str, Any]:
-        """The message to put into the conversation: `apply_chat_template` gives the same ids again.
+        """Return the message for the next prompt: `apply_chat_template` reproduces its ids.
 
-        Reasoning stands in the content, as parts of type "thinking" in the order written.
+        Reasoning is in the content, as parts of type "thinking" in their order.
         """
         content: Any = self.text
         if any(chunk.reasoning for chunk in self.chunks):
@@ -172,7 +190,7 @@ class Response:
 
 
 class ResponseBuilder:
-    """Puts pieces together. What streams and what is returned whole are therefore the same."""
+    """Builds a Response from its pieces, so that the streamed and the whole answer are the same."""
 
     def __init__(self) -> None:
         self._chunks: list[tuple[Chunk, list[str]]] = []
@@ -180,7 +198,7 @@ class ResponseBuilder:
         self._faults: list[str] = []
 
     def add(self, pieces: Iterable[Piece]) -> None:
-        """Take the next pieces."""
+        """Append pieces."""
         for piece in pieces:
             if isinstance(piece, TextDelta):
                 if not self._chunks or self._chunks[-1][0].reasoning:
@@ -199,7 +217,7 @@ class ResponseBuilder:
                 self._faults.append(piece.message)
 
     def response(self, ended_by: str | None, rest: tuple[int, ...]) -> Response:
-        """What the pieces so far say."""
+        """Return the response of the pieces so far. ended_by, rest: as in Response."""
         return Response(
             tuple(replace(chunk, text="".join(texts)) for chunk, texts in self._chunks),
             tuple(replace(call, arguments="".join(texts)) for call, texts in self._calls),
@@ -217,13 +235,13 @@ class ResponseBuilder:
 
 
 def is_json(text: str) -> bool:
-    """Whether `text` is one JSON value that `json.loads` reads; NaN and Infinity are none."""
+    """Return whether `json.loads` reads `text` as one JSON value; NaN and Infinity are none."""
     try:
         json.loads(text, parse_constant=_no_constant)
     except (
         ValueError,
         RecursionError,
-    ):  # what is no JSON, an integer of too many digits, nesting beyond reason
+    ):  # no JSON, an integer of too many digits, too deep nesting
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Token ids as callers pass them (tensors, arrays, lists), as plain lists."""
+"""to_ids: token ids from tensors, arrays or lists as plain lists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from vitrail.errors import InputError
 
 
 def to_list(value: Any) -> Any:
-    """Tensors and arrays, also inside lists, as plain lists of numbers."""
+    """Convert tensors and arrays, also inside lists, to plain lists of numbers.
+
+    Raises:
+        InputError: A tensor is sparse or on the meta device.
+    """
     if getattr(value, "is_meta", False) or getattr(value, "is_sparse", False):
         raise InputError("ids in a tensor must have values; this one is sparse or on the meta device")
     if hasattr(value, "tolist"):
@@ -19,7 +23,11 @@ def to_list(value: Any) -> Any:
 
 
 def to_ids(value: Any) -> list[int]:
-    """One sequence of ids as a list. Raises InputError for a batch, for negative ids and for other things."""
+    """Convert one id or one sequence of ids to a list.
+
+    Raises:
+        InputError: `value` is a batch, or an item is negative or no id.
+    """
     ids = to_list(value)
     if isinstance(ids, int):
         ids = [ids]

@@ -1,7 +1,7 @@
-"""Ids that a model answers with → text, reasoning and tool calls, while they stream. The pieces: events.py.
+"""ResponseParser: the ids of an answer to text, reasoning and tool calls, streaming (pieces: events.py).
 
-Only ids make control tokens: a "[TOOL_CALLS]" that the model spells letter by letter is text. Every id is read by
-itself, so it does not matter how the stream is cut. Nothing is evaluated, and no pattern is searched for.
+Control tokens are recognised by id: a "[TOOL_CALLS]" spelled in ordinary tokens is text. Ids are processed one by
+one, so the result does not depend on the division of the stream.
 """
 
 from __future__ import annotations
@@ -26,18 +26,24 @@ from vitrail.responses.text_pieces import TextPieces
 from vitrail.responses.tool_calls import ARGS, CALL_ID, END_CALLS, CallReader, new_call_id
 
 CALLS, THINK, END_THINK = "[TOOL_CALLS]", "[THINK]", "[/THINK]"
-# What can only begin somebody else's turn: a model that writes one of them has ended its own.
+# Tokens that begin another role's turn, and therefore end the model's own.
 OTHER_TURNS = ("<s>", "[INST]", "[SYSTEM_PROMPT]", "[AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[MODEL_SETTINGS]")
 _NAMES = (CALLS, CALL_ID, ARGS, END_CALLS, THINK, END_THINK, "</s>", *OTHER_TURNS)
 
 
 @checked
 class ResponseParser:
-    """Takes the ids of one answer as they come and gives out pieces; `response` is the whole so far.
+    """Converts the ids of one answer to pieces as they arrive; `response` is the whole so far.
 
-    tokenizer: any of Vitrail's, or a processor. Control tokens are looked up in it by name. prompt: ids of the
-    prompt, which may end inside [THINK]. ids: "model" gives calls the id that the model wrote (in v3 to v7 it comes
-    after the arguments), or one of `new_id` where it wrote none; "fresh" gives every call a new id at once.
+    Args:
+        tokenizer: One of Vitrail's tokenizers, or a processor; its control tokens are found by name.
+        prompt: Ids of the prompt; a prompt that ends inside [THINK] begins the answer with reasoning.
+        ids: "model": the call ids of the model (after the arguments in v3 to v7), or of `new_id` for calls without
+            one; "fresh": ids of `new_id` for all calls, at their begin.
+        new_id: Creates a call id.
+
+    Raises:
+        InputError: An argument is of the wrong kind.
     """
 
     def __init__(
@@ -68,7 +74,14 @@ class ResponseParser:
         self._finished = False
 
     def feed(self, ids: Any) -> list[Piece]:
-        """Take one id or several; the pieces that they make certain. Raises InputError for what are no ids."""
+        """Process one id or several.
+
+        Returns:
+            The pieces that are certain now.
+
+        Raises:
+            InputError: `ids` are no ids, or the answer is finished.
+        """
         if self._finished:
             raise InputError("this answer is finished; a new one needs a new ResponseParser")
         for index in to_ids(ids):
@@ -77,7 +90,7 @@ class ResponseParser:
         return self._given()
 
     def finish(self) -> list[Piece]:
-        """The answer ends here: what was held back. Nothing more once it was called."""
+        """End the answer and return the held-back pieces; [] on a second call."""
         if not self._finished:
             self._finished = True
             self._leave(cut=True)
@@ -85,12 +98,12 @@ class ResponseParser:
 
     @property
     def done(self) -> bool:
-        """Whether the model ended its turn; ids that come after it belong to no answer."""
+        """Whether the model ended its turn; later ids are not part of the answer."""
         return self._ended_by is not None
 
     @property
     def response(self) -> Response:
-        """The answer so far; all of it after `finish`."""
+        """The answer so far; complete after `finish`."""
         return self._builder.response(self._ended_by, tuple(self._rest))
 
     def _pieces_append(self, piece: Piece) -> None:
@@ -110,7 +123,7 @@ class ResponseParser:
         elif index == self._end or name in OTHER_TURNS:
             self._end_turn(index, name or "</s>")
         elif index == self._pad:
-            return  # fills up rows; it is never part of an answer
+            return  # padding of a batch
         elif name is None:
             self._take(self._decoder.add([index]))
         else:
@@ -139,14 +152,14 @@ class ResponseParser:
             self._take = self._text
             self._pieces.append(ReasoningDelta("", closes=True))
         elif name == THINK:
-            self._pieces.append(ReasoningDelta("", opens=True))  # another chunk; the one before stays open
+            self._pieces.append(ReasoningDelta("", opens=True))  # a new chunk; the previous one stays open
         elif not name.startswith("["):
-            pass  # no control token of the family, such as the places that the embedded reader writes
+            pass  # no control token of Mistral's formats, for example the location tokens of the embedded reader
         elif name not in (CALL_ID, ARGS, END_CALLS) or not self._calls.control(name):
             self._pieces.append(Fault(f"{name} has no meaning where it stands; it is left out"))
 
     def _leave(self, *, cut: bool) -> None:
-        """What is being read ends here."""
+        """End the current text, reasoning or calls."""
         self._take(self._decoder.end())
         if self._take == self._calls.take:
             self._calls.leave(cut=cut)
@@ -162,10 +175,18 @@ class ResponseParser:
 
 
 def parse_response(tokenizer: Any, ids: Any, **options: Any) -> Response:
-    """The ids of one whole answer, without its prompt → text, reasoning and tool calls.
+    """Convert the ids of one whole answer, without its prompt, to text, reasoning and tool calls.
 
-    tokenizer and options as `ResponseParser`. Nothing that the model writes raises: what is not as the format has it
-    is told in `faults`.
+    Args:
+        tokenizer: As for `ResponseParser`.
+        ids: The generated ids.
+        **options: Keywords of `ResponseParser`.
+
+    Returns:
+        The response; violations of the format are in `faults` and never raise.
+
+    Raises:
+        InputError: An argument is of the wrong kind.
     """
     parser = ResponseParser(tokenizer, **options)
     parser.feed(ids)
@@ -174,7 +195,7 @@ def parse_response(tokenizer: Any, ids: Any, **options: Any) -> Response:
 
 
 def is_structured(tokenizer: Any, ids: Any, prompt: Any = ()) -> bool:
-    """Whether an answer is more than plain text: it calls tools or reasons, or its prompt ends inside [THINK]."""
+    """Return whether an answer has tool calls or reasoning, or a prompt that ends inside [THINK]."""
     names = control_names(tokenizer, _NAMES)
     last = next((names[i] for i in reversed(to_ids(prompt)) if i in names), None)
     return last == THINK or any(names.get(i) in (CALLS, THINK, END_THINK) for i in to_ids(ids))
@@ -185,7 +206,7 @@ def _is_processor(value: Any) -> bool:
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """Neighbouring pieces of the same text as one."""
+    """Join consecutive pieces of the same text."""
     runs: list[list[Piece]] = []
     for piece in pieces:
         if runs and _continues(runs[-1][-1], piece):

@@ -1,4 +1,4 @@
-"""Reply: a model's answer with its cost in tokens and seconds. What the answer says is in events.py."""
+"""Reply: a model's answer with its cost in tokens and seconds; the answer itself is a Response (events.py)."""
 
 import warnings
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from vitrail.responses.events import Response, ToolCall
 
 
 def renamed(new: str) -> Any:
-    """A property that gives the attribute `new`, with a warning that names it: the attribute's old name."""
+    """Return a property for the old name of the attribute `new`, with a DeprecationWarning."""
 
     def get(self: Any) -> Any:
         warnings.warn(
@@ -22,12 +22,12 @@ def renamed(new: str) -> Any:
 
 @dataclass(frozen=True)
 class PromptSize:
-    """The size of a prompt before it is read.
+    """The size of a prompt before the model processes it.
 
     Attributes:
-        tokens: positions in all.
-        image_tokens: positions of each image of the conversation.
-        image_sizes: (height, width) in pixels of each image, as the vision tower sees it.
+        tokens: Positions in all.
+        image_tokens: Positions of each image of the conversation.
+        image_sizes: (height, width) in pixels of each image at the input of the vision tower.
     """
 
     tokens: int
@@ -39,14 +39,16 @@ class PromptSize:
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's answer to one question, and its cost. As a string it is the text.
+    """A model's answer to one question, and its cost. `str()` of it is the text.
 
     Attributes:
-        response: text, reasoning and tool calls in the order written.
-        prompt_tokens: positions of the whole conversation; `reused` of them were cached, `computed` were not.
-        image_tokens: positions of each image of the conversation.
-        images_encoded: images that went through the vision tower for this answer.
-        completion_tokens: new ids.
+        response: Text, reasoning and tool calls in their order.
+        prompt_tokens: Positions of the whole conversation.
+        reused: Positions of the prompt in the cache.
+        computed: Positions of the prompt that were computed.
+        image_tokens: Positions of each image of the conversation.
+        images_encoded: Images that passed through the vision tower for this answer.
+        completion_tokens: Generated ids.
         stopped_by: "stop", "length" or "interrupted".
         seconds: "prepare" (images and prompt), "first_token" (after that), "total".
     """
@@ -81,7 +83,7 @@ class Reply:
 
     @property
     def empty(self) -> bool:
-        """Whether there is no answer; the question is then no part of the conversation either."""
+        """Whether there is no answer; the conversation then does not keep the question either."""
         return not (self.text or self.reasoning or self.tool_calls)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""A streamer for generate() that reads an answer as it comes and hands its pieces on. Prints nothing."""
+"""ResponseStream: a streamer for generate() that parses an answer and passes its pieces to a callback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from vitrail.responses.parser import ResponseParser
 
 
 class ResponseStream:
-    """Reads ids into pieces and gives each to `hear`; `first`: when (time.perf_counter) the first id came."""
+    """Parses streamed ids and calls `hear` with each piece.
+
+    Args:
+        tokenizer: As for `ResponseParser`.
+        hear: Callback for each piece.
+
+    Attributes:
+        first: `time.perf_counter()` at the first generated id; None before.
+    """
 
     def __init__(self, tokenizer: Any, hear: Callable[[Piece], None]) -> None:
         self.first: float | None = None
@@ -20,7 +28,7 @@ class ResponseStream:
         self._hear = hear
 
     def put(self, value: Any) -> None:
-        """Take the prompt, and then the new ids."""
+        """Process ids: the prompt in the first call, generated ids in later ones."""
         ids = value.flatten().tolist()
         if self._parser is None:
             self._parser = ResponseParser(self._tokenizer, prompt=ids)
@@ -30,7 +38,7 @@ class ResponseStream:
             self._hear(piece)
 
     def end(self) -> None:
-        """The answer is complete."""
+        """End the answer and pass on the held-back pieces."""
         for piece in self._parser.finish() if self._parser else ():
             self._hear(piece)
 

@@ -1,38 +1,41 @@
-"""TextPieces: a growing list of ids as pieces of text that can be shown at once, never cutting a character."""
+"""TextPieces: incremental detokenization, in pieces that end between characters."""
 
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-REPLACEMENT = "\ufffd"  # what decoding writes for bytes that are no whole character (yet)
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how vocabularies with byte fallback write one byte
-_CLEANED = 8  # characters that cleaning up spaces may still change at the end of a text
-_MOST = 96  # ids that are decoded again and again while none of their ends is certain
-_KEPT = range(16, 24)  # ids that stay then: more than one character's, and than cleaning reaches
+REPLACEMENT = "\ufffd"  # decoded from bytes that are no whole character (yet)
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a byte-fallback token
+_CLEANED = 8  # last characters of a text that clean_up_tokenization_spaces may still change
+_MOST = 96  # maximum number of ids that are decoded again with each new one
+_KEPT = range(16, 24)  # ids kept beyond it: more than those of one character or of _CLEANED characters
 
 
 class Detokenizer(Protocol):
-    """The part of a tokenizer that turns ids into text."""
+    """Tokenizer interface: ids to text."""
 
     def decode(self, token_ids: Any, **kwargs: Any) -> str:
-        """Ids → text."""
+        """Decode ids to text."""
 
 
 class TextPieces:
-    """Cuts a growing list of ids into pieces of text; together they are the text of all ids.
+    """Decodes a growing list of ids in pieces that join to the text of all ids.
 
-    A piece never ends inside a character: what the next id may still change is held back. Those are bytes
-    that are no whole character yet, a run of byte-fallback ids (it is decoded as a whole), and, when
-    `clean_up_tokenization_spaces` is asked for, the last few characters.
+    Text that the next id may change is held back: bytes that are no whole character yet, a run of byte-fallback ids
+    (decoded as a whole), and with `clean_up_tokenization_spaces` the last few characters.
+
+    Args:
+        tokenizer: The tokenizer, or a processor.
+        **decode_kwargs: Keywords of its `decode`; `clean_up_tokenization_spaces` is False by default.
     """
 
     def __init__(self, tokenizer: Detokenizer, **decode_kwargs: Any) -> None:
         self.tokenizer = tokenizer
         self.decode_kwargs = {"clean_up_tokenization_spaces": False, **decode_kwargs}
-        self._ids: list[int] = []  # from the last two safe cuts on: enough context to decode what follows
-        self._cut = 0  # where the newer of these cuts lies in _ids
-        self._shown = 0  # characters of their text that were given out
-        self._in_bytes = False  # whether the newest id that has a text is a byte-fallback id
+        self._ids: list[int] = []  # ids since the last but one safe cut, the context for decoding new ones
+        self._cut = 0  # index in _ids of the last safe cut
+        self._shown = 0  # characters of the text of _ids that were returned
+        self._in_bytes = False  # whether the newest id with a text is a byte-fallback id
         inner = getattr(tokenizer, "tokenizer", None)  # a processor's
         self._convert = getattr(
             tokenizer, "convert_ids_to_tokens", getattr(inner, "convert_ids_to_tokens", None)
@@ -41,10 +44,10 @@ class TextPieces:
         self._skipped = frozenset(skipped if self.decode_kwargs.get("skip_special_tokens") else ())
 
     def add(self, ids: Sequence[int]) -> str:
-        """Append ids and return the text that they make certain, perhaps none."""
+        """Append ids and return the text that is certain now, possibly ""."""
         if not ids:
             return ""
-        for id_ in ids:  # of control ids that follow each other one is as good as many
+        for id_ in ids:  # one id of a run of skipped control ids is enough
             if not (id_ in self._skipped and self._ids and self._ids[-1] in self._skipped):
                 self._ids.append(id_)
         if self._ends_in_byte(ids):
@@ -60,13 +63,13 @@ class TextPieces:
         return piece + (self._cut_off(text) if len(self._ids) > _MOST else "")
 
     def end(self) -> str:
-        """Return what was held back, and begin anew."""
+        """Return the held-back text and reset."""
         piece = self._decode(self._ids)[self._shown :] if self._ids else ""
         self._ids, self._cut, self._shown, self._in_bytes = [], 0, 0, False
         return piece
 
     def _cut_off(self, text: str) -> str:
-        """Give out all but the last ids' text, where the ids can be decoded in two parts."""
+        """Return all but the last ids' text, if the ids can be decoded in two parts."""
         for kept in _KEPT:
             head = self._decode(self._ids[:-kept])
             if self._shown <= len(head) and head + self._decode(self._ids[-kept:]) == text:
@@ -76,7 +79,7 @@ class TextPieces:
         return ""
 
     def _forget(self) -> None:
-        """Keep only the ids since the last cut, as context of the next ones, if they have any text."""
+        """Keep only the ids since the last cut, as context for the next ones, if they have a text."""
         recent = len(self._decode(self._ids[self._cut :]))
         if recent:
             self._ids = self._ids[self._cut :]
@@ -97,7 +100,7 @@ class TextPieces:
         return max(certain, self._shown)
 
     def _ends_in_byte(self, ids: Sequence[int]) -> bool:
-        """Whether the newest id that has a text is a byte-fallback id; skipped control ids do not end a run."""
+        """Return whether the newest id with a text is a byte-fallback id; skipped control ids do not end a run."""
         if self._convert is None:
             return False
         for id_ in reversed(ids):

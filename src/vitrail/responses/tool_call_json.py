@@ -1,7 +1,6 @@
-"""A scanner for the list of tool calls of v2 to v7, `[{"name": …, "arguments": …, "id": …}]`. Knows no ids.
+"""CallList: a streaming scanner for the list of tool calls of v2 to v7, `[{"name": …, "arguments": …, "id": …}]`.
 
-It goes through the characters once, keeps a depth and never looks back. It finds where values end; whether one
-is valid JSON is asked of `json.loads` when it is complete.
+One pass over the characters finds the ends of values by nesting depth; `json.loads` validates complete values.
 """
 
 from __future__ import annotations
@@ -10,28 +9,28 @@ import json
 from collections.abc import Callable
 from typing import Protocol
 
-SPACES = " \t\n\r"  # what JSON counts as such
+SPACES = " \t\n\r"  # white space in JSON
 _OPEN, _CLOSE = "{[", "}]"
 _KEYS = {"name", "arguments", "id", "type"}
 
 
 class Calls(Protocol):
-    """Who hears of the calls."""
+    """Callbacks of CallList."""
 
     def begin(self, name: str, id_: str | None) -> None:
-        """A call's function is known."""
+        """Begin a call: its function's name is complete."""
 
     def arguments(self, text: str) -> None:
-        """More of its arguments."""
+        """Append to its arguments."""
 
     def end(self, id_: str | None, *, complete: bool) -> None:
-        """The call is over; `complete`: its arguments ended where the format ends them."""
+        """End the call. complete: whether its arguments ended as the format requires."""
 
     def stray(self, text: str) -> None:
-        """Characters that are no call."""
+        """Pass on characters outside of calls."""
 
     def fault(self, message: str) -> None:
-        """Something is not as the format has it."""
+        """Report a violation of the format."""
 
 
 class _Value:
@@ -44,7 +43,7 @@ class _Value:
         self._escaped = False
 
     def goes_on(self, c: str) -> bool:
-        """Whether `c` still belongs to the value; asked for every character after the first until `closed`."""
+        """Advance by `c` and return whether it belongs to the value; for all characters after the first one."""
         if self._string:
             if self._escaped:
                 self._escaped = False
@@ -64,15 +63,15 @@ class _Value:
 
     @property
     def closed(self) -> bool:
-        """Whether the value's last character was seen; numbers and words only end at what follows them."""
+        """Whether the last character was read; always False for numbers and literals, which end at the next one."""
         return not self._bare and not self._string and not self._depth
 
 
 class CallList:
-    """Reads one list, or one object without brackets, character by character.
+    """Scans one list, or one object without brackets, character by character.
 
-    Characters that break the grammar end the reading: what follows goes to the arguments of a call whose function
-    is already told, and otherwise comes back as text. Nothing is lost and nothing raises.
+    After a violation of the grammar the rest is passed on unparsed: as arguments of the call that has begun, or as
+    text. No characters are lost, and nothing raises.
     """
 
     def __init__(self, calls: Calls) -> None:
@@ -80,14 +79,14 @@ class CallList:
         self._step: Callable[[str], None] = self._first
         self._bracket = False
         self._value: _Value | None = None
-        self._text: list[str] = []  # of the key or value being read
-        self._raw: list[str] = []  # everything since the last call that was told
-        self._out: list[str] = []  # arguments not yet handed on
+        self._text: list[str] = []  # the current key or value
+        self._raw: list[str] = []  # all characters since the last `begin` or `end`
+        self._out: list[str] = []  # arguments not yet passed on
         self._reset()
         self.closed = False
 
     def take(self, text: str) -> int:
-        """Read characters; how many belong to the list. After `closed` none do."""
+        """Scan characters and return how many belong to the list; 0 after `closed`."""
         taken = 0
         for c in text:
             if self.closed:
@@ -103,7 +102,7 @@ class CallList:
         return taken
 
     def finish(self) -> None:
-        """The text ended here."""
+        """End the text."""
         if self.closed:
             return
         if self._step == self._spill:
@@ -128,8 +127,8 @@ class CallList:
         self._key = ""
         self._seen: set[str] = set()
         self._told = False
-        self._waiting = ""  # arguments that came before the name
-        self._tail: list[str] = []  # what came after the arguments
+        self._waiting = ""  # arguments before the name
+        self._tail: list[str] = []  # characters after the arguments
 
     def _first(self, c: str) -> None:
         if c == "[":
@@ -219,7 +218,7 @@ class CallList:
             self._break()
 
     def _keep(self, c: str) -> None:
-        """A character of a value: of arguments that are told already, or to be kept until it is complete."""
+        """Store a character of a value: pass on arguments of a call that has begun, buffer others."""
         if self._key == "arguments" and self._told:
             self._out.append(c)
         else:
@@ -255,7 +254,7 @@ class CallList:
             self._waiting = "".join(self._text)
 
     def _literal(self) -> str | None:
-        """The text of the JSON string that was read, None if it is none."""
+        """Return the text of the current JSON string, None for another value."""
         try:
             value = json.loads("".join(self._text))
         except (ValueError, RecursionError):
@@ -283,7 +282,7 @@ class CallList:
         self.closed = True
 
     def _break(self) -> None:
-        """The grammar is broken at a character that is in `_raw` (and `_tail`) already."""
+        """Stop parsing at a violation of the grammar, by a character already in `_raw` (and `_tail`)."""
         if self._told:
             self._calls.fault(
                 f"the call of {self._name} is not as it should be; the rest is in its arguments"

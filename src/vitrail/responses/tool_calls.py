@@ -1,4 +1,4 @@
-"""What follows [TOOL_CALLS] → calls: the list of v2 to v7 and the card, the names and [ARGS] of v11 and later. No ids."""
+"""CallReader: text after [TOOL_CALLS] to calls: JSON lists (v2 to v7, card), names and [ARGS] (v11 and later)."""
 
 from __future__ import annotations
 
@@ -16,43 +16,46 @@ _ID = string.ascii_letters + string.digits
 
 
 def new_call_id() -> str:
-    """An id for a call: nine letters and digits, as v3 to v11 demand them."""
+    """Create an id for a call: nine letters and digits, as v3 to v11 require."""
     return "".join(secrets.choice(_ID) for _ in range(9))
 
 
 class CallReader:
-    """Turns the text after a [TOOL_CALLS], and the control tokens in it, into pieces given to `emit`.
+    """Converts the text after [TOOL_CALLS], and the control tokens in it, to pieces.
 
-    fresh: every call gets an id of `new_id` at once, whatever the model writes.
+    Args:
+        emit: Callback for each piece.
+        new_id: Creates a call id.
+        fresh: Ids of `new_id` for all calls, instead of the model's.
     """
 
     def __init__(self, emit: Callable[[Piece], None], new_id: Callable[[], str], *, fresh: bool) -> None:
         self._emit = emit
         self._new_id = new_id
         self._fresh = fresh
-        self._ids: dict[int, str] = {}  # of the calls that have one, by index
+        self._ids: dict[int, str] = {}  # call index → id
         self._used: set[str] = set()
         self._count = 0
         self._take: Callable[[str], None] = self._plain
         self._list = CallList(self)
-        self._parts: list[str] = []  # of the name or the id
-        self._named = False  # whether there is more than spaces in a name
-        self._held = ""  # what may be the end mark
-        self._spaces: list[str] = []  # between a list and its end mark
+        self._parts: list[str] = []  # the current name or id
+        self._named = False  # whether the name has more than spaces
+        self._held = ""  # a possible prefix of the end mark
+        self._spaces: list[str] = []  # white space between a list and its end mark
         self._name = ""
         self._arguments: list[str] = []
 
     def enter(self) -> None:
-        """A [TOOL_CALLS] was read."""
+        """Process [TOOL_CALLS]."""
         self._take, self._held, self._parts, self._named = self._head, "", [], False
 
     def take(self, text: str) -> None:
-        """Text was read."""
+        """Process text."""
         if text:
             self._take(text)
 
     def control(self, token: str) -> bool:
-        """[CALL_ID], [ARGS] or [/TOOL_CALLS] was read: whether it has a meaning here."""
+        """Process [CALL_ID], [ARGS] or [/TOOL_CALLS]; return whether it is valid here."""
         if token == END_CALLS:
             if self._take == self._plain:
                 return False
@@ -70,7 +73,7 @@ class CallReader:
         return True
 
     def leave(self, *, cut: bool) -> None:
-        """The calls end here: with a control token, or (`cut`) because nothing more comes."""
+        """End the calls at a control token, or (`cut`) at the end of the ids."""
         if self._take == self._head:
             self._emit(Fault("[TOOL_CALLS] was followed by no call"))
         elif self._take == self._in_name:
@@ -87,7 +90,7 @@ class CallReader:
         self._take, self._held, self._parts = self._plain, "", []
 
     def begin(self, name: str, id_: str | None) -> None:
-        """A call's function is known."""
+        """Begin a call: its function's name is complete."""
         self._arguments = []
         told = self._unused(self._new_id() if self._fresh else id_)
         if told is not None:
@@ -95,12 +98,12 @@ class CallReader:
         self._emit(CallBegin(self._count, name, told))
 
     def arguments(self, text: str) -> None:
-        """More of its arguments."""
+        """Append to its arguments."""
         self._arguments.append(text)
         self._emit(ArgumentsDelta(self._count, text))
 
     def end(self, id_: str | None, *, complete: bool) -> None:
-        """The call is over; `complete`: its arguments ended where the format ends them."""
+        """End the call. complete: whether its arguments ended as the format requires."""
         told = self._count in self._ids
         if not told:
             self._keep_id(self._unused(id_) or self._new_id())
@@ -111,15 +114,15 @@ class CallReader:
         self._count += 1
 
     def stray(self, text: str) -> None:
-        """Characters that are no call."""
+        """Pass on characters outside of calls."""
         self._emit(TextDelta(text))
 
     def fault(self, message: str) -> None:
-        """Something is not as the format has it."""
+        """Report a violation of the format."""
         self._emit(Fault(message))
 
     def _unused(self, id_: str | None) -> str | None:
-        """`id_`, or None where another call of this answer has it: results could not be told apart."""
+        """Return `id_`; for the id of an earlier call, which would make results ambiguous, None or a new id."""
         if id_ is None or id_ not in self._used:
             return id_
         self._emit(Fault(f"call {self._count} repeats the id of another; it has a new one"))
@@ -136,7 +139,7 @@ class CallReader:
         self._emit(TextDelta(text))
 
     def _head(self, text: str) -> None:
-        """Spaces, and then the character that says which form the calls have."""
+        """Skip spaces, and choose the form of the calls by the first other character."""
         begun = text.lstrip(SPACES)
         if not begun:
             return
@@ -147,7 +150,7 @@ class CallReader:
         self._take(begun)
 
     def _in_name(self, text: str) -> None:
-        """A function's name. Some models write the arguments behind it without an [ARGS]."""
+        """Process a function's name; some models write the arguments after it without [ARGS]."""
         before, brace, after = text.partition("{")
         self._parts.append(before)
         self._named = self._named or bool(before.strip())
@@ -171,7 +174,7 @@ class CallReader:
             self.take(text[taken:])
 
     def _tail(self, text: str) -> None:
-        """After a list: the card's textual end mark, or more of the answer."""
+        """Process text after a list: the card's textual end mark, or more of the answer."""
         for position, c in enumerate(text):
             if c in SPACES and not self._held:
                 self._spaces.append(c)

@@ -1,1 +1,1 @@
-"""Tokenizers: text to ids and back, over tokenizer.json (`fast`) and Mistral's own files (`mistral`). No images."""
+"""Tokenizers: text to ids and back, from tokenizer.json (`fast`) or Mistral's own files (`mistral`)."""

@@ -1,4 +1,4 @@
-"""The `tokenizers` object behind a tokenizer: read from disk and brought to what its configuration says."""
+"""The `tokenizers.Tokenizer` of a tokenizer.json: read, checked and adjusted to tokenizer_config.json."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
-_HIGHEST = 2**31 - 1  # of the ids: beyond, the library's own counting of new tokens overflows
+_HIGHEST = 2**31 - 1  # of ids: beyond it the library's count of new tokens overflows
 _LONGEST_CONTROL = 200  # letters of a special token: prompts are searched for them letter by letter
 _LONGEST = 10_000  # letters of a token: some models try each as long as it fits, at each letter of a text
 
 
 def read_backend(file: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json. Raises CheckpointError if it is missing, too large or damaged."""
+    """Read the tokenizer of a tokenizer.json.
+
+    Raises:
+        CheckpointError: the file is missing, too large or damaged.
+    """
     from tokenizers import Tokenizer
 
     try:
@@ -44,7 +48,7 @@ def read_backend(file: Path) -> Tokenizer:
 
 
 def _check_added(backend: Tokenizer, data: bytes, file: Path) -> None:
-    """Raise CheckpointError where the library gives an added token another id than the file, which it does in silence."""
+    """Raise CheckpointError where the library silently gives an added token another id than the file."""
     for entry in _added_tokens(data):
         found = backend.token_to_id(entry["content"])
         if entry["id"] > _HIGHEST:
@@ -59,7 +63,7 @@ def _check_added(backend: Tokenizer, data: bytes, file: Path) -> None:
 
 
 def _added_tokens(data: bytes) -> list[dict[str, Any]]:
-    """The added tokens of a file that the library has read, without parsing its vocabulary where that comes last."""
+    """Read the added tokens of a file that the library has accepted, without its vocabulary where that comes last."""
     head, _, _ = data.partition(b'"model"')
     try:
         parsed = json.loads(head.rstrip().removesuffix(b",") + b"}")
@@ -70,7 +74,7 @@ def _added_tokens(data: bytes) -> list[dict[str, Any]]:
 
 
 def token_ids_of(backend: Tokenizer, file: Path) -> TokenIds:
-    """What `read_token_ids` finds in the `file` of which `backend` was read, without parsing it again."""
+    """Return `read_token_ids` of the `file` behind `backend`, without parsing it again."""
     controls = {token.content: index for index, token in backend.get_added_tokens_decoder().items()}
     vocabulary = backend.get_vocab(with_added_tokens=True)
     ids = set(vocabulary.values())
@@ -114,7 +118,7 @@ def declare_tokens(backend: Tokenizer, decoder: Mapping[str, Any], special: Iter
 
 
 def follow_llama_flags(backend: Tokenizer, config: Mapping[str, Any]) -> None:
-    """Llama's tokenizer classes add bos and eos as `add_bos_token` and `add_eos_token` say, whatever the file does."""
+    """Add bos and eos by `add_bos_token` and `add_eos_token`, as Llama's classes do, instead of the file's way."""
     from tokenizers.processors import TemplateProcessing
 
     ends: dict[str, list[tuple[str, int]]] = {}

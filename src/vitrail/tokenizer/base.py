@@ -1,4 +1,4 @@
-"""BaseTokenizer: what FastTokenizer and MistralCommonTokenizer share of their calls: lengths, padding, prompts."""
+"""BaseTokenizer: lengths, padding, prompts and decoding common to FastTokenizer and MistralCommonTokenizer."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class BaseTokenizer:
     model_input_names: list[str]
 
     def __call__(self, text: Any = None, *args: Any, **options: Any) -> BatchFeature:
-        """Texts and prompts → input_ids and attention_mask."""
+        """Encode texts and prompts to input_ids and attention_mask."""
         raise NotImplementedError
 
     @property
     def encoder(self) -> Encoder:
-        """What encodes prompts of the built-in formats."""
+        """Encoder of the built-in prompt formats."""
         raise NotImplementedError
 
     @property
@@ -63,30 +63,30 @@ class BaseTokenizer:
 
     @property
     def special_tokens_map(self) -> dict[str, Any]:
-        """The tokens that have a part to play, by its name: "bos_token" → "<s>"."""
+        """Name → text of the special tokens that are set: "bos_token" → "<s>"."""
         raise NotImplementedError
 
     def prompt_format(self) -> Format:
-        """The built-in format that the tokenizer was made for."""
+        """Return the built-in format of the tokenizer."""
         raise NotImplementedError
 
     def find_token(self, name: str) -> int | None:
-        """Id of a token; None if there is none of this name."""
+        """Return the id of a token; None if there is none of this name."""
         raise NotImplementedError
 
     def read_prompt(self, text: str | RenderedPrompt, image_token: str = IMAGE) -> RenderedPrompt:
-        """A rendered prompt, or a text of one author, in the form that this tokenizer encodes."""
+        """Return a rendered prompt, or a text of one author, in the form that this tokenizer encodes."""
         return as_prompt(text)
 
     def encode_prompt(self, prompt: str | RenderedPrompt, add_special_tokens: bool = False) -> list[int]:
-        """The ids of a prompt, in which only the control tokens that its template or format wrote become ids."""
+        """Return the ids of a prompt; only control tokens of its template or format become control ids."""
         ids: list[int] = self(as_prompt(prompt), add_special_tokens=add_special_tokens)["input_ids"]
         return ids
 
     def prompt_limit(
         self, *, padding: Any = False, truncation: Any = None, max_length: int | None = None
     ) -> int | None:
-        """The most ids after the begin token that a call with these options leaves to a prompt; None: any number."""
+        """Return the most ids after bos that a call with these options leaves for a prompt; None: unlimited."""
         return limit_of(self._plan(padding, truncation, max_length, None, None))
 
     def render_chat(
@@ -98,10 +98,13 @@ class BaseTokenizer:
         /,
         **options: Any,
     ) -> Chat:
-        """The prompts of one conversation or a list of them, by a chat template or a built-in format.
+        """Render the prompts of one conversation or a list of them, by a chat template or a built-in format.
 
-        own: the caller's template; asked: the name or the source of another one; image_tokens: which the template may
-        write beside the control tokens. options: format, and those of build_chat() or of the template.
+        Args:
+            own: the caller's template.
+            asked: name or source of another template.
+            image_tokens: tokens that the template may write beside the control tokens.
+            options: format, and those of build_chat() or of the template.
         """
         default = self.default_format if own is None and asked is None else None
         format = options.pop("format", None) or default
@@ -122,7 +125,12 @@ class BaseTokenizer:
         )
 
     def parse_response(self, ids: Any, **options: Any) -> Response:
-        """The ids of a model's answer → text, reasoning and tool calls; options as `ResponseParser` (docs/tools.md)."""
+        """Parse the ids of a model's answer into text, reasoning and tool calls (docs/tools.md).
+
+        Args:
+            ids: the new ids, without the prompt.
+            options: those of `ResponseParser`.
+        """
         from vitrail.responses.parser import parse_response
 
         return parse_response(self, ids, **options)
@@ -134,7 +142,7 @@ class BaseTokenizer:
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        """The text of one sequence of ids."""
+        """Return the text of one sequence of ids."""
         raise NotImplementedError
 
     def batch_decode(
@@ -144,7 +152,7 @@ class BaseTokenizer:
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """The texts of several sequences of ids: a tensor (B, T), or a list of what `decode` takes."""
+        """Return the texts of several sequences of ids: a tensor (B, T), or a list of inputs of `decode`."""
         refuse_unknown("batch_decode", kwargs)
         rows = to_list(sequences)
         check("batch_decode", "sequences", rows, list)
@@ -161,7 +169,7 @@ class BaseTokenizer:
         return_tensors: Any = None,
         verbose: bool = True,
     ) -> BatchFeature:
-        """Pad what this tokenizer returned: a dict of rows, a list of dicts, or one row."""
+        """Pad earlier output of this tokenizer: a dict of rows, a list of dicts, or one row."""
         plan = self._plan(padding, False, max_length, pad_to_multiple_of, padding_side)
         mask = self._wants("attention_mask", return_attention_mask)
         return pad_encoded(
@@ -184,13 +192,13 @@ class BaseTokenizer:
         return plan
 
     def _pads(self) -> dict[str, int]:
-        """Name of a column → what fills its rows; without input_ids where there is no pad token."""
+        """Return column name → pad value; without input_ids where there is no pad token."""
         pad: int | None = getattr(self, "pad_token_id", None)
         fixed = {"attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1, "assistant_masks": 0}
         return fixed if pad is None else {"input_ids": pad, **fixed}
 
     def _wants(self, name: str, asked: bool | None) -> bool:
-        """Whether a call returns a column: as asked, else as `model_input_names` says."""
+        """Return whether a call returns a column: by the argument, else by `model_input_names`."""
         return name in self.model_input_names if asked is None else asked
 
     def _padded(
@@ -203,7 +211,7 @@ class BaseTokenizer:
         return_length: bool,
         count_padding: bool = True,
     ) -> BatchFeature:
-        """The columns of a call, padded, with `length` if asked for; the row alone where one text was given."""
+        """Return the padded columns of a call, with `length` on request; a single row for a single text."""
         out: dict[str, Any] = pad_rows(columns, plan, self._pads())
         if return_length:
             out["length"] = [len(row) for row in (out if count_padding else columns)["input_ids"]]

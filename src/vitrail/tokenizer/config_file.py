@@ -1,4 +1,4 @@
-"""tokenizer_config.json of a folder, with what older folders keep beside it."""
+"""tokenizer_config.json of a folder, merged with special_tokens_map.json of older folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vitrail.files.checkpoint_folder import CheckpointFolder
 
 
 def read_tokenizer_config(folder: CheckpointFolder) -> dict[str, Any]:
-    """tokenizer_config.json with what older folders keep in special_tokens_map.json; {} where there is neither."""
+    """Read tokenizer_config.json, with special_tokens_map.json of older folders; {} where there is neither."""
     config = folder.json("tokenizer_config.json")
     if "added_tokens_decoder" not in config:
         config.update(folder.json("special_tokens_map.json"))

@@ -1,4 +1,4 @@
-"""Special-token escaping: prompts in which users typed control tokens; theirs become text, the template's become ids."""
+"""Special-token escaping: control tokens typed by a user become text, those of the template become ids."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Row:
     special_tokens_mask: list[int]
     offsets: list[tuple[int, int]]
     tokens: list[str]
-    answers: list[int]  # 1 where the assistant wrote it; [] where that is not asked for
+    answers: list[int]  # 1 for ids of the assistant; [] if not requested
 
     @classmethod
     def of(cls, encoding: Encoding) -> Row:
-        """A row with the library's values."""
+        """Make a row of the library's values."""
         return cls(
             encoding.ids,
             encoding.type_ids,
@@ -42,7 +42,7 @@ class Row:
         )
 
     def append(self, row: Row, position: int, index: int, token: str) -> None:
-        """Add one id; what else is known of it stands in `row` at `position`."""
+        """Add one id, with the other fields of `row` at `position`."""
         self.ids.append(index)
         self.tokens.append(token)
         for name in ("type_ids", "attention_mask", "special_tokens_mask", "offsets"):
@@ -50,10 +50,10 @@ class Row:
 
 
 class EscapingCopy:
-    """A second copy of a tokenizer that reads control tokens as text and aliases, strings nobody typed, as controls.
+    """Copy of a tokenizer in which control tokens are text and their aliases, strings of no text, are controls.
 
-    The text around the controls passes through the same normaliser, pre-tokeniser and model in one call, so that
-    every id but those of the typed control tokens is the one that the first copy gives.
+    The text around the controls passes through the same normaliser, pre-tokeniser and model in one call, so every
+    id except those of the typed control tokens is the same as in the original tokenizer.
     """
 
     def __init__(self, backend: Tokenizer, mark: str) -> None:
@@ -85,7 +85,7 @@ class EscapingCopy:
 
     @classmethod
     def for_text(cls, backend: Tokenizer, text: str, made: list[EscapingCopy]) -> EscapingCopy:
-        """A copy whose aliases do not occur in `text`: one of `made`, or a new one, which is kept there."""
+        """Return a copy whose aliases do not occur in `text`: one of `made`, or a new one, added to it."""
         for copy in made:
             if copy.mark not in text:
                 return copy
@@ -114,7 +114,7 @@ class EscapingCopy:
         return made
 
     def _spelled(self, control: str) -> list[int]:
-        """The ids of a typed control token letter by letter, for models that know the whole of it as a word."""
+        """Return the ids of a typed control token's letters, for models with the token in their vocabulary."""
         with no_panic("a text cannot be encoded"):
             ids = [i for letter in control for i in self.copy.encode(letter, add_special_tokens=False).ids]
         return [index for index in ids if index not in self.controls or index in self.harmless]
@@ -128,7 +128,7 @@ def encode_cut(
     side: str,
     words: bool = False,
 ) -> list[Encoding]:
-    """Encode a batch; rows longer than `limit` lose ids at `side`, but never those that the post-processor adds."""
+    """Encode a batch; rows longer than `limit` lose ids at `side`, but never those of the post-processor."""
     with no_panic("a text cannot be encoded"):
         return _encode_cut(backend, texts, add_special_tokens, limit, side, words)
 

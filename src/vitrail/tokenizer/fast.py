@@ -1,4 +1,4 @@
-"""Text ↔ ids through the `tokenizers` library, with transformers' interface. No images; tekken.json elsewhere."""
+"""FastTokenizer: text ↔ ids through the `tokenizers` library, with transformers' interface."""
 
 from __future__ import annotations
 
@@ -45,13 +45,18 @@ from vitrail.tokenizer.vocabulary import Vocabulary, clean_up
 class FastTokenizer(Vocabulary, BaseTokenizer):
     """A tokenizer.json with the methods of transformers' fast tokenizers.
 
-    Where it differs: token_type_ids are returned only if the folder's tokenizer_config.json lists them, an unknown
-    argument raises, and `apply_chat_template` never turns what a user typed into a control token
-    (prompts/rendered_prompt.py).
+    Differences: token_type_ids are returned only if the folder's tokenizer_config.json lists them, an unknown argument
+    raises, and `apply_chat_template` never turns typed text into a control token (prompts/rendered_prompt.py).
     """
 
     def __init__(self, tokenizer_object: Any, chat_template: Any = None, **config: Any) -> None:
-        """`tokenizer_object`: a `tokenizers.Tokenizer`; `config`: the entries of a tokenizer_config.json."""
+        """Take over a backend and its configuration.
+
+        Args:
+            tokenizer_object: a `tokenizers.Tokenizer`.
+            chat_template: source of the template, or name → source.
+            config: entries of a tokenizer_config.json.
+        """
         check_methods("tokenizer_object", tokenizer_object, "encode_batch", "no_padding")
         self._tokenizer = tokenizer_object
         self._tokenizer.no_truncation()
@@ -90,10 +95,16 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         format: str | None = None,
         **config: Any,
     ) -> FastTokenizer:
-        """The tokenizer of a folder or of a model on the hub; `config` overrides its tokenizer_config.json.
+        """Load the tokenizer of a folder or of a hub model.
 
-        fix_mistral_regex: repair a file that cuts texts by a rule that is not Mistral's, which is warned of otherwise.
-        format: of which of a repository's two formats the configuration beside it is fetched; see AutoConfig.
+        Args:
+            format: "hf" or "mistral": whose configuration is fetched from a repository with both; see AutoConfig.
+            config: overrides of tokenizer_config.json. `fix_mistral_regex=True` repairs a file whose pre-tokenizer
+                rule is not Mistral's; without it such a file only gives a warning.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+            InputError: unknown keywords.
         """
         hub = HubOptions.take(
             config,
@@ -141,10 +152,18 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         verbose: bool = True,
         **kwargs: Any,
     ) -> BatchFeature:
-        """A text or a list of texts → lists of ids, or tensors (B, T) with `return_tensors="pt"` or "np".
+        """Encode a text or a list of texts.
 
-        A list of words is one text with `is_split_into_words`. Raises InputError for what is no text, UnsupportedError
-        for arguments that are not served.
+        Args:
+            text: a text, a prompt or a list of them; with `is_split_into_words` a list of words is one text.
+            return_tensors: "pt" or "np" for tensors (B, T); None for lists.
+
+        Returns:
+            input_ids, attention_mask and the other columns on request.
+
+        Raises:
+            InputError: an item is no text.
+            UnsupportedError: an argument that is not supported.
         """
         refused = {"text_target": text_target, "text_pair_target": text_pair_target, "stride": stride}
         _refuse({**refused, "return_overflowing_tokens": return_overflowing_tokens}, kwargs)
@@ -178,11 +197,11 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
     def encode(
         self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **options: Any
     ) -> Any:
-        """The ids of one text: a list, or a tensor (1, T) with `return_tensors`. Options as `__call__`."""
+        """Return the ids of one text: a list, or a tensor (1, T) with `return_tensors`. Options as `__call__`."""
         return self(text, text_pair, add_special_tokens=add_special_tokens, **options)["input_ids"]
 
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
-        """The tokens of one text, as strings of the vocabulary."""
+        """Return the tokens of one text, as strings of the vocabulary."""
         plan = self._plan(False, False, None, None, None)
         return self._encode(_batch(text, pair, True), add_special_tokens, plan, False)[0].tokens
 
@@ -193,7 +212,7 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        """The text of one sequence of ids: a list, an array, a tensor or one id."""
+        """Return the text of one sequence of ids: a list, an array, a tensor or one id."""
         _refuse({}, kwargs)
         try:
             with no_panic("these ids cannot be decoded"):
@@ -224,12 +243,17 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         tokenizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """One conversation or a list of them → ids, a dict of them (`return_dict`), or text (`tokenize=False`).
+        """Render one conversation or a list of them, and encode the prompts.
 
-        format: one of Mistral's own prompt formats instead of the template, by name or "auto" (docs/prompts.md). Other
-        keywords go to the template, which must read them. Control tokens that stand in a message stay text.
-        return_assistant_tokens_mask: `assistant_masks` besides, 1 for the ids of what the template marks with
-        `{% generation %}`, or of an assistant's messages in a built-in format.
+        Args:
+            tokenize: False returns text instead of ids.
+            return_dict: return a dict with the attention mask instead of the ids alone.
+            return_assistant_tokens_mask: add `assistant_masks`: 1 for ids in the template's `{% generation %}` blocks,
+                or for those of an assistant's messages in a built-in format.
+            kwargs: `format`, a Mistral prompt format by name or "auto" in place of the template (docs/prompts.md);
+                the others go to the template, which must read them.
+
+        Control tokens in the text of a message stay text.
         """
         kwargs = newer_chat_options(kwargs)
         if return_dict and not tokenize:
@@ -258,28 +282,32 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
 
     @property
     def encoder(self) -> JsonEncoder:
-        """What encodes prompts of the built-in formats: a copy of the tokenizer that reads control tokens as text."""
+        """Encoder of the built-in formats: a copy of the tokenizer that encodes control tokens as text."""
         if self._encoder is None:
             named = {"<s>": self.bos_token or "", "</s>": self.eos_token or ""}
             self._encoder = JsonEncoder(self._tokenizer, named)
         return self._encoder
 
     def prompt_format(self) -> Format:
-        """The built-in format that the control tokens point to. Raises PromptError where they fit several."""
+        """Return the built-in format that fits the control tokens.
+
+        Raises:
+            PromptError: several formats fit.
+        """
         return format_of_controls(self.encoder)
 
     def find_token(self, name: str) -> int | None:
-        """Id of a token; None if there is none of this name."""
+        """Return the id of a token; None if there is none of this name."""
         index = self.convert_tokens_to_ids(name)
         missing = index is None or (index == self.unk_token_id and name != self.unk_token)
         return None if missing else int(index)
 
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
-        """The source of the template that would be used. Raises PromptError if there is none."""
+        """Return the source of the template in use. Raises PromptError if there is none."""
         return choose_template(self.chat_template, chat_template, tools, self.control_tokens)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> tuple[str, ...]:
-        """Write tokenizer.json, tokenizer_config.json and the chat template, as transformers 4.57 and 5.x read them."""
+        """Write tokenizer.json, tokenizer_config.json and the chat template, readable by transformers 4.57 and 5.x."""
         _refuse({}, kwargs)
         state = {
             "tokenizer_class": self._saved_class(),
@@ -317,7 +345,7 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         side = self.truncation_side
         try:
             encodings = encode_cut(self._tokenizer, scanned, special, plan.limit, side, words)
-        except (TypeError, UnicodeEncodeError) as error:  # the library's words for what is no text
+        except (TypeError, UnicodeEncodeError) as error:  # the library's errors for anything but text
             raise InputError(
                 f"expected a text or a list of texts, all of them valid Unicode: {error}"
             ) from error
@@ -328,7 +356,7 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         ]
 
     def _prompt_row(self, prompt: RenderedPrompt, row: Row, special: bool, plan: Lengths) -> Row:
-        """The row of a prompt. row: that of its text, in which every control token counts, whoever wrote it."""
+        """Return the row of a prompt. row: that of its text, with every control token as a control."""
         if isinstance(prompt, BuiltPrompt):
             fitted = fit_text(prompt, self.encoder, limit_of(plan))
             return self._built_row(*encode_built(fitted, self.encoder, plan.limit, self.truncation_side))
@@ -336,7 +364,7 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
         return replace(found, answers=prompt.answer_mask(found.offsets)) if prompt.marks_answers else found
 
     def _escaped(self, prompt: RenderedPrompt, row: Row, special: bool, plan: Lengths) -> Row:
-        """The row in which typed control tokens are text."""
+        """Return the row with typed control tokens as text."""
         added = sorted(self.added_tokens_decoder.items())
         controls = {index: token.content for index, token in added if token.special}
         typed = prompt.holds_typed_controls(tuple(controls.values()))
@@ -353,13 +381,13 @@ class FastTokenizer(Vocabulary, BaseTokenizer):
 
 
 def _reads_more(prompt: RenderedPrompt, row: Row, controls: Collection[int]) -> bool:
-    """Whether the ids hold control tokens that the template did not write (through a lower-casing normaliser, say)."""
+    """Return whether the ids hold more control tokens than the template wrote (by a lower-casing normaliser, say)."""
     found = sum(i in controls for i, added in zip(row.ids, row.special_tokens_mask, strict=True) if not added)
     return found > prompt.own_controls
 
 
 def _batch(text: Any, pair: Any, single: bool) -> list[Any]:
-    """Texts, or (text, pair) tuples, as a list."""
+    """Return texts, or (text, pair) tuples, as a list."""
     texts = [text] if single else text
     if not isinstance(texts, (list, tuple)) or (
         not single and not all(isinstance(t, (str, list, RenderedPrompt)) for t in texts)
@@ -374,7 +402,7 @@ def _batch(text: Any, pair: Any, single: bool) -> list[Any]:
 
 
 def _refuse(arguments: Mapping[str, Any], unknown: Iterable[str]) -> None:
-    """Raise UnsupportedError for arguments that are set and not served, InputError for unknown ones."""
+    """Raise UnsupportedError for unsupported arguments that are set, InputError for unknown ones."""
     if names := [name for name, value in arguments.items() if value]:
         raise UnsupportedError(f"{', '.join(names)}: this tokenizer does not do that")
     if names := list(unknown):

@@ -1,4 +1,4 @@
-"""Prompts with images → ids: preparing, placing, fitting and checking, for the processor and mistral-common's tokenizers."""
+"""ImagePromptEncoder: prompts with images → ids, for the processor and mistral-common's tokenizers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from vitrail.tokenizer.base import BaseTokenizer
 
 @dataclass(frozen=True)
 class ImagePromptEncoder:
-    """A tokenizer and an image processor that encode prompts with images together.
+    """Encode prompts with images by a tokenizer and an image processor.
 
-    cell: side in pixels of the square that one image token covers; tokens: the names of the image, break and end
-    tokens; image_token_id: the id of the first of them.
+    Attributes:
+        cell: side in pixels of the square behind one image token.
+        image_token_id: id of the image token.
+        tokens: names of the image, break and end tokens.
     """
 
     tokenizer: BaseTokenizer
@@ -39,10 +41,18 @@ class ImagePromptEncoder:
         image_options: Mapping[str, Any] | None = None,
         marked_ids: Sequence[int] = (),
     ) -> BatchFeature:
-        """Prompts and their images, or those that the prompts name → ids, mask, pixel_values, image_sizes.
+        """Encode prompts with their images.
 
-        marked_ids: mm_token_type_ids is returned besides, with 1 where one of these stands.
-        Raises InputError where images and image tokens do not match, PromptError for prompts that do not fit.
+        Args:
+            images: one list for all prompts or one per prompt; None: the sources named in the prompts.
+            marked_ids: ids that are 1 in an additional mm_token_type_ids.
+
+        Returns:
+            input_ids, attention_mask, pixel_values (N, 3, H, W) and image_sizes (N, 2).
+
+        Raises:
+            InputError: images and image tokens do not match.
+            PromptError: a prompt is too long.
         """
         options = text_options or {}
         prompts = [self.tokenizer.read_prompt(text, self.tokens[0]) for text in texts]
@@ -61,7 +71,7 @@ class ImagePromptEncoder:
         return BatchFeature({**encoded, **vision}).with_grids(vision.grids)
 
     def prepare(self, images: Any, options: Mapping[str, Any]) -> BatchFeature:
-        """Images → pixel_values and image_sizes as tensors, with their grids in image tokens."""
+        """Return pixel_values and image_sizes as tensors, with the images' grids in image tokens."""
         side = {"height": self.cell, "width": self.cell}
         made: BatchFeature = self.image_processor(images, patch_size=side, return_tensors="pt", **options)
         return made
@@ -69,7 +79,7 @@ class ImagePromptEncoder:
     def place(
         self, prompts: Sequence[RenderedPrompt], grids: Sequence[Grid], images: Any = None
     ) -> list[RenderedPrompt]:
-        """The prompts with each image written out. Raises InputError where images and image tokens do not match."""
+        """Expand the image tokens of each prompt. Raises InputError where images and image tokens do not match."""
         self._check_counts(prompts, images, len(grids))
         for grid in grids:
             grid.check_whole(self.cell)
@@ -79,7 +89,7 @@ class ImagePromptEncoder:
     def fit(
         self, prompts: list[RenderedPrompt], vision: BatchFeature, options: Mapping[str, Any]
     ) -> tuple[list[RenderedPrompt], BatchFeature]:
-        """Prompts of built-in formats without their oldest turns where they are too long, and the images that stay."""
+        """Drop the oldest turns of built-in prompts that are too long, and the images of those turns."""
         if not any(prompt.from_messages for prompt in prompts):
             return prompts, vision
         names = ("padding", "truncation", "max_length")
@@ -93,7 +103,7 @@ class ImagePromptEncoder:
         return prompts, left.with_grids([vision.grids[place] for place in kept])
 
     def encode(self, prompts: Sequence[RenderedPrompt], options: Mapping[str, Any]) -> BatchFeature:
-        """Prompts → what the tokenizer's call returns. Raises InputError where truncation took image tokens away."""
+        """Encode expanded prompts. Raises InputError where truncation removed image tokens."""
         encoded = self.tokenizer(list(prompts), **options)
         wanted = [prompt.count_image_tokens(self.tokens[0]) for prompt in prompts]
         kept = [list(row).count(self.image_token_id) for row in encoded["input_ids"]]
@@ -104,7 +114,7 @@ class ImagePromptEncoder:
         return encoded
 
     def _check_counts(self, prompts: Sequence[RenderedPrompt], images: Any, given: int) -> None:
-        """Every image needs its token and every token its image: in all, and per prompt where images are nested."""
+        """Check one token per image and one image per token: in all, and per prompt where images are nested."""
         name = self.tokens[0]
         counts = [prompt.count_images(name) for prompt in prompts]
         if sum(counts) != given:
@@ -118,7 +128,7 @@ class ImagePromptEncoder:
 
 
 def _without_none(images: Any, prompts: int) -> Any:
-    """Images with a list for each prompt where one of them is None, which stands for a text without images."""
+    """Return images as a list per prompt if one entry is None, which stands for a text without images."""
     if not isinstance(images, (list, tuple)) or all(row is not None for row in images):
         return images
     if len(images) != prompts:
@@ -129,7 +139,7 @@ def _without_none(images: Any, prompts: int) -> Any:
 
 
 def _holds_images(images: Any) -> bool:
-    """Whether there is an image in nested lists: empty ones stand for texts without."""
+    """Return whether nested lists hold an image; empty lists stand for texts without."""
     if isinstance(images, (list, tuple)):
         return any(_holds_images(image) for image in images)
     return images is not None

@@ -1,4 +1,4 @@
-"""Pieces → ids with a tokenizer.json: control tokens by name only, whatever a text says."""
+"""JsonEncoder: pieces → ids with a tokenizer.json; control tokens by name only, never from text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class JsonEncoder:
     """Encodes with a copy of `backend`, a `tokenizers.Tokenizer`, in which special tokens are ordinary text."""
 
     def __init__(self, backend: Tokenizer, named: dict[str, str] | None = None) -> None:
-        """named: other spellings of the control tokens that formats name, such as `<s>`."""
+        """Copy the backend. named: other spellings of the formats' control tokens, such as `<s>`."""
         from tokenizers import Tokenizer as Backend
 
         added = backend.get_added_tokens_decoder()
@@ -42,26 +42,26 @@ class JsonEncoder:
         self.spaced = bool(first) and first[0].startswith(_SPACES)
 
     def find(self, name: str) -> int | None:
-        """Id of a control token; None if there is none of this name."""
+        """Return the id of a control token; None if there is none of this name."""
         return self._controls.get(name)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text by itself."""
+        """Return the ids of a text on its own."""
         return self._bare(" " + text) if self.spaced else self._plain(text)
 
     def encode_bare(self, text: str) -> list[int]:
-        """Ids of a text with nothing put in front."""
+        """Return the ids of a text with nothing in front."""
         return self._bare(text) if self.spaced else self._plain(text)
 
     def encode_infill(self, text: str) -> list[int]:
-        """Ids of a text behind the carrier."""
+        """Return the ids of a text behind the carrier."""
         return self._bare(text)
 
     def _plain(self, text: str) -> list[int]:
         return self._harmless(self._raw(text))
 
     def _bare(self, text: str) -> list[int]:
-        """Behind the carrier; added tokens that are no controls are cut out here, lest each rest begins with a space."""
+        """Encode behind the carrier. Other added tokens are split off here: each rest would begin with a space."""
         if self._cut is None:
             return self._harmless(self._raw(CARRIER + text)[self._carrier :])
         ids: list[int] = []
@@ -84,7 +84,7 @@ class JsonEncoder:
         return ids
 
     def _harmless(self, ids: list[int]) -> list[int]:
-        """The ids with each control token that the model's own vocabulary spelled out letter by letter instead."""
+        """Replace each control token of the model's own vocabulary by the ids of its letters."""
         if self._forbidden.isdisjoint(ids):
             return ids
         spelled: list[int] = []
@@ -103,7 +103,11 @@ class JsonEncoder:
 
 
 def format_of_controls(encoder: JsonEncoder) -> Format:
-    """The format that the control tokens of a tokenizer.json point to. Raises PromptError where they fit several."""
+    """Return the format that fits the control tokens of a tokenizer.json.
+
+    Raises:
+        PromptError: several formats fit.
+    """
     has = {name: encoder.find(name) is not None for name in _TELLING}
     for name, tokens in _NEWEST_FIRST:
         if all(has[token] for token in tokens) and (encoder.spaced or name in _TEKKEN):
@@ -125,7 +129,7 @@ _NEWEST_FIRST: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("v3", ("[IMG]",)),
     ("v2", ("[INST]",)),
 )
-_SPACES = ("▁", "Ġ")  # how SentencePiece and byte-level vocabularies write a space
+_SPACES = ("▁", "Ġ")  # a space in SentencePiece and in byte-level vocabularies
 _TELLING = frozenset(token for _, tokens in _NEWEST_FIRST for token in tokens)
 _TEKKEN = ("v15", "v13", "v11")
 

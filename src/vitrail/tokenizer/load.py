@@ -1,4 +1,4 @@
-"""Which tokenizer of a folder is loaded, and that it belongs to the weights. The tokenizers live elsewhere."""
+"""Choice and loading of a folder's tokenizer, and the check that it fits the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vitrail.tokenizer.fast import FastTokenizer
     from vitrail.tokenizer.mistral import MistralCommonTokenizer
 
-# The token's name in processor_config.json, which may rename it, and its usual text; the configuration's keys for its id.
+# Name in processor_config.json (may rename the token), its usual text, the configuration's keys for its id.
 _TOKENS = {
     "image_token": ("[IMG]", ("image_token_index", "image_token_id")),
     "image_break_token": ("[IMG_BREAK]", ("image_break_token_id",)),
@@ -28,10 +28,13 @@ _TOKENS = {
 
 
 def choose_tokenizer(folder: str | os.PathLike[str], mode: str = "auto") -> Path:
-    """The tokenizer's file that is loaded: tekken.json or *.model.v* before tokenizer.json, for mode "hf" after it.
+    """Choose the tokenizer's file: tekken.json or *.model.v* before tokenizer.json, for mode "hf" the reverse.
 
-    Where mistral-common is not installed, a tokenizer.json is taken in its place, with a warning. Raises CheckpointError
-    where there is no tokenizer, InputError for an unknown mode.
+    Without mistral-common installed, a tokenizer.json is chosen instead, with a warning.
+
+    Raises:
+        CheckpointError: the folder has no tokenizer.
+        InputError: unknown mode.
     """
     folder = CheckpointFolder.at(folder)
     file = folder.tokenizer_file(mode)
@@ -61,9 +64,11 @@ def load_tokenizer(
     config: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> FastTokenizer | MistralCommonTokenizer:
-    """The tokenizer that `choose_tokenizer` names; `options` as its `from_pretrained` takes them.
+    """Load the tokenizer that `choose_tokenizer` chooses.
 
-    config: the model's configuration, to which the tokenizer must belong (see `check_tokenizer`).
+    Args:
+        config: the model's configuration; checked by `check_tokenizer`.
+        options: those of the tokenizer's `from_pretrained`.
     """
     folder = CheckpointFolder.at(folder)
     file = choose_tokenizer(folder, mode)
@@ -87,10 +92,10 @@ def load_tokenizer(
 def check_tokenizer(
     folder: str | os.PathLike[str], config: PretrainedConfig | Mapping[str, Any], mode: str = "auto"
 ) -> None:
-    """Raise CheckpointError, with both numbers, where the tokenizer in `folder` cannot be that of `config`'s model.
+    """Raise CheckpointError, with both numbers, where the tokenizer in `folder` does not fit `config`'s model.
 
-    Its ids must fit into the embeddings, and its [IMG], [IMG_BREAK] and [IMG_END] must have the ids that the
-    configuration names (most name the first alone). A folder without a tokenizer passes.
+    The ids must fit into the embeddings, and [IMG], [IMG_BREAK] and [IMG_END] must have the configuration's ids (most
+    configurations name the first alone). A folder without a tokenizer passes.
     """
     folder = CheckpointFolder.at(folder)
     file = folder.tokenizer_file(mode)

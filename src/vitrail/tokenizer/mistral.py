@@ -1,4 +1,4 @@
-"""MistralCommonTokenizer: tekken.json and *.model.v* files through mistral-common. No formats of our own are made here."""
+"""MistralCommonTokenizer: tekken.json and *.model.v* files through mistral-common."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ _SENTENCEPIECE = re.compile(r".*\.model(\.v\d+(m\d+)?)?")
 class MistralCommonTokenizer(MistralRows):
     """Mistral's own tokenizers and chat formats, with the methods of transformers' class of this name.
 
-    Text is never scanned for control tokens: a typed "[INST]" is text. Where it differs from transformers':
-    `convert_tokens_to_ids` finds control tokens and gives the ids that `encode` gives; a missing pad token is None;
-    images are opened by `load_image`, with its limits, and returned with their `image_sizes`.
+    Text is never scanned for control tokens: a typed "[INST]" is text. Differences from transformers:
+    `convert_tokens_to_ids` finds control tokens and returns the ids of `encode`; a missing pad token is None;
+    images are opened by `load_image`, within its limits, and returned with their `image_sizes`.
     """
 
     model_input_names: list[str] = ["input_ids", "attention_mask"]  # noqa: RUF012 - a default, as in transformers
     padding_side: str = "left"
     truncation_side: str = "right"
     default_format: ClassVar[str | None] = AUTO  # of the prompts: that of the tokenizer's own file
-    needs_image_tokens: ClassVar[bool] = False  # some files are for text alone
+    needs_image_tokens: ClassVar[bool] = False  # some files have no images
     no_padding: ClassVar[str] = (
         "padding needs a pad token, and sentencepiece files have none; encode one text at a time"
     )
@@ -69,7 +69,16 @@ class MistralCommonTokenizer(MistralRows):
         clean_up_tokenization_spaces: bool = False,
         **kwargs: Any,
     ) -> None:
-        """`tokenizer_path`: a file of mistral-common; `mode`: how strictly conversations are validated."""
+        """Open a file of mistral-common.
+
+        Args:
+            tokenizer_path: tekken.json or *.model.v*.
+            mode: strictness of the validation of conversations.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+            MissingPackageError: mistral-common or sentencepiece is not installed.
+        """
         refuse_unknown("MistralCommonTokenizer", kwargs)
         self._tokenizer_path = Path(tokenizer_path)
         self.tokenizer = open_tokenizer(self._tokenizer_path, mode)
@@ -101,9 +110,10 @@ class MistralCommonTokenizer(MistralRows):
         clean_up_tokenization_spaces: bool = False,
         **kwargs: Any,
     ) -> MistralCommonTokenizer:
-        """The tokenizer of a folder or of a model on the hub: tekken.json, else the latest *.model.v* file.
+        """Load the tokenizer of a folder or of a hub model: tekken.json, else the latest *.model.v* file.
 
-        format="hf" or "mistral": of which of a repository's two formats the configuration beside it is fetched.
+        Args:
+            format: "hf" or "mistral": the format whose configuration is fetched from a repository with both.
         """
         format = kwargs.pop("format", None)
         hub = HubOptions.take(
@@ -153,9 +163,18 @@ class MistralCommonTokenizer(MistralRows):
         verbose: bool = True,
         **kwargs: Any,
     ) -> BatchFeature:
-        """A text, a list of texts, or ids already made → input_ids and attention_mask.
+        """Encode a text, a list of texts, or ids.
 
-        `add_special_tokens` adds bos and eos, as transformers' class does. Errors: InputError, UnsupportedError.
+        Args:
+            text: a text, a prompt, a list of them, or ids.
+            add_special_tokens: add bos and eos, as transformers' class does.
+
+        Returns:
+            input_ids, attention_mask and the other columns on request.
+
+        Raises:
+            InputError: unknown arguments, or an item that is neither text nor ids.
+            UnsupportedError: an argument that is not supported.
         """
         refuse_unknown("MistralCommonTokenizer", kwargs)
         given: dict[str, Any] = {
@@ -208,7 +227,7 @@ class MistralCommonTokenizer(MistralRows):
         verbose: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """The ids of one text: a list, or a tensor (1, T) with `return_tensors`."""
+        """Return the ids of one text: a list, or a tensor (1, T) with `return_tensors`."""
         refuse_unknown("encode", kwargs)
         return self(
             text,
@@ -231,7 +250,7 @@ class MistralCommonTokenizer(MistralRows):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        """The text of one sequence of ids: a list, an array, a tensor or one id."""
+        """Return the text of one sequence of ids: a list, an array, a tensor or one id."""
         from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
 
         from vitrail.tokenizer.vocabulary import clean_up
@@ -244,7 +263,7 @@ class MistralCommonTokenizer(MistralRows):
         return clean_up(text) if clean_up_tokenization_spaces or self.clean_up_tokenization_spaces else text
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        """The tokens of one text, as strings."""
+        """Return the tokens of one text, as strings."""
         refuse_unknown("tokenize", kwargs)
         tokens: list[str] = self.convert_ids_to_tokens(self._ids(text, add_special_tokens=False))
         return tokens
@@ -263,15 +282,19 @@ class MistralCommonTokenizer(MistralRows):
         return_dict: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """One conversation or a list of them → ids, a dict with the images (`return_dict`), or text.
+        """Render one conversation or a list of them to ids, a dict with the images (`return_dict`), or text.
 
-        The dict holds pixel_values (N, 3, H, W) and image_sizes (N, 2), zero-padded where the sizes differ. Raises
-        PromptError for conversations that the format refuses.
-        format: the prompt is made by Vitrail's own builder, in the format of that name or, for "auto", of the file
-        (docs/prompts.md), which also serves reasoning_effort; `tokenize=False` then gives a prompt that a
-        PixtralProcessor encodes as it stands. truncation: the oldest messages are left out, and a warning tells which,
-        where transformers' class cuts ids off the end; the builder makes these prompts too.
-        return_assistant_tokens_mask: `assistant_masks` besides, 1 for the ids of the assistant's messages; by the builder.
+        Args:
+            tokenize: False returns text; with `format` it is a prompt that a PixtralProcessor encodes unchanged.
+            truncation: drop the oldest messages, with a warning that names them; transformers' class cuts ids off the
+                end. The prompt comes from Vitrail's own builder then.
+            return_dict: the dict holds pixel_values (N, 3, H, W), padded with zeros, and image_sizes (N, 2).
+            kwargs: `format`, the prompt format of Vitrail's own builder: a name, or "auto" for that of the file
+                (docs/prompts.md); `reasoning_effort`, and `return_assistant_tokens_mask` for `assistant_masks`, 1 for
+                ids of the assistant's messages, both by the builder.
+
+        Raises:
+            PromptError: the format does not allow the conversation.
         """
         check("apply_chat_template", "tools", tools, list[dict[str, Any]] | None)
         if not isinstance(truncation, bool):
@@ -310,18 +333,18 @@ class MistralCommonTokenizer(MistralRows):
 
     @cached_property
     def encoder(self) -> MistralEncoder:
-        """What encodes prompts of the built-in formats."""
+        """Encoder of the built-in prompt formats."""
         return MistralEncoder(self._inner)
 
     @property
     def image_config(self) -> Any:
-        """What the file says of images (image_patch_size, max_image_size, spatial_merge_size); None for text alone."""
+        """Image configuration of the file (image_patch_size, max_image_size, …); None for text alone."""
         instruct = self.tokenizer.instruct_tokenizer
         encoder = getattr(instruct, "image_encoder", None) or getattr(instruct, "mm_encoder", None)
         return getattr(encoder, "image_config", None) or getattr(encoder, "mm_config", None)
 
     def image_settings(self) -> dict[str, Any]:
-        """The file's "settings" of an image processor, and its "spatial_merge_size"; {} where it is for text alone."""
+        """Return the file's image "settings" and its "spatial_merge_size"; {} for text alone."""
         config = self.image_config
         if config is None:
             return {}
@@ -334,15 +357,15 @@ class MistralCommonTokenizer(MistralRows):
         return {"settings": settings, "spatial_merge_size": getattr(config, "spatial_merge_size", 1)}
 
     def prompt_format(self) -> Format:
-        """The built-in format that the tokenizer's file was made for."""
+        """Return the built-in format of the tokenizer's file."""
         return format_of_file(self.tokenizer)
 
     def find_token(self, name: str) -> int | None:
-        """Id of a control token; None if there is none of this name."""
+        """Return the id of a control token; None if there is none of this name."""
         return self.encoder.find(name)
 
     def read_prompt(self, text: str | RenderedPrompt, image_token: str = IMAGE) -> BuiltPrompt:
-        """A prompt as pieces: its control tokens are found here, for this tokenizer finds none in a text."""
+        """Split a prompt into pieces at its control tokens; this tokenizer finds none in a text."""
         prompt = as_prompt(text)
         if isinstance(prompt, BuiltPrompt):
             return prompt
@@ -381,7 +404,7 @@ class MistralCommonTokenizer(MistralRows):
         tokenize: bool,
         return_dict: bool,
     ) -> Any:
-        """`apply_chat_template` through a built-in format. options: `build_chat`'s; call: those of `__call__`."""
+        """Run `apply_chat_template` through a built-in format. options: `build_chat`'s; call: those of `__call__`."""
         form = choose_format(options.pop("format", None) or AUTO, self.prompt_format)
         chat = build_chat(conversation, form, self.encoder, {"mode": self.mode, **options})
         if not tokenize:
@@ -409,7 +432,7 @@ class MistralCommonTokenizer(MistralRows):
         return ImagePromptEncoder(self, image_processor, cell, self.encoder.find(IMAGE))
 
     def _row(self, item: Any, add_special_tokens: bool, plan: Lengths) -> tuple[list[int], list[int]]:
-        """The ids of an item, and the mask of the assistant's among them."""
+        """Return the ids of an item, and the mask of the assistant's among them."""
         item = opened(item)
         if isinstance(item, RenderedPrompt):
             fitted = fit_text(self.read_prompt(item), self.encoder, limit_of(plan))
@@ -438,7 +461,7 @@ class MistralCommonTokenizer(MistralRows):
                 )
                 return self.tokenizer.encode_chat_completion(request)
         except PromptError:
-            # Vitrail's builder refuses the same, and says where the fault is.
+            # Vitrail's builder raises for the same fault, with its place in the message.
             try:
                 build_prompt(
                     messages,
@@ -458,7 +481,7 @@ MistralCommonBackend = MistralCommonTokenizer  # its name in transformers 5
 
 
 def tokenizer_files(folder: CheckpointFolder) -> list[Path]:
-    """The files of mistral-common in a folder, the one to take last."""
+    """List the files of mistral-common in a folder, the preferred one last."""
     names = [name for name in folder.files if _SENTENCEPIECE.fullmatch(name) or name == "tekken.json"]
     names.sort(key=lambda name: (name == "tekken.json", version_of(name), name))
     return [folder.path / name for name in names]

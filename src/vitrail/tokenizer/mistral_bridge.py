@@ -1,4 +1,4 @@
-"""What crosses over to mistral-common and back: its files, its messages, its images, its errors. No interface."""
+"""Conversions between Vitrail and mistral-common: files, messages, images, errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitrail.tokenizer.patterns import check_pattern
 
 
 def open_tokenizer(file: Path, mode: Any) -> Any:
-    """mistral-common's tokenizer of a file. Raises CheckpointError, and MissingPackageError that names the extra."""
+    """Open mistral-common's tokenizer of a file. Raises CheckpointError, or MissingPackageError with the extra."""
     try:
         from mistral_common.protocol.instruct.validator import ValidationMode
         from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
@@ -36,7 +36,7 @@ def open_tokenizer(file: Path, mode: Any) -> Any:
         raise MissingPackageError(
             f"{file.name} needs sentencepiece: pip install 'vitrail[mistral]'"
         ) from error
-    except Exception as error:  # the library's own, pydantic's, json's and sentencepiece's share no base
+    except Exception as error:  # errors of the library, pydantic, json and sentencepiece share no base
         with suppress(OSError), file.open("rb") as stream:  # only now: a good file is read once
             refuse_pointer(stream.read(PREFIX_SIZE), str(file))
         raise CheckpointError(
@@ -49,7 +49,7 @@ def open_tokenizer(file: Path, mode: Any) -> Any:
 
 
 def openai_message(message: Message) -> dict[str, Any]:
-    """A message as mistral-common's `from_openai` reads it, with every image opened here."""
+    """Convert a message to the dict that mistral-common's `from_openai` reads, with every image opened."""
     plain: dict[str, Any] = dict(message.extra)
     plain["role"] = "system" if message.role == "developer" else message.role
     if isinstance(message.content, tuple):
@@ -80,7 +80,7 @@ def _openai_part(part: Any) -> dict[str, Any]:
 
 
 def stack_images(images: Sequence[np.ndarray[Any, Any]], tensors: Any) -> Mapping[str, Any]:
-    """Images (3, H, W) of any sizes → pixel_values and image_sizes, as lists, arrays or tensors."""
+    """Batch images (3, H, W) of any sizes as pixel_values and image_sizes, as lists, arrays or tensors."""
     if not images:
         return {}
     sizes = [image.shape[1:] for image in images]
@@ -95,7 +95,7 @@ def stack_images(images: Sequence[np.ndarray[Any, Any]], tensors: Any) -> Mappin
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """mistral-common's own, pydantic's and Python's errors as one PromptError."""
+    """Turn errors of mistral-common, pydantic and Python into one PromptError."""
     from mistral_common.exceptions import MistralCommonException
 
     try:

@@ -1,4 +1,4 @@
-"""Pieces → ids with a tokenizer of mistral-common: its texts, its control tokens, its images' size, its version."""
+"""MistralEncoder: pieces → ids with a tokenizer of mistral-common, and the prompt format of its file."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class MistralEncoder:
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
-        self.spaced = not hasattr(inner, "id_to_byte_piece")  # only Tekken knows bytes
+        self.spaced = not hasattr(inner, "id_to_byte_piece")  # only Tekken has byte pieces
         self._found: dict[str, int | None] = {BOS: int(inner.bos_id), EOS: int(inner.eos_id)}
 
     def find(self, name: str) -> int | None:
-        """Id of a control token; None if there is none of this name."""
+        """Return the id of a control token; None if there is none of this name."""
         if name not in self._found:
             self._found[name] = self._look_up(name)
         return self._found[name]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text by itself."""
+        """Return the ids of a text on its own."""
         try:
             ids: list[int] = self._inner.encode(text, bos=False, eos=False)
         except (UnicodeError, TypeError, ValueError, RuntimeError) as error:
@@ -35,11 +35,11 @@ class MistralEncoder:
         return ids
 
     def encode_bare(self, text: str) -> list[int]:
-        """Ids of a text with nothing put in front."""
+        """Return the ids of a text with nothing in front."""
         return self.encode_infill(text) if self.spaced else self.encode(text)
 
     def encode_infill(self, text: str) -> list[int]:
-        """Ids of a text behind the carrier, which is two ids in all of Mistral's tokenizers."""
+        """Return the ids of a text behind the carrier, which is two ids in all of Mistral's tokenizers."""
         return self.encode(CARRIER + text)[2:]
 
     def _look_up(self, name: str) -> int | None:
@@ -49,12 +49,12 @@ class MistralEncoder:
         except (ValueError, KeyError):
             return None
         if self.spaced and (index == self._inner.unk_id or not self._inner.is_special(index)):
-            return None  # SentencePiece gives <unk> for what it does not know, without a word
+            return None  # SentencePiece silently returns <unk> for unknown names
         return index
 
 
 def format_of_file(tokenizer: Any) -> Format:
-    """The format that the file of a mistral-common MistralTokenizer was made for. Raises PromptError for unknown ones."""
+    """Return the built-in format of a MistralTokenizer's file. Raises PromptError for unknown ones."""
     instruct = tokenizer.instruct_tokenizer
     inner = instruct.tokenizer
     version = str(getattr(inner.version, "value", inner.version))

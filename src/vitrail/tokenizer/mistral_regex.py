@@ -1,4 +1,4 @@
-"""The wrong regular expression of tokenizer.json files that transformers' older converter made of Mistral's Tekken."""
+"""Repair of tokenizer.json files to which transformers' older converter gave another rule than Mistral's Tekken."""
 
 from __future__ import annotations
 
@@ -11,26 +11,33 @@ from vitrail.errors import InputError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Tekken's own rule: what tekken.json files say, and what transformers 4.57 puts in the wrong one's place.
+# Tekken's own rule: that of tekken.json files, and transformers 4.57's replacement for the wrong one.
 TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# The converter's default, which is Llama 3's; there it is right.
+# The converter's default, which is right for Llama 3.
 WRONG = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-# The ids that these tokens have in every Tekken vocabulary; in no other one do all of them have these ids.
+# Ids of these tokens in every Tekken vocabulary, and in no other one.
 _TEKKEN_IDS = {"<unk>": 0, "<s>": 1, "</s>": 2, "[INST]": 3, "[/INST]": 4}
 
 
 def repair_regex(backend: Tokenizer, where: str, asked: Any, stored: Any = None) -> bool | None:
-    """Put Tekken's rule into a Tekken vocabulary that cuts texts by another one, if `asked` or else `stored` is True.
+    """Replace the rule of a Tekken vocabulary by Tekken's own if `asked`, else `stored`, is True.
 
-    The wrong rule is warned of where nothing was asked. Returns whether the rule is Tekken's because it was repaired, or
-    None where there was nothing to repair.
+    Args:
+        asked: fix_mistral_regex of the call; None gives a warning for the wrong rule.
+        stored: that of tokenizer_config.json.
+
+    Returns:
+        Whether the rule was repaired; None if there was nothing to repair.
+
+    Raises:
+        InputError: `asked` is neither None nor a boolean.
     """
     if asked not in (None, True, False):
         raise InputError(f"fix_mistral_regex is True or False; got {asked!r}")
@@ -50,7 +57,7 @@ def repair_regex(backend: Tokenizer, where: str, asked: Any, stored: Any = None)
 
 
 def _rules(backend: Tokenizer) -> list[str | None]:
-    """The regular expressions of the pre-tokenizer's Splits in order; [] where it does not begin with a Split."""
+    """Return the regular expressions of a pre-tokenizer that begins with a Split, in order; else []."""
     state = _state(backend)
     parts = state.get("pretokenizers", []) if state.get("type") == "Sequence" else [state]
     if not parts or parts[0].get("type") != "Split":

@@ -1,4 +1,4 @@
-"""Single rows of ids in MistralCommonTokenizer: cut, padded and masked. Texts and batches: mistral.py."""
+"""MistralRows: single rows of ids in MistralCommonTokenizer, cut, padded and masked. Texts and batches: mistral.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STRATEGIES = ("longest_first", "do_not_truncate")
 
 @checked
 class MistralRows(MistralVocabulary, BaseTokenizer):
-    """The methods of transformers' class that take ids already made."""
+    """The methods of transformers' class that take ids."""
 
     def prepare_for_model(
         self,
@@ -38,9 +38,11 @@ class MistralRows(MistralVocabulary, BaseTokenizer):
         prepend_batch_axis: bool = False,
         **kwargs: Any,
     ) -> BatchFeature:
-        """One row of ids → input_ids and what is asked for, cut and padded. Nothing is added but padding.
+        """Cut and pad one row of ids, and add the columns on request. No ids are added except padding.
 
-        Errors: InputError for unknown arguments and lengths, UnsupportedError for pairs.
+        Raises:
+            InputError: unknown arguments or lengths.
+            UnsupportedError: pairs.
         """
         _refuse("prepare_for_model", pair_ids, kwargs)
         plan = self._plan(padding, truncation, max_length, pad_to_multiple_of, padding_side)
@@ -70,9 +72,17 @@ class MistralRows(MistralVocabulary, BaseTokenizer):
         stride: int = 0,
         **kwargs: Any,
     ) -> tuple[list[int], None, list[int]]:
-        """The ids without `num_tokens_to_remove` of them at `truncation_side`, None, and what was cut off.
+        """Remove `num_tokens_to_remove` ids at `truncation_side`.
 
-        What was cut off comes with the `stride` ids beside it. Errors: InputError, UnsupportedError for pairs.
+        Args:
+            stride: ids beside the cut that are repeated in the third result.
+
+        Returns:
+            The ids that stay, None, and the removed ids with their `stride`.
+
+        Raises:
+            InputError: more ids to remove than there are, or an unknown strategy.
+            UnsupportedError: pairs.
         """
         _refuse("truncate_sequences", pair_ids, kwargs)
         strategy = getattr(truncation_strategy, "value", truncation_strategy)

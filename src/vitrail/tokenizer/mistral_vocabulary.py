@@ -1,4 +1,4 @@
-"""Tokens ↔ ids one by one in a tokenizer of mistral-common. Texts are encoded in mistral.py."""
+"""MistralVocabulary: tokens ↔ ids one by one in a tokenizer of mistral-common. Texts are encoded in mistral.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MistralVocabulary:
     tokenizer: Any
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Token of an id, or tokens of several; bytes that are no whole character show as �."""
+        """Return the token of an id, or the tokens of several; incomplete characters appear as �."""
         if isinstance(ids, int):
             tokens = self.convert_ids_to_tokens([ids], skip_special_tokens)
             if not tokens:
@@ -31,7 +31,7 @@ class MistralVocabulary:
         ]
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Id of a token, or ids of several. Raises InputError for what is no token of the vocabulary."""
+        """Return the id of a token, or the ids of several. Raises InputError for unknown tokens."""
         if not isinstance(tokens, str):
             if not isinstance(tokens, (list, tuple)) or not all(isinstance(token, str) for token in tokens):
                 raise InputError(f"expected a token or a list of tokens, got {short(tokens)}.")
@@ -43,13 +43,13 @@ class MistralVocabulary:
     def get_special_tokens_mask(
         self, token_ids_0: list[int], token_ids_1: None = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """1 for every special id, 0 for the others."""
+        """Return 1 for every special id, 0 for the others."""
         if token_ids_1 is not None or already_has_special_tokens:
             raise UnsupportedError("token_ids_1 and already_has_special_tokens are not supported")
         return [int(index in self._special_ids) for index in token_ids_0]
 
     def get_vocab(self) -> dict[str, int]:
-        """Token → id. Several ids can share a string where bytes are no whole character: the last one counts."""
+        """Return token → id. Of several ids with one string (bytes of incomplete characters) the last one counts."""
         return {token: index for index, token in enumerate(self._inner.vocab())}
 
     @property
@@ -72,12 +72,12 @@ class MistralVocabulary:
 
     @property
     def unk_token_id(self) -> int:
-        """Id of what is in no vocabulary."""
+        """Id of unknown tokens."""
         return int(self._inner.unk_id)
 
     @property
     def pad_token_id(self) -> int | None:
-        """Id that fills rows; None in sentencepiece files, which have none."""
+        """Id for padding; None in sentencepiece files, which have none."""
         return int(self._inner.pad_id) if self._inner.pad_id >= 0 else None
 
     @property
@@ -92,12 +92,12 @@ class MistralVocabulary:
 
     @property
     def unk_token(self) -> str:
-        """Token for what is in no vocabulary."""
+        """Token for unknown text."""
         return str(self.convert_ids_to_tokens(self.unk_token_id))
 
     @property
     def pad_token(self) -> str | None:
-        """Token that fills rows, None where there is none."""
+        """Token for padding; None where there is none."""
         return None if self.pad_token_id is None else str(self.convert_ids_to_tokens(self.pad_token_id))
 
     @property
@@ -112,7 +112,7 @@ class MistralVocabulary:
 
     @property
     def control_tokens(self) -> tuple[str, ...]:
-        """The control tokens that are recognised in a prompt that one person wrote."""
+        """The control tokens that are recognised in a prompt of one author."""
         return tuple(dict.fromkeys(self.all_special_tokens))
 
     @property
@@ -130,7 +130,7 @@ class MistralVocabulary:
         found = getattr(self._inner, "special_ids", None)  # mistral-common 1.9 and later
         if found is not None:
             return frozenset(found)
-        controls = getattr(self._inner, "_control_tokens", None)  # only sentencepiece has it
+        controls = getattr(self._inner, "_control_tokens", None)  # sentencepiece only
         return frozenset(range(self._inner.num_special_tokens) if controls is None else controls())
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Keywords of a tokenizer's from_pretrained: those it reads, those that ask for what is done anyway, and all others."""
+"""Keywords of a tokenizer's from_pretrained: read, without effect, or rejected."""
 
 from __future__ import annotations
 
@@ -39,9 +39,16 @@ _HINTS: Final = {
 
 
 def take_options(given: Mapping[str, Any], stored: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """The keywords of a call that are read, without those that change nothing.
+    """Return the keywords that are read; drop those that change nothing.
 
-    stored: tokenizer_config.json, whose values may be repeated. Raises InputError or UnsupportedError for all others.
+    Args:
+        given: keywords of the call.
+        stored: tokenizer_config.json, whose values may be repeated.
+        owner: name of the class, for errors.
+
+    Raises:
+        InputError: unknown keywords, or values that cannot be used.
+        UnsupportedError: keywords that are not supported.
     """
     kept = {name: value for name, value in given.items() if not _changes_nothing(name, value, stored)}
     refuse_unknown(f"{owner}.from_pretrained", kept, SETTINGS, hints=_HINTS)
@@ -52,7 +59,7 @@ def take_options(given: Mapping[str, Any], stored: Mapping[str, Any], owner: str
 
 
 def native_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for a tokenizer of mistral-common, whose rule needs no repair and which refuses what it does not have."""
+    """Drop the keywords that change nothing in a mistral-common tokenizer, whose rule needs no repair."""
     names = ("fix_mistral_regex", *_WITHOUT_EFFECT)
     return {n: value for n, value in given.items() if n not in names or not _native(n, value)}
 
@@ -62,7 +69,7 @@ def _native(name: str, value: Any) -> bool:
 
 
 def drop_secrets(stored: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a tokenizer_config.json without those that hold secrets, which older programs saved there."""
+    """Return tokenizer_config.json without entries that hold secrets, which older programs saved there."""
     return {name: value for name, value in stored.items() if not is_secret(name)}
 
 

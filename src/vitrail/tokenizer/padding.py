@@ -1,4 +1,4 @@
-"""Rows of ids made equally long, or cut: shared by both tokenizers. No text, no files."""
+"""Lengths: padding and truncation of rows of ids, shared by both tokenizers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitrail.errors import CheckpointError, InputError, UnsupportedError
 from vitrail.images.batch_feature import BatchFeature
 from vitrail.responses.ids import to_list
 
-# Larger than any model's length: transformers writes int(1e30) for "not known".
+# Larger than any model's length; transformers writes int(1e30) for an unknown one.
 NO_LENGTH = 10**20
 VERY_LARGE = int(1e30)
 Kind = Literal["longest", "max_length"]
@@ -28,12 +28,20 @@ _TRUNCATIONS: dict[Any, bool] = {True: True, "longest_first": True, "only_first"
 _TRUNCATIONS |= {False: False, None: False, "do_not_truncate": False}
 
 
-LONGEST_ROW = 2**26  # ids; a context is a thousand times shorter
+LONGEST_ROW = 2**26  # ids, a thousand times a usual context
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long rows of ids may and must be: `pad` says to what they are padded, `limit` where they are cut."""
+    """Target lengths of rows of ids.
+
+    Attributes:
+        pad: padding strategy; None: no padding.
+        length: max_length, or the model's; None: unknown.
+        limit: length beyond which rows are cut; None: never.
+        multiple: pad_to_multiple_of.
+        side: padding side.
+    """
 
     pad: Kind | None
     length: int | None
@@ -43,14 +51,14 @@ class Lengths:
 
 
 def check_side(side: str, name: str) -> str:
-    """`side` if it is "left" or "right"; else InputError."""
+    """Return `side` if it is "left" or "right"; else raise InputError."""
     if side not in ("left", "right"):
         raise InputError(f"{name} is 'left' or 'right'; got {side!r}")
     return side
 
 
 def whole_length(value: float) -> int:
-    """A file's model_max_length as a whole number. Raises CheckpointError for one that is none, as inf and nan."""
+    """Return a file's model_max_length as a whole number. Raises CheckpointError for others, inf and nan too."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= VERY_LARGE:
         raise CheckpointError(
             f"model_max_length must be a number from 1 to {VERY_LARGE:g}; got {short(value)}."
@@ -67,10 +75,13 @@ def lengths(
     pad_to_multiple_of: int | None = None,
     side: str = "right",
 ) -> Lengths:
-    """The arguments of a tokenizer's call, settled as transformers does.
+    """Resolve the length arguments of a tokenizer's call as transformers does.
 
-    `max_length` alone truncates (with a warning), and without it the model's own length counts, if it is known.
-    Raises InputError for values that have no meaning.
+    `max_length` alone truncates, with a warning; without it the model's own length counts, if known.
+
+    Raises:
+        InputError: values without meaning.
+        UnsupportedError: truncation "only_second".
     """
     pad = _look_up(_PADDINGS, padding, "padding")
     if max_length is not None and pad is None and truncation is None:
@@ -93,7 +104,7 @@ def lengths(
 def pad_rows(
     columns: Mapping[str, Sequence[Sequence[int]]], plan: Lengths, pads: Mapping[str, int]
 ) -> dict[str, list[list[int]]]:
-    """Columns of rows (name → rows) with every row of a column in `pads` padded by its value, as `plan` says."""
+    """Pad the rows of every column in `pads` (name → pad value) to the length of `plan`; others stay as they are."""
     rows = {name: [list(row) for row in column] for name, column in columns.items()}
     if plan.pad is None:
         return rows
@@ -119,9 +130,12 @@ def pad_encoded(
     return_attention_mask: bool,
     return_tensors: Any = None,
 ) -> BatchFeature:
-    """Pad what a tokenizer returned before: one row, a dict of rows or a list of dicts.
+    """Pad earlier output of a tokenizer: one row, a dict of rows or a list of dicts.
 
-    Tensors and arrays come back as such, lists as lists, unless `return_tensors` says otherwise. Errors: InputError.
+    Tensors stay tensors, arrays arrays, lists lists, unless `return_tensors` is given.
+
+    Raises:
+        InputError: `encoded` has no input_ids, or its rows do not fit.
     """
     if isinstance(encoded, (list, tuple)):
         if not encoded or not all(isinstance(row, Mapping) for row in encoded):
@@ -146,7 +160,7 @@ def pad_encoded(
 
 
 def _kind(value: Any) -> str | None:
-    """ "pt" for tensors, "np" for arrays, also inside a list; None for plain numbers."""
+    """Return "pt" for tensors, "np" for arrays, also inside a list; None for plain numbers."""
     first = value[0] if isinstance(value, (list, tuple)) and value else value
     if not hasattr(first, "tolist"):
         return None
@@ -162,5 +176,5 @@ def _look_up(table: Mapping[Any, Any], value: Any, name: str) -> Any:
 
 
 def limit_of(plan: Lengths) -> int | None:
-    """The limit of `fit_prompt`: max_length, and one less where rows are padded to it, for the begin token."""
+    """Return the limit for `fit_prompt`: max_length, less one for bos where rows are padded to it."""
     return None if plan.limit is None else plan.limit - (plan.pad == "max_length")

@@ -1,4 +1,4 @@
-"""Whether a regular expression of a tokenizer's file could take time without bounds. It is judged, never run."""
+"""Static check for regular expressions of a tokenizer's file with unbounded matching time. Never runs them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from vitrail.errors import CheckpointError
 
 _LONGEST = 4096  # characters; published rules have at most about 1000
-_CHOICES = 1024  # ways in which a part of a rule may be tried before it fails
-_REPEATS = 10_000  # of repeats within repeats
-_MANY = 16  # from here on a range of repeats counts as one without an end
+_CHOICES = 1024  # ways to try a part of a rule before it fails
+_REPEATS = 10_000  # product of nested repeats
+_MANY = 16  # a range of repeats as wide as this counts as unbounded
 _NAMED = re.compile(r"[pPxuoc]\{[^}]*\}|x[0-9A-Fa-f]{0,2}|u[0-9A-Fa-f]{4}|.", re.DOTALL)
 _COUNT = re.compile(r"\{(\d{0,6})(,?)(\d{0,6})\}")
 _OPENING = re.compile(
@@ -21,7 +21,7 @@ _OPENING = re.compile(
 
 @dataclass
 class _Item:
-    """One part of a rule, repeated `low` to `high` times (None: without an end)."""
+    """One part of a rule, repeated `low` to `high` times (None: unbounded)."""
 
     branches: list[list[_Item]] = field(default_factory=list)
     low: int = 1
@@ -30,21 +30,21 @@ class _Item:
 
     @property
     def is_nullable(self) -> bool:
-        """Whether it can match nothing, so that it cannot fail."""
+        """Whether it can match the empty string, and so cannot fail."""
         empty = any(all(item.is_nullable for item in branch) for branch in self.branches)
         return not self.looks and (self.low == 0 or (bool(self.branches) and empty))
 
     @property
     def is_long(self) -> bool:
-        """Whether it can be repeated any number of times, or many."""
+        """Whether it can be repeated without bound, or many times."""
         return self.high is None or self.high - self.low >= _MANY
 
 
 def check_pattern(pattern: str, where: str) -> None:
-    """Raise CheckpointError for a rule whose time could grow faster than the square of a text, or that is not understood.
+    """Raise CheckpointError for a rule with worse than quadratic matching time or unsupported syntax.
 
-    Refused are repeats of what can itself be matched in several ways, two repeats in a row with something after both that
-    can fail, references back, and recursion.
+    Rejected are repeats of parts with several ways to match, two repeats in a row before a part that can fail,
+    back references, and recursion.
     """
     if len(pattern) > _LONGEST:
         raise CheckpointError(
@@ -68,13 +68,13 @@ def check_pattern(pattern: str, where: str) -> None:
 
 
 class _Reader:
-    """Reads the syntax that Oniguruma and Rust's engines share."""
+    """Parser of the syntax that Oniguruma and Rust's engines share."""
 
     def __init__(self, pattern: str) -> None:
         self._text, self._at = pattern, 0
 
     def branches(self, depth: int = 0) -> list[list[_Item]]:
-        """The alternatives up to the end of the pattern or of the group."""
+        """Parse the alternatives up to the end of the pattern or of the group."""
         if depth > 50:
             raise RecursionError
         found: list[list[_Item]] = [[]]
@@ -124,11 +124,11 @@ class _Reader:
         elif self._text[self._at] == "*":
             raise ValueError("a callout")
         inner = self.branches(depth + 1)
-        self._at += 1  # the closing bracket
+        self._at += 1
         return _Item(inner, looks=looks)
 
     def _set(self) -> None:
-        """Pass over a set of characters, in which sets may stand."""
+        """Skip a set of characters, which may hold further sets."""
         depth = 1
         if self._text[self._at] == "^":
             self._at += 1
@@ -140,7 +140,7 @@ class _Reader:
             self._at += 2 if letter == "\\" else 1
 
     def _repeated(self, item: _Item) -> _Item:
-        """The part with the quantifiers that follow it: each further one repeats the repeat."""
+        """Apply the quantifiers behind a part; each further one repeats the repeat."""
         while (bounds := self._bounds()) is not None:
             low, high = bounds
             if high is not None and high < low:
@@ -153,7 +153,7 @@ class _Reader:
         letter = self._text[self._at : self._at + 1]
         if letter in ("*", "+", "?") and letter:
             self._at += 1
-            if self._text[self._at : self._at + 1] in ("?", "+"):  # lazy, or without going back
+            if self._text[self._at : self._at + 1] in ("?", "+"):  # lazy or possessive
                 self._at += 1
             return {"*": (0, None), "+": (1, None), "?": (0, 1)}[letter]
         count = _COUNT.match(self._text, self._at) if letter == "{" else None
@@ -174,7 +174,7 @@ def _parts(item: _Item) -> Iterator[_Item]:
 
 
 def _fault(item: _Item, repeats: int) -> str | None:
-    """What is wrong with repeats within repeats."""
+    """Describe the fault of repeats within repeats; None if there is none."""
     if item.high != 1:
         several = any(part.low != part.high or len(part.branches) > 1 for part in _parts(item))
         if (several or len(item.branches) > 1) and (item.high is None or item.high > 4):
@@ -189,7 +189,7 @@ def _fault(item: _Item, repeats: int) -> str | None:
 
 
 def _cost(item: _Item, fails_after: bool) -> tuple[int, int]:
-    """How many long repeats can be divided anew where what follows fails, and in how many ways the rest can be tried."""
+    """Count the long repeats that backtracking can divide anew, and the ways to try the rest."""
     degree, tried = 0, [1]
     fails_after = fails_after or item.looks
     for branch in item.branches:

@@ -1,4 +1,4 @@
-"""What a tokenizer.json may ask of the tokenizers library, so that none of its texts aborts, panics or runs away."""
+"""Checks of a tokenizer.json before the `tokenizers` library runs it: no text may abort, panic or run away."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 _MOST_PARTS = 64
 _MOST_GROWTH = 64  # times the length of a text
-_LONGEST_WORD = 10_000  # letters of a word that WordPiece may try to cut: the time grows with the square
+_LONGEST_WORD = 10_000  # letters of a word in WordPiece, whose time grows with the square
 _SEQUENCES = ("normalizers", "pretokenizers", "processors", "decoders")
-# The parts that are known to be harmless as they are, beside those that _LIMITED looks at.
+# Parts that are safe with any settings; those in _LIMITED are checked.
 _HARMLESS = {
     "normalizer": ("Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Strip", "BertNormalizer", "Nmt"),
     "pre_tokenizer": (
@@ -32,7 +32,7 @@ _HARMLESS = {
 
 @contextmanager
 def no_panic(what: str, error: type[VitrailError] = CheckpointError) -> Iterator[None]:
-    """The library's own failures, its panics too, which are no Exceptions in Python, as one error."""
+    """Turn failures of the library into one error, including its panics, which are no subclass of Exception."""
     try:
         yield
     except (VitrailError, TypeError, UnicodeError, OverflowError, MemoryError):
@@ -40,13 +40,13 @@ def no_panic(what: str, error: type[VitrailError] = CheckpointError) -> Iterator
     except Exception as fault:  # the library raises bare ones
         raise error(f"{what}: {first_line(fault)}") from fault
     except BaseException as fault:
-        if type(fault).__name__ != "PanicException":  # pyo3's, which no module exports
+        if type(fault).__name__ != "PanicException":  # of pyo3; no module exports it
             raise
         raise error(f"{what}: {first_line(fault)}") from fault
 
 
 def check_backend(backend: Tokenizer, where: str) -> None:
-    """Raise CheckpointError for parts whose work has no bound, that the library panics at, or that are not known here."""
+    """Raise CheckpointError for parts with unbounded work, with known panics, or unknown here."""
     for name in _HARMLESS:
         part = getattr(backend, name)
         if part is None:
@@ -69,7 +69,7 @@ def check_backend(backend: Tokenizer, where: str) -> None:
 
 
 def _parts(state: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The parts of a component, those of sequences one by one."""
+    """List the parts of a component, those of sequences one by one."""
     if state.get("type") != "Sequence":
         yield state
         return
@@ -79,7 +79,7 @@ def _parts(state: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _checked(part: Mapping[str, Any], name: str, where: str, backend: Tokenizer) -> float:
-    """How many times as long a part makes a text. Raises CheckpointError for one that is not fit."""
+    """Return the growth factor of a text in a part. Raises CheckpointError for a part that is not safe."""
     kind = part.get("type")
     if kind in _HARMLESS[name]:
         return 1.0
@@ -97,7 +97,7 @@ def _replace(part: Mapping[str, Any], where: str, backend: Tokenizer) -> float:
 
 
 def _pattern(part: Mapping[str, Any], where: str, backend: Tokenizer) -> float:
-    """The length of a part's plain text, or 1 for a rule, which is judged."""
+    """Return the length of a part's plain text, or 1 for a regular expression, after its check."""
     pattern = part["pattern"]
     if "Regex" in pattern:
         check_pattern(pattern["Regex"], where)
@@ -133,7 +133,7 @@ def _strip(part: Mapping[str, Any], where: str, backend: Tokenizer) -> float:
 
 
 def _template(part: Mapping[str, Any], where: str, backend: Tokenizer) -> float:
-    """Each text stands once, and each special token has as many ids as texts, all of them in the vocabulary."""
+    """Check that each text occurs once and each special token has as many ids as texts, all in the vocabulary."""
     known = part["special_tokens"]
     for token in known.values():
         if len(token["ids"]) != len(token["tokens"]):

@@ -1,4 +1,4 @@
-"""A tokenizer's named special tokens (bos, eos, pad, …): how they are stored, read and set. No encoding."""
+"""SpecialTokens: a tokenizer's named special tokens (bos, eos, pad, …), stored, read and set."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class SpecialTokens:
     mask_token_id = _TokenId()
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Id of a token, or ids of several."""
+        """Return the id of a token, or the ids of several."""
         raise NotImplementedError
 
     def convert_ids_to_tokens(self, ids: Any) -> Any:
-        """Token of an id, or tokens of several."""
+        """Return the token of an id, or the tokens of several."""
         raise NotImplementedError
 
     @property
@@ -85,7 +85,7 @@ class SpecialTokens:
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The special tokens that have a name or were declared as additional, each once."""
+        """The named and the additional special tokens, each once."""
         named = (self.named_tokens[name] for name in NAMES if name in self.named_tokens)
         return list(dict.fromkeys((*named, *self.additional_special_tokens)))
 
@@ -103,7 +103,7 @@ class SpecialTokens:
 
 
 def token_text(value: Any, name: str) -> str:
-    """The text of a token that is given as text, as JSON object or as `AddedToken`. Raises CheckpointError."""
+    """Return the text of a token given as text, JSON object or `AddedToken`. Raises CheckpointError."""
     text = value.get("content") if isinstance(value, Mapping) else getattr(value, "content", value)
     if not isinstance(text, str):
         raise CheckpointError(f"{name} must be a text or an object with 'content'; got {value!r:.100}")
@@ -115,7 +115,7 @@ def token_text(value: Any, name: str) -> str:
 
 
 def added_token(value: Any, *, special: bool) -> AddedToken:
-    """A token for the `tokenizers` library, from a text, a JSON object or an `AddedToken`."""
+    """Make a token for the `tokenizers` library from a text, a JSON object or an `AddedToken`."""
     from tokenizers import AddedToken
 
     if isinstance(value, AddedToken):
@@ -130,7 +130,7 @@ def added_token(value: Any, *, special: bool) -> AddedToken:
 
 
 def setting(config: Mapping[str, Any], name: str, kinds: tuple[type, ...], default: Any) -> Any:
-    """An entry of tokenizer_config.json, `default` where it is missing. Raises CheckpointError for another type."""
+    """Return an entry of tokenizer_config.json, else `default`. Raises CheckpointError for another type."""
     value = config.get(name)
     if value is None:
         return default
@@ -145,12 +145,12 @@ def setting(config: Mapping[str, Any], name: str, kinds: tuple[type, ...], defau
 
 
 def read_named(config: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens that a tokenizer_config.json names."""
+    """Return the special tokens named in a tokenizer_config.json."""
     return {name: token_text(config[name], name) for name in NAMES if config.get(name) is not None}
 
 
 def read_additional(config: Mapping[str, Any]) -> list[str]:
-    """The additional special tokens: `additional_special_tokens`, or 5.x's `extra_special_tokens`."""
+    """Return the additional special tokens: `additional_special_tokens`, or 5.x's `extra_special_tokens`."""
     listed: Iterable[Any] = (
         config.get("additional_special_tokens") or config.get("extra_special_tokens") or ()
     )

@@ -1,4 +1,4 @@
-"""Tokens ↔ ids one by one, and the growing of a vocabulary. Texts are encoded in fast.py."""
+"""Vocabulary: tokens ↔ ids one by one, and new tokens. Texts are encoded in fast.py."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from vitrail.responses.ids import to_ids
 from vitrail.tokenizer.safety import no_panic
 from vitrail.tokenizer.special_tokens import NAMES, SpecialTokens, added_token, read_additional, token_text
 
-_WAIT = 1.0  # seconds for which other threads may keep the library's tokenizer while tokens are added
+_WAIT = 1.0  # seconds to wait for other threads to release the library's tokenizer
 _CLEANUPS = (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're")
 
 
 @checked
 class Vocabulary(SpecialTokens):
-    """The vocabulary of a `tokenizers.Tokenizer`, with the methods that transformers' fast tokenizers have."""
+    """The vocabulary of a `tokenizers.Tokenizer`, with the methods of transformers' fast tokenizers."""
 
     _tokenizer: Any
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Id of a token, or ids of several; the unknown token's for one that is not in the vocabulary."""
+        """Return the id of a token, or the ids of several; unk's id for unknown tokens."""
         if isinstance(tokens, str):
             if not tokens.isascii():
                 token_text(tokens, "a token")
@@ -34,7 +34,7 @@ class Vocabulary(SpecialTokens):
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Token of an id, or tokens of several."""
+        """Return the token of an id, or the tokens of several."""
         if isinstance(ids, int):
             (index,) = to_ids(ids)
             return self._tokenizer.id_to_token(index) if index < 2**32 else None
@@ -44,19 +44,19 @@ class Vocabulary(SpecialTokens):
         ]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text that a list of tokens stands for."""
+        """Return the text of a list of tokens."""
         decoder = self._tokenizer.decoder
         with no_panic("these tokens cannot be decoded"):
             return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
 
     def get_vocab(self) -> dict[str, int]:
-        """Token → id of the whole vocabulary."""
+        """Return token → id of the whole vocabulary."""
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         return vocabulary
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens of the model, without those that were added."""
+        """Number of tokens of the model, without added ones."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=False))
 
     def __len__(self) -> int:
@@ -77,21 +77,25 @@ class Vocabulary(SpecialTokens):
 
     @property
     def added_tokens_decoder(self) -> dict[int, Any]:
-        """Id → token of everything that is cut out of a text before the model sees it."""
+        """Id → token of all added tokens, which are split off a text before the model."""
         added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
         return added
 
     @property
     def control_tokens(self) -> tuple[str, ...]:
-        """The added tokens that are special: what a template writes and a user must not be able to."""
+        """The special ones of the added tokens: for templates, not for users."""
         return tuple(token.content for _, token in sorted(self.added_tokens_decoder.items()) if token.special)
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """How many ids `add_special_tokens` adds."""
+        """Return the number of ids that `add_special_tokens` adds."""
         return int(self._tokenizer.num_special_tokens_to_add(bool(pair)))
 
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
-        """Add tokens to the vocabulary; returns how many were new. The model's embeddings have to grow with it."""
+        """Add tokens to the vocabulary. The model's embeddings have to grow with it.
+
+        Returns:
+            The number of new tokens.
+        """
         listed = new_tokens if isinstance(new_tokens, (list, tuple)) else [new_tokens]
         tokens = [
             token_text(t, "a token") if isinstance(t, str) else added_token(t, special=special_tokens)
@@ -103,10 +107,20 @@ class Vocabulary(SpecialTokens):
         return added
 
     def _vocabulary_changed(self) -> None:
-        """Called after tokens were added; for what was derived from the vocabulary."""
+        """Drop data derived from the vocabulary, after tokens were added; for subclasses."""
 
     def add_special_tokens(self, special_tokens_dict: Mapping[str, Any]) -> int:
-        """Name special tokens, {"pad_token": "<pad>", "additional_special_tokens": […]}, and add the new ones."""
+        """Set named special tokens and add the new ones.
+
+        Args:
+            special_tokens_dict: {"pad_token": "<pad>", "additional_special_tokens": […]}.
+
+        Returns:
+            The number of new tokens.
+
+        Raises:
+            InputError: unknown names.
+        """
         unknown = [name for name in special_tokens_dict if name not in (*NAMES, "additional_special_tokens")]
         if unknown:
             raise InputError(
@@ -124,7 +138,7 @@ class Vocabulary(SpecialTokens):
 
 
 def _when_free(add: Callable[[Any], int], tokens: Any) -> int:
-    """`add(tokens)`, between the calls of other threads; InputError where one always encodes."""
+    """Call `add(tokens)` between the calls of other threads; raise InputError where one always encodes."""
     deadline = time.monotonic() + _WAIT
     while True:
         try:
@@ -140,7 +154,7 @@ def _when_free(add: Callable[[Any], int], tokens: Any) -> int:
 
 
 def clean_up(text: str) -> str:
-    """Take out the spaces that word-wise tokenizers leave before punctuation and English contractions."""
+    """Remove the spaces that word-wise tokenizers leave before punctuation and English contractions."""
     for spaced in _CLEANUPS[:4]:
         text = text.replace(spaced, spaced[1:])
     text = text.replace(" ' ", "'")

@@ -1,4 +1,4 @@
-"""Built-in prompt formats: Mistral's v1 to v15 and the Pixtral Large card's, from messages to ids with any tokenizer."""
+"""Built-in prompt formats: Mistral's v1 to v15 and the Pixtral Large card's, from messages to ids."""
 
 from vitrail.prompts.builtin.build import build_prompt, fim_prompt
 from vitrail.prompts.builtin.built_prompt import BuiltPrompt

@@ -1,4 +1,4 @@
-"""Conversations → prompts in a built-in format: the one entrance. Ids are made in encode.py."""
+"""build_prompt, fim_prompt: prompts in a built-in format; encode.py converts them to ids."""
 
 from __future__ import annotations
 
@@ -32,17 +32,25 @@ def build_prompt(
     spaced: bool = False,
     return_assistant_tokens_mask: bool = False,
 ) -> BuiltPrompt:
-    """One conversation → its prompt, in the format of that name.
+    """Build the prompt of one conversation.
 
-    conversation: messages in any spelling that `messages.normalize` reads; tools: definitions in OpenAI's shape;
-    continue_final_message: leave the last message, an assistant's, open; reasoning_effort: formats with settings only;
-    mode: what the conversation is for, as in mistral-common; spaced: show the spaces that SentencePiece puts before texts;
-    return_assistant_tokens_mask: mark the assistant's messages, but those of weight 0, where the prompt is encoded.
-    Raises PromptError that names the message and the field, and the formats that accept what this one refuses.
+    Args:
+        conversation: Messages in any spelling of `messages.normalize`.
+        format: A format or its name (versions.py).
+        tools: Definitions in OpenAI's form.
+        continue_final_message: Leave the last message, an assistant's, open.
+        reasoning_effort: Value of the model setting; only for formats with settings.
+        mode: Purpose of the conversation, as mistral-common's validation mode: "serving", "finetuning", "test", ….
+        spaced: Show in `text` the spaces that SentencePiece puts before texts.
+        return_assistant_tokens_mask: Mark the assistant's messages, except those of weight 0, in `encode_marked`.
+
+    Raises:
+        PromptError: The conversation is malformed or refused by the format; with the message, the field, and the
+            formats that accept it.
     """
     form = find_format(format)
     if hasattr(conversation, "messages") and tools is None:
-        tools = getattr(conversation, "tools", None)  # a request of mistral-common carries its tools
+        tools = getattr(conversation, "tools", None)  # a mistral-common request has its own tools
     turns, images = read_turns(conversation, continue_final_message)
     shown, purpose = read_tools(tools), check_mode(mode)
     try:
@@ -61,7 +69,17 @@ def build_prompt(
 def fim_prompt(
     prompt: str, suffix: str | None = None, *, format: str | Format, spaced: bool = False
 ) -> BuiltPrompt:
-    """A prompt to fill the gap between `prompt` and `suffix`. Raises PromptError where the format has no such prompts."""
+    """Build a fill-in-the-middle prompt.
+
+    Args:
+        prompt: Text before the gap.
+        suffix: Text after the gap.
+        format: A format or its name.
+        spaced: As in `build_prompt`.
+
+    Raises:
+        PromptError: The format has no such prompts, or a text is no `str`.
+    """
     form = find_format(format)
     if not form.infills:
         raise PromptError(f"format {form.name!r} has no prompts that fill a gap")
@@ -107,7 +125,7 @@ def _accepts(name: str, turns: Sequence[Turn], tools: Any, effort: str | None, m
 
 
 def _tell_of_lost_tools(tools: Any, sections: Sequence[Section], format: Format) -> None:
-    """Mistral's formats leave tools out in two cases; that is said here."""
+    """Warn about tools that the format leaves out: it has none, or there is no user turn."""
     if tools and (format.tools == "nowhere" or not any(section.role == "user" for section in sections)):
         why = (
             "has no tools" if format.tools == "nowhere" else "shows tools in a user's turn, and there is none"

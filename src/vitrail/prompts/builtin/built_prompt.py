@@ -1,4 +1,4 @@
-"""BuiltPrompt: a prompt made in a built-in format, which keeps its pieces. Makes no ids."""
+"""BuiltPrompt: a prompt in a built-in format, with its pieces."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BuiltPrompt(RenderedPrompt):
-    """A prompt that is encoded from its pieces, so that no text becomes a control token; made by `of`.
+    """A prompt that is encoded from its pieces, so that no text becomes a control token. Built by `of`.
 
-    sections: its turns, the first one holding the begin token. images: where each image comes from, in the order in
-    which they stand in the prompt. spaced: texts are shown with the space that the tokenizer puts in front of them.
-    droppable: whether the format allows the oldest turns to be left out; dropped: the messages that were.
-    learned: the assistant's messages whose ids are marked, None where that is not asked for.
+    Attributes:
+        sections: Its turns, after a section with the begin token.
+        images: The image parts of the messages, in the order of the prompt.
+        spaced: Whether `text` shows the spaces that the tokenizer puts before texts.
+        droppable: Whether the format has a rule for leaving out the oldest turns.
+        dropped: Places of the messages that were left out.
+        learned: Places of the assistant's messages in the mask; None without `return_assistant_tokens_mask`.
     """
 
     sections: tuple[Section, ...] = ()
@@ -40,7 +43,7 @@ class BuiltPrompt(RenderedPrompt):
         droppable: bool = False,
         dropped: Sequence[int] = (),
     ) -> BuiltPrompt:
-        """The prompt of these sections, with its text and spans."""
+        """Build the prompt of these sections, with its text and spans."""
         shown: list[str] = []
         spans: list[Span] = []
         end = 0
@@ -59,28 +62,28 @@ class BuiltPrompt(RenderedPrompt):
 
     @property
     def marks_answers(self) -> bool:
-        """Whether its ids come with a mask of the assistant's words."""
+        """Whether the ids come with a mask of the assistant's text."""
         return self.learned is not None
 
     def is_learned(self, section: Section) -> bool:
-        """Whether a section is the assistant's, and all of its messages are learned."""
+        """Return whether a section is the assistant's with all of its messages in `learned`."""
         return section.role == "assistant" and all(
             place in (self.learned or ()) for place in section.messages
         )
 
     @property
     def from_messages(self) -> bool:
-        """Whether it was made from a conversation, and not read from a text."""
+        """Whether the prompt was built from a conversation, not read from a text."""
         return len(self.sections) > 1
 
     @property
     def sources(self) -> list[Any]:
-        """Where its images come from, without those that have no source."""
+        """Sources of the images, without images that have none."""
         return [part.source for part in self.images if part.source is not None]
 
     @property
     def scanned_text(self) -> str:
-        """Nothing: it is encoded piece by piece."""
+        """Always "": the prompt is encoded piece by piece."""
         return ""
 
     @property
@@ -90,22 +93,22 @@ class BuiltPrompt(RenderedPrompt):
 
     @property
     def order(self) -> list[int]:
-        """Which image of the messages, counted from 0, each image of the prompt is."""
+        """Index among the images of the messages, for each image of the prompt."""
         return [piece.number for piece in self.pieces if isinstance(piece, Image)]
 
     def count_images(self, image_token: str) -> int:
-        """How many images it shows, whatever the processor calls its image token."""
+        """Return the number of images, for any `image_token`."""
         return len(self.images)
 
     def count_image_tokens(self, image_token: str) -> int:
-        """How many image tokens it has; an image without a grid has one."""
+        """Return the number of image tokens; an image without a grid has one."""
         grids = (piece.grid for piece in self.pieces if isinstance(piece, Image))
         return sum(1 if grid is None else grid.image_tokens for grid in grids)
 
     def with_grids(
         self, grids: Iterator[Grid], tokens: tuple[str, str, str] = (IMAGE, BREAK, END)
     ) -> BuiltPrompt:
-        """The prompt with the next grid of `grids` written out for each of its images, by the format's own names."""
+        """Return the prompt with each image expanded to the tokens of the next grid, by the format's own names."""
         sized = [
             Section(s.role, tuple(_sized(piece, grids) for piece in s.pieces), s.messages)
             for s in self.sections
@@ -114,7 +117,7 @@ class BuiltPrompt(RenderedPrompt):
         return replace(made, learned=self.learned)
 
     def without(self, places: Iterable[int]) -> BuiltPrompt:
-        """The prompt without the sections at `places`, and without their images."""
+        """Return the prompt without the sections at `places` and without their images."""
         gone = set(places)
         kept: list[Section] = []
         images: list[ImagePart] = []

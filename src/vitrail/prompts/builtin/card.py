@@ -1,4 +1,4 @@
-"""The format of the Pixtral Large card as Vitrail defines it (docs/prompts.md): `format="card"`."""
+"""write_card: the format of the Pixtral Large model card, `format="card"`, as defined in docs/prompts.md."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from vitrail.prompts.builtin.writing import write_call_list
 
 
 def write_card(turns: Sequence[Turn], tools: Any, format: Format) -> list[Section]:
-    """The sections of a checked conversation, without the begin token. Raises Refused."""
+    """Write the sections of a checked conversation, without the begin token.
+
+    Raises:
+        Refused: Tools come without a user turn before the first call, or an assistant's message is empty.
+    """
     ordered = _in_order_of_calls(turns)
     tools_at = _turn_with_tools(ordered) if tools else None
     sections = []
-    is_open = False  # an assistant's turn, with its results and the answer to them, has not been closed
+    is_open = False  # an assistant's turn (with its results and the answer to them) has no end token yet
     for place, turn in enumerate(ordered):
         after = ordered[place + 1] if place + 1 < len(ordered) else None
         pieces = list(_turn(turn, tools if turn is tools_at else None, format))
@@ -50,7 +54,7 @@ def _in_order_of_calls(turns: Sequence[Turn]) -> list[Turn]:
 
 
 def _turn_with_tools(turns: Sequence[Turn]) -> Turn:
-    """The last user turn before the first call, so that a call does not change the prompt before it."""
+    """Return the last user turn before the first call: a later call does not change the prompt before it."""
     first_call = next((place for place, turn in enumerate(turns) if turn.calls), len(turns))
     users = [turn for turn in turns[:first_call] if turn.role == "user"]
     if not users:

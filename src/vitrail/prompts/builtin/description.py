@@ -1,4 +1,4 @@
-"""What distinguishes one prompt format from another, as data. The formats themselves stand in versions.py."""
+"""Format: the properties of a prompt format; versions.py lists the formats."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Efforts:
-    """The values of `reasoning_effort` that a model was trained with, and the one it has when none is asked for."""
+    """The values of `reasoning_effort` that a model was trained with, and the default."""
 
     values: tuple[str, ...]
     default: str
@@ -16,16 +16,30 @@ class Efforts:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One prompt format. Facts: mistral-common's formats, and for "card" the rules in docs/prompts.md.
+    """One prompt format. Source: mistral-common; for "card" docs/prompts.md.
 
-    system: where system texts go: into the first or last user turn, or into blocks of their own.
-    tools: the user turn before whose begin the tools stand; "inside" one, or nowhere.
-    calls: how calls are written; call_ids: whether with their ids; old_calls: also those before the last user turn.
-    results: how tool results are written; sorts_results: in the order of the calls instead of the given one.
-    exclusive: an assistant's message is either text or calls; strips: spaces at the end of its text are cut.
-    images, thinks: the roles that may show images and think. joint: what joins texts of one message.
-    ids: the form of call ids; pairing: what calls and results are compared by; ordered: roles follow Mistral's order.
-    efforts: model settings, None where the format has none. drops: whether the oldest turns may be dropped.
+    Attributes:
+        name: Name for `format=`.
+        system: Place of system texts: in the first or last user turn, or in blocks of their own.
+        tools: Place of tools: before the first or last user turn, "inside" a user turn, or nowhere.
+        calls: Form of calls: one JSON list, or names with arguments.
+        results: Form of tool results.
+        call_ids: Whether call ids are written.
+        old_calls: Whether calls and results before the last user turn are written.
+        sorts_results: Whether results come in the order of their calls instead of the given order.
+        exclusive: Whether an assistant's message has either text or calls.
+        strips: Whether spaces at the end of an assistant's text are removed.
+        plain_markers: Whether [INST] and [/INST] are text instead of control tokens.
+        images: Roles with images.
+        thinks: Roles with thinking parts.
+        joint: Separator of the texts of one message.
+        ids: Form of call ids: "free", "nine" letters and digits, or "any" text.
+        pairing: Whether calls and results are compared by number or by id.
+        ordered: Whether roles must follow Mistral's order.
+        settings: Whether a block of model settings is written.
+        efforts: Values of `reasoning_effort`; None if unknown or without settings.
+        drops: Whether the oldest turns may be left out.
+        infills: Whether there are fill-in-the-middle prompts.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Pieces → ids, with any tokenizer; encoders: tokenizer/mistral_encoder.py and tokenizer/json_encoder.py."""
+"""encode_prompt: pieces to ids with any Encoder: tokenizer/mistral_encoder.py or tokenizer/json_encoder.py."""
 
 from __future__ import annotations
 
@@ -9,37 +9,45 @@ from vitrail.errors import PromptError
 from vitrail.prompts.builtin.built_prompt import BuiltPrompt
 from vitrail.prompts.builtin.pieces import BREAK, END, IMAGE, Control, Image, Piece, Text
 
-CARRIER = "☺"  # a sign that no word holds: a text behind it gets no space put in front
+CARRIER = "☺"  # a character inside no word: no space is put before a text that follows it
 
 
 class Encoder(Protocol):
-    """What the built-in formats ask of a tokenizer."""
+    """Tokenizer interface of the built-in formats."""
 
     spaced: bool
     """Whether the tokenizer puts a space in front of every text, as SentencePiece does."""
 
     def find(self, name: str) -> int | None:
-        """Id of a control token; None if there is none of this name."""
+        """Return the id of a control token; None for an unknown name."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text by itself, none of them a control token's. Raises PromptError for what cannot be encoded."""
+        """Encode a text by itself, without control tokens. Raises PromptError for text that cannot be encoded."""
 
     def encode_bare(self, text: str) -> list[int]:
-        """As `encode`, with nothing put in front."""
+        """Encode as `encode`, with nothing put before the text."""
 
     def encode_infill(self, text: str) -> list[int]:
-        """Ids of `text` where another character precedes it (docs/formats.md, "Prompts": filling a gap)."""
+        """Encode `text` as if another character preceded it (docs/formats.md, "Prompts": filling a gap)."""
 
 
 def encode_prompt(prompt: BuiltPrompt, encoder: Encoder) -> list[int]:
-    """The ids of a prompt; an image without a grid is one image token. Raises PromptError for missing control tokens."""
+    """Encode a prompt; an image without a grid is one image token.
+
+    Raises:
+        PromptError: The tokenizer lacks a control token, or cannot encode a text.
+    """
     return encode_pieces(prompt.pieces, encoder)
 
 
 def encode_marked(prompt: BuiltPrompt, encoder: Encoder) -> tuple[list[int], list[int]]:
-    """The ids of a prompt, and 1 for those of the assistant's messages that are learned, 0 for others.
+    """Encode a prompt with a mask of the assistant's messages in `learned`.
 
-    Raises PromptError where the ids of a message are not those that it has by itself.
+    Returns:
+        The ids, and for each 1 (learned) or 0.
+
+    Raises:
+        PromptError: The ids of a message depend on its neighbours, or as in `encode_prompt`.
     """
     ids: list[int] = []
     marks: list[int] = []
@@ -53,15 +61,23 @@ def encode_marked(prompt: BuiltPrompt, encoder: Encoder) -> tuple[list[int], lis
 
 
 def encode_pieces(pieces: Iterable[Piece], encoder: Encoder) -> list[int]:
-    """The ids of pieces that stand together: those of a prompt, or of one of its sections."""
+    """Encode consecutive pieces: those of a prompt or of one section."""
     return [index for piece in joined(pieces, encoder) for index in encode_piece(piece, encoder)]
 
 
 def fit_prompt(prompt: BuiltPrompt, encoder: Encoder, limit: int) -> BuiltPrompt:
-    """The prompt without its oldest turns, so that what follows the begin token is at most `limit` ids.
+    """Leave out the oldest turns of a prompt that is too long.
 
-    mistral-common's rule: system messages and the last user message stay; with a user message goes all that follows
-    it, up to the next one. Raises PromptError where this is not enough, or the format has no such rule.
+    mistral-common's rule: system messages and the last user message stay; a user message is left out together with
+    everything up to the next one.
+
+    Args:
+        prompt: The prompt.
+        encoder: Its tokenizer.
+        limit: Maximum number of ids after the begin token.
+
+    Raises:
+        PromptError: The rest is still too long, or the format has no such rule.
     """
     turns = prompt.sections[1:]
     lengths = [len(encode_pieces(section.pieces, encoder)) for section in turns]
@@ -83,7 +99,7 @@ def fit_prompt(prompt: BuiltPrompt, encoder: Encoder, limit: int) -> BuiltPrompt
 
 
 def joined(pieces: Iterable[Piece], encoder: Encoder) -> Iterator[Piece]:
-    """The pieces, with neighbouring bare texts as one, and optional control tokens that are missing as text."""
+    """Yield the pieces with consecutive bare texts joined, and missing optional control tokens as text."""
     text: list[str] = []
     for piece in pieces:
         if isinstance(piece, Control) and piece.optional and encoder.find(piece.name) is None:
@@ -100,7 +116,7 @@ def joined(pieces: Iterable[Piece], encoder: Encoder) -> Iterator[Piece]:
 
 
 def encode_piece(piece: Piece, encoder: Encoder) -> list[int]:
-    """The ids of one piece."""
+    """Encode one piece."""
     if isinstance(piece, Control):
         return [_control(piece.name, encoder)]
     if isinstance(piece, Image):
@@ -130,13 +146,13 @@ def _control(name: str, encoder: Encoder) -> int:
 
 
 def _oldest(roles: Sequence[str], lengths: Sequence[int], excess: int) -> tuple[list[int], int]:
-    """The places of the turns to leave out, and the excess that remains."""
+    """Return the places of the turns to leave out, and the remaining excess."""
     last_user = max((place for place, role in enumerate(roles) if role == "user"), default=-1)
     gone: list[int] = []
     place = 0
     while excess > 0 and place < len(roles):
         stop = place + 1
-        if roles[place] == "user":  # even the last one, which stays, takes what follows it along
+        if roles[place] == "user":  # the last user message stays, but not the turns after it
             while stop < len(roles) and roles[stop] != "user":
                 stop += 1
         for at in range(place, stop):

@@ -1,4 +1,4 @@
-"""Built-in formats behind the tokenizers' and the processor's calls: chats, and prompts that are too long."""
+"""build_chat, fit_rows, encode_built: built-in formats for the calls of tokenizers and processors."""
 
 from __future__ import annotations
 
@@ -28,19 +28,28 @@ _CHAT_OPTIONS = (
     "mode",
     "return_assistant_tokens_mask",
 )
-_NEEDLESS = ("add_generation_prompt",)  # Mistral's prompts end where the model begins
+_NEEDLESS = ("add_generation_prompt",)  # Mistral's prompts always end where the assistant's turn begins
 
 
 def choose_format(name: str | Format, detect: Callable[[], Format]) -> Format:
-    """The format of a name; the one of the tokenizer's file for "auto"."""
+    """Return the format of a name; for "auto" that of the tokenizer's file (`detect`)."""
     return detect() if name == AUTO else find_format(name)
 
 
 def build_chat(conversation: Any, format: Format, encoder: Encoder, options: Mapping[str, Any]) -> Chat:
-    """One conversation or a list of them as prompts in a built-in format.
+    """Build the prompts of one conversation or a list of them in a built-in format.
 
-    options: tools, continue_final_message, reasoning_effort, mode, return_assistant_tokens_mask.
-    Raises PromptError with the place of a fault, InputError for other options.
+    Args:
+        conversation: One conversation or a list of them.
+        format: The format.
+        encoder: The tokenizer.
+        options: `tools`, `continue_final_message`, `reasoning_effort`, `mode`, `return_assistant_tokens_mask` of
+            `build_prompt`.
+
+    Raises:
+        PromptError: As `build_prompt`, with the index of the conversation.
+        InputError: There is an unknown option.
+        UnsupportedError: `documents` are given.
     """
     given = {name: value for name, value in options.items() if name not in _NEEDLESS}
     if given.pop("documents", None) is not None:
@@ -60,7 +69,7 @@ def build_chat(conversation: Any, format: Format, encoder: Encoder, options: Map
 
 
 def _rows(conversation: Any) -> tuple[list[Any], bool]:
-    """One conversation or a list of them → the list, and whether it was one; the messages stay as they were given."""
+    """Return the conversations in their given spelling, and whether a list of them was given."""
     is_list = isinstance(conversation, (list, tuple)) and len(conversation) > 0
     if is_list and (isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")):
         return list(conversation), True
@@ -70,9 +79,13 @@ def _rows(conversation: Any) -> tuple[list[Any], bool]:
 def fit_rows(
     prompts: Sequence[RenderedPrompt], encoder: Encoder, limit: int
 ) -> tuple[list[RenderedPrompt], list[int]]:
-    """The prompts, those made from messages without their oldest turns if too long, and the images that stay.
+    """Leave out the oldest turns of prompts that are too long. Errors as `fit_text`.
 
-    Images are counted through all prompts. Errors: `fit_prompt`.
+    Returns:
+        The prompts, and the indices of the remaining images, counted through all prompts.
+
+    Raises:
+        InputError: A prompt was rendered by a template.
     """
     fitted: list[RenderedPrompt] = []
     kept: list[int] = []
@@ -89,7 +102,7 @@ def fit_rows(
 
 
 def fit_text(prompt: BuiltPrompt, encoder: Encoder, limit: int | None) -> BuiltPrompt:
-    """The prompt without its oldest turns if it is too long; a warning tells which. Errors: `fit_prompt`."""
+    """Leave out the oldest turns of a prompt from messages, with a warning. Errors as `fit_prompt`."""
     if limit is None or not prompt.from_messages:
         return prompt
     short = fit_prompt(prompt, encoder, limit)
@@ -104,9 +117,16 @@ def fit_text(prompt: BuiltPrompt, encoder: Encoder, limit: int | None) -> BuiltP
 def encode_built(
     prompt: BuiltPrompt, encoder: Encoder, limit: int | None, side: str
 ) -> tuple[list[int], list[int]]:
-    """The ids of a prompt; one that was no conversation is cut to `limit` at `side`, as any text.
+    """Encode a prompt; one that was read from a text is truncated to `limit` ids at `side`.
 
-    Second, 1 for the ids of the assistant's words and 0 for others, or [] where that is not asked for.
+    Args:
+        prompt: The prompt.
+        encoder: The tokenizer.
+        limit: Maximum number of ids; None for no limit.
+        side: "left" or "right", the end that truncation removes.
+
+    Returns:
+        The ids, and the mask of `encode_marked` ([] if the prompt has none).
     """
     if prompt.marks_answers:
         return encode_marked(prompt, encoder)

@@ -1,4 +1,4 @@
-"""JSON as Mistral's prompts write it: read and written again by Python, with errors that say where. No tools here."""
+"""write_json, read_json_or_text: JSON in Mistral's prompts, with the place in errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from vitrail.errors import PromptError
 
 
 def write_json(value: Any, place: str) -> str:
-    """`value` as JSON with Python's separators and unescaped characters. Raises PromptError for what is no JSON."""
+    """Write `value` as JSON with Python's separators and unescaped characters.
+
+    Raises:
+        PromptError: `value` has no JSON form; with `place`.
+    """
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -17,9 +21,10 @@ def write_json(value: Any, place: str) -> str:
 
 
 def read_json_or_text(text: str, place: str) -> Any:
-    """The value that `text` is JSON of; {} for an empty text, and the text itself if it is no JSON.
+    """Parse `text` as JSON; {} for an empty text, the text itself if it is no JSON.
 
-    Raises PromptError for JSON that Python does not read back: numbers of thousands of digits, or too deep a nesting.
+    Raises:
+        PromptError: An integer has too many digits, or the nesting is too deep; with `place`.
     """
     if not text:
         return {}

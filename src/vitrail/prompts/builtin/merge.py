@@ -1,4 +1,4 @@
-"""Merge neighbouring messages into one turn, as mistral-common does (docs/formats.md, "Prompts": merging)."""
+"""merge_turns: adjacent messages as one turn, as in mistral-common (docs/formats.md, "Prompts": merging)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from vitrail.prompts.builtin.description import Format
 from vitrail.prompts.builtin.pieces import Image
 from vitrail.prompts.builtin.turns import NO_ID, Call, Content, Item, Turn
 
-BETWEEN = "\n\n"  # what joins the texts of different messages
+BETWEEN = "\n\n"  # separator of the texts of different messages
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """One or several messages as one turn. `messages`: their places in the conversation."""
+    """One or several messages as one turn.
+
+    Attributes:
+        messages: Places of the messages in the conversation.
+        prefix: Whether the turn stays open at its end.
+    """
 
     role: str
     content: Content
@@ -27,9 +32,14 @@ class Merged:
 
 
 def merge_contents(contents: Iterable[Content], within: str) -> Content:
-    """Several contents as one: texts that meet are joined, by `within` inside a message; empty ones are skipped.
+    """Merge contents into one: adjacent texts are joined, empty ones skipped.
 
-    A text if there is nothing else, else a tuple in which no two texts are neighbours.
+    Args:
+        contents: One content for each message.
+        within: Separator of the texts of one message; BETWEEN separates messages.
+
+    Returns:
+        A `str` if there are only texts, otherwise a tuple without adjacent texts.
     """
     merged: list[Item] = []
     text: list[str] = []
@@ -50,11 +60,11 @@ def merge_contents(contents: Iterable[Content], within: str) -> Content:
 
 
 def merge_turns(turns: Sequence[Turn], format: Format) -> list[Merged]:
-    """Runs of user and of assistant messages as one turn each; system and tool messages stay alone.
+    """Merge runs of user and of assistant messages into one turn each; system and tool messages stay single.
 
-    A system message cuts a run, and so does another weight, so that what is not learned stays apart. Where system texts
-    go into user turns the system message is left out here, and a conversation that does not begin with a user gets an
-    empty user turn. Tool results are sorted where the format wants it.
+    A system message or another weight ends a run, so that the mask of learned messages stays exact. For formats with
+    system texts in user turns, system messages are left out here, and a conversation that begins with another role
+    gets an empty user turn in front. Tool results are sorted if the format requires it.
     """
     merged: list[Merged] = []
     called: list[str] = []  # the ids of all calls since the last results
@@ -74,7 +84,7 @@ def merge_turns(turns: Sequence[Turn], format: Format) -> list[Merged]:
 
 
 def sort_results(run: Sequence[Turn], called: Sequence[str]) -> list[Turn]:
-    """The results of a run in the order of their calls; those of unknown calls last."""
+    """Sort the results of a run in the order of their calls (`called`: ids), those of unknown calls last."""
     calls = {identity: place for place, identity in enumerate(called)}
     results = {turn.call_id: place for place, turn in enumerate(run)}
     return sorted(
@@ -83,7 +93,7 @@ def sort_results(run: Sequence[Turn], called: Sequence[str]) -> list[Turn]:
 
 
 def system_text(turns: Sequence[Turn], format: Format) -> str:
-    """The texts of all system messages as one, for formats that put it into a user turn."""
+    """Join the texts of all system messages, for formats with system texts in a user turn."""
     texts = [
         merge_contents([turn.content], format.joint)
         for turn in turns
@@ -93,7 +103,7 @@ def system_text(turns: Sequence[Turn], format: Format) -> str:
 
 
 def image_first(content: Content) -> Content:
-    """A text followed by an image with the image in front; every other order stays."""
+    """Move the image of texts with one image at the end to the front; any other content stays."""
     if not isinstance(content, tuple) or len(content) < 2 or not isinstance(content[-1], Image):
         return content
     moves = all(isinstance(item, str) for item in content[:-1])

@@ -1,4 +1,4 @@
-"""What a prompt is made of: control tokens, texts and images, gathered into sections. No strings, no ids."""
+"""Piece, Section: the control tokens, texts and images of a prompt, by turn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Joint: TypeAlias = Literal["own", "bare", "infill"]
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A control token, by name. `optional`: a tokenizer that has none of this name writes the name as text."""
+    """A control token, by name. `optional`: encoded as text by tokenizers without this control token."""
 
     name: str
     optional: bool = False
@@ -26,8 +26,9 @@ class Control:
 class Text:
     """A text that is encoded by itself, never scanned for control tokens.
 
-    joint: "own" as the tokenizer encodes any text (SentencePiece puts a space in front); "bare" with nothing put in
-    front, neighbours joined first; "infill" as the part after a gap, torn from a word before it.
+    Attributes:
+        joint: "own": as the tokenizer encodes any text (SentencePiece puts a space before it); "bare": with nothing
+            put before it, adjacent ones joined first; "infill": as the text after a gap inside a word.
     """
 
     text: str
@@ -36,7 +37,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image. `number`: its place among those of the messages; grid: its image tokens, once known."""
+    """An image. `number`: its index among the images of the messages; `grid`: its grid of patches, once known."""
 
     number: int
     grid: Grid | None = None
@@ -47,7 +48,7 @@ Piece: TypeAlias = Control | Text | Image
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """The pieces that one turn becomes. `messages`: the places of its messages in the conversation."""
+    """The pieces of one turn. `messages`: places of its messages in the conversation."""
 
     role: str
     pieces: tuple[Piece, ...]

@@ -1,4 +1,4 @@
-"""Whether a tool's `parameters` are a JSON schema (draft 7). Checks the schema itself; validates no values by it."""
+"""check_schema: checks that a tool's `parameters` are a JSON schema (draft 7)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 
 
 def check_schema(value: Any, place: str) -> None:
-    """Raise PromptError, with the place of the fault, unless `value` is a draft-7 schema."""
+    """Raise PromptError with the place of the fault unless `value` is a draft-7 schema."""
     try:
         _schema(value, place)
     except RecursionError as error:

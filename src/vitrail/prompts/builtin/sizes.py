@@ -1,4 +1,4 @@
-"""Grids of images from their sizes alone (`size:WxH`, or of the opened image). Prepares no pixels."""
+"""lay_out: grids of images from their sizes (`size:WxH`, or the opened image's), without pixels."""
 
 from __future__ import annotations
 
@@ -19,11 +19,19 @@ _PLACEHOLDER = re.compile(r"size:([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 def lay_out(
     prompt: BuiltPrompt, grid: Callable[[int, int], Grid], *, placeholders: bool = False
 ) -> tuple[BuiltPrompt, list[Grid]]:
-    """The prompt with the grids of its images, and these grids in its order.
+    """Expand the images of a prompt to their grids.
 
-    grid: (height, width) in pixels → the grid. placeholders: whether the source `size:WxH` stands for an image of
-    that size. Raises PromptError for an image without a source, ImageError for one that cannot be opened; both say
-    which image of the messages it is.
+    Args:
+        prompt: The prompt.
+        grid: Maps (height, width) in pixels to the grid of patches.
+        placeholders: Accept a source `size:WxH` as an image of that size in pixels.
+
+    Returns:
+        The expanded prompt, and its grids in order.
+
+    Raises:
+        PromptError: An image has no source; with its number.
+        ImageError: An image cannot be opened; with its number.
     """
     grids: list[Grid] = []
     for number, part in zip(prompt.order, prompt.images, strict=True):
@@ -35,7 +43,7 @@ def lay_out(
 
 
 def image_size(part: ImagePart, *, placeholders: bool = False) -> tuple[int, int]:
-    """(height, width) in pixels of an image of the messages. Errors: `lay_out`."""
+    """Return (height, width) in pixels of an image of the messages. Errors as `lay_out`, without the number."""
     source = part.source
     if source is None:
         raise PromptError("an image has no source; give its 'image_url', or open it beside the messages")

@@ -1,4 +1,4 @@
-"""Tool definitions as prompts show them. Calls and results stand in turns.py and writing.py."""
+"""read_tools: tool definitions for prompts; calls and results are in turns.py and writing.py."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from typing import Any
 from vitrail.errors import PromptError
 from vitrail.prompts.builtin.schema import check_schema
 
-_NAME = re.compile(r"^[a-zA-Z0-9_-]{1,64}$")  # with `$`, as mistral-common has it: one newline may follow
+_NAME = re.compile(r"^[a-zA-Z0-9_-]{1,64}$")  # `$` allows a final newline, as in mistral-common
 
 
 def read_tools(tools: Any) -> list[dict[str, Any]]:
-    """Definitions in OpenAI's shape → those keys that prompts show, in their order. Raises PromptError with the place."""
+    """Read definitions in OpenAI's form.
+
+    Returns:
+        Their keys that prompts contain, in the order of prompts.
+
+    Raises:
+        PromptError: A definition is malformed; with its place.
+    """
     if tools is None:
         return []
     if not isinstance(tools, (list, tuple)):
@@ -22,7 +29,7 @@ def read_tools(tools: Any) -> list[dict[str, Any]]:
 
 
 def check_name(name: str, place: str) -> None:
-    """Raise PromptError unless `name` may be a function's name."""
+    """Raise PromptError unless `name` is a valid function name."""
     if not _NAME.match(name):
         raise PromptError(
             f"{place}: a function's name is 1 to 64 of the characters a-z, A-Z, 0-9, _ and -; got {name[:80]!r}"
@@ -54,7 +61,7 @@ def _tool(tool: Any, place: str) -> dict[str, Any]:
 
 
 def _fields(value: Any, place: str) -> Mapping[str, Any]:
-    dump = getattr(value, "model_dump", None)  # tools of mistral-common are pydantic's objects
+    dump = getattr(value, "model_dump", None)  # mistral-common's tools are pydantic models
     fields = dump() if callable(dump) else value
     if not isinstance(fields, Mapping):
         raise PromptError(f"{place}: expected an object, got {type(value).__name__}")

@@ -1,4 +1,4 @@
-"""Prompts as texts, read into pieces: control tokens are recognised where no user typed them. No messages."""
+"""read_trusted: a prompt's text to pieces, with control tokens recognised outside of user text."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from vitrail.prompts.rendered_prompt import RenderedPrompt
 
 
 def read_trusted(prompt: RenderedPrompt, controls: Collection[str], image_token: str = IMAGE) -> BuiltPrompt:
-    """A prompt of a template or of one author → its pieces; a begin token is added unless it has one.
+    """Read the pieces of a prompt by a template or by one author; a missing begin token is added.
 
-    `controls`: the names of control tokens; those that a user typed are not recognised. Between control tokens nothing is
-    put in front of a text: a prompt for SentencePiece writes its spaces, "[INST] hi[/INST]".
+    Nothing is put before a text that follows a control token: prompts for SentencePiece contain these spaces,
+    "[INST] hi[/INST]".
+
+    Args:
+        prompt: The prompt.
+        controls: Names of control tokens, recognised outside of user text.
+        image_token: Name of the image token.
     """
     pieces = list(_pieces(prompt, (*controls, image_token), image_token))
     begin = [] if pieces[:1] == [Control(BOS)] else [Control(BOS)]

@@ -1,4 +1,4 @@
-"""Conversations as the built-in formats read them: turns with contents, calls and results. Knows no format's rules."""
+"""Turn: conversations in the form that all built-in formats share, with contents, calls and results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitrail.prompts.builtin.json_text import read_json_or_text
 from vitrail.prompts.builtin.pieces import Image
 from vitrail.prompts.messages import ImagePart, Message, TextPart, ThinkPart, normalize
 
-NO_ID = "null"  # what stands for the id of a call that has none
+NO_ID = "null"  # the id of a call without one
 
 Item: TypeAlias = "str | ThinkPart | Image"
 Content: TypeAlias = "str | tuple[Item, ...]"
@@ -20,7 +20,7 @@ Content: TypeAlias = "str | tuple[Item, ...]"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A tool call. `arguments`: the JSON value, or the text that was no JSON."""
+    """A tool call. `arguments`: the parsed JSON value, or the text if it was no JSON."""
 
     id: str
     name: str
@@ -29,9 +29,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message. `index`: its place in the conversation; `prefix`: whether it is to be continued.
+    """One message.
 
-    weight: 0 for an assistant's message that training leaves out, 1 or None for one that it learns.
+    Attributes:
+        index: Its place in the conversation.
+        prefix: Whether it stays open at its end, to be continued.
+        weight: 0 for an assistant's message without loss in training; 1 or None with loss.
     """
 
     index: int
@@ -45,14 +48,18 @@ class Turn:
 
     @property
     def place(self) -> str:
-        """How errors name it."""
+        """Place of the message, for errors."""
         return f"messages[{self.index}]"
 
 
 def read_turns(conversation: Any, continue_final_message: bool) -> tuple[list[Turn], list[ImagePart]]:
-    """A conversation in any spelling → its turns, and its images in the order in which they are written.
+    """Read a conversation in any spelling of `messages.normalize`.
 
-    Raises PromptError that names the message and the field.
+    Returns:
+        Its turns, and its images in order.
+
+    Raises:
+        PromptError: The conversation is malformed; with the message and the field.
     """
     messages = normalize(_completed(conversation))
     images: list[ImagePart] = []
@@ -69,7 +76,7 @@ def read_turns(conversation: Any, continue_final_message: bool) -> tuple[list[Tu
 
 
 def read_weight(value: Any, place: str) -> int | None:
-    """The weight of an assistant's message, 0 or 1. Raises PromptError for anything else."""
+    """Return the weight of an assistant's message, 0, 1 or None. Raises PromptError for anything else."""
     if value is None:
         return None
     if value not in (0, 1):
@@ -78,7 +85,7 @@ def read_weight(value: Any, place: str) -> int | None:
 
 
 def _completed(conversation: Any) -> Any:
-    """The conversation with empty contents where an assistant's are left out, and without results that name no call."""
+    """Add empty contents to assistant messages without any; refuse results without a call id."""
     messages = getattr(conversation, "messages", conversation)
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
         return messages
@@ -181,7 +188,7 @@ def _arguments(given: Any, place: str) -> Any:
         return {}
     if isinstance(given, dict):
         try:
-            given = json.dumps(given)  # what is no text as a key becomes one, as in every JSON
+            given = json.dumps(given)  # converts keys to texts, as in any JSON
         except (TypeError, ValueError, RecursionError) as error:
             raise PromptError(f"{place}: cannot be written as JSON: {error}") from error
     if not isinstance(given, str):

@@ -1,4 +1,4 @@
-"""What a format refuses: roles out of order, calls without results, wrong ids, parts in the wrong place. Writes nothing."""
+"""check_turns: refuse wrong order of roles, calls without results, wrong ids and misplaced parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitrail.prompts.messages import ThinkPart
 
 Mode: TypeAlias = Literal["test", "serving", "finetuning", "agnostic"]
 
-_NINE = re.compile(r"^[a-zA-Z0-9]{9}$")  # with `$`, as mistral-common has it: one newline may follow
+_NINE = re.compile(r"^[a-zA-Z0-9]{9}$")  # `$` allows a final newline, as in mistral-common
 _FOLLOWERS = {
     "system": ("user", "assistant", "system"),
     "user": ("assistant", "system", "user"),
@@ -26,11 +26,11 @@ _FOLLOWERS = {
 
 
 class Refused(PromptError):
-    """A conversation that this format refuses and another one may accept."""
+    """Raised for a conversation that this format refuses; another one may accept it."""
 
 
 def check_turns(turns: Sequence[Turn], format: Format, mode: Mode) -> None:
-    """Raise Refused, which names the message and the field, for what mistral-common refuses in `mode`."""
+    """Raise Refused, with the message and the field, for a conversation that mistral-common refuses in `mode`."""
     if format.ordered:
         _check_order(turns)
         _check_end(turns, mode)
@@ -44,7 +44,7 @@ def check_turns(turns: Sequence[Turn], format: Format, mode: Mode) -> None:
 
 
 def check_mode(mode: str) -> Mode:
-    """`mode` itself if it is the name of one; else InputError."""
+    """Return `mode`; InputError for an unknown mode."""
     for known in get_args(Mode):
         if mode == known:
             return cast(Mode, known)
@@ -79,7 +79,7 @@ def _check_end(turns: Sequence[Turn], mode: Mode) -> None:
 
 
 def _count_results(turns: Sequence[Turn], format: Format, mode: Mode) -> None:
-    """Up to v7 only the numbers of calls and results are compared; the conversation's first message is not counted."""
+    """Compare the numbers of calls and results, as formats up to v7 do, without the conversation's first message."""
     open_calls = 0
     for turn in turns[1:]:
         if turn.role == "tool":
@@ -93,7 +93,7 @@ def _count_results(turns: Sequence[Turn], format: Format, mode: Mode) -> None:
 
 
 def _check_results(turns: Sequence[Turn], format: Format, mode: Mode) -> None:
-    """From v11 on each result answers one call of the last assistant message, and each call has one before the next."""
+    """Match results and calls by id, as formats from v11 on do: one result for each call, before the next calls."""
     called: set[str] = set()
     answered: set[str] = set()
     for turn in turns[1:] if format.ordered else turns:

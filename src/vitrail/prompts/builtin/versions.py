@@ -1,4 +1,4 @@
-"""The built-in prompt formats, each as a description. Nothing is written here; see writing.py and card.py."""
+"""FORMATS: the built-in prompt formats by name; writing.py and card.py write them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ FORMATS: dict[str, Format] = {
 
 
 def find_format(name: str | Format) -> Format:
-    """The format of a name. Raises PromptError that lists the names."""
+    """Return the format of a name; a PromptError for an unknown one lists the names."""
     if isinstance(name, Format):
         return name
     if not isinstance(name, str) or name not in FORMATS:

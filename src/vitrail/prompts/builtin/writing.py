@@ -1,4 +1,4 @@
-"""Turns → pieces in the formats of mistral-common, v1 to v15 (docs/formats.md, "Prompts"). The card's is in card.py."""
+"""write_sections: turns to pieces in mistral-common's formats v1 to v15 (docs/formats.md, "Prompts")."""
 
 from __future__ import annotations
 
@@ -15,10 +15,16 @@ from vitrail.prompts.messages import ThinkPart
 
 
 def write_sections(turns: Sequence[Turn], tools: Any, settings: Any, format: Format) -> list[Section]:
-    """The sections of a checked conversation, without the begin token.
+    """Write the sections of a checked conversation, without the begin token.
 
-    tools: definitions, or nothing; settings: model settings, or nothing. Raises Refused for what only shows once
-    messages are merged.
+    Args:
+        turns: The conversation.
+        tools: Definitions; empty for none.
+        settings: Model settings; empty for none.
+        format: The format.
+
+    Raises:
+        Refused: The merged turns break a rule of the format.
     """
     merged = merge_turns(turns, format)
     users = [place for place, turn in enumerate(merged) if turn.role == "user"]
@@ -46,12 +52,12 @@ def write_sections(turns: Sequence[Turn], tools: Any, settings: Any, format: For
 
 
 def write_arguments(turn: Merged, number: int) -> str:
-    """The arguments of a call as JSON."""
+    """Write the arguments of a call as JSON."""
     return write_json(turn.calls[number].arguments, f"messages[{turn.messages[0]}].tool_calls[{number}]")
 
 
 def write_call_list(turn: Merged, with_ids: bool) -> str:
-    """The calls of a turn as one JSON list."""
+    """Write the calls of a turn as one JSON list."""
     calls = [
         {"name": call.name, "arguments": call.arguments}
         | ({"id": call.id} if with_ids and call.id != NO_ID else {})
@@ -61,7 +67,7 @@ def write_call_list(turn: Merged, with_ids: bool) -> str:
 
 
 def _head(tools: Any, settings: Any) -> list[Piece]:
-    """The blocks that stand before a user turn."""
+    """Write the blocks before a user turn: tools and model settings."""
     head: list[Piece] = []
     if tools:
         text = Text(write_json(tools, "tools"))
@@ -144,7 +150,7 @@ def _content(content: Content) -> Iterator[Piece]:
 
 
 def _refuse_many_results(turns: Sequence[Merged], format: Format) -> None:
-    """v2 knows one result for the calls of a turn, where they are shown: from the last user turn on."""
+    """Refuse several results for the calls of a turn, which v2 has no form for (from the last user turn on)."""
     results, called = 0, False
     for turn in turns:
         if turn.role != "tool":
