@@ -255,8 +255,8 @@ class ImageTextToTextPipeline:
         records = self._generate(inputs, [messages], options)
         if _wants_full(options):
             for record in records:
-                told = {name: record[name] for name in ("reasoning", "tool_calls") if record.get(name)}
-                record["generated_text"] = _conversation(messages, record["generated_text"], continued, told)
+                parts = {name: record[name] for name in ("reasoning", "tool_calls") if record.get(name)}
+                record["generated_text"] = _conversation(messages, record["generated_text"], continued, parts)
         return records
 
     def _answer_prompts(self, images: Any, text: Any, options: dict[str, Any]) -> list[Record]:
@@ -422,14 +422,14 @@ def _has_source(part: Mapping[str, Any]) -> bool:
     return any(part.get(key) is not None for key in ("image", "url", "path", "base64"))
 
 
-def _conversation(messages: Messages, answer: str, continued: bool, told: Record) -> Messages:
+def _conversation(messages: Messages, answer: str, continued: bool, parts: Record) -> Messages:
     """Return the conversation with the answer as its last message, or appended to the continued one.
 
-    told: the answer's reasoning and tool calls, if any.
+    parts: the answer's reasoning and tool calls, if any.
     """
     if not continued:
-        return [*messages, {"role": "assistant", "content": answer, **told}]
-    last = {**messages[-1], **told}
+        return [*messages, {"role": "assistant", "content": answer, **parts}]
+    last = {**messages[-1], **parts}
     if isinstance(last["content"], str):
         last["content"] = last["content"] + answer
     else:

@@ -44,7 +44,7 @@ def info(
 
     MODEL is a checkpoint's folder, or a name on the Hugging Face hub, of which only the small files are fetched; or a
     published geometry such as pixtral-12b or ministral-3-3b, for which nothing is fetched; without it, the embedded
-    reader. What would keep it from loading is told as an error. Speeds are limits of this machine: no model exceeds them.
+    reader. Anything that would keep it from loading is an error. Speeds are limits of this machine: no model exceeds them.
     """
     if system:
         if (model, format_name, revision) != (None, None, None):
