@@ -16,6 +16,15 @@ TOGETHER = ("parity/test_mistral_tokenizer.py", "parity/test_lora.py", "unit/tes
 # Versions whose tokenizer is made from 19 MB of JSON; of these only v13 is tried without slow tests too.
 LARGE_VERSIONS = ("v7-tekken", "v11", "v15")
 QUICK_FOLDERS, NOT_QUICK = {"contract", "unit"}, ("slow", "soak", "parity", "native")
+# Files whose tests are short and together take seconds: processes, a stand-in for the hub, the whole of src read.
+NOT_QUICK_FILES = {
+    f"test_{name}.py"
+    for name in (
+        "devices", "docs", "engine_seam", "fetch", "house_rules", "hub", "hub_loading", "image_policy", "image_request",
+        "imports", "moved_modules", "own_checkpoint", "pdf", "python_door", "snippets", "template", "template_limits",
+        "tokenizer_choice", "training_run", "worker_process",
+    )
+}  # fmt: skip
 VERSION = re.compile(r"[\[-](v\d+(?:m1)?(?:-tekken)?)(?=[-\]])")
 
 
@@ -50,7 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
             item.add_marker("network_fake")
         if hasattr(item, "callspec") and item.callspec.params.get("version") in LARGE_VERSIONS:
             item.add_marker("slow")
-        if QUICK_FOLDERS & set(folders) and not any(item.get_closest_marker(name) for name in NOT_QUICK):
+        quick = QUICK_FOLDERS & set(folders) and file not in NOT_QUICK_FILES
+        if quick and not any(item.get_closest_marker(name) for name in NOT_QUICK):
             item.add_marker("quick")
 
 
