@@ -3,7 +3,7 @@
 `python native/sanitize.py` builds the library of this folder into a temporary one, runs the tests of kernels and the fuzzer
 of calls with each instruction set that this machine has, and ends with status 1 where a test fails or a sanitizer finds
 something, which is printed. Arguments are pytest's, in place of all that ("-k q4 tests/native/test_fuzz.py");
-VITRAIL_FUZZ_EXAMPLES makes the fuzzer's calls more. For Linux and GCC; what is missing is said, with status 2.
+VITRAIL_FUZZ_EXAMPLES makes the fuzzer's calls more. For Linux and GCC; names what is missing, with status 2.
 """
 
 from __future__ import annotations
